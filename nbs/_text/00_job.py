@@ -1,0 +1,424 @@
+# %% [markdown]
+# # What a job is
+#
+# > Settings, folders, progress and provenance: the few things that every job chapter shares.
+#
+# Some chapters of this book are also programs: they prepare data, fine-tune, answer. Such a *job* is started in three ways: a reader runs the cells, papermill runs the notebook, or the command line calls the same function. All three must mean the same thing, so the rules stand here once: what settings are, where results go, how progress is told, and what is written down about where a result came from.
+#
+# Nothing in this chapter knows about scripts or models. It needs no accelerator and imports nothing heavy.
+
+# %%
+#| default_exp job
+
+# %%
+#| export
+import ast
+import hashlib
+import json
+import linecache
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import asdict, dataclass, fields
+from importlib import metadata
+from pathlib import Path
+
+import simpsons_llm
+
+# Two warnings of the libraries that concern nobody here: progress is plain lines, and PEFT asks transformers by an older name.
+for known in ("IProgress not found", ".*is_gradient_checkpointing.*"): warnings.filterwarnings("ignore", message=known)
+
+# %%
+#| hide
+import io
+from contextlib import redirect_stdout
+
+
+# %% [markdown]
+# ## Settings: one dataclass, three doors
+#
+# A job's settings are a dataclass. Its fields are what papermill can inject, what the command line offers, and what a Python caller passes. A value that comes through a door may have the wrong kind: YAML reads `5e-4` as text, papermill reads `3` where a float is meant. So each field is brought to its declared type, and what cannot be brought there is refused in one sentence before any model is loaded.
+
+# %%
+#| export
+def coerce(
+    value,        # what was given: a number, text, bool or None
+    kind: str,    # the declared type as text, e.g. "int", "float | None"
+    name: str,    # the field's name, for the error
+):                # the value as its declared type; TypeError if that is impossible
+    "Bring one setting to its declared type, without losing anything on the way."
+    kinds = [k.strip() for k in str(kind).split("|")]
+    if value is None or (value == "None" and "str" not in kinds):
+        if "None" in kinds: return None
+        raise TypeError(f"{name} was given no value; expected {kinds[0]}")
+    try:
+        if "bool" in kinds: return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
+        if isinstance(value, bool): raise ValueError
+        if "int" in kinds and float(value) == int(float(value)): return int(float(value))
+        if "float" in kinds: return float(value)
+        if "str" in kinds: return str(value)
+    except (ValueError, TypeError, KeyError, OverflowError): pass
+    raise TypeError(f"{name}={value!r} was given; expected {' or '.join(kinds)}")
+
+
+# %% [markdown]
+# `5e-4` from a YAML file is text; the field wants a float:
+
+# %% tags=["example"]
+coerce("5e-4", "float", "learning_rate"), coerce(3, "float", "epochs"), coerce("None", "int | None", "r")
+
+# %% tags=["check"]
+assert coerce("12", "int", "max_steps") == 12 and coerce(12.0, "int", "max_steps") == 12
+assert coerce("true", "bool", "bench") is True and coerce(None, "int | None", "r") is None
+for value, kind in (("many", "int"), (1.5, "int"), (True, "float"), (None, "float"), ("yes?", "bool")):
+    try: coerce(value, kind, "x"); raise AssertionError((value, kind))
+    except TypeError as e: assert "x" in str(e)
+
+
+# %% [markdown]
+# The base class does this for all fields, then calls the job's own `check`. `from_names` is the door for notebooks: it takes the values that the `parameters` cell (or papermill) left among the notebook's names.
+
+# %%
+#| export
+@dataclass
+class JobConfig:
+    "Base of every job's settings: typed, checked at construction, the same from a notebook, a file or the command line."
+    def __post_init__(self):
+        for f in fields(self): setattr(self, f.name, coerce(getattr(self, f.name), getattr(f.type, "__name__", f.type), f.name))
+        self.check()
+
+    def check(self): "Raise ValueError for a combination that cannot work. Each job says what."
+
+    @classmethod
+    def from_names(cls, names: dict):
+        "The settings that a notebook's names hold, e.g. `globals()`."
+        return cls(**{f.name: names[f.name] for f in fields(cls)})
+
+    def to_dict(self) -> dict: return asdict(self)
+
+
+# %%
+#| export
+def require(
+    condition: bool, # what must hold
+    message: str,    # one sentence: what was given, what was expected, what to do
+):
+    "Raise ValueError with `message` unless `condition` holds."
+    if not condition: raise ValueError(message)
+
+
+# %% tags=["example"]
+@dataclass
+class DemoConfig(JobConfig):
+    "A job's settings, for the examples of this chapter."
+    max_steps: int = 20         # optimizer steps, 1 or more
+    learning_rate: float = 5e-4 # peak rate, above 0
+    r: "int | None" = None      # rank; None: from the recipe
+
+    def check(self): require(self.max_steps > 0, f"max_steps={self.max_steps} was given; expected 1 or more")
+
+DemoConfig(max_steps="10", learning_rate="1e-3")
+
+# %% tags=["check"]
+assert DemoConfig.from_names({"max_steps": 5, "learning_rate": 1, "r": None, "unrelated": 0}) == DemoConfig(5, 1.0)
+try: DemoConfig(max_steps=0); raise AssertionError
+except ValueError as e: assert "max_steps=0" in str(e)
+
+
+# %% [markdown]
+# ### The comment is the help text
+#
+# Each field carries its meaning in the comment beside it. The command line shows the same words in `--help`, so nobody writes them twice.
+
+# %%
+#| export
+def field_help(
+    cls, # a JobConfig subclass with a `check` of its own
+) -> dict: # field name -> the comment beside the field
+    "What each setting means, read from the comments in the class."
+    source = "".join(linecache.getlines(cls.check.__code__.co_filename))  # a module's file or a notebook's cell
+    body = next(n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ClassDef) and n.name == cls.__name__)
+    found = re.findall(r"^\s+(\w+)\s*:[^#\n]*#[ ]*(.+)$", ast.get_source_segment(source, body), re.M)
+    return {name: text.strip() for name, text in found if name in {f.name for f in fields(cls)}}
+
+
+# %% tags=["example"]
+field_help(DemoConfig)
+
+
+# %% [markdown]
+# ### The chapter is the program
+#
+# A job chapter has one cell tagged `parameters`. Its names and values must be exactly the dataclass's fields and defaults, otherwise papermill and the command line would run two different programs. `parameters_of` reads that cell from the notebook file; each job chapter compares it with its dataclass.
+
+# %%
+#| export
+def chapters_dir() -> Path:
+    "Where the chapters lie: inside an installed package, or `nbs/` of a checkout."
+    package = Path(simpsons_llm.__file__).resolve().parent
+    return package/"chapters" if (package/"chapters").is_dir() else package.parent/"nbs"
+
+
+# %%
+#| export
+def find_chapter(
+    name: str, # a job's name ("finetune"), a chapter's ("10_finetune"), or the path of any notebook
+) -> Path:     # the notebook; FileNotFoundError if there is none
+    "The notebook of a job."
+    path = Path(name)
+    if path.suffix == ".ipynb":
+        if path.is_file(): return path
+        raise FileNotFoundError(f"no notebook at {name}; give a path that exists or a chapter's name")
+    have = sorted(p for p in chapters_dir().glob("[0-9]*.ipynb"))
+    for p in have:
+        if name in (p.stem, p.stem.split("_", 1)[1]): return p
+    raise FileNotFoundError(f"no chapter is called {name!r}; there are {', '.join(p.stem.split('_', 1)[1] for p in have)}")
+
+
+# %%
+#| export
+def parameters_of(
+    notebook, # path of a notebook
+) -> dict:    # names and values of its cell tagged `parameters`; empty if it has none
+    "The parameters of a job chapter, without running it."
+    cells = json.loads(Path(notebook).read_text(encoding="utf8"))["cells"]
+    source = next(("".join(c["source"]) for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])), "")
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body}
+
+
+# %%
+#| export
+def same_parameters(
+    cls,           # the job's JobConfig subclass
+    chapter: str,  # the chapter that is that job's program
+) -> bool:         # True, or ValueError naming every difference
+    "Hold a chapter's `parameters` cell against its dataclass: names, order and defaults."
+    cell = list(parameters_of(find_chapter(chapter)).items())
+    want = [(f.name, f.default) for f in fields(cls)]
+    require(cell == want, f"parameters cell of {chapter} and {cls.__name__} differ in {sorted(set(map(repr, cell)) ^ set(map(repr, want)))}")
+    return True
+
+
+# %% [markdown]
+# A notebook made on the spot shows what is read:
+
+# %% tags=["example"]
+cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": ["max_steps = 20\n", "r = None  # from the recipe"]}
+with tempfile.TemporaryDirectory() as folder:
+    notebook = Path(folder)/"01_tiny.ipynb"
+    notebook.write_text(json.dumps({"cells": [cell]}), encoding="utf8")
+    shown = parameters_of(notebook)
+shown
+
+# %% tags=["check"]
+assert shown == {"max_steps": 20, "r": None}
+for wrong in ("no_such_chapter", "nowhere/x.ipynb"):
+    try: find_chapter(wrong); raise AssertionError
+    except FileNotFoundError as e: assert wrong in str(e)
+
+
+# %% [markdown]
+# ## A run is a folder
+#
+# Everything that a job writes lies in one folder, and every write is atomic: a reader of `summary.json` never sees half a file, and a run that is killed leaves the last whole one. A folder that cannot be written is reported before hours of work, not after.
+
+# %%
+#| export
+def open_folder(
+    path, # the folder; its parents are made too
+) -> Path: # the folder, proven to be writable; PermissionError with one sentence otherwise
+    "Make a folder ready for results."
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path): pass
+    except OSError as e:
+        raise PermissionError(f"cannot write into the folder {path} ({e.strerror or e}); choose another with write access") from e
+    return path
+
+
+# %%
+#| export
+def write_text(
+    path,      # the file
+    text: str, # its new contents
+) -> Path:     # the file
+    "Write a whole file or nothing: a temporary file beside it takes its place in one step."
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf8")
+    os.replace(temporary, path)
+    return path
+
+
+def write_json(
+    path, # the file
+    data, # anything that JSON can hold
+) -> Path: # the file
+    "Write JSON atomically, readable and with UTF-8 kept as it is."
+    return write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+# %%
+#| export
+def append_jsonl(
+    path,      # the file, one JSON object a line
+    row: dict, # what to add
+):
+    "Add one line to a JSONL file; a reader beside us sees whole lines."
+    with open(path, "a", encoding="utf8") as f: f.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_jsonl(
+    path, # the file
+) -> list: # its objects; FileNotFoundError if the file is not there
+    "All objects of a JSONL file."
+    with open(path, encoding="utf8") as f: return [json.loads(line) for line in f if line.strip()]
+
+
+# %% tags=["check"]
+with tempfile.TemporaryDirectory() as folder:
+    run = open_folder(Path(folder)/"runs"/"x")
+    append_jsonl(run/"metrics.jsonl", {"step": 1, "text": "café"}); append_jsonl(run/"metrics.jsonl", {"step": 2})
+    assert [r["step"] for r in read_jsonl(run/"metrics.jsonl")] == [1, 2]
+    write_json(run/"summary.json", {"status": "running"}); write_json(run/"summary.json", {"status": "done"})
+    assert json.loads((run/"summary.json").read_text()) == {"status": "done"} and len(list(run.iterdir())) == 2
+    try: open_folder(run/"summary.json"/"inside"); raise AssertionError
+    except PermissionError as e: assert "cannot write" in str(e)
+
+
+# %% [markdown]
+# A second run under the same name does not destroy the first: what the first one left is set aside in `earlier/`.
+
+# %%
+#| export
+def set_aside(
+    folder,      # a run's folder
+    names: list, # files and folders of an earlier run, where present
+) -> Path | None: # where they are now; None if there was nothing
+    "Move what an earlier run left into `earlier/1`, `earlier/2`, and so on."
+    folder = Path(folder)
+    there = [folder/n for n in names if (folder/n).exists()]
+    if not there: return None
+    number = 1 + max((int(p.name) for p in (folder/"earlier").glob("[0-9]*")), default=0)
+    to = open_folder(folder/"earlier"/str(number))
+    for p in there: shutil.move(str(p), to/p.name)
+    return to
+
+
+# %% tags=["check"]
+with tempfile.TemporaryDirectory() as folder:
+    assert set_aside(folder, ["summary.json"]) is None
+    for n in (1, 2):
+        write_json(Path(folder)/"summary.json", n)
+        assert set_aside(folder, ["summary.json", "adapter"]).name == str(n)
+    assert not (Path(folder)/"summary.json").exists()
+
+
+# %% [markdown]
+# ## Progress: plain lines with the time left
+#
+# A bar that redraws itself turns a papermill log into thousands of lines. `Progress` prints a plain line now and then, with what is done, the time left at the speed so far, and whatever the job wants to say.
+
+# %%
+#| export
+def format_seconds(
+    seconds: float, # a duration in seconds
+) -> str:           # such as "48 s", "3 min 05 s", "2 h 10 min"
+    "A duration as a person would say it."
+    s = int(round(seconds))
+    if s < 60: return f"{s} s"
+    if s < 3600: return f"{s // 60} min {s % 60:02d} s"
+    return f"{s // 3600} h {s % 3600 // 60:02d} min"
+
+
+# %%
+#| export
+class Progress:
+    "Plain progress lines: done, share, time left. At most one every `every_s` seconds, and always the last."
+    def __init__(self,
+        total: float,        # how much there is to do
+        what: str,           # the first word of each line
+        unit: str = "steps", # what is counted
+        every_s: float = 5,  # least seconds between lines
+        show: bool = True,   # False on all ranks but the first
+    ):
+        self.total, self.what, self.unit, self.every_s, self.show = total, what, unit, every_s, show
+        self.start = time.perf_counter(); self.last = -float("inf")
+
+    def __call__(self,
+        done: float,    # how much is done, 0..total
+        note: str = "", # the job's own words, e.g. the loss
+    ):
+        "Tell how far the job is."
+        now = time.perf_counter()
+        if not self.show or (done < self.total and now - self.last < self.every_s): return
+        self.last, spent = now, now - self.start
+        left = f"{format_seconds(spent*(self.total - done)/done)} left" if 0 < done < self.total else f"{format_seconds(spent)} in all" if done else ""
+        print("  ".join(x for x in (self.what, f"{done:g}/{self.total:g} {self.unit}", f"{100*done/self.total:3.0f} %", left, note) if x), flush=True)
+
+
+# %% tags=["example"]
+progress = Progress(3, "train", every_s=0)
+for step in range(1, 4):
+    time.sleep(0.01)
+    progress(step, f"loss {4 - step/10:.2f}")
+
+# %% tags=["check"]
+out = io.StringIO()
+with redirect_stdout(out):
+    p = Progress(100, "score", every_s=60)
+    for i in range(1, 101): p(i)
+    Progress(10, "quiet", show=False)(10)
+assert [line.split()[1] for line in out.getvalue().splitlines()] == ["1/100", "100/100"]  # the first, the last, no flood
+assert [format_seconds(s) for s in (47.6, 185, 7800)] == ["48 s", "3 min 05 s", "2 h 10 min"]
+
+
+# %% [markdown]
+# ## Where a result came from
+#
+# A number without its circumstances cannot be trusted or repeated. Each run writes down versions, the revision of the code, and hashes of its data.
+
+# %%
+#| export
+def sha256(
+    path, # a file
+) -> str: # 64 hexadecimal digits
+    "The SHA-256 of a file, read in pieces."
+    h = hashlib.sha256()
+    with open(path, "rb") as f:
+        while piece := f.read(1 << 20): h.update(piece)
+    return h.hexdigest()
+
+
+# %%
+#| export
+def git_revision() -> str | None:
+    "The revision of the checkout this package runs from, with `+` if files differ from it; None outside a checkout."
+    def git(*args): return subprocess.run(["git", *args], cwd=Path(simpsons_llm.__file__).resolve().parent.parent, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    try: return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError): return None
+
+
+def provenance() -> dict:
+    "Versions of everything that shapes a result, and the code's revision."
+    def version(name):
+        try: return metadata.version(name)
+        except metadata.PackageNotFoundError: return None
+    names = ("simpsons_llm", "torch", "transformers", "peft", "accelerate", "datasets")
+    return {"python": platform.python_version(), **{n: version(n) for n in names}, "revision": git_revision()}
+
+
+# %% tags=["example"]
+{k: v for k, v in provenance().items() if k != "revision"}
+
+# %% tags=["check"]
+with tempfile.TemporaryDirectory() as folder:
+    assert sha256(write_text(Path(folder)/"a", "abc")).startswith("ba7816bf")  # the standard's own test vector
+assert provenance()["python"] == sys.version.split()[0]

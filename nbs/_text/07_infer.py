@@ -1,0 +1,382 @@
+# %% [markdown]
+# # Finishing a line
+#
+# > Ask a character for its next line: one, many at once, as a stream; and measure how long it takes.
+#
+# A fine-tuned model is a character that can be asked. What it is asked with is made by the chapter on prompts, token for token as in training; here the answer is drawn, cut at its end, and shown. The base model, which comes first in this book, can be asked in the same way: it is the "before" of every "before and after".
+#
+# This chapter is a program: `simpsons-llm infer --adapter runs/x/adapter --speaker "Homer Simpson" "Marge Simpson: Homer, the dog is wearing your tie again."`
+
+# %% tags=["parameters"]
+prompt = "Marge Simpson: Homer, the dog is wearing your tie again."  # the lines before, "Name: line", newline between
+speaker = "Homer Simpson"  # who says the next line
+adapter = ""               # an adapter's folder, such as runs/x/adapter; empty: the base model alone
+base_model = "auto"        # without an adapter: a hub id, folder or short name; with one: auto means the base it was trained on
+location = ""              # where the scene is; may be empty
+data = ""                  # a folder of prepared data: also answer in three of its test scenes, beside the real lines
+sampling = "book"          # how words are drawn: book, seed or greedy; the next six change single settings of it
+max_new_tokens = None      # most tokens of an answer; book 60, seed 100, greedy 60
+temperature = None         # below 1: safer words, above 1: bolder; book 0.8, seed 0.8
+top_k = None               # draw from this many best tokens; 0: from all; book 50, seed 50
+top_p = None               # draw from the best tokens that hold this much probability, 0..1; book 0.95, seed 0.9
+num_beams = None           # beams of beam search; book 1, seed 5
+repetition_penalty = None  # above 1: avoid what was said; book 1.05, seed 1.2
+answers = 1                # how many answers
+random_seed = 42           # of the sampling
+bench = False              # also measure the time of an answer
+out = ""                   # folder for answers.json; empty: only show
+device = "auto"            # xpu, cuda, cpu; auto: the best there is
+dtype = "auto"             # bfloat16, float32; auto: as the device has it
+
+# %%
+#| default_exp infer
+
+# %%
+#| export
+import statistics
+import time
+from dataclasses import asdict, dataclass, replace
+
+from simpsons_llm.device import find_device, synchronize
+from simpsons_llm.job import JobConfig, open_folder, require, same_parameters, write_json
+from simpsons_llm.model import load_adapter, load_base, merge
+from simpsons_llm.prepare import find_speakers, load_data
+from simpsons_llm.prompt import TextMaker, prompt_ids
+from simpsons_llm.script import Line, parse_lines
+
+# %%
+#| hide
+import pandas as pd
+
+from simpsons_llm.prepare import split_scenes
+from simpsons_llm.script import read_script
+
+pd.set_option("display.max_colwidth", 110)
+
+
+# %% [markdown]
+# ## How words are drawn
+#
+# A language model gives each next token a probability. *Greedy* takes the best each time; small models then go round in circles. *Sampling* draws by lot, with the unlikely tail cut off (`top_k`, `top_p`) and the odds sharpened (`temperature` below 1). The seed's settings add five beams and a penalty for repetition. One of them is changed here: it allowed 100 tokens for prompt *and* answer, so a long prompt left no room to answer; here the answer alone may have 100.
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Sampling:
+    "How an answer is drawn; the names are those of transformers' `generate`."
+    max_new_tokens: int = 60          # most tokens of an answer, 1 or more
+    do_sample: bool = True            # False: always the most likely token
+    temperature: float = 0.8          # above 0
+    top_k: int = 50                   # 0: no limit
+    top_p: float = 0.95               # above 0, up to 1
+    num_beams: int = 1                # 1 or more
+    repetition_penalty: float = 1.05  # above 0; 1: none
+
+    def __post_init__(self):
+        require(self.max_new_tokens >= 1, f"max_new_tokens={self.max_new_tokens} was given; expected 1 or more")
+        require(self.temperature > 0, f"temperature={self.temperature} was given; expected a number above 0, or use sampling=greedy")
+        require(0 < self.top_p <= 1, f"top_p={self.top_p} was given; expected a number above 0, up to 1")
+        require(self.top_k >= 0 and self.num_beams >= 1 and self.repetition_penalty > 0, f"expected top_k 0 or more, num_beams 1 or more and repetition_penalty above 0, given {self}")
+
+    def arguments(self) -> dict:
+        "For `generate`: without the settings that mean nothing when the best token is always taken."
+        return {k: v for k, v in asdict(self).items() if self.do_sample or k not in ("temperature", "top_k", "top_p")}
+
+
+SAMPLING = {"book": Sampling(), "seed": Sampling(100, True, 0.8, 50, 0.9, 5, 1.2), "greedy": Sampling(do_sample=False)}
+
+
+# %% [markdown]
+# ## The settings
+
+# %%
+#| export
+@dataclass
+class InferConfig(JobConfig):
+    "Settings of the infer job."
+    prompt: str = "Marge Simpson: Homer, the dog is wearing your tie again." # the lines before, "Name: line", newline between
+    speaker: str = "Homer Simpson"        # who says the next line
+    adapter: str = ""                     # an adapter's folder, such as runs/x/adapter; empty: the base model alone
+    base_model: str = "auto"              # without an adapter: a hub id, folder or short name; with one: auto means the base it was trained on
+    location: str = ""                    # where the scene is; may be empty
+    data: str = ""                        # a folder of prepared data: also answer in three of its test scenes, beside the real lines
+    sampling: str = "book"                # how words are drawn: book, seed or greedy; the next six change single settings of it
+    max_new_tokens: "int | None" = None   # most tokens of an answer; book 60, seed 100, greedy 60
+    temperature: "float | None" = None    # below 1: safer words, above 1: bolder; book 0.8, seed 0.8
+    top_k: "int | None" = None            # draw from this many best tokens; 0: from all; book 50, seed 50
+    top_p: "float | None" = None          # draw from the best tokens that hold this much probability, 0..1; book 0.95, seed 0.9
+    num_beams: "int | None" = None        # beams of beam search; book 1, seed 5
+    repetition_penalty: "float | None" = None # above 1: avoid what was said; book 1.05, seed 1.2
+    answers: int = 1                      # how many answers
+    random_seed: int = 42                 # of the sampling
+    bench: bool = False                   # also measure the time of an answer
+    out: str = ""                         # folder for answers.json; empty: only show
+    device: str = "auto"                  # xpu, cuda, cpu; auto: the best there is
+    dtype: str = "auto"                   # bfloat16, float32; auto: as the device has it
+
+    def check(self):
+        require(self.sampling in SAMPLING, f"sampling={self.sampling!r} was given; expected {', '.join(SAMPLING)}")
+        require(self.speaker.strip(), "no speaker was given; say who answers, e.g. --speaker \"Homer Simpson\"")
+        require(self.answers >= 1, f"answers={self.answers} was given; expected 1 or more")
+        self.settings()
+
+    def settings(self) -> Sampling:
+        "The preset with the single settings that were given."
+        names = ("max_new_tokens", "temperature", "top_k", "top_p", "num_beams", "repetition_penalty")
+        return replace(SAMPLING[self.sampling], **{n: getattr(self, n) for n in names if getattr(self, n) is not None})
+
+
+# %% tags=["check"]
+assert same_parameters(InferConfig, "infer")
+assert InferConfig(sampling="seed").settings() == Sampling(100, True, 0.8, 50, 0.9, 5, 1.2)  # the seed's settings
+assert InferConfig(sampling="seed", num_beams=1).settings().num_beams == 1
+for wrong in (dict(sampling="loud"), dict(temperature=0), dict(top_p=1.5), dict(answers=0), dict(speaker=" ")):
+    try: InferConfig(**wrong); raise AssertionError(wrong)
+    except ValueError as e: assert next(iter(wrong)) in str(e)
+
+
+# %% [markdown]
+# ## Many answers in one batch
+#
+# Prompts have different lengths, and the model continues at the right end. So the shorter ones are filled up on the *left*, and the attention mask hides the filling. An answer ends at its end token; what a base model says after the end of the line is cut off.
+
+# %%
+#| export
+def batch_prompts(
+    prompts: list, # token ids of each prompt
+    pad_id: int,   # the padding token
+    device,        # a torch.device
+) -> dict:         # input_ids and attention_mask, both B x T
+    "Prompts side by side, filled up on the left."
+    import torch
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[pad_id]*(longest - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[0]*(longest - len(p)) + [1]*len(p) for p in prompts], device=device)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def answer_text(
+    tokenizer, # the tokenizer
+    ids,       # tokens of an answer, possibly with its end and padding
+) -> str:      # the line that is said
+    "An answer as text: up to the end of its line."
+    return tokenizer.decode(ids, skip_special_tokens=True).lstrip().split("\n")[0].strip()
+
+
+# %%
+#| export
+def finish_lines(
+    model,               # a model, with or without adapter
+    maker: TextMaker,    # tokenizer and template of its training
+    requests: list,      # (location, `Line`s before, speaker) for each answer
+    sampling: Sampling = Sampling(), # how words are drawn
+    random_seed: int = 42, # of the sampling
+) -> list:               # one answer for each request
+    "The next line of each request, all drawn in one batch."
+    import torch
+    limit = getattr(model.config, "max_position_embeddings", 2048) - sampling.max_new_tokens
+    prompts = [prompt_ids(maker, where, lines, who, limit) for where, lines, who in requests]
+    batch = batch_prompts(prompts, maker.tokenizer.pad_token_id, model.device)
+    torch.manual_seed(random_seed)
+    with torch.no_grad():
+        out = model.generate(**batch, **sampling.arguments(), eos_token_id=maker.stop_ids, pad_token_id=maker.tokenizer.pad_token_id)
+    return [answer_text(maker.tokenizer, ids) for ids in out[:, batch["input_ids"].shape[1]:]]
+
+
+def lines_of(
+    prompt: str, # "Name: line" rows
+) -> list:       # as `Line`s
+    "A prompt that a person typed, as lines."
+    return [Line(0, i, who, said) for i, (who, said) in enumerate(parse_lines(prompt))]
+
+
+# %% [markdown]
+# The base model, before any training, in the first scene of the book's script. It writes English, and nobody in particular:
+
+# %% tags=["example"]
+where = find_device()
+base, tokenizer = load_base("auto" if where.type == "cpu" else "smollm2-135m", where)
+maker, scene = TextMaker(tokenizer), read_script("springfield").scenes[0]
+requests = [(scene.location, scene.lines[:4], name) for name in ("Homer Simpson", "Lisa Simpson", "Mayor Quimby")]
+pd.DataFrame({"speaker": [r[2] for r in requests], "base model says": finish_lines(base, maker, requests)})
+
+# %% [markdown]
+# Filling up must not change an answer. Greedy answers of a batch are the answers of each prompt by itself:
+
+# %% tags=["check"]
+greedy = Sampling(max_new_tokens=12, do_sample=False, repetition_penalty=1.0)
+ragged = [(scene.location, scene.lines[:n], "Homer Simpson") for n in (1, 3, 6)]
+assert finish_lines(base, maker, ragged, greedy) == [finish_lines(base, maker, [r], greedy)[0] for r in ragged]
+assert finish_lines(base, maker, requests) == finish_lines(base, maker, requests)                     # the seed decides
+assert all("\n" not in a for a in finish_lines(base, maker, requests))
+
+
+# %% [markdown]
+# ## Word by word
+#
+# A chat wants words as they come. The streamer yields pieces of text while the model still draws.
+
+# %%
+#| export
+def stream_line(
+    model,               # a model, with or without adapter
+    maker: TextMaker,    # tokenizer and template of its training
+    location: str,       # where the scene is; may be empty
+    lines: list,         # the `Line`s before
+    speaker: str,        # who answers
+    sampling: Sampling = Sampling(), # how words are drawn; beams cannot be streamed
+    random_seed: int = 42, # of the sampling
+):                       # yields pieces of text; together they are the answer
+    "The next line, piece by piece."
+    from threading import Thread
+
+    import torch
+    from transformers import TextIteratorStreamer
+    require(sampling.num_beams == 1, "beams cannot be streamed; use num_beams=1")
+    batch = batch_prompts([prompt_ids(maker, location, lines, speaker)], maker.tokenizer.pad_token_id, model.device)
+    streamer = TextIteratorStreamer(maker.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=600)
+    torch.manual_seed(random_seed)
+    thread = Thread(target=model.generate, kwargs=dict(**batch, **sampling.arguments(), eos_token_id=maker.stop_ids, pad_token_id=maker.tokenizer.pad_token_id, streamer=streamer))
+    thread.start()
+    begun = False
+    for piece in streamer:
+        piece = piece if begun else piece.lstrip()
+        begun = begun or bool(piece)
+        said, *rest = piece.split("\n")
+        if said: yield said
+        if rest and begun: break
+    for _ in streamer: pass
+    thread.join()
+
+
+# %% tags=["check"]
+pieces = list(stream_line(base, maker, *ragged[1], greedy))
+assert "".join(pieces).strip() == finish_lines(base, maker, [ragged[1]], greedy)[0] and len(pieces) > 1
+pieces
+
+
+# %% [markdown]
+# ## How long does an answer take?
+#
+# The seed's benchmark: a few runs to warm up, then twelve that count. Each draws the same number of tokens, so that the runs can be compared.
+
+# %%
+#| export
+def bench_answer(
+    model,               # a model, with or without adapter
+    maker: TextMaker,    # tokenizer and template
+    request: tuple,      # (location, `Line`s before, speaker)
+    sampling: Sampling = Sampling(), # how words are drawn; exactly max_new_tokens are
+    runs: int = 12,      # runs that count, 2 or more
+    warmups: int = 3,    # runs before them
+    device=None,         # the `Device`; None: found
+) -> dict:               # runs, tokens, mean_s, min_s, max_s, stdev_s, tokens_per_s
+    "Seconds for one answer: mean, minimum, maximum, deviation."
+    import torch
+    require(runs >= 2, f"runs={runs} was given; expected 2 or more, to have a deviation")
+    device, seconds = device or find_device(), []
+    batch = batch_prompts([prompt_ids(maker, *request)], maker.tokenizer.pad_token_id, model.device)
+    for i in range(warmups + runs):
+        torch.manual_seed(i); synchronize(device); start = time.perf_counter()
+        with torch.no_grad(): model.generate(**batch, **sampling.arguments(), min_new_tokens=sampling.max_new_tokens, pad_token_id=maker.tokenizer.pad_token_id)
+        synchronize(device)
+        if i >= warmups: seconds.append(time.perf_counter() - start)
+    return {"runs": runs, "tokens": sampling.max_new_tokens, "mean_s": statistics.mean(seconds), "min_s": min(seconds), "max_s": max(seconds),
+            "stdev_s": statistics.stdev(seconds), "tokens_per_s": sampling.max_new_tokens/statistics.mean(seconds)}
+
+
+# %% tags=["check"]
+tiny, bytes_tokenizer = load_base("tiny", where)
+timing = bench_answer(tiny, TextMaker(bytes_tokenizer), ("Home", lines_of("Marge: Dinner!"), "Homer"), Sampling(max_new_tokens=5), runs=3, warmups=1, device=where)
+assert 0 < timing["min_s"] <= timing["mean_s"] <= timing["max_s"] and timing["runs"] == 3
+
+
+# %% [markdown]
+# ## Before and after, in scenes that were never seen
+#
+# The most telling table of the book: a moment of a test scene, the line that really follows, what the base model says, and what the fine-tuned one says. The moments are chosen by rule, not by taste. The scenes: those in which most of the characters speak, the first three of them. The moment of each character: its first line with at least four lines before it and five words or more. A character who does not speak in a scene is asked all the same, at the moment of the one before; then there is no real line to compare with.
+
+# %%
+#| export
+def heldout_moments(
+    scenes: list,         # held-out `Scene`s
+    speakers: list,       # the characters to ask
+    most_scenes: int = 3, # in how many scenes
+) -> list:                # (scene, position, speaker, real line or None), by scene, then by speaker
+    "Moments at which to ask, by rule."
+    def first(scene, who): return next((i for i, l in enumerate(scene.lines) if i >= 4 and l.speaker == who and len(l.text.split()) >= 5), None)
+    ranked = sorted(scenes, key=lambda s: -sum(first(s, who) is not None for who in speakers))  # a stable sort
+    moments = []
+    for s in ranked[:most_scenes]:
+        places = [first(s, who) for who in speakers]
+        some = next((p for p in places if p is not None), len(s.lines) // 2)
+        for who, place in zip(speakers, places):
+            moments.append((s, some, who, None) if place is None else (s, place, who, s.lines[place].text))
+            some = moments[-1][1]
+    return moments
+
+
+def before_after(
+    model,            # a PEFT model
+    maker: TextMaker, # tokenizer and template of its training
+    moments: list,    # what `heldout_moments` chose
+    sampling: Sampling = Sampling(), # how words are drawn
+    random_seed: int = 42, # of the sampling
+) -> list:            # rows: scene, before (the line before), speaker, real, base, tuned
+    "What base and fine-tuned model say at the same moments, beside the real line."
+    requests = [(s.location, s.lines[:i], who) for s, i, who, _ in moments]
+    tuned = finish_lines(model, maker, requests, sampling, random_seed)
+    with model.disable_adapter(): base = finish_lines(model, maker, requests, sampling, random_seed)
+    return [{"scene": f"episode {s.episode}, {s.location}", "before": f"{s.lines[i - 1].speaker}: {s.lines[i - 1].text}", "speaker": who,
+             "real": real or "(says nothing in this scene)", "base": b, "tuned": t} for (s, i, who, real), b, t in zip(moments, base, tuned)]
+
+
+# %% tags=["check"]
+test = split_scenes(read_script("springfield").scenes)["test"]
+moments = heldout_moments(test, ["Homer Simpson", "Marge Simpson", "Bart Simpson"])
+assert len(moments) == 9 and len({id(s) for s, *_ in moments}) == 3 and all(i >= 4 for _, i, *_ in moments)
+assert all(real is None or (s.lines[i].text, s.lines[i].speaker) == (real, who) for s, i, who, real in moments)
+
+
+# %% [markdown]
+# ## The job
+
+# %%
+#| export
+def infer(
+    config: InferConfig, # the settings
+) -> dict:               # speaker, answers; before_after rows when data was given; timing when bench was
+    "Answer as a character; show held-out moments and timing when asked to."
+    device = find_device(config.device, config.dtype)
+    if config.adapter:
+        model, tokenizer, notes = load_adapter(config.adapter, device, None if config.base_model == "auto" else config.base_model)
+        known = notes.get("speakers") or {}
+        speaker = find_speakers(config.speaker, known)[0] if known else config.speaker
+    else:
+        model, tokenizer = load_base(config.base_model, device)
+        notes, speaker = {"template": "script"}, config.speaker
+    maker, result = TextMaker(tokenizer, notes["template"]), {}
+    if config.data:
+        require(config.adapter, "data was given without an adapter; before and after needs one (--adapter runs/x/adapter)")
+        main = [s for s in ("Homer Simpson", "Marge Simpson", "Bart Simpson") if s in known] or list(known)[:3]
+        result["before_after"] = before_after(model, maker, heldout_moments(load_data(config.data)[0]["test"], main), config.settings(), config.random_seed)
+    if config.adapter: model = merge(model)
+    request = (config.location, lines_of(config.prompt), speaker)
+    result = {"speaker": speaker, "answers": finish_lines(model, maker, [request]*config.answers, config.settings(), config.random_seed), **result}
+    if config.bench: result["timing"] = {"device": device.name, "dtype": device.dtype, **bench_answer(model, maker, request, config.settings(), device=device)}
+    if config.out: write_json(open_folder(config.out)/"answers.json", {"settings": config.to_dict(), **result})
+    return result
+
+
+# %% [markdown]
+# From the parameters at the top:
+
+# %%
+config = InferConfig.from_names(globals())
+result = infer(config)
+print(config.prompt)
+for line in result["answers"]: print(f"{result['speaker']}: {line}")
+
+# %%
+if config.bench: display(pd.DataFrame([result["timing"]]).round(3))
+pd.DataFrame(result.get("before_after", []))

@@ -1,0 +1,232 @@
+# %% [markdown]
+# # Launching chapters
+#
+# > papermill runs a chapter without a screen, and the executed notebook is the log of the run.
+#
+# A job chapter is a program. Started by `simpsons-llm run finetune --out runs/x -p max_steps 10`, it runs in a kernel of its own with the parameters that were given, and leaves the executed notebook in the run's folder: code, words, numbers and pictures of *this* run, together.
+#
+# One chapter, one process is the subject here. The same chapter once per rank, on any launcher, builds on it later.
+
+# %%
+#| default_exp launch
+
+# %%
+#| export
+import difflib
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from simpsons_llm.device import find_ranks
+from simpsons_llm.job import find_chapter, open_folder, parameters_of, require
+
+# %%
+#| hide
+import io
+from contextlib import redirect_stdout
+
+import nbformat
+import pandas as pd
+
+# %% [markdown]
+# ## What a job leaves out
+#
+# Cells tagged `check` and `example` are for readers and tests. A job skips them: it should do its work, not prove the book again. The cells that define functions stay, so the notebook that ran is complete.
+
+# %%
+#| export
+LEAVE_OUT = {"check", "example"}
+
+
+def job_notebook(
+    path, # a notebook
+):        # an nbformat notebook: only what the job needs
+    "A chapter as a program: without checks, examples and the outputs of an earlier run."
+    import nbformat
+    nb = nbformat.read(path, as_version=4)
+    nb.cells = [c for c in nb.cells if not LEAVE_OUT & set(c.metadata.get("tags", []))]
+    for c in nb.cells:
+        if c.cell_type == "code": c.outputs, c.execution_count = [], None
+    return nb
+
+
+# %% tags=["example"]
+rows = []
+for name in ("prepare", "infer", "finetune"):
+    whole, job = nbformat.read(find_chapter(name), as_version=4), job_notebook(find_chapter(name))
+    rows.append((find_chapter(name).stem, len(whole.cells), len(job.cells)))
+pd.DataFrame(rows, columns=["chapter", "cells in the book", "cells in the job"])
+
+# %% tags=["check"]
+job = job_notebook(find_chapter("finetune"))
+assert sum("parameters" in c.metadata.get("tags", []) for c in job.cells) == 1
+assert not any(LEAVE_OUT & set(c.metadata.get("tags", [])) for c in job.cells) and not any(c.get("outputs") for c in job.cells)
+
+
+# %% [markdown]
+# ## Parameters that mean something
+#
+# papermill injects any name it is given. A misspelt `max_step` would be set, used by nobody, and the run would look healthy. So names are held against the chapter's `parameters` cell first. Values are read as YAML, so `10` is a number and `true` is true.
+
+# %%
+#| export
+def read_parameters(
+    pairs: list,      # (name, value) pairs; values as text are read as YAML
+    file: str = None, # a YAML file with more parameters; the pairs overrule it
+) -> dict:            # name -> value
+    "Parameters from the command line and a file."
+    import yaml
+    given = {}
+    if file:
+        if not Path(file).is_file(): raise FileNotFoundError(f"no parameter file at {file}; give a YAML file such as: max_steps: 10")
+        try: given = yaml.safe_load(Path(file).read_text(encoding="utf8")) or {}
+        except yaml.YAMLError as e: raise ValueError(f"{file} is not valid YAML ({str(e).splitlines()[0]}); write lines such as: max_steps: 10") from None
+        require(isinstance(given, dict), f"{file} holds no parameters; write lines such as: max_steps: 10")
+    return {**given, **{name: yaml.safe_load(v) if isinstance(v, str) else v for name, v in pairs}}
+
+
+def check_parameters(
+    given: dict, # name -> value
+    chapter,     # path of the chapter
+) -> dict:       # the same, or ValueError naming what the chapter does not know
+    "Refuse parameters that the chapter does not have."
+    known = parameters_of(chapter)
+    require(known or not given, f"{Path(chapter).name} has no cell tagged parameters, so it takes none")
+    for name in given:
+        near = difflib.get_close_matches(name, known, n=2) or list(known)
+        require(name in known, f"{Path(chapter).stem} has no parameter {name!r}; did you mean {' or '.join(near)}?")
+    return given
+
+
+# %% tags=["example"]
+try: check_parameters(read_parameters([("max_step", "10")]), find_chapter("finetune"))
+except ValueError as e: print(e)
+read_parameters([("max_steps", "10"), ("resume", "true"), ("learning_rate", "5e-4"), ("data", "runs/data")])
+
+# %% tags=["check"]
+with tempfile.TemporaryDirectory() as folder:
+    file = Path(folder)/"params.yaml"; file.write_text("max_steps: 5\nr: 4\n")
+    assert read_parameters([("max_steps", "10")], str(file)) == {"max_steps": 10, "r": 4}
+    file.write_text("- a list")
+    for wrong in (str(file), "nowhere.yaml"):
+        try: read_parameters([], wrong); raise AssertionError
+        except (ValueError, FileNotFoundError): pass
+
+
+# %% [markdown]
+# ## A kernel that nobody else talks to
+#
+# Kernels started at the same moment on one machine pick the same network ports now and then, and one of them then waits a minute for nothing. Sockets in a folder of one's own cannot collide. The folder's name is short, because a socket's path may have about a hundred characters.
+
+# %%
+#| export
+def private_kernel(
+    folder, # an empty folder with a short path
+):          # a traitlets Config for papermill
+    "Kernel sockets in a folder of one's own, on systems that have such sockets."
+    from traitlets.config import Config
+    if sys.platform == "win32": return Config()
+    return Config({"KernelManager": {"transport": "ipc", "connection_file": str(Path(folder)/"k.json")}})
+
+
+# %% [markdown]
+# ## Running a chapter
+#
+# What the job prints is shown as it comes. If a cell fails, the notebook is kept up to and including the traceback, and the error is raised again here in one sentence.
+
+# %%
+#| export
+FOLDER = ("run", "out")  # the parameter that names a job's folder, where the chapter has it
+
+
+def run_chapter(
+    name: str,              # a job's name, a chapter's, or the path of any notebook
+    out,                    # folder for the executed notebook; also the job's own folder, unless the parameters say otherwise
+    parameters: dict = None, # name -> value
+    show: bool = True,      # print what the job prints
+) -> Path:                  # the executed notebook, out/rank{rank}.ipynb
+    "Run a chapter under papermill; ChapterError if it fails."
+    import logging
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+    chapter, known, given = find_chapter(name), parameters_of(find_chapter(name)), dict(parameters or {})
+    check_parameters(given, chapter)
+    out = open_folder(out)
+    folder = next((f for f in FOLDER if f in known), None)
+    if folder: given.setdefault(folder, str(out))
+    executed = out/f"rank{find_ranks().rank}.ipynb"
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory(prefix="k") as sockets:
+        try: papermill.execute_notebook(job_notebook(chapter), str(executed), given, kernel_name="python3", progress_bar=False, config=private_kernel(sockets),
+                                        stdout_file=sys.stdout if show else None, request_save_on_cell_execute=True, autosave_cell_every=30)
+        except PapermillExecutionError as e: raise ChapterError(e.ename, e.evalue, executed) from None
+    return executed
+
+
+# %%
+#| export
+class ChapterError(RuntimeError):
+    "A chapter that failed under papermill."
+    def __init__(self,
+        ename: str,  # the error's class, e.g. "ValueError"
+        evalue: str, # its sentence
+        notebook,    # the executed notebook, with the traceback
+    ):
+        super().__init__(f"{evalue} (the notebook with the traceback: {notebook})")
+        self.ename, self.evalue, self.notebook = ename, evalue, Path(notebook)
+
+
+# %% [markdown]
+# A small run for the sake of the example: the prepare chapter on the book's script, for one character.
+
+# %% tags=["example"]
+with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()) as said:
+    notebook = run_chapter("prepare", Path(folder)/"run", {"speakers": "Moe Szyslak"})
+    left = sorted(p.name for p in notebook.parent.iterdir())
+    nb = nbformat.read(notebook, as_version=4)
+    injected = next(c.source for c in nb.cells if "injected-parameters" in c.metadata.get("tags", []))
+left
+
+# %% tags=["check"]
+assert {"rank0.ipynb", "train.jsonl", "report.json", "speakers.png"} <= set(left)
+assert "Moe Szyslak" in injected and "to learn: Moe Szyslak" in said.getvalue()
+assert all(c.get("execution_count") for c in nb.cells if c.cell_type == "code")
+
+# %% [markdown]
+# A failing run keeps its notebook, and says in one sentence what went wrong:
+
+# %% tags=["check"]
+with tempfile.TemporaryDirectory() as folder:
+    try: run_chapter("prepare", folder, {"speakers": "Nobody At All"}, show=False); raise AssertionError
+    except ChapterError as e:
+        assert e.ename == "ValueError" and "Nobody At All" in str(e) and e.notebook.is_file()
+        assert any(o.output_type == "error" for c in nbformat.read(e.notebook, as_version=4).cells for o in c.get("outputs", []))
+
+
+# %% [markdown]
+# ## Runs at a glance
+#
+# Every run's `summary.json`, newest first: what was trained, how far the loss fell, how fast it went.
+
+# %%
+#| export
+def list_runs(
+    root="runs", # folder that holds runs, at any depth
+) -> list:       # one dict a run, newest first; runs without a readable summary say so
+    "Summaries of all runs below a folder."
+    rows = []
+    for path in sorted(Path(root).rglob("summary.json"), key=lambda p: -p.stat().st_mtime):
+        if "earlier" in path.parts: continue
+        try: s = json.loads(path.read_text(encoding="utf8"))
+        except ValueError: s = {"status": "unreadable summary"}
+        names = ("status", "base_model", "recipe", "device", "world_size", "optimizer_steps", "best_step", "valid_loss_nats_base", "valid_loss_nats_best", "tokens_per_s", "peak_mem_gib", "train_s")
+        rows.append({"run": str(path.parent), **{n: s.get(n) for n in names}})
+    return rows
+
+
+# %% tags=["check"]
+with tempfile.TemporaryDirectory() as folder:
+    for i, text in enumerate(('{"status": "done", "valid_loss_nats_best": 3.5}', "half a fi")):
+        (open_folder(Path(folder)/f"run{i}")/"summary.json").write_text(text)
+    assert {Path(r["run"]).name: r["status"] for r in list_runs(folder)} == {"run0": "done", "run1": "unreadable summary"}

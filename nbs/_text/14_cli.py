@@ -1,0 +1,334 @@
+# %% [markdown]
+# # The command line
+#
+# > `simpsons-llm`: every job with every setting, made from the same dataclasses as the notebooks.
+#
+# A setting is written once, in a job's dataclass, with its default and its meaning. The command line is made from that: a field becomes an option, its comment the help text. What goes wrong because of what was given is told in one sentence, with exit code 2; what goes wrong because of a mistake in the program is told as such, with exit code 1. `--debug` shows the traceback of either.
+
+# %%
+#| default_exp cli
+
+# %%
+#| export
+import inspect
+import json
+import sys
+import traceback
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, List, Optional
+
+import typer
+
+import simpsons_llm
+from simpsons_llm.job import field_help, format_seconds
+
+# %%
+#| hide
+import io
+import subprocess
+import tempfile
+from contextlib import redirect_stderr, redirect_stdout
+
+# %% [markdown]
+# ## From a dataclass to a command
+#
+# The function that typer turns into a command is made with the signature that the dataclass dictates.
+
+# %%
+#| export
+KINDS = {"str": str, "int": int, "float": float, "bool": bool}
+
+
+def option(
+    field,              # a dataclass field
+    help: str,          # what it means
+    argument: bool,     # a word without a name instead of an option
+) -> inspect.Parameter: # for the command's signature
+    "One setting as an option of the command line."
+    text = getattr(field.type, "__name__", field.type)
+    kind = KINDS[text.split("|")[0].strip()]
+    if "None" in text: kind = Optional[kind]
+    name = "--" + field.name.replace("_", "-")
+    how = typer.Argument(help=help) if argument else typer.Option(f"{name}/--no-{name[2:]}" if kind is bool else name, help=help)
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=Annotated[kind, how])
+
+
+def job_command(
+    config: type,       # a JobConfig subclass
+    do,                 # called with a config
+    summary: str,       # the command's help, with examples
+    argument: str = "", # the field that is given without a name
+):                      # a function for typer
+    "A job as a command."
+    def command(**given): do(config(**given))
+    helps = field_help(config)
+    command.__signature__ = inspect.Signature([option(f, helps.get(f.name, ""), f.name == argument) for f in fields(config)])
+    command.__doc__ = summary
+    return command
+
+
+# %% [markdown]
+# ## What the commands do
+#
+# Each is a few lines: the work is done by the chapters. Heavy imports happen inside, so that `--help` is quick.
+
+# %%
+#| export
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+                  help="From a script to a character that talks. Start with: simpsons-llm demo\n\nAdd --debug to any command to see the traceback of an error.")
+
+
+def do_prepare(config):
+    from simpsons_llm.prepare import prepare, report_text
+    print(report_text(prepare(config)))
+    print(f"written to {config.out}; next: simpsons-llm finetune --data {config.out} --run runs/x")
+
+
+def do_finetune(config):
+    from simpsons_llm.finetune import finetune, summary_text
+    print(summary_text(finetune(config)))
+    print(f"adapter: {Path(config.run)/'adapter'}; loss curve: {Path(config.run)/'loss.png'}; next: simpsons-llm infer --adapter {Path(config.run)/'adapter'}")
+
+
+def do_infer(config):
+    from simpsons_llm.infer import infer
+    result = infer(config)
+    print(config.prompt)
+    for line in result["answers"]: print(f"{result['speaker']}: {line}")
+    if "before_after" in result: show_before_after(result["before_after"])
+    if t := result.get("timing"):
+        print(f"{t['tokens']} tokens on {t['device']} ({t['dtype']}), {t['runs']} runs: mean {t['mean_s']:.3f} s, min {t['min_s']:.3f}, max {t['max_s']:.3f}, deviation {t['stdev_s']:.3f}; {t['tokens_per_s']:.1f} tokens/s")
+
+
+# %%
+#| export
+def show_before_after(
+    rows: list, # what `infer` found at held-out moments
+):
+    "Real line, base and fine-tuned model side by side."
+    from rich.console import Console
+    from rich.table import Table
+    table = Table(show_lines=True, title="scenes that were never seen in training")
+    for name in ("line before", "asked", "real line", "base model", "fine-tuned"): table.add_column(name, no_wrap=False, ratio=1 if name == "asked" else 3, overflow="fold")
+    for r in rows: table.add_row(*(x.replace("[", r"\[") for x in (r["before"], r["speaker"], r["real"], r["base"], r["tuned"])))
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
+
+
+# %%
+#| export
+def add_jobs():
+    "Register the three jobs; their dataclasses are light to import."
+    from simpsons_llm.finetune import FinetuneConfig
+    from simpsons_llm.infer import InferConfig
+    from simpsons_llm.prepare import PrepareConfig
+    app.command("prepare")(job_command(PrepareConfig, do_prepare, """Turn a script into scenes to learn from, to choose by and to judge by.
+
+    \b
+    simpsons-llm prepare --script simpsons_script_lines.csv --out runs/data
+    simpsons-llm prepare --script my.csv --speakers "Homer Simpson,Marge Simpson"
+    simpsons-llm prepare --script samples.json --split scene"""))
+    app.command("finetune")(job_command(FinetuneConfig, do_finetune, """Fine-tune a base model on prepared data; leaves an adapter in the run's folder.
+
+    \b
+    simpsons-llm finetune --data runs/data --run runs/x
+    simpsons-llm finetune --data runs/data --base-model openlm-research/open_llama_3b --recipe seed
+    simpsons-llm finetune --data runs/data --run runs/quick --max-steps 10"""))
+    app.command("infer")(job_command(InferConfig, do_infer, """Let a character say the next line.
+
+    \b
+    simpsons-llm infer --adapter runs/x/adapter --speaker "Homer Simpson" "Marge Simpson: Homer, the dog is wearing your tie again."
+    simpsons-llm infer --adapter runs/x/adapter --speaker "Bart Simpson" --answers 3 "Seymour Skinner: Who painted the frogs?"
+    simpsons-llm infer --adapter runs/x/adapter --sampling seed --bench
+    simpsons-llm infer --adapter runs/x/adapter --data runs/data""", argument="prompt"))
+
+add_jobs()
+
+
+# %% [markdown]
+# `run` starts a chapter under papermill. Its `-p NAME VALUE` is papermill's own way of writing parameters.
+
+# %%
+#| export
+@app.command()
+def run(
+    chapter: Annotated[str, typer.Argument(help="a job (prepare, finetune, infer), a chapter (10_finetune) or the path of a notebook")],
+    out: Annotated[str, typer.Option(help="folder for the executed notebook and what the job writes")] = "",
+    parameter: Annotated[Optional[List[str]], typer.Option("-p", "--parameter", metavar="NAME VALUE", help="set a parameter; may be given several times")] = None,
+    file: Annotated[Optional[str], typer.Option("-f", "--file", help="YAML file with parameters; -p overrules it")] = None,
+):
+    """Run a chapter under papermill, without a screen; the executed notebook is the log.
+
+    \b
+    simpsons-llm run finetune --out runs/x -p max_steps 10
+    simpsons-llm run nbs/02_prepare.ipynb --out runs/data -p script my.csv
+    simpsons-llm run finetune --out runs/x -f params.yaml -p seed 7"""
+    from simpsons_llm.launch import read_parameters, run_chapter
+    pairs = [p.partition("=")[::2] for p in parameter or []]
+    notebook = run_chapter(chapter, out or f"runs/{Path(chapter).stem}", read_parameters(pairs, file))
+    print(f"executed notebook: {notebook}")
+
+
+@app.command()
+def doctor():
+    """Show what this machine offers and what is missing: devices, memory, backends, versions.
+
+    \b
+    simpsons-llm doctor"""
+    from rich.console import Console
+    from rich.table import Table
+    from simpsons_llm.device import doctor as examine
+    rows = examine()
+    table = Table(show_header=True, box=None)
+    for name in ("", "item", "value", "hint"): table.add_column(name, overflow="fold")
+    for r in rows: table.add_row({True: "ok", False: "no", None: "-"}[r["ok"]], *(str(r[k]).replace("[", r"\[") for k in ("item", "value", "hint")))
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
+    if any(r["ok"] is False for r in rows): raise typer.Exit(1)
+
+
+# %% [markdown]
+# `demo` does the whole way in one command, by running three chapters under papermill: prepare the script that comes with the package, fine-tune, and let Homer, Marge and Bart speak in test scenes.
+
+# %%
+#| export
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option(help="folder for everything the demo writes")] = "runs/demo",
+    base_model: Annotated[str, typer.Option(help="a hub id, folder or short name")] = "smollm2-135m",
+    epochs: Annotated[float, typer.Option(help="passes over the data")] = 1.0,
+    max_minutes: Annotated[float, typer.Option(help="training stops after so many minutes, with what was learned so far")] = 6.0,
+):
+    """Prepare the script that comes with the package, fine-tune on it, and show what changed. Minutes on a laptop.
+
+    \b
+    simpsons-llm demo"""
+    import time
+    from simpsons_llm.finetune import summary_text
+    from simpsons_llm.launch import run_chapter
+    begin, folder = time.perf_counter(), Path(out)
+    print("1/3  prepare the script that comes with the package", flush=True)
+    notebooks = [run_chapter("prepare", folder/"data")]
+    print("2/3  fine-tune", flush=True)
+    notebooks.append(run_chapter("finetune", folder/"finetune", {"data": str(folder/"data"), "base_model": base_model, "epochs": epochs, "max_minutes": max_minutes, "score_test": True}))
+    print("3/3  let the characters speak in test scenes", flush=True)
+    notebooks.append(run_chapter("infer", folder/"infer", {"data": str(folder/"data"), "adapter": str(folder/"finetune"/"adapter")}, show=False))
+    summary = json.loads((folder/"finetune"/"summary.json").read_text(encoding="utf8"))
+    show_before_after(json.loads((folder/"infer"/"answers.json").read_text(encoding="utf8"))["before_after"])
+    print(summary_text(summary))
+    print(f"loss curve: {folder/'finetune'/'loss.png'}\nexecuted notebooks: {', '.join(map(str, notebooks))}")
+    print(f"the demo took {format_seconds(time.perf_counter() - begin)}; ask Homer yourself:\n  simpsons-llm infer --adapter {folder/'finetune'/'adapter'} --speaker \"Homer Simpson\" \"Marge Simpson: Homer, the dog is wearing your tie again.\"")
+
+
+# %% [markdown]
+# ## One sentence for what was given wrongly
+#
+# An error that the book raises on purpose is a `ValueError`, a `TypeError` or one of the file errors, raised in its own code (or in a chapter that papermill ran). Anything else is a mistake in the program, and says so.
+
+# %%
+#| export
+EXPECTED = (ValueError, TypeError, FileNotFoundError, PermissionError, ConnectionError)
+
+
+def on_purpose(
+    error: BaseException, # what was raised
+) -> bool:                # True: the user's input is at fault, and the message says how
+    "Was this error raised by the book's own code, to say what was given wrongly?"
+    if hasattr(error, "ename"): return error.ename in {e.__name__ for e in EXPECTED}
+    frames = traceback.extract_tb(error.__traceback__)
+    own = Path(simpsons_llm.__file__).parent.resolve()
+    return isinstance(error, EXPECTED) and bool(frames) and Path(frames[-1].filename).resolve().is_relative_to(own)
+
+
+def join_parameters(
+    argv: list, # words of the command line
+) -> list:      # the same with `-p NAME VALUE` written as `-p NAME=VALUE`
+    "papermill's way of writing parameters, for a parser that takes one word an option."
+    words, out = list(argv), []
+    while words:
+        out.append(words.pop(0))
+        if out[-1] in ("-p", "--parameter") and words and "=" not in words[0] and len(words) > 1: out.append(f"{words.pop(0)}={words.pop(0)}")
+    return out
+
+
+# %%
+#| export
+def main(
+    argv: list = None, # words of the command line; None: those of this process
+) -> int:              # exit code: 0 done, 2 wrong input, 1 a mistake in the program, 130 interrupted
+    "The entry point of `simpsons-llm`."
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try: code = app(join_parameters([w for w in words if w != "--debug"]), standalone_mode=True)
+    except SystemExit as e: code = e.code
+    except KeyboardInterrupt: print("interrupted", file=sys.stderr); code = 130
+    except Exception as e:
+        if debug: traceback.print_exc()
+        if on_purpose(e): print(f"error: {e}", file=sys.stderr); code = 2
+        else: print(f"unexpected {type(e).__name__}: {e}" + ("" if debug else "; add --debug for the traceback"), file=sys.stderr); code = 1
+    if argv is None: sys.exit(code)
+    return code or 0
+
+
+# %% [markdown]
+# ## As a user sees it
+
+# %% tags=["example"]
+main(["infer", "--help"]);
+
+
+# %% tags=["check"]
+def said(*words):
+    "Exit code and what was printed to standard output and standard error."
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err): code = main(list(words))
+    return code, out.getvalue(), err.getvalue()
+
+for command in ("prepare", "finetune", "infer", "run", "demo", "doctor"):
+    code, out, err = said(command, "--help")
+    assert code == 0 and "simpsons-llm " + command in out, command
+
+# %% [markdown]
+# Each field of a job is an option with its help:
+
+# %% tags=["check"]
+from simpsons_llm.finetune import FinetuneConfig
+from simpsons_llm.infer import InferConfig
+from simpsons_llm.prepare import PrepareConfig
+
+for command, config in (("prepare", PrepareConfig), ("finetune", FinetuneConfig), ("infer", InferConfig)):
+    helps, shown = field_help(config), said(command, "--help")[1]
+    assert set(helps) == {f.name for f in fields(config)}, set(helps) ^ {f.name for f in fields(config)}
+    for f in fields(config): assert f"--{f.name.replace('_', '-')}" in shown or f.name == "prompt", f.name
+
+# %% [markdown]
+# Wrong input: one sentence each, exit code 2, no traceback.
+
+# %% tags=["example"]
+with tempfile.TemporaryDirectory() as folder:
+    for words in (("prepare", "--script", "nowhere.csv"), ("prepare", "--speakers", "Homer Simson", "--out", folder), ("finetune", "--data", "nowhere"),
+                  ("finetune", "--base-model", "no-such-model", "--run", folder + "/run"), ("finetune", "--learning-rate", "7"), ("infer", "--adapter", "nowhere"),
+                  ("run", "finetune", "--out", folder, "-p", "max_step", "3"), ("prepare", "--out", "/proc/nowhere")):
+        code, out, err = said(*words)
+        assert code == 2 and err.startswith("error: ") and err.count("\n") == 1, (words, code, err)
+        print(code, err.replace(folder, "FOLDER"), end="")
+
+
+# %% [markdown]
+# A mistake in the program is not the user's fault, and is told apart:
+
+# %% tags=["check"]
+@app.command(hidden=True)
+def broken(): raise KeyError("a mistake")
+
+code, out, err = said("broken")
+assert code == 1 and "unexpected KeyError" in err and "Traceback" not in err
+assert "Traceback" in said("broken", "--debug")[2]
+assert said("no-such-command")[0] == 2
+assert join_parameters(["run", "x", "-p", "a", "1", "-p", "b=2"]) == ["run", "x", "-p", "a=1", "-p", "b=2"]
+
+# %% [markdown]
+# The command line starts quickly, because nothing heavy is imported before it is needed:
+
+# %% tags=["check"]
+heavy = subprocess.run([sys.executable, "-c", "import sys, simpsons_llm.cli; print([m for m in ('torch', 'transformers', 'matplotlib', 'pandas', 'datasets') if m in sys.modules])"], capture_output=True, text=True, check=True)
+assert heavy.stdout.strip() == "[]", heavy.stdout

@@ -1,0 +1,34 @@
+"Packaging. Every fact comes from settings.ini; the wheel carries the chapters, so that a job runs without a checkout."
+from configparser import ConfigParser
+from pathlib import Path
+from shutil import copy2
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+here = Path(__file__).parent
+cfg = ConfigParser(delimiters=['=']); cfg.read(here/'settings.ini', encoding='utf8')
+cfg = cfg['DEFAULT']
+
+
+class BuildWithChapters(build_py):
+    "Put `nbs/*.ipynb` into the built package as `simpsons_llm/chapters/`."
+    def run(self):
+        super().run()
+        if self.editable_mode: return          # a checkout reads its own nbs/
+        to = Path(self.build_lib)/cfg['lib_path']/'chapters'
+        to.mkdir(parents=True, exist_ok=True)
+        for nb in sorted((here/cfg['nbs_path']).glob('[0-9]*.ipynb')): copy2(nb, to)
+
+
+setup(
+    name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'].split(),
+    author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license='Apache-2.0',
+    long_description=(here/'README.md').read_text(encoding='utf8'), long_description_content_type='text/markdown',
+    packages=[cfg['lib_path']], package_data={cfg['lib_path']: ['data/*.csv']}, include_package_data=False,
+    python_requires='>=' + cfg['min_python'],
+    install_requires=cfg['requirements'].split(),
+    extras_require={k.removesuffix('_requirements'): v.split() for k, v in cfg.items() if k.endswith('_requirements')},
+    entry_points={'console_scripts': cfg['console_scripts'].split()},
+    cmdclass={'build_py': BuildWithChapters}, zip_safe=False,
+)
