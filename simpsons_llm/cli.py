@@ -7,8 +7,10 @@ __all__ = ['KINDS', 'app', 'EXPECTED', 'option', 'job_command', 'do_prepare', 'd
            'add_jobs', 'run', 'doctor', 'demo', 'on_purpose', 'join_parameters', 'main']
 
 # %% ../nbs/14_cli.ipynb #14-02
+import builtins
 import inspect
 import json
+import re
 import sys
 import traceback
 from dataclasses import fields
@@ -56,19 +58,28 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
                   help="From a script to a character that talks. Start with: simpsons-llm demo\n\nAdd --debug to any command to see the traceback of an error.")
 
 
-def do_prepare(config):
+def do_prepare(
+    config, # a PrepareConfig
+):
+    "Prepare, and show the report."
     from simpsons_llm.prepare import prepare, report_text
     print(report_text(prepare(config)))
     print(f"written to {config.out}; next: simpsons-llm finetune --data {config.out} --run runs/x")
 
 
-def do_finetune(config):
+def do_finetune(
+    config, # a FinetuneConfig
+):
+    "Fine-tune, and show what it brought."
     from simpsons_llm.finetune import finetune, summary_text
     print(summary_text(finetune(config)))
     print(f"adapter: {Path(config.run)/'adapter'}; loss curve: {Path(config.run)/'loss.png'}; next: simpsons-llm infer --adapter {Path(config.run)/'adapter'}")
 
 
-def do_infer(config):
+def do_infer(
+    config, # an InferConfig
+):
+    "Answer, and show moments and timing if they were asked for."
     from simpsons_llm.infer import infer
     result = infer(config)
     print(config.prompt)
@@ -77,7 +88,7 @@ def do_infer(config):
     if t := result.get("timing"):
         print(f"{t['tokens']} tokens on {t['device']} ({t['dtype']}), {t['runs']} runs: mean {t['mean_s']:.3f} s, min {t['min_s']:.3f}, max {t['max_s']:.3f}, deviation {t['stdev_s']:.3f}; {t['tokens_per_s']:.1f} tokens/s")
 
-# %% ../nbs/14_cli.ipynb #14-08
+# %% ../nbs/14_cli.ipynb #14-09
 def show_before_after(
     rows: list, # what `infer` found at held-out moments
 ):
@@ -89,7 +100,7 @@ def show_before_after(
     for r in rows: table.add_row(*(x.replace("[", r"\[") for x in (r["before"], r["speaker"], r["real"], r["base"], r["tuned"])))
     Console(width=None if sys.stdout.isatty() else 150).print(table)
 
-# %% ../nbs/14_cli.ipynb #14-09
+# %% ../nbs/14_cli.ipynb #14-11
 def add_jobs():
     "Register the three jobs; their dataclasses are light to import."
     from simpsons_llm.finetune import FinetuneConfig
@@ -117,7 +128,7 @@ def add_jobs():
 
 add_jobs()
 
-# %% ../nbs/14_cli.ipynb #14-11
+# %% ../nbs/14_cli.ipynb #14-13
 @app.command()
 def run(
     chapter: Annotated[str, typer.Argument(help="a job (prepare, finetune, infer), a chapter (10_finetune) or the path of a notebook")],
@@ -132,11 +143,11 @@ def run(
     simpsons-llm run nbs/02_prepare.ipynb --out runs/data -p script my.csv
     simpsons-llm run finetune --out runs/x -f params.yaml -p seed 7"""
     from simpsons_llm.launch import read_parameters, run_chapter
-    pairs = [p.partition("=")[::2] for p in parameter or []]
+    pairs = [(p.partition("=")[0], p.partition("=")[2] if "=" in p else None) for p in parameter or []]
     notebook = run_chapter(chapter, out or f"runs/{Path(chapter).stem}", read_parameters(pairs, file))
     print(f"executed notebook: {notebook}")
 
-
+# %% ../nbs/14_cli.ipynb #14-15
 @app.command()
 def doctor():
     """Show what this machine offers and what is missing: devices, memory, backends, versions.
@@ -153,7 +164,7 @@ def doctor():
     Console(width=None if sys.stdout.isatty() else 150).print(table)
     if any(r["ok"] is False for r in rows): raise typer.Exit(1)
 
-# %% ../nbs/14_cli.ipynb #14-13
+# %% ../nbs/14_cli.ipynb #14-17
 @app.command()
 def demo(
     out: Annotated[str, typer.Option(help="folder for everything the demo writes")] = "runs/demo",
@@ -181,7 +192,7 @@ def demo(
     print(f"loss curve: {folder/'finetune'/'loss.png'}\nexecuted notebooks: {', '.join(map(str, notebooks))}")
     print(f"the demo took {format_seconds(time.perf_counter() - begin)}; ask Homer yourself:\n  simpsons-llm infer --adapter {folder/'finetune'/'adapter'} --speaker \"Homer Simpson\" \"Marge Simpson: Homer, the dog is wearing your tie again.\"")
 
-# %% ../nbs/14_cli.ipynb #14-15
+# %% ../nbs/14_cli.ipynb #14-19
 EXPECTED = (ValueError, TypeError, FileNotFoundError, PermissionError, ConnectionError)
 
 
@@ -189,10 +200,13 @@ def on_purpose(
     error: BaseException, # what was raised
 ) -> bool:                # True: the user's input is at fault, and the message says how
     "Was this error raised by the book's own code, to say what was given wrongly?"
-    if hasattr(error, "ename"): return error.ename in {e.__name__ for e in EXPECTED}
+    if hasattr(error, "ename"):  # from a notebook: only the class's name is left
+        kind = getattr(builtins, error.ename, Exception)
+        return issubclass(kind, OSError) or issubclass(kind, EXPECTED) and "raise " in error.line
     frames = traceback.extract_tb(error.__traceback__)
     own = Path(simpsons_llm.__file__).parent.resolve()
-    return isinstance(error, EXPECTED) and bool(frames) and Path(frames[-1].filename).resolve().is_relative_to(own)
+    if isinstance(error, OSError): return True  # a file, a folder or a network, whoever noticed
+    return isinstance(error, EXPECTED) and bool(frames) and Path(frames[-1].filename).resolve().is_relative_to(own) and "raise " in (frames[-1].line or "")
 
 
 def join_parameters(
@@ -202,10 +216,10 @@ def join_parameters(
     words, out = list(argv), []
     while words:
         out.append(words.pop(0))
-        if out[-1] in ("-p", "--parameter") and words and "=" not in words[0] and len(words) > 1: out.append(f"{words.pop(0)}={words.pop(0)}")
+        if out[-1] in ("-p", "--parameter") and len(words) > 1 and re.fullmatch(r"\w+", words[0]) and not words[1].startswith("-p"): out.append(f"{words.pop(0)}={words.pop(0)}")
     return out
 
-# %% ../nbs/14_cli.ipynb #14-16
+# %% ../nbs/14_cli.ipynb #14-20
 def main(
     argv: list = None, # words of the command line; None: those of this process
 ) -> int:              # exit code: 0 done, 2 wrong input, 1 a mistake in the program, 130 interrupted

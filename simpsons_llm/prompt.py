@@ -65,11 +65,12 @@ class TextMaker:
     def __init__(self,
         tokenizer,                # a transformers tokenizer with an end token and another token to pad with
         template: str = "script", # "script" or "alpaca"
+        max_seq_len: int = None,  # most tokens of prompt and answer when serving, as in training; None: as many as the model takes
     ):
         require(template in TEMPLATES, f"template={template!r} was given; expected {' or '.join(TEMPLATES)}")
         require(tokenizer.eos_token_id is not None, "the tokenizer has no end token; answers could not end")
         require(tokenizer.pad_token_id not in (None, tokenizer.eos_token_id), "the tokenizer pads with its end token, or has no padding token; set another pad token, or the end would never be learned")
-        self.tokenizer, self.template, self._kept = tokenizer, template, {}
+        self.tokenizer, self.template, self.max_seq_len, self._kept = tokenizer, template, max_seq_len, {}
         plain = tokenizer("a").input_ids
         self.bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and plain[0] == tokenizer.bos_token_id else []
         self.end = [tokenizer.eos_token_id] if template == "alpaca" else self.ids("\n", ".")
@@ -93,11 +94,15 @@ class TextMaker:
         "Tokens of what is said, all lines in one call (the slow part, so not kept one by one)."
         return piece_ids(self.tokenizer, [f" {l.text}" for l in lines], ":")
 
-    def name(self, speaker: str) -> list:
+    def name(self,
+        speaker: str, # who speaks
+    ) -> list:        # token ids
         "Tokens of a speaker's name and colon, at the beginning of a line."
         return self.ids(f"{speaker}:", "\n")
 
-    def heading(self, location: str) -> list:
+    def heading(self,
+        location: str, # where the scene is; may be empty
+    ) -> list:         # token ids
         "Tokens that open a scene in the script template."
         return self.bos + self.ids(f"[{location or 'Scene'}]\n")
 
@@ -122,7 +127,7 @@ def prompt_ids(
     while first and room >= len(each[first - 1]): first -= 1; room -= len(each[first])
     return ids + [i for e in each[first:] for i in e] + name
 
-# %% ../nbs/03_prompt.ipynb #03-20
+# %% ../nbs/03_prompt.ipynb #03-21
 @dataclass(frozen=True, slots=True)
 class Sample:
     "One sequence to train on or to score."
@@ -130,9 +135,11 @@ class Sample:
     loss_weights: list # T weights, 0..1: how much the prediction *of* this token counts
 
     @property
-    def learned(self) -> int: return sum(w > 0 for w in self.loss_weights)
+    def learned(self) -> int:
+        "Number of tokens that are learned."
+        return sum(w > 0 for w in self.loss_weights)
 
-# %% ../nbs/03_prompt.ipynb #03-22
+# %% ../nbs/03_prompt.ipynb #03-23
 def row_samples(
     scenes: list,            # `Scene`s
     maker: TextMaker,        # tokenizer and template
@@ -152,7 +159,7 @@ def row_samples(
             else: samples.append(Sample(prompt + answer, [0.0]*len(prompt) + [1.0]*len(answer)))
     return samples, too_long
 
-# %% ../nbs/03_prompt.ipynb #03-24
+# %% ../nbs/03_prompt.ipynb #03-25
 def scene_samples(
     scenes: list,                # `Scene`s
     maker: TextMaker,            # tokenizer and the script template
@@ -178,7 +185,7 @@ def scene_samples(
         samples.append(join(heading, window))
     return [x for x in samples if x.learned], too_long
 
-# %% ../nbs/03_prompt.ipynb #03-25
+# %% ../nbs/03_prompt.ipynb #03-27
 def join(
     heading: list, # tokens that open the scene
     window: list,  # (token ids, loss weights) of its lines
@@ -196,7 +203,7 @@ def tail(
     while first and room >= len(window[first - 1][0]): first -= 1; room -= len(window[first][0])
     return [(ids, [0.0]*len(ids)) for ids, _ in window[first:]]
 
-# %% ../nbs/03_prompt.ipynb #03-33
+# %% ../nbs/03_prompt.ipynb #03-37
 def audit(
     samples: list,    # `Sample`s
     maker: TextMaker, # what made them
@@ -209,7 +216,7 @@ def audit(
     return {"samples": len(samples), "tokens": sum(len(x.input_ids) for x in samples), "learned_tokens": sum(x.learned for x in samples),
             "learned_ends": ends, "longest": max(len(x.input_ids) for x in samples)}
 
-# %% ../nbs/03_prompt.ipynb #03-36
+# %% ../nbs/03_prompt.ipynb #03-40
 def show_sample(
     sample: Sample,  # a sample
     tokenizer,       # its tokenizer

@@ -70,7 +70,7 @@ COLUMNS = ("id", "episode_id", "number", "raw_text", "timestamp_in_ms", "speakin
 NEEDED = ("episode_id", "number", "raw_text", "speaking_line", "raw_character_text", "raw_location_text", "spoken_words")
 HINT = "expected a CSV file with the columns of simpsons_script_lines.csv"
 
-# %% ../nbs/01_script.ipynb #01-12
+# %% ../nbs/01_script.ipynb #01-13
 def read_header(
     names: list, # the first row's fields
     where: str,  # the file's name, for the error
@@ -81,7 +81,7 @@ def read_header(
     require(not missing, f"{where} lacks the column{'s'[:len(missing) > 1]} {', '.join(missing)}; {HINT}")
     return position
 
-# %% ../nbs/01_script.ipynb #01-14
+# %% ../nbs/01_script.ipynb #01-15
 def clean(
     text: str, # a field's text
 ) -> str:      # on one line, single spaces; "" for NA
@@ -110,7 +110,7 @@ def read_row(
     if not speaker: return "rejected", "spoken, but no speaker is named"
     return "spoken", Line(episode, number, speaker, text, location, row)
 
-# %% ../nbs/01_script.ipynb #01-17
+# %% ../nbs/01_script.ipynb #01-18
 def scenes_of(
     lines: list,         # spoken `Line`s, in any order
     headings: list = (), # heading rows as `Line`s: a scene begins at each
@@ -131,7 +131,7 @@ def scenes_of(
     close()
     return scenes
 
-# %% ../nbs/01_script.ipynb #01-20
+# %% ../nbs/01_script.ipynb #01-21
 @dataclass
 class Script:
     "Scenes of a script file and the account of its rows."
@@ -142,17 +142,21 @@ class Script:
     rejected: list = field(default_factory=list) # `Rejected` rows
 
     @property
-    def lines(self) -> list: return [l for s in self.scenes for l in s.lines]
+    def lines(self) -> list:
+        "All spoken lines, in order."
+        return [l for s in self.scenes for l in s.lines]
 
     @property
-    def speakers(self) -> dict: return dict(Counter(l.speaker for l in self.lines).most_common())
+    def speakers(self) -> dict:
+        "Each speaker's number of lines, most first."
+        return dict(Counter(l.speaker for l in self.lines).most_common())
 
     def account(self) -> dict:
         "rows = kept + rejected, always."
         kept = sum(self.counts.values())
         return {"rows": kept + len(self.rejected), "kept": kept, **self.counts, "rejected": len(self.rejected)}
 
-# %% ../nbs/01_script.ipynb #01-21
+# %% ../nbs/01_script.ipynb #01-23
 def read_table(
     text: str,       # a whole CSV file
     where: str,      # its name, for errors
@@ -169,11 +173,12 @@ def read_table(
         kind, what = read_row(fields, at, row, keep_directions)
         if kind != "rejected" and (first := seen.setdefault((what.episode, what.number), row)) != row:
             kind, what = "rejected", f"same episode_id and number as line {first}"
+        if kind == "rejected" and reader.line_num > row: what += f" (it spans lines {row} to {reader.line_num}: an unclosed quote?)"
         if kind == "rejected": rejected.append(Rejected(row, what, ",".join(fields)[:120]))
         else: found[kind].append(what)
     return scenes_of(found["spoken"], found["heading"]), {k: len(v) for k, v in found.items()}, rejected
 
-# %% ../nbs/01_script.ipynb #01-23
+# %% ../nbs/01_script.ipynb #01-25
 SPELLINGS = (("p", "c", "l"), ("instruction", "input", "output"))
 
 
@@ -185,7 +190,7 @@ def parse_lines(
     rows = [row for row in text.splitlines() if row.strip()]
     return [(m[1], clean(m[2])) if m else ("", clean(row)) for m, row in zip(found, rows)]
 
-# %% ../nbs/01_script.ipynb #01-25
+# %% ../nbs/01_script.ipynb #01-28
 def read_record(
     record,    # one JSON value
 ) -> tuple:    # (context pairs, speaker, text), or (None, reason, "")
@@ -198,7 +203,7 @@ def read_record(
     said = said.removeprefix(f"{speaker}:").strip()
     return (parse_lines(context), speaker, said) if said else (None, f"nothing is said under {keys[2]}", "")
 
-# %% ../nbs/01_script.ipynb #01-26
+# %% ../nbs/01_script.ipynb #01-30
 def read_records(
     text: str,  # a whole JSON or JSONL file
     where: str, # its name, for errors
@@ -211,13 +216,14 @@ def read_records(
         context, speaker, said = read_record(record)
         if context is None: rejected.append(Rejected(row, speaker, json.dumps(record, ensure_ascii=False)[:120])); continue
         so_far = [(l.speaker, l.text) for l in scenes[-1]] if scenes else []
-        if not context or so_far[-len(context):] != context:  # a new scene; what stands before it is context only
-            scenes.append([Line(0, i, who, what, "", row, learn=False) for i, (who, what) in enumerate(context)])
+        shared = next((n for n in range(min(len(context), len(so_far)), 0, -1) if so_far[-n:] == context[:n]), 0)
+        if not shared: scenes.append([])  # a new scene
+        scenes[-1] += [Line(0, len(scenes[-1]) + i, who, what, "", row, learn=False) for i, (who, what) in enumerate(context[shared:])]  # context only
         scenes[-1].append(Line(0, len(scenes[-1]), speaker, said, "", row))
     scenes = [Scene(0, i, "", tuple(lines)) for i, lines in enumerate(scenes)]
     return scenes, {"spoken": len(records) - len(rejected)}, rejected
 
-# %% ../nbs/01_script.ipynb #01-29
+# %% ../nbs/01_script.ipynb #01-33
 def read_script(
     path,                 # a CSV, JSON or JSONL file, or "springfield": the script that comes with the package
     keep_directions: bool = False, # keep (STAGE DIRECTIONS) inside lines

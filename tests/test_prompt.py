@@ -1,0 +1,101 @@
+"Text for the model: the same for training and serving, for every kind of tokenizer."
+import string
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simpsons_llm.prompt import TEMPLATES, TextMaker, audit, byte_tokenizer, prompt_ids, row_samples, scene_samples
+from simpsons_llm.script import Line, Scene, read_script
+
+
+def word_pieces(kind):
+    "A tokenizer like GPT-2's (bpe), like Llama's (metaspace, with a begin token) or like tiktoken's, which merges a full stop and a line end."
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+    texts = [f"{l.speaker}: {l.text}\n" for l in read_script("springfield").lines]
+    if kind == "bpe": return byte_tokenizer().train_new_from_iterator(texts, 1500, show_progress=False)
+    special = ["<pad>", "<bos>", "<eos>"]
+    if kind == "metaspace":
+        tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(prepend_scheme="first"), decoders.Metaspace(prepend_scheme="first")
+        special += ["<unk>"]
+    else:
+        tokenizer = Tokenizer(models.BPE())
+        split = pre_tokenizers.Split(Regex(r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"), "isolated")
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]), decoders.ByteLevel()
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=1500, special_tokens=special, show_progress=False, initial_alphabet=list(string.printable) if kind == "metaspace" else pre_tokenizers.ByteLevel.alphabet()))
+    if kind == "metaspace": tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+
+
+MADE = {}
+
+
+def maker_of(kind, template):
+    if kind not in MADE: MADE[kind] = byte_tokenizer() if kind == "bytes" else word_pieces(kind)
+    return TextMaker(MADE[kind], template)
+
+
+KINDS = ["bytes", "bpe", "metaspace", "merging"]
+names = st.sampled_from(["Homer Simpson", "Marge Simpson", "Moe Szyslak", "Dr. Hibbert", "Ned"])
+words = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=30).map(lambda s: " ".join(s.split())).filter(bool)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(said=st.lists(st.tuples(names, words), min_size=1, max_size=6), location=st.sampled_from(["", "Moe's Tavern", "Home"]))
+def test_what_is_served_is_the_beginning_of_what_is_trained(kind, template, said, location):
+    maker = maker_of(kind, template)
+    scene = Scene(1, 0, location, tuple(Line(1, i, who, text, location) for i, (who, text) in enumerate(said)))
+    rows = row_samples([scene], maker, max_seq_len=10**6, context_lines=10**6)[0]
+    for i, l in enumerate(scene.lines):
+        asked = prompt_ids(maker, location, scene.lines[:i], l.speaker)
+        assert rows[i].input_ids[:len(asked)] == asked and rows[i].learned == len(rows[i].input_ids) - len(asked)
+        assert rows[i].input_ids[-len(maker.end):] == maker.end
+        if template == "script":  # adding a line never changes earlier tokens
+            whole = scene_samples([scene], maker, max_seq_len=10**6)[0][0]
+            assert whole.input_ids[:len(asked)] == asked
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_decode_to_the_text(kind):
+    maker = maker_of(kind, "script")
+    scene = read_script("springfield").scenes[3]
+    text = maker.tokenizer.decode(scene_samples([scene], maker, max_seq_len=10**6)[0][0].input_ids, skip_special_tokens=True)
+    tidy = lambda s: " ".join(s.split())
+    assert tidy(text) == tidy(f"[{scene.location}]\n" + "\n".join(f"{l.speaker}: {l.text}" for l in scene.lines))
+
+
+@pytest.mark.parametrize("max_seq_len", [60, 100, 256, 4000])
+@pytest.mark.parametrize("make,template", [(row_samples, "script"), (row_samples, "alpaca"), (scene_samples, "script")])
+def test_each_line_is_learned_once_or_named_as_too_long(make, template, max_seq_len):
+    maker, scenes, targets = maker_of("bpe", template), read_script("springfield").scenes[:12], ["Homer Simpson", "Lisa Simpson"]
+    samples, too_long = make(scenes, maker, targets, max_seq_len=max_seq_len)
+    wanted = [l for s in scenes for l in s.lines if l.speaker in targets and l not in too_long]
+    assert all(len(x.input_ids) <= max_seq_len == max(max_seq_len, len(x.loss_weights)) for x in samples)
+    learned = [t for x in samples for t, w in zip(x.input_ids, x.loss_weights) if w]
+    assert learned == [t for said in maker.said(wanted) for t in said + maker.end]
+    if samples: assert audit(samples, maker)["learned_ends"] >= len(wanted)
+
+
+def test_others_count_by_the_context_weight():
+    maker, scene = maker_of("bpe", "script"), read_script("springfield").scenes[0]
+    (x,), _ = scene_samples([scene], maker, ["Homer Simpson"], max_seq_len=4000, context_weight=0.25)
+    said = maker.said(scene.lines)
+    by = lambda homer: sum(len(t) + 1 for t, l in zip(said, scene.lines) if (l.speaker == "Homer Simpson") == homer)
+    assert x.loss_weights.count(1.0) == by(True) and x.loss_weights.count(0.25) == by(False)
+    assert set(x.loss_weights) == {0.0, 0.25, 1.0}
+
+
+def test_context_that_is_never_a_target_stays_context():
+    maker = maker_of("bytes", "script")
+    scene = Scene(0, 0, "", (Line(0, 0, "Moe", "Closed.", learn=False), Line(0, 1, "Moe", "Since you.")))
+    (x,), _ = scene_samples([scene], maker, context_weight=1.0)
+    assert maker.tokenizer.decode([t for t, w in zip(x.input_ids, x.loss_weights) if w]) == " Since you.\n"
+    assert len(row_samples([scene], maker)[0]) == 1
+
+
+def test_scenes_in_the_alpaca_form_are_refused():
+    with pytest.raises(ValueError, match="template=script"): scene_samples([], maker_of("bytes", "alpaca"))
