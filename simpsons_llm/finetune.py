@@ -405,7 +405,11 @@ def measure(
     if config.score_test: summary |= {"test_loss_nats_base": test_base, "test_loss_nats_best": score("test")}
     summary |= {"tokens_per_s": trainer.real_tokens/max(reporter.step_s, 1e-9), "peak_mem_gib": peak, "train_s": train_s, "adapter": "adapter",
                 "data_sha256": report["data_sha256"], "script_sha256": report["script_sha256"], "provenance": provenance()}
-    if ranks.is_main: write_json(run/"summary.json", summary); plot_losses(run).figure.savefig(run/"loss.png", dpi=110)
+    if ranks.is_main:
+        import matplotlib.pyplot as plt
+        figure = plot_losses(run).figure
+        figure.savefig(run/"loss.png", dpi=110); plt.close(figure)
+        write_json(run/"summary.json", summary)  # last: a run with a summary is whole
     return summary
 
 # %% ../nbs/10_finetune.ipynb #10-45

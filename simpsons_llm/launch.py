@@ -41,7 +41,7 @@ def plain_value(
     if not isinstance(text, str): return text
     named = {"None": None, "null": None, "True": True, "true": True, "False": False, "false": False}
     if text in named: return named[text]
-    for kind, form in ((int, r"[+-]?(0|[1-9]\d*)"), (float, r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")):
+    for kind, form in ((int, r"[+-]?(0|[1-9]\d*)"), (float, r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?")):
         if re.fullmatch(form, text): return kind(text)
     return text
 

@@ -203,6 +203,7 @@ def read_json(
     try: return json.loads(Path(path).read_text(encoding="utf8"))
     except ValueError as e: raise ValueError(f"{path} is not valid JSON ({e}); make it again") from None
 
+
 # %% [markdown]
 # The cell holds literals only, so it can be read without being run:
 

@@ -109,6 +109,7 @@ def find_speakers(
     "Names of the characters to learn."
     return list(dict.fromkeys(find_speaker(n, speakers) for n in wanted.split(",") if n.strip()))
 
+
 # %% [markdown]
 # A line is a target if its speaker is to be learned, and if it is more than context:
 

@@ -226,9 +226,9 @@ print("---- at most 80 tokens:")
 short = prompt_ids(maker, scene.location, scene.lines[:4], "Homer Simpson", max_len=80)
 print(bpe.decode(short))
 
-
 # %% tags=["check"]
 assert len(short) <= 80 and f"{scene.lines[3].text}\nHomer Simpson:" in bpe.decode(short) and scene.lines[0].text not in bpe.decode(short)  # the newest stay
+
 
 # %% [markdown]
 # ## What the loss of a token is
@@ -380,7 +380,6 @@ cost
 assert cost["tokens learned"][0] == cost["tokens learned"][1] == cost["tokens learned"][2]  # the end is one token in each
 assert cost["read per learned"][2]*5 < cost["read per learned"][1]
 
-
 # %% [markdown]
 # How many scenes of the book's script would a limit of 512 tokens cut? The histogram shows their lengths:
 
@@ -389,6 +388,7 @@ lengths = pd.Series([len(x.input_ids) for x in scene_samples(everything, TextMak
 ax = lengths.plot.hist(bins=20, color="#4f86c6", figsize=(6.4, 3))
 ax.axvline(512, color="#c0504d"); ax.set_xlabel("tokens of a scene (the small tokenizer of this chapter)"); ax.set_ylabel("scenes"); ax.spines[["top", "right"]].set_visible(False)
 print(f"{(lengths > 512).sum()} of {len(lengths)} scenes are longer than 512 tokens; the median scene has {lengths.median():.0f}.")
+
 
 # %% [markdown]
 # ## The audit before training

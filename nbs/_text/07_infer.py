@@ -172,6 +172,7 @@ def ask_batch(
     most = min(getattr(model.config, "max_position_embeddings", None) or 10**9, maker.max_seq_len or 10**9)
     return batch_prompts([prompt_ids(maker, where, lines, who, max(1, most - sampling.max_new_tokens)) for where, lines, who in requests], maker.tokenizer.pad_token_id, model.device)
 
+
 # %% [markdown]
 # The tokens that come back hold the answer, its end, and filling. Only the line is wanted:
 
@@ -226,19 +227,17 @@ requests = [(scene.location, scene.lines[:4], name) for name in ("Homer Simpson"
 pd.DataFrame({"speaker": [r[2] for r in requests], "base model says": finish_lines(base, maker, requests)})
 
 # %% [markdown]
-# What does the cutting do? The likeliest first tokens of Homer's answer, by the base model: grey ones are cut by `top_p`, and a temperature of 0.8 lifts the front runners.
+# What do temperature and cutting do? The likeliest first tokens of Homer's answer, by the base model: a temperature of 0.8 lifts the front runners, and `top_k` and `top_p` leave few of the many tokens to draw from.
 
 # %% tags=["example"]
 with torch.no_grad(): logits = base(**batch_prompts([prompt_ids(maker, *requests[0])], tokenizer.pad_token_id, base.device)).logits[0, -1].float().cpu()
 plain, sharp = (logits/t for t in (1.0, 0.8))
 top = plain.topk(12).indices
-kept = {int(i) for i in sharp.softmax(0).argsort(descending=True)[:int((sharp.softmax(0).sort(descending=True).values.cumsum(0) < Sampling().top_p).sum()) + 1][:Sampling().top_k]}
+kept = min(Sampling().top_k, 1 + int((sharp.topk(Sampling().top_k).values.softmax(0).cumsum(0) < Sampling().top_p).sum()))  # top_k first, then top_p of what is left
 names = [repr(tokenizer.decode([i])) for i in top]
 ax = pd.DataFrame({"temperature 1": plain.softmax(0)[top].numpy(), "temperature 0.8": sharp.softmax(0)[top].numpy()}, index=names).plot.bar(figsize=(6.4, 3.2), color=["#f2c500", "#4f86c6"])
-for i, token in enumerate(top):
-    if int(token) not in kept: ax.get_xticklabels()[i].set_color("#aaaaaa")
 ax.set_ylabel("probability"); ax.set_xlabel("first token of the answer"); ax.spines[["top", "right"]].set_visible(False)
-print(f"{len(kept)} of {len(logits):,} tokens can be drawn; the likeliest, {names[0]}, has {plain.softmax(0).max():.1%}, and {sharp.softmax(0).max():.1%} at temperature 0.8.")
+print(f"{kept} of {len(logits):,} tokens can be drawn; the likeliest, {names[0]}, has {plain.softmax(0).max():.1%}, and {sharp.softmax(0).max():.1%} at temperature 0.8.")
 
 # %% [markdown]
 # Filling up must not change an answer. `generate` counts positions from the first real token, which it finds by the mask. Greedy answers of a batch are the answers of each prompt by itself:

@@ -247,13 +247,13 @@ alone = [(lambda l, w: (l*w).sum())(*token_losses(tiny, PadRight(0)([{"input_ids
 assert torch.allclose(sum(alone), (losses*weights).sum(), rtol=1e-5)  # filling up changes nothing
 assert {0.5, 1.0} <= set(weights.unique().tolist())
 
-
 # %% [markdown]
 # Two micro-batches, one with many learned tokens and one with few: the mean over tokens, and the mean of the two means.
 
 # %% tags=["example"]
-sums = [tuple(x.item() for x in ((l*w).sum(), w.sum())) for l, w in (token_losses(tiny, PadRight(0)([{"input_ids": s.input_ids[:n], "loss_weights": s.loss_weights[:n]}])) for s, n in zip(samples, (900, 200)))]
+sums = [tuple(x.item() for x in ((l*w).sum(), w.sum())) for l, w in (token_losses(tiny, PadRight(0)([{"input_ids": samples[0].input_ids[:n], "loss_weights": samples[0].loss_weights[:n]}])) for n in (900, 150))]
 print(f"{sums[0][1]:.0f} and {sums[1][1]:.0f} learned tokens (by weight): {sum(l for l, _ in sums)/sum(w for _, w in sums):.4f} nats over tokens, {sum(l/w for l, w in sums)/2:.4f} as a mean of means")
+
 
 # %% [markdown]
 # ## Held-out loss, per token
@@ -380,8 +380,9 @@ steps = range(101)
 rate = lambda peak, warmup: [peak*min(t/warmup, (100 - t)/max(100 - warmup, 1e-9) if t > warmup else 1) for t in steps]
 ax = pd.DataFrame({"book": rate(5e-4, 5), "seed, mended": rate(3e-4, 10), "seed, as it was": rate(3e-4, 100)}).plot(figsize=(6.4, 3), color=["#f2c500", "#4f86c6", "#c0504d"])
 ax.set_xlabel("optimizer step"); ax.set_ylabel("learning rate"); ax.spines[["top", "right"]].set_visible(False)
-area = [sum(rate(3e-4, w)) for w in (10, 100)]
-print(f"mean learning rate over the run: {area[0]/101:.1e} mended, {area[1]/101:.1e} as it was, and there the last steps, which should be the smallest, are the largest")
+last = [sum(rate(3e-4, w)[-10:])/10 for w in (10, 100)]
+print(f"mean learning rate of the last ten steps: {last[0]:.1e} mended, {last[1]:.1e} as it was: where steps should be smallest, they were largest")
+
 
 # %% [markdown]
 # ## Telling how it goes
@@ -450,6 +451,7 @@ def run_data(
     prepare(PrepareConfig(script=config.data, out=str(run/"data")))
     return load_data(run/"data")
 
+
 # %% [markdown]
 # Then scenes become samples, in the view that was asked for. Lines that are too long are told, not dropped in silence.
 
@@ -501,6 +503,7 @@ def open_run(
         if "optimizer_steps" in done: shutil.rmtree(run/"checkpoints", ignore_errors=True)  # a finished run needs them no more
         set_aside(run, RESULTS)
     write_text(run/"config.yaml", yaml.safe_dump(settings, sort_keys=False))
+
 
 # %% [markdown]
 # The outermost function asks where it runs, refuses what cannot work before anything is moved or loaded, and makes sure that a run which fails says so in its summary.
@@ -608,7 +611,11 @@ def measure(
     if config.score_test: summary |= {"test_loss_nats_base": test_base, "test_loss_nats_best": score("test")}
     summary |= {"tokens_per_s": trainer.real_tokens/max(reporter.step_s, 1e-9), "peak_mem_gib": peak, "train_s": train_s, "adapter": "adapter",
                 "data_sha256": report["data_sha256"], "script_sha256": report["script_sha256"], "provenance": provenance()}
-    if ranks.is_main: write_json(run/"summary.json", summary); plot_losses(run).figure.savefig(run/"loss.png", dpi=110)
+    if ranks.is_main:
+        import matplotlib.pyplot as plt
+        figure = plot_losses(run).figure
+        figure.savefig(run/"loss.png", dpi=110); plt.close(figure)
+        write_json(run/"summary.json", summary)  # last: a run with a summary is whole
     return summary
 
 
@@ -637,6 +644,7 @@ def take_up(
     trainer.real_tokens, trainer.learned_tokens, reporter.step_s = last["real_tokens"], last["learned_tokens"], last["step_s"]
     return next(row["valid_loss_nats"] for row in rows if row["step"] == 0)
 
+
 # %% [markdown]
 # A run may also have been killed between its last step and its end. Then no step is left to do, and the best one is loaded from its checkpoint:
 
@@ -652,6 +660,7 @@ def load_best(
     trainer.state = TrainerState.load_from_json(str(run/"checkpoints"/f"checkpoint-{step}"/"trainer_state.json"))
     best = run/"checkpoints"/Path(trainer.state.best_model_checkpoint).name
     trainer.model.load_adapter(str(best), trainer.model.active_adapter, is_trainable=True)
+
 
 # %% [markdown]
 # The picture of a run is drawn from the file that the run wrote, so it can be drawn again at any time:

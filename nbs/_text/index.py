@@ -48,7 +48,7 @@ if demo:
                      f"{s['base_model']}, {s['real_tokens']:,} tokens, {s['train_s']/60:.1f} minutes with evaluations on {s['device']} ({s['dtype']}), peak memory {s['peak_mem_gib']:.1f} GiB."))
 
 # %% [markdown]
-# And three moments of test scenes, chosen by rule: what the script says, what the base model says, what the fine-tuned model says. A model of 135 million parameters after a few minutes on a laptop is no comedian yet.
+# And nine answers in three test scenes, at moments chosen by rule: what the script says, what the base model says, what the fine-tuned model says. A model of 135 million parameters after a few minutes on a laptop is no comedian yet.
 
 # %%
 #| eval: false
@@ -83,17 +83,17 @@ if demo:
 #
 # | chapter | what it explains |
 # |---|---|
-# | [00 device](nbs/00_device.ipynb) | what am I running on: accelerator, number format, ranks |
-# | [00 job](nbs/00_job.ipynb) | what a job is: settings, folders, progress, provenance |
-# | [01 script](nbs/01_script.ipynb) | script files become lines and scenes |
-# | [02 prepare](nbs/02_prepare.ipynb) | train, valid and test by episode |
-# | [03 prompt](nbs/03_prompt.ipynb) | text, tokens and loss weights, for training and serving alike |
-# | [05 lora](nbs/05_lora.ipynb) | low rank, the LoRA layer, parameter counts |
-# | [06 model](nbs/06_model.ipynb) | base models by name; adapters on, saved, loaded, merged |
-# | [07 infer](nbs/07_infer.ipynb) | finishing a line, and how long it takes |
-# | [10 finetune](nbs/10_finetune.ipynb) | fine-tuning with Trainer |
-# | [13 launch](nbs/13_launch.ipynb) | chapters under papermill |
-# | [14 cli](nbs/14_cli.ipynb) | the command line |
+# | [00 device](00_device.ipynb) | what am I running on: accelerator, number format, ranks |
+# | [00 job](00_job.ipynb) | what a job is: settings, folders, progress, provenance |
+# | [01 script](01_script.ipynb) | script files become lines and scenes |
+# | [02 prepare](02_prepare.ipynb) | train, valid and test by episode |
+# | [03 prompt](03_prompt.ipynb) | text, tokens and loss weights, for training and serving alike |
+# | [05 lora](05_lora.ipynb) | low rank, the LoRA layer, parameter counts |
+# | [06 model](06_model.ipynb) | base models by name; adapters on, saved, loaded, merged |
+# | [07 infer](07_infer.ipynb) | finishing a line, and how long it takes |
+# | [10 finetune](10_finetune.ipynb) | fine-tuning with Trainer |
+# | [13 launch](13_launch.ipynb) | chapters under papermill |
+# | [14 cli](14_cli.ipynb) | the command line |
 #
 # Chapters on packing, evaluation, the training loop by hand, the chat page, benchmarks and many ranks are to come; their numbers are kept free. Read with `jupyter lab nbs`. After a change: `.ci/book` exports the modules and refreshes the text twins in `nbs/_text/`, which show changes of notebooks as plain text.
 
