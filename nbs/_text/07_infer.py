@@ -183,7 +183,8 @@ def answer_text(
     ids,       # tokens of an answer, possibly with its end and padding
 ) -> str:      # the line that is said
     "An answer as text: up to the end of its line."
-    return tokenizer.decode(ids, skip_special_tokens=True).lstrip().split("\n")[0].strip()
+    line = tokenizer.decode(ids, skip_special_tokens=True).lstrip().split("\n")[0]
+    return "".join(c for c in line if c.isprintable()).strip()  # an untrained model may say control characters
 
 
 # %%
