@@ -44,7 +44,7 @@ def test_job_chapters_have_the_parameters_of_their_dataclass():
     for cls, name in ((PrepareConfig, "prepare"), (InferConfig, "infer"), (FinetuneConfig, "finetune")):
         assert same_parameters(cls, name)
         source = "".join(next(c["source"] for c in cells(find_chapter(name)) if "parameters" in c["metadata"].get("tags", [])))
-        comments = dict(re.findall(r"^(\w+) = .*?  # (.*)$", source, re.M))
+        comments = dict(re.findall(r"^(\w+) = .*?\s# (.*)$", source, re.M))
         assert comments == field_help(cls)  # the same words, too
 
 

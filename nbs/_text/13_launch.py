@@ -223,7 +223,7 @@ with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()) as 
     left = sorted(p.name for p in notebook.parent.iterdir())
     nb = nbformat.read(notebook, as_version=4)
     injected = next(c.source for c in nb.cells if "injected-parameters" in c.metadata.get("tags", []))
-print(injected)
+print(injected.replace(folder, "FOLDER"))
 left
 
 # %% tags=["check"]
