@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from conftest import TINY
-from simpsons_llm.finetune import FinetuneConfig, finetune, heldout_loss, make_samples, run_data
+from simpsons_llm.evaluate import heldout_loss
+from simpsons_llm.finetune import FinetuneConfig, finetune, make_samples, run_data
 from simpsons_llm.job import read_jsonl
 
 

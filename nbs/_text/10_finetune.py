@@ -6,7 +6,7 @@
 #
 # > The workhorse: prepared scenes in, an adapter that speaks out, with everything in between written down.
 #
-# All parts are there: scenes, tokens with weights, a base model, an adapter. This chapter joins them with the Trainer of Hugging Face, which brings checkpoints, resuming, mixed precision and several ranks. What it does not bring is added here: a loss that counts each token by its weight, a held-out loss *per token*, progress with the time left, and a refusal to call a run healthy that learned nothing.
+# All parts are there: scenes, tokens with weights, a base model, an adapter. This chapter joins them with the Trainer of Hugging Face, which brings checkpoints, resuming, mixed precision and several ranks. What it does not bring is added here: the loss and the held-out loss of the chapter on evaluation, which count each token by its weight, progress with the time left, and a refusal to call a run healthy that learned nothing.
 #
 # This chapter is the program. `simpsons-llm finetune`, `papermill nbs/10_finetune.ipynb out.ipynb -p max_steps 10` and "run all" do the same. Batches are padded here; packing them is the subject of a chapter of its own.
 
@@ -53,6 +53,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from simpsons_llm.device import complete_env, find_device, find_ranks, peak_memory_gib, reset_peak_memory, set_threads, synchronize
+from simpsons_llm.evaluate import PadRight, heldout_loss, token_losses
 from simpsons_llm.job import JobConfig, Progress, append_jsonl, format_seconds, open_folder, provenance, read_json, read_jsonl, require, same_parameters, set_aside, write_json, write_text
 from simpsons_llm.model import add_adapter, find_base, load_base, save_adapter, trainable_parameters
 from simpsons_llm.prepare import PrepareConfig, load_data, prepare
@@ -60,11 +61,8 @@ from simpsons_llm.prompt import TextMaker, audit, row_samples, scene_samples
 
 # %%
 #| hide
-import tempfile
-
 import matplotlib.pyplot as plt
 import pandas as pd
-import torch
 
 from simpsons_llm.infer import before_after, heldout_moments
 from simpsons_llm.model import load_adapter
@@ -189,115 +187,9 @@ except ValueError as e: assert "use 132" in str(e)
 
 
 # %% [markdown]
-# Samples of similar length go into one batch, so little has to be filled up. They are filled up on the right. With causal attention no real token sees what stands to its right, so no attention mask is needed, and the fast attention kernels can be used.
-
-# %%
-#| export
-class PadRight:
-    "Collator: samples side by side, filled up on the right with weight 0."
-    def __init__(self,
-        pad_id: int, # the padding token
-    ): self.pad_id = pad_id
-
-    def __call__(self,
-        samples: list, # dicts with input_ids and loss_weights
-    ) -> dict:         # input_ids (B x T, int64), loss_weights (B x T, float32), labels (B x T, -100 where nothing is learned), lengths (B)
-        import torch
-        longest = max(len(s["input_ids"]) for s in samples)
-        ids = torch.tensor([s["input_ids"] + [self.pad_id]*(longest - len(s["input_ids"])) for s in samples])
-        weights = torch.tensor([s["loss_weights"] + [0.0]*(longest - len(s["loss_weights"])) for s in samples])
-        return {"input_ids": ids, "loss_weights": weights, "labels": ids.masked_fill(weights == 0, -100), "lengths": torch.tensor([len(s["input_ids"]) for s in samples])}
-
-
-# %% [markdown]
-# ## A loss that counts tokens by their weight
-#
-# For each position a model computes *logits*: one number for each token of the vocabulary, from which the probabilities are made. With 49,152 tokens they are the largest thing in memory: a thousand tokens take 200 MB, and as much again for their gradients. Positions from which nothing is learned need none. `logits_to_keep` tells the model at which positions to compute them.
-#
-# The loss of a step is $\sum w_t \, \ell_t / \sum w_t$ over *all* tokens of the global batch, where $\ell_t$ is the negative log-probability of token $t$ in nats. Averaging each micro-batch first and then the averages would count tokens of short micro-batches more, as an example below shows.
-
-# %%
-#| export
-def token_losses(
-    model,   # a causal language model
-    batch: dict, # what `PadRight` makes, on the model's device
-) -> tuple:  # (losses in nats, B x K; weights, B x K), where K counts the positions of which at least one sample learns
-    "Negative log-probability of the learned tokens."
-    import torch
-    weights = batch["loss_weights"][:, 1:]
-    keep = (weights > 0).any(0).nonzero().squeeze(1)  # position t predicts token t + 1
-    logits = model(input_ids=batch["input_ids"], logits_to_keep=keep, use_cache=False).logits.float()
-    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["input_ids"][:, keep + 1].flatten(), reduction="none")
-    return losses.view(logits.shape[:2]), weights[:, keep]
-
-
-# %% [markdown]
-# Nothing is lost by leaving positions out: the same loss as with all logits.
-
-# %% tags=["check"]
-cpu = find_device("cpu", "float32")
-tiny, tiny_tokenizer = load_base("tiny", cpu)
-with tempfile.TemporaryDirectory() as folder: prepare(PrepareConfig(out=folder)); scenes = load_data(folder)[0]["valid"][:3]
-samples, _ = scene_samples(scenes, TextMaker(tiny_tokenizer), ["Homer Simpson"], max_seq_len=900, context_weight=0.5)
-batch = PadRight(tiny_tokenizer.pad_token_id)([{"input_ids": s.input_ids, "loss_weights": s.loss_weights} for s in samples[:3]])
-losses, weights = token_losses(tiny, batch)
-whole = torch.nn.functional.cross_entropy(tiny(input_ids=batch["input_ids"]).logits[:, :-1].flatten(0, 1), batch["input_ids"][:, 1:].flatten(), reduction="none")
-assert torch.allclose((losses*weights).sum(), (whole*batch["loss_weights"][:, 1:].flatten()).sum(), rtol=1e-5)
-alone = [(lambda l, w: (l*w).sum())(*token_losses(tiny, PadRight(0)([{"input_ids": s.input_ids, "loss_weights": s.loss_weights}]))) for s in samples[:3]]
-assert torch.allclose(sum(alone), (losses*weights).sum(), rtol=1e-5)  # filling up changes nothing
-assert {0.5, 1.0} <= set(weights.unique().tolist())
-
-# %% [markdown]
-# Two micro-batches, one with many learned tokens and one with few: the mean over tokens, and the mean of the two means.
-
-# %% tags=["example"]
-sums = [tuple(x.item() for x in ((l*w).sum(), w.sum())) for l, w in (token_losses(tiny, PadRight(0)([{"input_ids": samples[0].input_ids[:n], "loss_weights": samples[0].loss_weights[:n]}])) for n in (900, 150))]
-print(f"{sums[0][1]:.0f} and {sums[1][1]:.0f} learned tokens (by weight): {sum(l for l, _ in sums)/sum(w for _, w in sums):.4f} nats over tokens, {sum(l/w for l, w in sums)/2:.4f} as a mean of means")
-
-
-# %% [markdown]
-# ## Held-out loss, per token
-#
-# The number by which a model is judged: the mean over all learned tokens of the held-out lines, in nats. Not the mean of batch means, which depends on how lines happen to be batched. Only tokens of full weight count.
-#
-# Compare this number only between runs with the same base model, data, view, template and context. Another tokenizer cuts the text into other tokens; another view gives the model other context.
-
-# %%
-#| export
-def heldout_loss(
-    model,       # a causal language model
-    samples: list, # `Sample`s
-    pad_id: int, # the padding token
-    batch_size: int = 4, # samples at once
-    progress=None, # called with the number of samples done
-) -> float:      # nats per learned token
-    "Mean negative log-probability of the held-out tokens to learn."
-    import torch
-    was_training, total, count, done = model.training, 0.0, 0, 0
-    model.eval()
-    collate, ordered = PadRight(pad_id), sorted(samples, key=lambda s: len(s.input_ids))
-    with torch.no_grad():
-        for i in range(0, len(ordered), batch_size):
-            part = ordered[i:i + batch_size]
-            batch = {k: v.to(model.device) for k, v in collate([{"input_ids": s.input_ids, "loss_weights": s.loss_weights} for s in part]).items()}
-            losses, weights = token_losses(model, batch)
-            total += losses[weights == 1].cpu().double().sum().item(); count += int((weights == 1).sum()); done += len(part)
-            if progress: progress(done)
-    model.train(was_training)
-    require(count, "no held-out token is to be learned; check the speakers of the data")
-    return total/count
-
-
-# %% tags=["check"]
-one, four = (heldout_loss(tiny, samples, tiny_tokenizer.pad_token_id, batch_size=n) for n in (1, 4))
-assert abs(one - four) < 1e-5 and abs(one - math.log(len(tiny_tokenizer))) < 0.3  # a random model knows nothing: about ln(vocabulary)
-print(f"random model: {one:.3f} nats per token; guessing among {len(tiny_tokenizer)} tokens: {math.log(len(tiny_tokenizer)):.3f}")
-
-
-# %% [markdown]
 # ## The trainer
 #
-# Three things differ from the ordinary Trainer: the loss, how it is normalised over a global batch, and the evaluation. The class is made in a function, so that this module can be imported without loading transformers.
+# Three things differ from the ordinary Trainer: the loss, how it is normalised over a global batch, and the evaluation. The loss of a step is $\sum w_t \, \ell_t / \sum w_t$ over *all* tokens of the global batch, not of each micro-batch. Samples of similar length go into one batch, so that little has to be filled up. The class is made in a function, so that this module can be imported without loading transformers.
 
 # %%
 #| export
@@ -529,7 +421,34 @@ def finetune(
 
 
 # %% [markdown]
-# Inside, the parts of the earlier chapters are put together, and what is about to be learned is shown:
+# Inside, the parts of the earlier chapters are put together. They travel as one record:
+
+# %%
+#| export
+@dataclass
+class Job:
+    "All that a run consists of."
+    config: FinetuneConfig # the settings
+    run: Path              # the run's folder
+    ranks: object          # the `Ranks`
+    device: object         # the `Device`
+    maker: TextMaker       # tokenizer and template
+    samples: dict          # split name -> `Sample`s
+    too_long: dict         # split name -> number of lines that were too long to learn
+    report: dict           # the data's report
+    trainer: object = None # what `make_trainer` made
+    reporter: object = None # what `make_reporter` made
+
+    def score(self,
+        split: str, # "valid" or "test"
+    ) -> float:     # nats per learned token
+        "The held-out loss of the model as it is now."
+        progress = Progress(len(self.samples[split]), f"score {split}", "samples", show=self.ranks.is_main)
+        return heldout_loss(self.trainer.model, self.samples[split], self.maker.tokenizer.pad_token_id, self.config.resolved()["micro_batch_size"], progress)
+
+
+# %% [markdown]
+# Everything that can be wrong with data, names or settings shows before the earlier results are set aside:
 
 # %%
 #| export
@@ -541,28 +460,46 @@ def train(
 ) -> dict:                  # the summary
     "Load data and model, build the trainer, and hand over to `measure`."
     from transformers import PrinterCallback
-    parts, report = run_data(config, run)
+    s, (parts, report) = config.resolved(), run_data(config, run)
     model, tokenizer = load_base(config.base_model, device)
-    maker = TextMaker(tokenizer, config.resolved()["template"])
+    maker = TextMaker(tokenizer, s["template"])
     samples, too_long = make_samples(config, maker, parts, report["speakers"])
     counts = audit(samples["train"], maker)
-    require(samples["valid"], f"no line of the validation scenes fits into max_seq_len={config.resolved()['max_seq_len']} tokens; raise it")
-    origin = model.origin
+    require(samples["valid"], f"no line of the validation scenes fits into max_seq_len={s['max_seq_len']} tokens; raise it")
+    found = {"base_source": model.origin, "data_sha256": report["data_sha256"]}
     model = add_adapter(model, config.lora, config.seed)
-    finished = open_run(config, run, {"base_source": origin, "data_sha256": report["data_sha256"]})  # nothing was moved before this line
-    if finished: print(f"{config.run} is finished ({finished['optimizer_steps']} steps); nothing is left to resume"); return finished
+    finished = open_run(config, run, found)  # nothing was moved before this line
+    if finished:
+        print(f"{config.run} is finished ({finished['optimizer_steps']} steps); nothing is left to resume")
+        return finished
     write_json(run/"summary.json", {"status": "running"})
     if config.gradient_checkpointing: model.enable_input_require_grads()
-    trainable, total = trainable_parameters(model)
-    reporter = make_reporter(run, ranks.is_main, device, config.max_minutes)
+    job = Job(config, run, ranks, device, maker, samples, too_long, report)
+    job.reporter = make_reporter(run, ranks.is_main, device, config.max_minutes)
     arguments = training_arguments(config, len(samples["train"]), device, ranks.world_size)
-    trainer = reporter.trainer = make_trainer(model, arguments, samples["train"], samples["valid"], tokenizer.pad_token_id, [reporter])
-    trainer.remove_callback(PrinterCallback)  # our own lines instead of dicts
-    if ranks.is_main:
-        print(f"{model.get_base_model().name_or_path} on {device.name} ({device.dtype}); recipe {config.recipe}")
-        print(f"trainable parameters: {trainable:,} of {total:,} ({trainable/total:.2%})")
-        print(f"to learn: {counts['samples']} samples, {counts['tokens']:,} tokens, {counts['learned_tokens']:,} of them learned; {arguments.max_steps} steps of {config.resolved()['global_batch_size']} samples", flush=True)
-    return measure(config, run, ranks, device, trainer, reporter, samples, maker, report, too_long)
+    job.trainer = job.reporter.trainer = make_trainer(model, arguments, samples["train"], samples["valid"], tokenizer.pad_token_id, [job.reporter])
+    job.trainer.remove_callback(PrinterCallback)  # our own lines instead of dicts
+    if ranks.is_main: print(what_is_learned(job, counts), flush=True)
+    return measure(job)
+
+
+# %% [markdown]
+# What is about to be learned is shown first: how many parameters, how many tokens.
+
+# %%
+#| export
+def what_is_learned(
+    job: Job,     # the run
+    counts: dict, # what `audit` counted
+) -> str:         # three lines for people
+    "The run in words, before it begins."
+    model, config = job.trainer.model, job.config
+    trainable, total = trainable_parameters(model)
+    return "\n".join([
+        f"{model.get_base_model().name_or_path} on {job.device.name} ({job.device.dtype}); recipe {config.recipe}",
+        f"trainable parameters: {trainable:,} of {total:,} ({trainable/total:.2%})",
+        f"to learn: {counts['samples']} samples, {counts['tokens']:,} tokens, {counts['learned_tokens']:,} of them learned; "
+        f"{job.trainer.args.max_steps} steps of {config.resolved()['global_batch_size']} samples"])
 
 
 # %% [markdown]
@@ -571,52 +508,67 @@ def train(
 # %%
 #| export
 def measure(
-    config: FinetuneConfig, # the settings
-    run: Path,        # the run's folder
-    ranks,            # the `Ranks`
-    device,           # the `Device`
-    trainer,          # what `make_trainer` made
-    reporter,         # what `make_reporter` made
-    samples: dict,    # split name -> `Sample`s
-    maker: TextMaker, # tokenizer and template
-    report: dict,     # the data's report
-    too_long: dict,   # split name -> number of lines that were too long to learn
-) -> dict:            # the summary
+    job: Job, # the run, ready to start
+) -> dict:    # the summary
     "Score the base, train, load the best step, save the adapter, and write the summary."
-    score = lambda what: heldout_loss(trainer.model, samples[what], maker.tokenizer.pad_token_id, config.resolved()["micro_batch_size"], Progress(len(samples[what]), f"score {what}", "samples", show=ranks.is_main))
-    if config.resume: base = take_up(run, trainer, reporter)
+    run, trainer, resumed = job.run, job.trainer, last_checkpoint(job.run) if job.config.resume else 0
+    if job.config.resume: base = take_up(run, trainer, job.reporter)
     else:
-        base = score("valid")
+        base = job.score("valid")
         append_jsonl(run/"metrics.jsonl", {"step": 0, "epoch": 0, "valid_loss_nats": base})
-    if config.score_test:
-        with trainer.model.disable_adapter(): test_base = score("test")
-    reset_peak_memory(device); start = time.perf_counter()
-    resumed = last_checkpoint(run) if config.resume else 0
+    losses = {"valid_loss_nats_base": base}
+    if job.config.score_test:
+        with trainer.model.disable_adapter(): losses["test_loss_nats_base"] = job.score("test")
+    reset_peak_memory(job.device); start = time.perf_counter()
     if resumed >= trainer.args.max_steps: load_best(run, trainer, resumed)  # only the closing was missing
-    else: trainer.train(resume_from_checkpoint=config.resume or None)
-    train_s, peak = time.perf_counter() - start, peak_memory_gib(device)
-    best_step = int(str(trainer.state.best_model_checkpoint).rsplit("-", 1)[1])
-    best = score("valid")
-    require(abs(best - trainer.state.best_metric) < 1e-3*max(1, best), f"the checkpoint of step {best_step} scores {best:.4f} where {trainer.state.best_metric:.4f} was measured in training; it was not loaded as it was saved")
-    s, model = config.resolved(), trainer.model.get_base_model()
-    notes = {"base_model": model.name_or_path, "base_source": model.origin, "template": maker.template, "max_seq_len": s["max_seq_len"]}
-    speakers = report["speakers"] or list(report["all_speakers"])
-    if ranks.is_main: save_adapter(trainer.model, run/"adapter", {**notes, "speakers": {n: report["all_speakers"][n] for n in speakers}, "recipe": config.recipe, "data_sha256": report["data_sha256"]})
-    summary = {
-        "status": "done" if base - best >= LEAST_GAIN else "not better than the base", "stopped_early": reporter.stopped_early, "resumed_from_step": resumed, "base_model": notes["base_model"], "base_source": notes["base_source"], "recipe": config.recipe, "settings": s,
-        "device": device.name, "dtype": device.dtype, "world_size": ranks.world_size, "launcher": ranks.launcher, "trainable_parameters": trainable_parameters(trainer.model)[0],
-        "train_lines": report["sets"]["train"]["learned_lines"] - too_long["train"], "valid_lines": report["sets"]["valid"]["learned_lines"] - too_long["valid"], "too_long_lines": too_long,
-        "learned_tokens": trainer.learned_tokens, "real_tokens": trainer.real_tokens, "optimizer_steps": trainer.state.global_step,
-        "valid_loss_nats_base": base, "valid_loss_nats_best": best, "best_step": best_step}
-    if config.score_test: summary |= {"test_loss_nats_base": test_base, "test_loss_nats_best": score("test")}
-    summary |= {"tokens_per_s": trainer.real_tokens/max(reporter.step_s, 1e-9), "peak_mem_gib": peak, "train_s": train_s, "adapter": "adapter",
-                "data_sha256": report["data_sha256"], "script_sha256": report["script_sha256"], "provenance": provenance()}
-    if ranks.is_main:
-        import matplotlib.pyplot as plt
-        figure = plot_losses(run).figure
-        figure.savefig(run/"loss.png", dpi=110); plt.close(figure)
-        write_json(run/"summary.json", summary)  # last: a run with a summary is whole
+    else: trainer.train(resume_from_checkpoint=job.config.resume or None)
+    speed = {"tokens_per_s": trainer.real_tokens/max(job.reporter.step_s, 1e-9), "peak_mem_gib": peak_memory_gib(job.device), "train_s": time.perf_counter() - start}
+    best_step, best = int(str(trainer.state.best_model_checkpoint).rsplit("-", 1)[1]), job.score("valid")
+    require(abs(best - trainer.state.best_metric) < 1e-3*max(1, best), f"the checkpoint of step {best_step} scores {best:.4f} where {trainer.state.best_metric:.4f} "
+            "was measured in training; it was not loaded as it was saved")
+    losses |= {"valid_loss_nats_best": best, "best_step": best_step}
+    if job.config.score_test: losses["test_loss_nats_best"] = job.score("test")
+    summary = summarise(job, losses, speed, resumed)
+    if job.ranks.is_main: close_run(job, summary)
     return summary
+
+
+# %% [markdown]
+# The summary names all that shaped the result, so that two runs can be told apart, and one repeated:
+
+# %%
+#| export
+def summarise(
+    job: Job,     # the run, after training
+    losses: dict, # held-out losses in nats per token, and the step that was kept
+    speed: dict,  # tokens_per_s, peak_mem_gib, train_s (wall clock of this process, evaluations included)
+    resumed: int, # the step it was resumed from; 0: from the beginning
+) -> dict:        # the summary
+    "What is written down about a run."
+    config, trainer, report, base = job.config, job.trainer, job.report, job.trainer.model.get_base_model()
+    lines = {f"{n}_lines": report["sets"][n]["learned_lines"] - job.too_long[n] for n in ("train", "valid")}
+    gained = losses["valid_loss_nats_base"] - losses["valid_loss_nats_best"] >= LEAST_GAIN
+    return {"status": "done" if gained else "not better than the base", "stopped_early": job.reporter.stopped_early, "resumed_from_step": resumed,
+            "base_model": base.name_or_path, "base_source": base.origin, "recipe": config.recipe, "settings": config.resolved(),
+            "device": job.device.name, "dtype": job.device.dtype, "world_size": job.ranks.world_size, "launcher": job.ranks.launcher,
+            "trainable_parameters": trainable_parameters(trainer.model)[0], **lines, "too_long_lines": job.too_long,
+            "learned_tokens": trainer.learned_tokens, "real_tokens": trainer.real_tokens, "optimizer_steps": trainer.state.global_step,
+            **losses, **speed, "adapter": "adapter", "data_sha256": report["data_sha256"], "script_sha256": report["script_sha256"], "provenance": provenance()}
+
+
+def close_run(
+    job: Job,      # the run, after training
+    summary: dict, # what `summarise` made
+):
+    "Save the adapter with its notes, the picture, and last the summary: a run whose summary has results is whole."
+    import matplotlib.pyplot as plt
+    names = job.report["speakers"] or list(job.report["all_speakers"])
+    save_adapter(job.trainer.model, job.run/"adapter", {
+        "base_model": summary["base_model"], "base_source": summary["base_source"], "template": job.maker.template, "max_seq_len": summary["settings"]["max_seq_len"],
+        "speakers": {n: job.report["all_speakers"][n] for n in names}, "recipe": job.config.recipe, "data_sha256": job.report["data_sha256"]})
+    figure = plot_losses(job.run).figure
+    figure.savefig(job.run/"loss.png", dpi=110); plt.close(figure)
+    write_json(job.run/"summary.json", summary)
 
 
 # %% [markdown]

@@ -91,11 +91,12 @@ if demo:
 # | [05 lora](05_lora.ipynb) | low rank, the LoRA layer, parameter counts |
 # | [06 model](06_model.ipynb) | base models by name; adapters on, saved, loaded, merged |
 # | [07 infer](07_infer.ipynb) | finishing a line, and how long it takes |
+# | [08 evaluate](08_evaluate.ipynb) | the held-out loss, per token |
 # | [10 finetune](10_finetune.ipynb) | fine-tuning with Trainer |
 # | [13 launch](13_launch.ipynb) | chapters under papermill |
 # | [14 cli](14_cli.ipynb) | the command line |
 #
-# Chapters on packing, evaluation, the training loop by hand, the chat page, benchmarks and many ranks are to come; their numbers are kept free. Read with `jupyter lab nbs`. After a change: `.ci/book` exports the modules and refreshes the text twins in `nbs/_text/`, which show changes of notebooks as plain text.
+# Chapters on packing, the training loop by hand, the chat page, benchmarks, many ranks and more measures of a character are to come; their numbers are kept free. Read with `jupyter lab nbs`. After a change: `.ci/book` exports the modules and refreshes the text twins in `nbs/_text/`, which show changes of notebooks as plain text.
 
 # %% [markdown]
 # ## As a library

@@ -1,0 +1,148 @@
+# %%
+#| default_exp evaluate
+
+# %% [markdown]
+# # Evaluation
+#
+# > How well does a model guess the lines of scenes that it has never seen? One number, per token.
+#
+# Before a model is taught, one must be able to say how good it is. The number for that is the *held-out loss*: how improbable the model finds the lines of scenes that it was not trained on. The base model has one already, and fine-tuning should bring it down. The same loss, on training scenes, is what training minimises.
+#
+# This first version of the chapter holds that number alone. Whether a line sounds like its speaker, whether answers vary, whether the model only remembers: that needs other measures, which come later.
+
+# %%
+#| export
+from simpsons_llm.job import require
+
+# %%
+#| hide
+import math
+
+import torch
+
+from simpsons_llm.device import find_device
+from simpsons_llm.model import load_base
+from simpsons_llm.prepare import split_scenes
+from simpsons_llm.prompt import TextMaker, scene_samples
+from simpsons_llm.script import read_script
+
+
+# %% [markdown]
+# ## Samples side by side
+#
+# Several samples are read at once, so the shorter ones are filled up, on the right. With causal attention no real token sees what stands to its right, so no attention mask is needed, and the fast attention kernels can be used.
+
+# %%
+#| export
+class PadRight:
+    "Collator: samples side by side, filled up on the right with weight 0."
+    def __init__(self,
+        pad_id: int, # the padding token
+    ): self.pad_id = pad_id
+
+    def __call__(self,
+        samples: list, # dicts with input_ids and loss_weights
+    ) -> dict:         # input_ids (B x T, int64), loss_weights (B x T, float32), labels (B x T, -100 where nothing is learned), lengths (B)
+        import torch
+        longest = max(len(s["input_ids"]) for s in samples)
+        ids = torch.tensor([s["input_ids"] + [self.pad_id]*(longest - len(s["input_ids"])) for s in samples])
+        weights = torch.tensor([s["loss_weights"] + [0.0]*(longest - len(s["loss_weights"])) for s in samples])
+        return {"input_ids": ids, "loss_weights": weights, "labels": ids.masked_fill(weights == 0, -100), "lengths": torch.tensor([len(s["input_ids"]) for s in samples])}
+
+
+# %% [markdown]
+# ## A loss that counts tokens by their weight
+#
+# For each position a model computes *logits*: one number for each token of the vocabulary, from which the probabilities are made. With 49,152 tokens they are the largest thing in memory: a thousand tokens take 200 MB, and as much again for their gradients. Positions from which nothing is learned need none. `logits_to_keep` tells the model at which positions to compute them.
+#
+# The loss of several batches together is $\sum w_t \, \ell_t / \sum w_t$ over *all* their tokens, where $\ell_t$ is the negative log-probability of token $t$ in nats and $w_t$ its weight. Averaging each batch first and then the averages would count tokens of short batches more, as an example below shows.
+
+# %%
+#| export
+def token_losses(
+    model,   # a causal language model
+    batch: dict, # what `PadRight` makes, on the model's device
+) -> tuple:  # (losses in nats, B x K; weights, B x K), where K counts the positions of which at least one sample learns
+    "Negative log-probability of the learned tokens."
+    import torch
+    weights = batch["loss_weights"][:, 1:]
+    keep = (weights > 0).any(0).nonzero().squeeze(1)  # position t predicts token t + 1
+    logits = model(input_ids=batch["input_ids"], logits_to_keep=keep, use_cache=False).logits.float()
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["input_ids"][:, keep + 1].flatten(), reduction="none")
+    return losses.view(logits.shape[:2]), weights[:, keep]
+
+
+# %% [markdown]
+# Nothing is lost by leaving positions out: the same loss as with all logits.
+
+# %% tags=["check"]
+cpu = find_device("cpu", "float32")
+tiny, tiny_tokenizer = load_base("tiny", cpu)
+scenes = split_scenes(read_script("springfield").scenes)["valid"][:3]
+samples, _ = scene_samples(scenes, TextMaker(tiny_tokenizer), ["Homer Simpson"], max_seq_len=900, context_weight=0.5)
+batch = PadRight(tiny_tokenizer.pad_token_id)([{"input_ids": s.input_ids, "loss_weights": s.loss_weights} for s in samples[:3]])
+losses, weights = token_losses(tiny, batch)
+whole = torch.nn.functional.cross_entropy(tiny(input_ids=batch["input_ids"]).logits[:, :-1].flatten(0, 1), batch["input_ids"][:, 1:].flatten(), reduction="none")
+assert torch.allclose((losses*weights).sum(), (whole*batch["loss_weights"][:, 1:].flatten()).sum(), rtol=1e-5)
+alone = [(lambda l, w: (l*w).sum())(*token_losses(tiny, PadRight(0)([{"input_ids": s.input_ids, "loss_weights": s.loss_weights}]))) for s in samples[:3]]
+assert torch.allclose(sum(alone), (losses*weights).sum(), rtol=1e-5)  # filling up changes nothing
+assert {0.5, 1.0} <= set(weights.unique().tolist())
+
+# %% [markdown]
+# Two batches, one with many learned tokens and one with few: the mean over tokens, and the mean of the two means.
+
+# %% tags=["example"]
+sums = [tuple(x.item() for x in ((l*w).sum(), w.sum())) for l, w in (token_losses(tiny, PadRight(0)([{"input_ids": samples[0].input_ids[:n], "loss_weights": samples[0].loss_weights[:n]}])) for n in (900, 150))]
+print(f"{sums[0][1]:.0f} and {sums[1][1]:.0f} learned tokens (by weight): {sum(l for l, _ in sums)/sum(w for _, w in sums):.4f} nats over tokens, {sum(l/w for l, w in sums)/2:.4f} as a mean of means")
+
+
+# %% [markdown]
+# ## Held-out loss, per token
+#
+# The number by which a model is judged: the mean over all learned tokens of the held-out lines, in nats. Not the mean of batch means, which depends on how lines happen to be batched. Only tokens of full weight count.
+#
+# Compare this number only between runs with the same base model, data, view, template and context. Another tokenizer cuts the text into other tokens; another view gives the model other context.
+
+# %%
+#| export
+def heldout_loss(
+    model,       # a causal language model
+    samples: list, # `Sample`s
+    pad_id: int, # the padding token
+    batch_size: int = 4, # samples at once
+    progress=None, # called with the number of samples done
+) -> float:      # nats per learned token
+    "Mean negative log-probability of the held-out tokens to learn."
+    import torch
+    was_training, total, count, done = model.training, 0.0, 0, 0
+    model.eval()
+    collate, ordered = PadRight(pad_id), sorted(samples, key=lambda s: len(s.input_ids))
+    with torch.no_grad():
+        for i in range(0, len(ordered), batch_size):
+            part = ordered[i:i + batch_size]
+            batch = {k: v.to(model.device) for k, v in collate([{"input_ids": s.input_ids, "loss_weights": s.loss_weights} for s in part]).items()}
+            losses, weights = token_losses(model, batch)
+            total += losses[weights == 1].cpu().double().sum().item(); count += int((weights == 1).sum()); done += len(part)
+            if progress: progress(done)
+    model.train(was_training)
+    require(count, "no held-out token is to be learned; check the speakers of the data")
+    return total/count
+
+
+# %% tags=["check"]
+one, four = (heldout_loss(tiny, samples, tiny_tokenizer.pad_token_id, batch_size=n) for n in (1, 4))
+assert abs(one - four) < 1e-5 and abs(one - math.log(len(tiny_tokenizer))) < 0.3  # a random model knows nothing: about ln(vocabulary)
+print(f"random model: {one:.3f} nats per token; guessing among {len(tiny_tokenizer)} tokens: {math.log(len(tiny_tokenizer)):.3f}")
+
+# %% [markdown]
+# And the real base model, on the first two validation scenes of the book's script. It knows English well, these people not at all:
+
+# %% tags=["example"]
+where = find_device()
+base, tokenizer = load_base("smollm2-135m", where)
+real, _ = scene_samples(scenes[:2], TextMaker(tokenizer))
+before = heldout_loss(base, real, tokenizer.pad_token_id)
+print(f"{before:.3f} nats per token, that is, the right token gets {math.exp(-before):.1%} (geometric mean); evenly among {len(tokenizer):,} tokens it would be {math.log(len(tokenizer)):.1f} nats")
+
+# %% tags=["check"]
+assert before < 0.5*math.log(len(tokenizer))
