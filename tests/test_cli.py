@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from simpsons_llm.cli import main
+
 BIN = Path(sys.executable).parent
 TINY = ["--base-model", "tiny", "--max-seq-len", "1200"]
 
@@ -110,13 +112,21 @@ def test_a_notebook_of_ones_own(place):
     (["infer", "--base-model", "broken.gguf"], "could not be loaded"),
     (["frobnicate"], "frobnicate"),
 ])
-def test_bad_input_is_told_in_one_sentence(place, words, says):
+def test_bad_input_is_told_in_one_sentence(place, words, says, monkeypatch, capfd):
     (place/"shopping.csv").write_text("item,price\ndonut,1\n")
     from simpsons_llm.script import COLUMNS
     (place/"broken.gguf").write_bytes(b"not a model")
     (place/"short.csv").write_text(",".join(COLUMNS) + "\n1,2,3\n")
-    done = cli(*words, cwd=place, ok=2)
-    assert says in done.stderr and "Traceback" not in done.stderr + done.stdout
+    monkeypatch.chdir(place)
+    assert main(words) == 2
+    out, err = capfd.readouterr()
+    assert says in err and "Traceback" not in err + out
+
+
+def test_bad_input_in_a_process_of_its_own(place):
+    "The same through the installed command: exit code 2, one line on standard error, nothing on standard output."
+    done = cli("prepare", "--script", "nowhere.csv", cwd=place, ok=2)
+    assert done.stderr.count("\n") == 1 and not done.stdout
 
 
 def test_debug_shows_the_traceback(place):

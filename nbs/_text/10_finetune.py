@@ -688,13 +688,5 @@ maker = TextMaker(tokenizer, notes["template"])
 parts, report = run_data(config, Path(config.run))
 pd.DataFrame(before_after(again, maker, heldout_moments(parts["valid"], list(notes["speakers"])[:3], most_scenes=1)))
 
-# %% [markdown]
-# The adapter on disk gives the loss that was measured: loaded into a fresh base model, on the same held-out lines.
-
-# %% tags=["check"]
-valid = make_samples(config, maker, parts, report["speakers"])[0]["valid"]
-loaded = heldout_loss(again, valid, tokenizer.pad_token_id, config.resolved()["micro_batch_size"])
-assert abs(loaded - summary["valid_loss_nats_best"]) < 1e-3, (loaded, summary["valid_loss_nats_best"])
-
 # %%
 pd.Series(summary["provenance"], name="provenance").to_frame()

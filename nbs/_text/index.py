@@ -14,10 +14,10 @@
 # python -m pip install -c constraints.txt -e ".[dev]" && simpsons-llm demo
 # ```
 #
-# The second runs every chapter from a clean kernel, then the tests:
+# The second runs every chapter top to bottom, then the tests, in about ten minutes on two cores (one chapter at a time, since fine-tuning uses all cores):
 #
 # ```bash
-# nbdev_test --n_workers 2 && python -m pytest -q
+# nbdev_test --n_workers 1 && python -m pytest -q
 # ```
 #
 # `constraints.txt` pins every version. It names PyTorch 2.13.0; for XPU or another CUDA version install PyTorch from its own index first.
