@@ -16,7 +16,7 @@ class PadRight:
     ): self.pad_id = pad_id
 
     def __call__(self,
-        samples: list, # dicts with input_ids and loss_weights
+        samples: list, # what `Sample.features` gives: dicts with input_ids and loss_weights
     ) -> dict:         # input_ids (B x T, int64), loss_weights (B x T, float32), labels (B x T, -100 where nothing is learned), lengths (B)
         import torch
         longest = max(len(s["input_ids"]) for s in samples)
@@ -53,7 +53,7 @@ def heldout_loss(
     with torch.no_grad():
         for i in range(0, len(ordered), batch_size):
             part = ordered[i:i + batch_size]
-            batch = {k: v.to(model.device) for k, v in collate([{"input_ids": s.input_ids, "loss_weights": s.loss_weights} for s in part]).items()}
+            batch = {k: v.to(model.device) for k, v in collate([s.features() for s in part]).items()}
             losses, weights = token_losses(model, batch)
             total += losses[weights == 1].cpu().double().sum().item(); count += int((weights == 1).sum()); done += len(part)
             if progress: progress(done)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'LEAST_GAIN', 'RESULTS', 'FinetuneConfig', 'accumulation_steps', 'make_trainer', 'training_arguments',
-           'make_reporter', 'run_data', 'make_samples', 'open_run', 'finetune', 'Job', 'train', 'what_is_learned',
-           'measure', 'summarise', 'close_run', 'last_checkpoint', 'take_up', 'load_best', 'plot_losses',
-           'summary_text']
+           'make_reporter', 'data_folder', 'run_data', 'make_samples', 'open_run', 'finetune', 'Job', 'train',
+           'what_is_learned', 'measure', 'summarise', 'close_run', 'last_checkpoint', 'take_up', 'load_best',
+           'plot_losses', 'summary_text']
 
 # %% ../nbs/10_finetune.ipynb #10-03
 import json
@@ -134,7 +134,7 @@ def make_trainer(
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
 
-    plain = [{"input_ids": s.input_ids, "loss_weights": s.loss_weights} for s in train]
+    plain = [s.features() for s in train]
     trainer = ScriptTrainer(model=model, args=arguments, train_dataset=plain, eval_dataset=plain[:1], data_collator=PadRight(pad_id), callbacks=list(callbacks))
     trainer.model_accepts_loss_kwargs = trainer.loss_is_scaled_for_ga = True  # the loss above is already that of the global batch
     return trainer
@@ -209,17 +209,23 @@ def make_reporter(
     return Reporter()
 
 # %% ../nbs/10_finetune.ipynb #10-22
+def data_folder(
+    config: FinetuneConfig, # the settings
+) -> Path:                  # what `load_data` reads
+    "Where the prepared data of a run lies."
+    return Path(config.data) if Path(config.data).is_dir() else Path(config.run)/"data"
+
+
 def run_data(
     config: FinetuneConfig, # the settings
-    run: Path,              # the run's folder
 ) -> tuple:                 # (split name -> `Scene`s, report)
-    "Prepared data of a run."
-    folder = Path(config.data)
-    if folder.is_dir(): return load_data(folder)
-    if config.data != "springfield" and not folder.is_file():
-        raise FileNotFoundError(f"no data at {config.data}; give a folder that prepare wrote, or a script file")
-    prepare(PrepareConfig(script=config.data, out=str(run/"data")))
-    return load_data(run/"data")
+    "Prepared data of a run; a script is prepared first."
+    folder = data_folder(config)
+    if folder != Path(config.data):
+        if config.data != "springfield" and not Path(config.data).is_file():
+            raise FileNotFoundError(f"no data at {config.data}; give a folder that prepare wrote, or a script file")
+        prepare(PrepareConfig(script=config.data, out=str(folder)))
+    return load_data(folder)
 
 # %% ../nbs/10_finetune.ipynb #10-24
 def make_samples(
@@ -311,7 +317,7 @@ def train(
 ) -> dict:                  # the summary
     "Load data and model, build the trainer, and hand over to `measure`."
     from transformers import PrinterCallback
-    s, (parts, report) = config.resolved(), run_data(config, run)
+    s, (parts, report) = config.resolved(), run_data(config)
     model, tokenizer = load_base(config.base_model, device)
     maker = TextMaker(tokenizer, s["template"])
     samples, too_long = make_samples(config, maker, parts, report["speakers"])

@@ -8,7 +8,6 @@ __all__ = ['LEAVE_OUT', 'FOLDER', 'job_notebook', 'plain_value', 'read_parameter
 
 # %% ../nbs/13_launch.ipynb #13-02
 import difflib
-import json
 import os
 import re
 import sys
@@ -16,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from .device import find_ranks
-from .job import find_chapter, open_folder, parameters_of, require, set_aside
+from .job import find_chapter, open_folder, parameters_of, read_json, require, set_aside
 
 # %% ../nbs/13_launch.ipynb #13-05
 LEAVE_OUT = {"check", "example"}
@@ -142,7 +141,7 @@ def list_runs(
     rows = []
     for path in sorted(Path(root).rglob("summary.json"), key=lambda p: -p.stat().st_mtime):
         if "earlier" in path.parts: continue
-        try: s = json.loads(path.read_text(encoding="utf8"))
+        try: s = read_json(path)
         except ValueError: s = {"status": "unreadable summary"}
         names = ("status", "base_model", "recipe", "view", "template", "device", "world_size", "optimizer_steps", "best_step", "valid_loss_nats_base", "valid_loss_nats_best", "tokens_per_s", "peak_mem_gib", "train_s")
         rows.append({"run": str(path.parent), **{n: s.get(n, s.get("settings", {}).get(n)) for n in names}})

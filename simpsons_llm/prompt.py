@@ -139,6 +139,10 @@ class Sample:
         "Number of tokens that are learned."
         return sum(w > 0 for w in self.loss_weights)
 
+    def features(self) -> dict:
+        "As a dict, which is what Trainer and collators read."
+        return {"input_ids": self.input_ids, "loss_weights": self.loss_weights}
+
 # %% ../nbs/03_prompt.ipynb #03-23
 def row_samples(
     scenes: list,            # `Scene`s

@@ -43,7 +43,7 @@ def test_the_saved_adapter_gives_the_measured_loss(run, data):
     folder, summary = run
     model, tokenizer, notes = load_adapter(folder/"adapter", find_device("cpu"))
     config = FinetuneConfig(data=data, run=str(folder), **TINY)
-    parts, report = run_data(config, folder)
+    parts, report = run_data(config)
     valid = make_samples(config, TextMaker(tokenizer, notes["template"]), parts, report["speakers"])[0]["valid"]
     assert heldout_loss(model, valid, tokenizer.pad_token_id) == pytest.approx(summary["valid_loss_nats_best"], abs=1e-5)
     best = min((r["valid_loss_nats"], r["step"]) for r in read_jsonl(folder/"metrics.jsonl") if "valid_loss_nats" in r)

@@ -254,6 +254,10 @@ class Sample:
         "Number of tokens that are learned."
         return sum(w > 0 for w in self.loss_weights)
 
+    def features(self) -> dict:
+        "As a dict, which is what Trainer and collators read."
+        return {"input_ids": self.input_ids, "loss_weights": self.loss_weights}
+
 
 # %% [markdown]
 # **`rows`** is the seed's view: one sample for each line to learn, with the lines before it as context. Simple, and expensive: a line is read again as context for each of the lines that follow.

@@ -23,7 +23,7 @@ import torch
 from simpsons_llm.device import find_device
 from simpsons_llm.model import load_base
 from simpsons_llm.prepare import split_scenes
-from simpsons_llm.prompt import TextMaker, scene_samples
+from simpsons_llm.prompt import Sample, TextMaker, scene_samples
 from simpsons_llm.script import read_script
 
 
@@ -41,7 +41,7 @@ class PadRight:
     ): self.pad_id = pad_id
 
     def __call__(self,
-        samples: list, # dicts with input_ids and loss_weights
+        samples: list, # what `Sample.features` gives: dicts with input_ids and loss_weights
     ) -> dict:         # input_ids (B x T, int64), loss_weights (B x T, float32), labels (B x T, -100 where nothing is learned), lengths (B)
         import torch
         longest = max(len(s["input_ids"]) for s in samples)
@@ -80,11 +80,11 @@ cpu = find_device("cpu", "float32")
 tiny, tiny_tokenizer = load_base("tiny", cpu)
 scenes = split_scenes(read_script("springfield").scenes)["valid"][:3]
 samples, _ = scene_samples(scenes, TextMaker(tiny_tokenizer), ["Homer Simpson"], max_seq_len=900, context_weight=0.5)
-batch = PadRight(tiny_tokenizer.pad_token_id)([{"input_ids": s.input_ids, "loss_weights": s.loss_weights} for s in samples[:3]])
+batch = PadRight(tiny_tokenizer.pad_token_id)([s.features() for s in samples[:3]])
 losses, weights = token_losses(tiny, batch)
 whole = torch.nn.functional.cross_entropy(tiny(input_ids=batch["input_ids"]).logits[:, :-1].flatten(0, 1), batch["input_ids"][:, 1:].flatten(), reduction="none")
 assert torch.allclose((losses*weights).sum(), (whole*batch["loss_weights"][:, 1:].flatten()).sum(), rtol=1e-5)
-alone = [(lambda l, w: (l*w).sum())(*token_losses(tiny, PadRight(0)([{"input_ids": s.input_ids, "loss_weights": s.loss_weights}]))) for s in samples[:3]]
+alone = [(lambda l, w: (l*w).sum())(*token_losses(tiny, PadRight(0)([s.features()]))) for s in samples[:3]]
 assert torch.allclose(sum(alone), (losses*weights).sum(), rtol=1e-5)  # filling up changes nothing
 assert {0.5, 1.0} <= set(weights.unique().tolist())
 
@@ -92,7 +92,7 @@ assert {0.5, 1.0} <= set(weights.unique().tolist())
 # Two batches, one with many learned tokens and one with few: the mean over tokens, and the mean of the two means.
 
 # %% tags=["example"]
-sums = [tuple(x.item() for x in ((l*w).sum(), w.sum())) for l, w in (token_losses(tiny, PadRight(0)([{"input_ids": samples[0].input_ids[:n], "loss_weights": samples[0].loss_weights[:n]}])) for n in (900, 150))]
+sums = [tuple(x.item() for x in ((l*w).sum(), w.sum())) for l, w in (token_losses(tiny, PadRight(0)([Sample(samples[0].input_ids[:n], samples[0].loss_weights[:n]).features()])) for n in (900, 150))]
 print(f"{sums[0][1]:.0f} and {sums[1][1]:.0f} learned tokens (by weight): {sum(l for l, _ in sums)/sum(w for _, w in sums):.4f} nats over tokens, {sum(l/w for l, w in sums)/2:.4f} as a mean of means")
 
 
@@ -120,7 +120,7 @@ def heldout_loss(
     with torch.no_grad():
         for i in range(0, len(ordered), batch_size):
             part = ordered[i:i + batch_size]
-            batch = {k: v.to(model.device) for k, v in collate([{"input_ids": s.input_ids, "loss_weights": s.loss_weights} for s in part]).items()}
+            batch = {k: v.to(model.device) for k, v in collate([s.features() for s in part]).items()}
             losses, weights = token_losses(model, batch)
             total += losses[weights == 1].cpu().double().sum().item(); count += int((weights == 1).sum()); done += len(part)
             if progress: progress(done)

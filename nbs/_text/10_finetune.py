@@ -225,7 +225,7 @@ def make_trainer(
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
 
-    plain = [{"input_ids": s.input_ids, "loss_weights": s.loss_weights} for s in train]
+    plain = [s.features() for s in train]
     trainer = ScriptTrainer(model=model, args=arguments, train_dataset=plain, eval_dataset=plain[:1], data_collator=PadRight(pad_id), callbacks=list(callbacks))
     trainer.model_accepts_loss_kwargs = trainer.loss_is_scaled_for_ga = True  # the loss above is already that of the global batch
     return trainer
@@ -331,17 +331,23 @@ def make_reporter(
 
 # %%
 #| export
+def data_folder(
+    config: FinetuneConfig, # the settings
+) -> Path:                  # what `load_data` reads
+    "Where the prepared data of a run lies."
+    return Path(config.data) if Path(config.data).is_dir() else Path(config.run)/"data"
+
+
 def run_data(
     config: FinetuneConfig, # the settings
-    run: Path,              # the run's folder
 ) -> tuple:                 # (split name -> `Scene`s, report)
-    "Prepared data of a run."
-    folder = Path(config.data)
-    if folder.is_dir(): return load_data(folder)
-    if config.data != "springfield" and not folder.is_file():
-        raise FileNotFoundError(f"no data at {config.data}; give a folder that prepare wrote, or a script file")
-    prepare(PrepareConfig(script=config.data, out=str(run/"data")))
-    return load_data(run/"data")
+    "Prepared data of a run; a script is prepared first."
+    folder = data_folder(config)
+    if folder != Path(config.data):
+        if config.data != "springfield" and not Path(config.data).is_file():
+            raise FileNotFoundError(f"no data at {config.data}; give a folder that prepare wrote, or a script file")
+        prepare(PrepareConfig(script=config.data, out=str(folder)))
+    return load_data(folder)
 
 
 # %% [markdown]
@@ -460,7 +466,7 @@ def train(
 ) -> dict:                  # the summary
     "Load data and model, build the trainer, and hand over to `measure`."
     from transformers import PrinterCallback
-    s, (parts, report) = config.resolved(), run_data(config, run)
+    s, (parts, report) = config.resolved(), run_data(config)
     model, tokenizer = load_base(config.base_model, device)
     maker = TextMaker(tokenizer, s["template"])
     samples, too_long = make_samples(config, maker, parts, report["speakers"])
@@ -685,7 +691,7 @@ pd.Series({k: round(v, 4) if isinstance(v, float) else v for k, v in facts.items
 where = find_device(config.device, config.dtype)
 again, tokenizer, notes = load_adapter(Path(config.run)/summary["adapter"], where)
 maker = TextMaker(tokenizer, notes["template"])
-parts, report = run_data(config, Path(config.run))
+parts, _ = load_data(data_folder(config))
 pd.DataFrame(before_after(again, maker, heldout_moments(parts["valid"], list(notes["speakers"])[:3], most_scenes=1)))
 
 # %%

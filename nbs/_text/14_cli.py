@@ -12,7 +12,6 @@
 #| export
 import builtins
 import inspect
-import json
 import re
 import sys
 import traceback
@@ -23,7 +22,7 @@ from typing import Annotated, List, Optional
 import typer
 
 import simpsons_llm
-from simpsons_llm.job import field_help, format_seconds
+from simpsons_llm.job import field_help, format_seconds, read_json
 
 # %%
 #| hide
@@ -121,11 +120,19 @@ def show_before_after(
     rows: list, # what `infer` found at held-out moments
 ):
     "Real line, base and fine-tuned model side by side."
-    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
     table = Table(show_lines=True, title="scenes that were never seen in training")
     for name in ("line before", "asked", "real line", "base model", "fine-tuned"): table.add_column(name, no_wrap=False, ratio=1 if name == "asked" else 3, overflow="fold")
-    for r in rows: table.add_row(*(x.replace("[", r"\[") for x in (r["before"], r["speaker"], r["real"], r["base"], r["tuned"])))
+    for r in rows: table.add_row(*map(escape, (r["before"], r["speaker"], r["real"], r["base"], r["tuned"])))
+    print_table(table)
+
+
+def print_table(
+    table, # a rich Table
+):
+    "As wide as the terminal, or wide enough to read where there is none."
+    from rich.console import Console
     Console(width=None if sys.stdout.isatty() else 150).print(table)
 
 
@@ -197,14 +204,14 @@ def doctor():
 
     \b
     simpsons-llm doctor"""
-    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
     from simpsons_llm.device import doctor as examine
     rows = examine()
     table = Table(show_header=True, box=None)
     for name in ("", "item", "value", "hint"): table.add_column(name, overflow="fold")
-    for r in rows: table.add_row({True: "ok", False: "no", None: "-"}[r["ok"]], *(str(r[k]).replace("[", r"\[") for k in ("item", "value", "hint")))
-    Console(width=None if sys.stdout.isatty() else 150).print(table)
+    for r in rows: table.add_row({True: "ok", False: "no", None: "-"}[r["ok"]], *(escape(str(r[k])) for k in ("item", "value", "hint")))
+    print_table(table)
     if any(r["ok"] is False for r in rows): raise typer.Exit(1)
 
 
@@ -234,8 +241,8 @@ def demo(
     notebooks.append(run_chapter("finetune", folder/"finetune", {"data": str(folder/"data"), "base_model": base_model, "epochs": epochs, "max_minutes": max_minutes, "score_test": True}))
     print("3/3  let the characters speak in test scenes", flush=True)
     notebooks.append(run_chapter("infer", folder/"infer", {"data": str(folder/"data"), "adapter": str(folder/"finetune"/"adapter")}, show=False))
-    summary = json.loads((folder/"finetune"/"summary.json").read_text(encoding="utf8"))
-    show_before_after(json.loads((folder/"infer"/"answers.json").read_text(encoding="utf8"))["before_after"])
+    summary = read_json(folder/"finetune"/"summary.json")
+    show_before_after(read_json(folder/"infer"/"answers.json")["before_after"])
     print(summary_text(summary))
     print(f"loss curve: {folder/'finetune'/'loss.png'}\nexecuted notebooks: {', '.join(map(str, notebooks))}")
     print(f"the demo took {format_seconds(time.perf_counter() - begin)}; ask Homer yourself:\n  simpsons-llm infer --adapter {folder/'finetune'/'adapter'} --speaker \"Homer Simpson\" \"Marge Simpson: Homer, the dog is wearing your tie again.\"")

@@ -8,7 +8,7 @@
 # %% [markdown]
 # ## Two commands
 #
-# In a clone of this repository, with Python 3.11.5 or newer (the package itself runs on 3.10; the pinned versions need 3.11.5). The first installs and then does the whole way, from the script that comes with the package to a character that answers. It fetches 93 MB of weights once; after that everything works offline. The demo itself takes less than ten minutes on two cores:
+# In a clone of this repository, with Python 3.11.5 or newer (the pinned versions need it; the package's own code keeps to Python 3.10, and its tests run on 3.11). The first installs and then does the whole way, from the script that comes with the package to a character that answers. It fetches 93 MB of weights once; after that everything works offline. The demo itself takes less than ten minutes on two cores:
 #
 # ```bash
 # python -m pip install -c constraints.txt -e ".[dev]" && simpsons-llm demo
@@ -115,4 +115,4 @@ script = read_script("springfield")
 #
 # ## Licence
 #
-# Apache-2.0, for code, words and the script in `simpsons_llm/data/`. The characters' names belong to their owners; no line was taken from the show. The base models have licences of their own.
+# Apache-2.0, for code, words and the script in `simpsons_llm/data/`. The characters' names belong to their owners; the script was written for this project, and none of its lines was taken from the show. The base models have licences of their own.
