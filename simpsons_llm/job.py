@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['coerce', 'JobConfig', 'require', 'field_help', 'chapters_dir', 'find_chapter', 'read_json', 'parameters_of',
-           'same_parameters', 'open_folder', 'write_text', 'write_json', 'append_jsonl', 'read_jsonl', 'set_aside',
-           'format_seconds', 'Progress', 'sha256', 'git_revision', 'provenance']
+           'same_parameters', 'open_folder', 'cache_dir', 'write_text', 'write_json', 'append_jsonl', 'read_jsonl',
+           'set_aside', 'format_seconds', 'Progress', 'collector_off', 'sha256', 'git_revision', 'provenance']
 
 # %% ../nbs/00_job.ipynb #00-02
 import ast
+import gc
 import hashlib
 import json
 import linecache
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 import warnings
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -158,6 +160,12 @@ def open_folder(
     return path
 
 # %% ../nbs/00_job.ipynb #00-34
+def cache_dir() -> Path:
+    "$SIMPSONS_LLM_CACHE, else simpsons_llm in the user's cache folder."
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache"
+    return Path(os.environ.get("SIMPSONS_LLM_CACHE") or Path(cache)/"simpsons_llm")
+
+# %% ../nbs/00_job.ipynb #00-36
 def write_text(
     path,      # the file
     text: str, # its new contents
@@ -177,7 +185,7 @@ def write_json(
     "Write JSON atomically, readable and with UTF-8 kept as it is."
     return write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
-# %% ../nbs/00_job.ipynb #00-36
+# %% ../nbs/00_job.ipynb #00-38
 def append_jsonl(
     path,      # the file, one JSON object a line
     row: dict, # what to add
@@ -194,7 +202,7 @@ def read_jsonl(
     try: return [json.loads(row) for row in rows]
     except ValueError as e: raise ValueError(f"{path} is not valid JSONL ({e}); make it again") from None
 
-# %% ../nbs/00_job.ipynb #00-39
+# %% ../nbs/00_job.ipynb #00-41
 def set_aside(
     folder,      # a run's folder
     names: list, # files and folders of an earlier run, where present
@@ -209,7 +217,7 @@ def set_aside(
     for p in there: shutil.move(str(p), to/p.name)
     return to
 
-# %% ../nbs/00_job.ipynb #00-42
+# %% ../nbs/00_job.ipynb #00-44
 def format_seconds(
     seconds: float, # a duration in seconds
 ) -> str:           # such as "48 s", "3 min 05 s", "2 h 10 min"
@@ -219,7 +227,7 @@ def format_seconds(
     if s < 3600: return f"{s // 60} min {s % 60:02d} s"
     return f"{s // 3600} h {s % 3600 // 60:02d} min"
 
-# %% ../nbs/00_job.ipynb #00-43
+# %% ../nbs/00_job.ipynb #00-45
 class Progress:
     "Plain progress lines: done, share, time left. At most one every `every_s` seconds, and always the last."
     def __init__(self,
@@ -243,7 +251,16 @@ class Progress:
         left = f"{format_seconds(spent*(self.total - done)/done)} left" if 0 < done < self.total else f"{format_seconds(spent)} in all" if done else ""
         print("  ".join(x for x in (self.what, f"{done:g}/{self.total:g} {self.unit}", f"{100*done/self.total:3.0f} %", left, note) if x), flush=True)
 
-# %% ../nbs/00_job.ipynb #00-47
+# %% ../nbs/00_job.ipynb #00-49
+@contextmanager
+def collector_off():
+    "Make many small objects without looking for garbage among them."
+    was_on = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally: gc.enable() if was_on else None
+
+# %% ../nbs/00_job.ipynb #00-52
 def sha256(
     path, # a file
 ) -> str: # 64 hexadecimal digits
@@ -253,7 +270,7 @@ def sha256(
         while piece := f.read(1 << 20): h.update(piece)
     return h.hexdigest()
 
-# %% ../nbs/00_job.ipynb #00-49
+# %% ../nbs/00_job.ipynb #00-54
 def git_revision() -> str | None:
     "The revision of the checkout this package runs from, with `+` if files differ from it; None outside a checkout."
     root = Path(simpsons_llm.__file__).resolve().parent.parent

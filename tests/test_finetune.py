@@ -44,7 +44,7 @@ def test_the_saved_adapter_gives_the_measured_loss(run, data):
     model, tokenizer, notes = load_adapter(folder/"adapter", find_device("cpu"))
     config = FinetuneConfig(data=data, run=str(folder), **TINY)
     parts, report = run_data(config)
-    valid = make_samples(config, TextMaker(tokenizer, notes["template"]), parts, report["speakers"])[0]["valid"]
+    valid = make_samples(config, TextMaker(tokenizer, notes["template"]), parts, report)[0]["valid"]
     assert heldout_loss(model, valid, tokenizer.pad_token_id) == pytest.approx(summary["valid_loss_nats_best"], abs=1e-5)
     best = min((r["valid_loss_nats"], r["step"]) for r in read_jsonl(folder/"metrics.jsonl") if "valid_loss_nats" in r)
     assert best[1] == summary["best_step"] and best[0] == pytest.approx(summary["valid_loss_nats_best"], abs=1e-5)
@@ -55,6 +55,28 @@ def test_micro_batches_give_the_same_as_one_batch(data, tmp_path):
     for micro in (8, 4, 2, 1):
         finetune(FinetuneConfig(data=data, run=str(tmp_path/str(micro)), global_batch_size=8, micro_batch_size=micro, max_steps=4, eval_steps=4, **TINY))
         if micro != 8: same(tmp_path/"8", tmp_path/str(micro), 1e-5)
+
+
+def test_packed_batches_give_the_same_as_padded_ones(data, tmp_path, monkeypatch):
+    "The same order of samples, end to end and filled up: the same losses and adapter."
+    from simpsons_llm.finetune import training_arguments
+    monkeypatch.setattr("simpsons_llm.finetune.training_arguments", lambda *args: training_arguments(*args[:4], False))
+    for packing in ("none", "flat"):
+        finetune(FinetuneConfig(data=data, run=str(tmp_path/packing), packing=packing, global_batch_size=4, micro_batch_size=2, max_steps=4, eval_steps=4, **TINY))
+    same(tmp_path/"none", tmp_path/"flat", 1e-5)
+
+
+def test_rows_of_a_fixed_length_learn_every_sample_once(data, tmp_path, capsys):
+    summary = finetune(FinetuneConfig(data=data, run=str(tmp_path/"rows"), packing="rows", row_len=2400, epochs=1, eval_steps=4, global_batch_size=2, micro_batch_size=1, **TINY))
+    flat = finetune(FinetuneConfig(data=data, run=str(tmp_path/"flat"), packing="flat", epochs=1, eval_steps=100, global_batch_size=4, micro_batch_size=4, **TINY))
+    assert summary["learned_tokens"] == flat["learned_tokens"] and summary["real_tokens"] == flat["real_tokens"] and "% full" in capsys.readouterr().out
+    assert "learned" in (tmp_path/"rows"/"audit.html").read_text()
+
+
+def test_packing_is_refused_where_the_model_cannot(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("simpsons_llm.finetune.can_isolate", lambda model: "its layers look back over a window only")
+    with pytest.raises(ValueError, match="packing=flat was given, but this model cannot be packed: its layers"): finetune(FinetuneConfig(data=data, run=str(tmp_path/"x"), packing="flat", **TINY))
+    assert finetune(FinetuneConfig(data=data, run=str(tmp_path/"y"), max_steps=1, **TINY))["optimizer_steps"] == 1
 
 
 @pytest.mark.parametrize("killed_after", [4, 8])

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simpsons_llm.prompt import TEMPLATES, TextMaker, audit, byte_tokenizer, prompt_ids, row_samples, scene_samples
+from simpsons_llm.prompt import TEMPLATES, TextMaker, byte_tokenizer, prompt_ids
+from simpsons_llm.samples import audit, row_samples, scene_samples
 from simpsons_llm.script import Line, Scene, read_script
 
 
@@ -30,33 +31,46 @@ def word_pieces(kind):
 
 
 MADE = {}
+CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+BRACKETS = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns must alternate') }}{% endif %}{% if m['role'] == 'user' %}<bos>[INST] {{ m['content'] | trim }} [/INST]{% else %} {{ m['content'] | trim }} <eos>{% endif %}{% endfor %}"
+CHATS = {"chat": CHATML, "chat in brackets": BRACKETS}
+FORMS = ["script", "alpaca", *CHATS]
 
 
-def maker_of(kind, template):
-    if kind not in MADE: MADE[kind] = byte_tokenizer() if kind == "bytes" else word_pieces(kind)
-    return TextMaker(MADE[kind], template)
+def maker_of(kind, form):
+    if kind not in MADE:
+        MADE[kind] = byte_tokenizer() if kind == "bytes" else word_pieces(kind)
+        MADE[kind].add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    MADE[kind].chat_template = CHATS.get(form)
+    return TextMaker(MADE[kind], "chat" if form in CHATS else form)
 
 
 KINDS = ["bytes", "bpe", "metaspace", "merging"]
 names = st.sampled_from(["Homer Simpson", "Marge Simpson", "Moe Szyslak", "Dr. Hibbert", "Ned"])
-words = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=30).map(lambda s: " ".join(s.split())).filter(bool)
+words = (st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=30) | st.sampled_from(["<eos>", "Oh <bos> no", "a<|im_end|>b", "<pad>"])).map(lambda s: " ".join(s.split())).filter(bool)
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(said=st.lists(st.tuples(names, words), min_size=1, max_size=6), location=st.sampled_from(["", "Moe's Tavern", "Home"]))
-def test_what_is_served_is_the_beginning_of_what_is_trained(kind, template, said, location):
-    maker = maker_of(kind, template)
+def test_what_is_served_is_the_beginning_of_what_is_trained(kind, form, said, location):
+    "In both views; special tokens that a script spells out stay letters."
+    maker = maker_of(kind, form)
     scene = Scene(1, 0, location, tuple(Line(1, i, who, text, location) for i, (who, text) in enumerate(said)))
     rows = row_samples([scene], maker, max_seq_len=10**6, context_lines=10**6)[0]
+    count, mine = {}, {}
+    if maker.template != "alpaca":
+        for who in {l.speaker for l in scene.lines}: mine[who] = scene_samples([scene], maker, [who], max_seq_len=10**6)[0][0]
     for i, l in enumerate(scene.lines):
         asked = prompt_ids(maker, location, scene.lines[:i], l.speaker)
         assert rows[i].input_ids[:len(asked)] == asked and rows[i].learned == len(rows[i].input_ids) - len(asked)
         assert rows[i].input_ids[-len(maker.end):] == maker.end
-        if template == "script":  # adding a line never changes earlier tokens
-            whole = scene_samples([scene], maker, max_seq_len=10**6)[0][0]
-            assert whole.input_ids[:len(asked)] == asked
+        stops = [t for t in rows[i].input_ids[len(asked):-len(maker.end)] if t in maker.stop_ids and t != maker.tokenizer.unk_token_id]
+        assert not stops or maker.template == "script" and "\n" in maker.tokenizer.decode(stops), "an answer ends at its end only"
+        if mine: assert mine[l.speaker].input_ids[:len(asked)] == asked and all(mine[l.speaker].loss_weights[len(asked):len(rows[i].input_ids)])
+        if maker.template == "script":  # adding a line never changes earlier tokens
+            assert scene_samples([scene], maker, max_seq_len=10**6)[0][0].input_ids[:len(asked)] == asked
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -69,14 +83,16 @@ def test_pieces_decode_to_the_text(kind):
 
 
 @pytest.mark.parametrize("max_seq_len", [60, 100, 256, 4000])
-@pytest.mark.parametrize("make,template", [(row_samples, "script"), (row_samples, "alpaca"), (scene_samples, "script")])
+@pytest.mark.parametrize("make,template", [(row_samples, "script"), (row_samples, "alpaca"), (row_samples, "chat"), (scene_samples, "script"), (scene_samples, "chat")])
 def test_each_line_is_learned_once_or_named_as_too_long(make, template, max_seq_len):
     maker, scenes, targets = maker_of("bpe", template), read_script("springfield").scenes[:12], ["Homer Simpson", "Lisa Simpson"]
     samples, too_long = make(scenes, maker, targets, max_seq_len=max_seq_len)
     wanted = [l for s in scenes for l in s.lines if l.speaker in targets and l not in too_long]
     assert all(len(x.input_ids) <= max_seq_len == max(max_seq_len, len(x.loss_weights)) for x in samples)
     learned = [t for x in samples for t, w in zip(x.input_ids, x.loss_weights) if w]
-    assert learned == [t for said in maker.said(wanted) for t in said + maker.end]
+    expected = [t for _, answer in maker.said(wanted) for t in answer + maker.end]
+    assert learned == expected if template != "chat" or make is row_samples else sorted(learned) == sorted(expected)  # a chat is told for one character after the other
+    assert all(x.loss_weights[0] == 0 and len(x.roles) == len(x.input_ids) for x in samples)
     if samples: assert audit(samples, maker)["learned_ends"] >= len(wanted)
 
 
@@ -84,7 +100,7 @@ def test_others_count_by_the_context_weight():
     maker, scene = maker_of("bpe", "script"), read_script("springfield").scenes[0]
     (x,), _ = scene_samples([scene], maker, ["Homer Simpson"], max_seq_len=4000, context_weight=0.25)
     said = maker.said(scene.lines)
-    by = lambda homer: sum(len(t) + 1 for t, l in zip(said, scene.lines) if (l.speaker == "Homer Simpson") == homer)
+    by = lambda homer: sum(len(t) + 1 for (t, _), l in zip(said, scene.lines) if (l.speaker == "Homer Simpson") == homer)
     assert x.loss_weights.count(1.0) == by(True) and x.loss_weights.count(0.25) == by(False)
     assert set(x.loss_weights) == {0.0, 0.25, 1.0}
 
@@ -99,3 +115,18 @@ def test_context_that_is_never_a_target_stays_context():
 
 def test_scenes_in_the_alpaca_form_are_refused():
     with pytest.raises(ValueError, match="template=script"): scene_samples([], maker_of("bytes", "alpaca"))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_context_is_cut_from_the_left_by_whole_lines(form):
+    maker, scene = maker_of("bpe", form), read_script("springfield").scenes[2]
+    for most in (10**9, 300, 200, 150, 110, 95):
+        text = maker.tokenizer.decode(prompt_ids(maker, scene.location, scene.lines[:12], scene.lines[12].speaker, most))
+        there = [l.text in text for l in scene.lines[:12]]
+        assert there == sorted(there) and (most < 10**9 or all(there)) and len(prompt_ids(maker, scene.location, scene.lines[:12], scene.lines[12].speaker, most)) <= max(most, 100)
+
+
+def test_a_chat_window_begins_with_the_system_message():
+    maker, scene = maker_of("bpe", "chat"), read_script("springfield").scenes[0]
+    samples, _ = scene_samples([scene], maker, ["Homer Simpson"], max_seq_len=200)
+    assert len(samples) > 1 and all(maker.tokenizer.decode(x.input_ids).startswith("<|im_start|>system\nYou are Homer Simpson") for x in samples)

@@ -13,6 +13,7 @@
 # %%
 #| export
 import ast
+import gc
 import hashlib
 import json
 import linecache
@@ -25,6 +26,7 @@ import sys
 import tempfile
 import time
 import warnings
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -280,6 +282,17 @@ def open_folder(
 
 
 # %% [markdown]
+# What several runs share (weights that were fetched, tokens that were made) lies in one cache folder:
+
+# %%
+#| export
+def cache_dir() -> Path:
+    "$SIMPSONS_LLM_CACHE, else simpsons_llm in the user's cache folder."
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache"
+    return Path(os.environ.get("SIMPSONS_LLM_CACHE") or Path(cache)/"simpsons_llm")
+
+
+# %% [markdown]
 # A crash in the middle of a write must not leave half a file in the place of a whole one:
 
 # %%
@@ -424,6 +437,24 @@ with redirect_stdout(out):
 assert [line.split()[1] for line in out.getvalue().splitlines()] == ["1/100", "100/100"]  # the first, the last, no flood
 assert [format_seconds(s) for s in (47.6, 185, 7800)] == ["48 s", "3 min 05 s", "2 h 10 min"]
 
+
+# %% [markdown]
+# Python's collector of cyclic garbage looks at all living objects again and again while millions of small ones are made. Lines and tokens form no cycles, so it is switched off meanwhile: reading a table of 158,000 rows and cutting it into samples takes about a quarter less time.
+
+# %%
+#| export
+@contextmanager
+def collector_off():
+    "Make many small objects without looking for garbage among them."
+    was_on = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally: gc.enable() if was_on else None
+
+
+# %% tags=["check"]
+with collector_off(): assert not gc.isenabled()
+assert gc.isenabled()
 
 # %% [markdown]
 # ## Where a result came from

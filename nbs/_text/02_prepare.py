@@ -11,17 +11,18 @@
 # It is the first chapter that is also a program. `simpsons-llm prepare --script FILE`, `papermill nbs/02_prepare.ipynb` and "run all" do the same.
 
 # %% tags=["parameters"]
-script = "springfield"   # a CSV, JSON or JSONL file, or springfield: the script that comes with the package
+script = "springfield"   # a table, text, Fountain or JSON file, or springfield: the script that comes with the package
 speakers = ""            # characters to learn, comma-separated full names; empty: everyone
 out = "runs/data"        # folder for the prepared data
 split = "episode"        # what stays together: episode, or scene for scripts with fewer than 3 episodes
 valid_share = 0.1        # share of the lines to choose the best step by, 0..0.5
 test_share = 0.1         # share of the lines to judge by at the end, 0..0.5
 split_seed = 42          # seed of the split alone; training has its own
-max_leak = 0.01          # most held-out lines, as a share, that may stand verbatim in train, 0..1
+max_leak = 0.01          # most held-out lines (and 8-grams of words), as a share, that may stand in train, 0..1
 context_lines = 10       # lines before the answer in the JSON samples, 0 or more
 keep_directions = False  # keep (STAGE DIRECTIONS) inside lines
 encoding = None          # the file's encoding; None: find out
+file_format = "auto"     # table, text, fountain or json; auto: find out
 
 # %%
 #| export
@@ -29,12 +30,14 @@ import csv
 import difflib
 import json
 import random
+import re
+import statistics
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from simpsons_llm.job import JobConfig, open_folder, provenance, read_json, read_jsonl, require, same_parameters, sha256, write_json, write_text
-from simpsons_llm.script import Line, Scene, Script, clean, read_script
+from simpsons_llm.script import READERS, Line, Scene, Script, clean, read_script
 
 # %%
 #| hide
@@ -56,23 +59,25 @@ SPLITS = ("train", "valid", "test")
 @dataclass
 class PrepareConfig(JobConfig):
     "Settings of the prepare job."
-    script: str = "springfield"   # a CSV, JSON or JSONL file, or springfield: the script that comes with the package
+    script: str = "springfield"   # a table, text, Fountain or JSON file, or springfield: the script that comes with the package
     speakers: str = ""            # characters to learn, comma-separated full names; empty: everyone
     out: str = "runs/data"        # folder for the prepared data
     split: str = "episode"        # what stays together: episode, or scene for scripts with fewer than 3 episodes
     valid_share: float = 0.1      # share of the lines to choose the best step by, 0..0.5
     test_share: float = 0.1       # share of the lines to judge by at the end, 0..0.5
     split_seed: int = 42          # seed of the split alone; training has its own
-    max_leak: float = 0.01        # most held-out lines, as a share, that may stand verbatim in train, 0..1
+    max_leak: float = 0.01        # most held-out lines (and 8-grams of words), as a share, that may stand in train, 0..1
     context_lines: int = 10       # lines before the answer in the JSON samples, 0 or more
     keep_directions: bool = False # keep (STAGE DIRECTIONS) inside lines
     encoding: "str | None" = None # the file's encoding; None: find out
+    file_format: str = "auto"     # table, text, fountain or json; auto: find out
 
     def check(self):
         require(self.split in ("episode", "scene"), f"split={self.split!r} was given; expected episode or scene")
         for name in ("valid_share", "test_share"):
             require(0 < getattr(self, name) <= 0.5, f"{name}={getattr(self, name)} was given; expected a share above 0, up to 0.5")
         require(0 <= self.max_leak <= 1, f"max_leak={self.max_leak} was given; expected 0..1")
+        require(self.file_format == "auto" or self.file_format in READERS, f"file_format={self.file_format!r} was given; expected auto, {', '.join(READERS)}")
         require(self.context_lines >= 0, f"context_lines={self.context_lines} was given; expected 0 or more")
 
 
@@ -137,12 +142,15 @@ assert find_speakers("homer simpson, Homer Simpson", source.speakers) == ["Homer
 # %% [markdown]
 # ## Split by episode, not by row
 #
-# The obvious split takes every tenth row for validation. For dialogue that is wrong: rows of one scene then stand on both sides. The context of a validation row *is* a training row, and a model that memorises looks like one that has learned. The cell under "Does it leak?" counts how many.
+# The obvious split takes every tenth row for validation. For dialogue that is wrong: rows of one scene then stand on both sides. The context of a validation row *is* a training row, and a model that memorises looks like one that has learned. "Does it leak?" below counts how many.
 #
-# A split by scene would cure that. But scenes of one episode still share a plot, names and running jokes, which a count of equal lines does not see; so whole episodes go to one side here. Of 200 shuffles made from the split's own seed, the one is kept in which the fewest chosen characters are missing from a set, and, among equals, the one closest to the wanted shares. So a character to be learned is also one that can be judged.
+# A split by scene would cure that. But scenes of one episode still share a plot, names and running jokes, which a count of equal lines does not see; so whole episodes go to one side here. Of many shuffles made from the split's own seed, the one is kept in which the fewest chosen characters are missing from a set, and, among equals, the one closest to the wanted shares. So a character to be learned is also one that can be judged.
 
 # %%
 #| export
+SHUFFLES = 200  # for a script of up to 1,000 episodes; fewer, in proportion, for more
+
+
 def split_scenes(
     scenes: list,              # `Scene`s
     targets: list = (),        # names that should appear in every set; empty: everyone with lines in 3 or more units
@@ -153,41 +161,64 @@ def split_scenes(
 ) -> dict:                     # {"train": scenes, "valid": scenes, "test": scenes}, each in the script's order
     "Part scenes into three sets that share no episode (or no scene)."
     unit = (lambda s: s.episode) if split == "episode" else (lambda s: (s.episode, s.index))
-    units = sorted({unit(s) for s in scenes})
-    require(len(units) >= 3, f"the script has {len(units)} {split}{'s'[:len(units) != 1]}; a split needs at least 3, "
-            + ("so use split=scene (--split scene)" if split == "episode" else "so add more scenes"))
     size, where = Counter(), {}
     for s in scenes:
-        for l in s.lines:
-            size[unit(s)] += 1
-            if is_target(l, targets): where.setdefault(l.speaker, set()).add(unit(s))
+        u = unit(s)
+        size[u] += len(s.lines)
+        for name in {l.speaker for l in s.lines if is_target(l, targets)}: where.setdefault(name, set()).add(u)
+    units = sorted(size)
+    require(len(units) >= 3, f"the script has {len(units)} {split}{'s'[:len(units) != 1]}; a split needs at least 3, "
+            + ("so use split=scene (--split scene)" if split == "episode" else "so add more scenes"))
     common = [u for name, u in where.items() if name in targets or len(u) >= 3]
-    best = min((deal(units, size, common, (valid_share, test_share), random.Random(f"{seed}/{i}")) for i in range(200)), key=lambda d: d[0])[1]
+    shuffles = max(5, min(SHUFFLES, 200*SHUFFLES*5//len(units)))
+    dealt = [deal(units, size, (valid_share, test_share), random.Random(f"{seed}/{i}")) for i in range(shuffles)]
+    best = dealt[best_deal(dealt, units, common)][1]
     return {name: [s for s in scenes if unit(s) in chosen] for name, chosen in zip(SPLITS, best)}
 
 
 # %% [markdown]
-# One shuffle, dealt into three sets and graded:
+# One shuffle, dealt into three sets, and how far they are from the wanted shares:
 
 # %%
 #| export
 def deal(
     units: list,   # what stays together
     size: dict,    # unit -> number of lines
-    common: list,  # for each character that should be everywhere, the units it appears in
     shares: tuple, # wanted shares of valid and test
     rng,           # random.Random
-) -> tuple:        # ((characters missing from a set, distance from the shares), [train, valid, test] as sets of units)
-    "One shuffle of the units into three sets, and how good it is."
-    order, total, sets = rng.sample(units, len(units)), sum(size.values()), []
+) -> tuple:        # (distance from the shares, [train, valid, test] as sets of units)
+    "One shuffle of the units into three sets."
+    order, total, sets, off = rng.sample(units, len(units)), sum(size.values()), [], 0.0
     for share in reversed(shares):
-        taken = {order.pop()}
-        while len(order) > len(shares) and sum(size[u] for u in taken) + size[order[-1]]/2 < share*total: taken.add(order.pop())
-        sets.insert(0, taken)
-    sets.insert(0, set(order))
-    missing = sum(not (s & where) for where in common for s in sets)
-    off = sum(abs(sum(size[u] for u in s)/total - share) for s, share in zip(sets[1:], shares))
-    return (missing, off), sets
+        taken = [order.pop()]
+        lines = size[taken[0]]
+        while len(order) > len(shares) and lines + size[order[-1]]/2 < share*total: taken.append(order.pop()); lines += size[taken[-1]]
+        sets.insert(0, set(taken)); off += abs(lines/total - share)
+    return off, [set(order), *sets]
+
+
+# %% [markdown]
+# And the best of them. Each character's episodes are looked up in every shuffle at once; a character that stands in all three sets has all three bits:
+
+# %%
+#| export
+def best_deal(
+    dealt: list,  # what `deal` gave, several times
+    units: list,  # what stays together
+    common: list, # for each character that should be everywhere, the units it appears in
+) -> int:         # index of the deal with the fewest characters missing from a set, then the closest to the shares
+    "Choose among shuffles."
+    import numpy as np
+    place = {u: i for i, u in enumerate(units)}
+    flat = np.array([place[u] for where in common for u in where], dtype=np.int64)
+    begins = np.cumsum([0, *map(len, common)])[:-1]
+    grades = []
+    for i, (off, sets) in enumerate(dealt):
+        bits = np.zeros(len(units), dtype=np.int64)
+        for bit, chosen in enumerate(sets): bits[[place[u] for u in chosen]] = 1 << bit
+        have = np.bitwise_or.reduceat(bits[flat], begins) if len(flat) else np.array([], dtype=np.int64)
+        grades.append((int(sum(((have >> bit) & 1 == 0).sum() for bit in range(len(sets)))), off, i))
+    return min(grades)[2]
 
 
 # %% tags=["example"]
@@ -208,34 +239,106 @@ except ValueError as e: assert "--split scene" in str(e)
 # %% [markdown]
 # ## Does it leak?
 #
-# The share of held-out lines, four words or longer, that stand word for word in the training lines. A few can be running gags; many mean that the split is wrong, and then the job stops.
+# Two counts over the held-out lines. The first: lines of four words or longer that stand word for word in the training lines. The second: runs of eight words (*8-grams*) that do; it finds a line that was copied with a small change. A few can be running gags; many mean that the split is wrong, and then the job stops.
 
 # %%
 #| export
-def leaked_lines(
+MIN_WORDS, NGRAM = 4, 8  # shorter lines, such as "Oh no.", repeat by chance; 8 words in a row hardly do
+
+
+def plain_words(
+    text: str, # any text
+) -> list:     # its words, small letters, without punctuation
+    "Words of a line, for comparing."
+    return re.sub(r"[^\w\s]", "", text.lower()).split()
+
+
+def ngrams(
+    words: list,    # words
+    n: int = NGRAM, # length of a run
+) -> set:           # tuples of n words
+    "All runs of `n` words."
+    return {tuple(words[i:i + n]) for i in range(len(words) - n + 1)}
+
+
+# %%
+#| export
+def leak_report(
     train: list,    # training `Scene`s
     heldout: list,  # held-out `Scene`s
-    min_words: int = 4, # shorter lines, such as "Oh no.", repeat by chance
-) -> tuple:         # (share 0..1 of the held-out lines of that length, the lines)
-    "Held-out lines that also stand in the training scenes."
-    words = lambda l: " ".join("".join(c for c in l.text.lower() if c.isalnum() or c == " ").split())
-    known = {words(l) for s in train for l in s.lines}
-    long = [l for s in heldout for l in s.lines if len(words(l).split()) >= min_words]
-    found = [l for l in long if words(l) in known]
-    return len(found)/max(len(long), 1), found
+    min_words: int = MIN_WORDS, # shorter lines are not looked at
+) -> dict:          # line_share and ngram_share (0..1), lines and ngrams (how many were looked at), leaked and similar (the `Line`s)
+    "Held-out lines that also stand in the training scenes, whole or in runs of eight words."
+    held = [(l, w) for s in heldout for l in s.lines if len(w := plain_words(l.text)) >= min_words]
+    wanted, looked = {" ".join(w) for _, w in held}, {g for _, w in held for g in ngrams(w)}
+    known, shared = set(), set()
+    for s in train:
+        for l in s.lines:
+            w = plain_words(l.text)
+            if (whole := " ".join(w)) in wanted: known.add(whole)
+            if len(w) >= NGRAM: shared |= ngrams(w) & looked
+    leaked = [l for l, w in held if " ".join(w) in known]
+    similar = [l for l, w in held if len(w) >= NGRAM and not shared.isdisjoint(ngrams(w))]
+    return {"line_share": len(leaked)/max(len(held), 1), "ngram_share": len(shared)/max(len(looked), 1), "lines": len(held), "ngrams": len(looked), "leaked": leaked, "similar": similar}
+
+
+# %% [markdown]
+# A line that comes back in several episodes is a running gag. It is not hidden from the count, since a model may well know it by heart; but a person who sees the list can tell a gag from a mistake.
+
+# %%
+#| export
+def running_gags(
+    scenes: list,               # all `Scene`s of a script
+    min_words: int = MIN_WORDS, # shorter lines are not looked at
+) -> list:                      # {"text", "times", "episodes"}, most episodes first
+    "Lines that stand in more than one episode."
+    found = {}
+    for s in scenes:
+        for l in s.lines:
+            if len(words := plain_words(l.text)) >= min_words: found.setdefault(" ".join(words), []).append(l)
+    gags = [{"text": ls[0].text, "times": len(ls), "episodes": len({l.episode for l in ls})} for ls in found.values() if len(ls) > 1]
+    return sorted((g for g in gags if g["episodes"] > 1), key=lambda g: (-g["episodes"], -g["times"], g["text"]))
+
+
+# %% [markdown]
+# What would the seed's way leak? There each line became a row with the lines before it, and rows were drawn at random. A held-out line leaks if it stands in the context of any training row, or is a training row's own line:
+
+# %%
+#| export
+def random_rows_leak(
+    scenes: list,            # all `Scene`s of a script
+    share: float = 0.2,      # share of the rows that is held out
+    context_lines: int = 10, # lines before a row's own
+    seed: int = 42,          # of the draw
+) -> float:                  # share 0..1 of the held-out lines of 4 words or more
+    "What a random split of rows would leak on this script."
+    rng, seen, held = random.Random(seed), set(), []
+    for s in scenes:
+        words = [plain_words(l.text) for l in s.lines]
+        trained = [rng.random() >= share for _ in words]
+        until = -1  # the last line so far whose row, or whose later rows, are trained on
+        for i in range(len(words)):
+            until = next((j for j in range(min(i + context_lines, len(words) - 1), max(until, i - 1), -1) if trained[j]), until)
+            if until >= i: seen.add(" ".join(words[i]))
+            if not trained[i] and len(words[i]) >= MIN_WORDS: held.append(" ".join(words[i]))
+    return sum(h in seen for h in held)/max(len(held), 1)
 
 
 # %% tags=["example"]
-rows = [(s, l) for s in source.scenes for l in s.lines]
-random.Random(0).shuffle(rows)
-context = [Scene(s.episode, s.index, s.location, tuple(l for l in s.lines if l.number <= x.number)[-11:]) for s, x in rows[len(rows)//5:]]
-by_row, _ = leaked_lines(context, [Scene(s.episode, s.index, s.location, (x,)) for s, x in rows[:len(rows)//5]])
-by_episode, _ = leaked_lines(parts["train"], parts["valid"] + parts["test"])
-print(f"random rows with the ten lines before them: {by_row:.1%} of the held-out lines stand in the training rows; by episode: {by_episode:.1%}")
+leak = leak_report(parts["train"], parts["valid"] + parts["test"])
+by_row = random_rows_leak(source.scenes)
+print(f"by episode {leak['line_share']:.1%} of {leak['lines']} lines and {leak['ngram_share']:.1%} of {leak['ngrams']} 8-grams leak; random rows would leak {by_row:.1%} of the lines")
 
 # %% tags=["check"]
-assert by_episode < 0.01 < by_row
-assert leaked_lines(parts["train"], parts["train"])[0] == 1
+assert max(leak["line_share"], leak["ngram_share"]) < 0.01 < 0.9 < by_row and random_rows_leak(source.scenes, context_lines=0) < 0.01
+whole = leak_report(parts["train"], parts["train"])
+assert whole["line_share"] == whole["ngram_share"] == 1
+said = next(l for s in parts["valid"] for l in s.lines if len(l.text.split()) > 9)           # one word changed: the 8-grams see it
+near = Scene(0, 0, "", (Line(0, 0, "Moe", said.text + " Pal.", ""),))
+assert leak_report([near], [Scene(0, 0, "", (said,))])["line_share"] == 0 < leak_report([near], [Scene(0, 0, "", (said,))])["ngram_share"]
+assert not running_gags(source.scenes)                                                       # the book's script has none
+gag = [Scene(e, 0, "", (Line(e, 0, "Moe", "Get out of my bar!", ""),)) for e in (1, 2, 3)]
+assert running_gags(gag) == [{"text": "Get out of my bar!", "times": 3, "episodes": 3}]
 
 
 # %% [markdown]
@@ -312,7 +415,64 @@ def plot_speakers(
 
 
 # %% [markdown]
+# How long are lines, and how long are scenes? Long lines are cut last and cost most; scenes must fit into what a model reads at once.
+
+# %%
+#| export
+def plot_lengths(
+    parts: dict, # split name -> `Scene`s
+    axes=None,   # two matplotlib axes; None: make some
+):               # the axes
+    "Histograms: words of a line, lines of a scene."
+    import matplotlib.pyplot as plt
+    axes = plt.subplots(1, 2, figsize=(8, 3))[1] if axes is None else axes
+    scenes = [s for p in parts.values() for s in p]
+    for ax, counts, what in ((axes[0], [len(l.text.split()) for s in scenes for l in s.lines], "words of a line"), (axes[1], [len(s.lines) for s in scenes], "lines of a scene")):
+        ax.hist(counts, bins=range(0, max(counts) + 2, max(1, max(counts)//30)), color="#4f86c6")
+        ax.axvline(statistics.median(counts), color="#c0504d", label=f"median {statistics.median(counts):g}")
+        ax.set_xlabel(what); ax.set_ylabel("number"); ax.legend(frameon=False); ax.spines[["top", "right"]].set_visible(False)
+    axes[0].figure.tight_layout()
+    return axes
+
+
+# %% [markdown]
 # ## The job
+#
+# First what the split brought, in numbers:
+
+# %%
+#| export
+def describe(
+    parts: dict,    # split name -> `Scene`s
+    targets: list,  # names to learn; empty: everyone
+) -> dict:          # sets, missing, words_per_line, lines_per_scene
+    "What is in the three sets."
+    sets = {n: {"episodes": len({s.episode for s in p}), "scenes": len(p), "lines": sum(len(s.lines) for s in p),
+                "learned_lines": sum(is_target(l, targets) for s in p for l in s.lines)} for n, p in parts.items()}
+    there = {n: {l.speaker for s in p for l in s.lines if is_target(l, targets)} for n, p in parts.items()}
+    missing = {n: [t for t in targets if t not in have] for n, have in there.items()}
+    def spread(counts): return {"median": statistics.median(counts), "p95": sorted(counts)[int(0.95*(len(counts) - 1))], "longest": max(counts)}
+    scenes = [s for p in parts.values() for s in p]
+    return {"sets": sets, "missing": {n: m for n, m in missing.items() if m}, "words_per_line": spread([len(l.text.split()) for s in scenes for l in s.lines]),
+            "lines_per_scene": spread([len(s.lines) for s in scenes])}
+
+
+# %% [markdown]
+# A split that leaks is refused before anything is written, with the lines that leak:
+
+# %%
+#| export
+def refuse_leak(
+    leak: dict,      # what `leak_report` gave
+    max_leak: float, # most, as a share 0..1
+):
+    "Raise ValueError naming the lines if a split leaks more than is allowed."
+    if max(leak["line_share"], leak["ngram_share"]) <= max_leak: return
+    lines = leak["leaked"] or leak["similar"]
+    named = "; ".join(f"{l.text[:60]!r} (episode {l.episode}, line {l.row} of the file)" for l in lines[:5])
+    raise ValueError(f"{leak['line_share']:.1%} of the held-out lines and {leak['ngram_share']:.1%} of their 8-grams stand in the training lines, more than max_leak={max_leak:g}: {named}"
+                     + (f" and {len(lines) - 5} more" if len(lines) > 5 else "") + f"; use split=episode or another split_seed, or accept it with a max_leak of {max(leak['line_share'], leak['ngram_share']) + 0.0005:.3f} or more if these are running gags")
+
 
 # %%
 #| export
@@ -320,49 +480,73 @@ def prepare(
     config: PrepareConfig, # the settings
 ) -> dict:                 # the report, also written as report.json; ValueError or a file error, in one sentence, if it cannot be done
     "Read, split and write a script; returns and writes the report."
-    script = read_script(config.script, config.keep_directions, config.encoding)
+    script = read_script(config.script, config.keep_directions, config.encoding, config.file_format)
     targets = find_speakers(config.speakers, script.speakers)
     parts = split_scenes(script.scenes, targets, config.valid_share, config.test_share, config.split, config.split_seed)
-    lines = {n: sum(is_target(l, targets) for s in p for l in s.lines) for n, p in parts.items()}
-    require(all(lines.values()), f"the sets would hold {lines} lines to learn; every set needs some, so choose characters with more lines, or another split or split_seed")
-    leak, leaked = leaked_lines(parts["train"], parts["valid"] + parts["test"])
-    require(leak <= config.max_leak, f"{leak:.1%} of the held-out lines stand in the training lines, such as {[l.text for l in leaked[:3]]}; use split=episode, another split_seed, "
-            f"or accept it with a max_leak above {leak:.3f} if these are running gags")
+    found = describe(parts, targets)
+    learned = {n: s["learned_lines"] for n, s in found["sets"].items()}
+    require(all(learned.values()), f"the sets would hold {learned} lines to learn; every set needs some, so choose characters with more lines, or another split or split_seed")
+    leak = leak_report(parts["train"], parts["valid"] + parts["test"])
+    refuse_leak(leak, config.max_leak)
     out = open_folder(config.out)
     for name, part in parts.items():
         write_text(out/f"{name}.jsonl", "".join(json.dumps(scene_to_dict(s), ensure_ascii=False) + "\n" for s in part))
         write_json(out/f"{name}_samples.json", samples_of(part, targets, config.context_lines))
     with open(out/"rejected.csv", "w", newline="", encoding="utf8") as f:
         csv.writer(f).writerows([("line", "reason", "text"), *((r.row, r.reason, r.text) for r in script.rejected)])
-    report = {"script": Path(script.path).name, "script_sha256": sha256(script.path), "encoding": script.encoding, "account": script.account(),
-              "rejected": [asdict(r) for r in script.rejected[:20]], "speakers": targets, "all_speakers": script.speakers, "split": config.split, "split_seed": config.split_seed,
-              "sets": {n: {"episodes": len({s.episode for s in p}), "scenes": len(p), "lines": sum(len(s.lines) for s in p), "learned_lines": lines[n]} for n, p in parts.items()},
-              "leaked_share": round(leak, 4), "leaked": [f"{l.speaker}: {l.text}" for l in leaked[:20]],
-              "data_sha256": {n: sha256(out/f"{n}.jsonl") for n in parts}, "provenance": provenance()}
-    ax = plot_speakers(parts); ax.figure.savefig(out/"speakers.png", dpi=110)
-    import matplotlib.pyplot as plt
-    plt.close(ax.figure)
+    reasons = {}
+    for r in script.rejected: reasons.setdefault(r.reason.split(" (read as")[0], []).append(r.row)
+    report = {"script": Path(script.path).name, "script_sha256": sha256(script.path), "format": script.format, "encoding": script.encoding, "account": script.account(), "notes": script.notes,
+              "rejected": [asdict(r) for r in script.rejected[:20]], "rejected_reasons": {k: {"rows": len(v), "lines": v[:10]} for k, v in reasons.items()},
+              "recovered": script.recovered[:20], "speakers": targets, "all_speakers": script.speakers, "split": config.split, "split_seed": config.split_seed, **found,
+              "leaked_share": round(leak["line_share"], 4), "leaked_ngrams": round(leak["ngram_share"], 4), "leak_lines": leak["lines"], "leak_ngrams": leak["ngrams"], "max_leak": config.max_leak,
+              "leaked": [f"{l.speaker}: {l.text}" for l in leak["leaked"][:20]], "similar": [f"{l.speaker}: {l.text}" for l in leak["similar"][:20]],
+              "random_rows_leaked_share": round(random_rows_leak(script.scenes, config.valid_share + config.test_share, config.context_lines or 10, config.split_seed), 4),
+              "running_gags": running_gags(script.scenes)[:20], "data_sha256": {n: sha256(out/f"{n}.jsonl") for n in parts}, "provenance": provenance()}
+    save_plots(parts, out)
     write_json(out/"report.json", report)
     return report
 
 
+def save_plots(
+    parts: dict, # split name -> `Scene`s
+    out: Path,   # the folder
+):
+    "Write speakers.png and lengths.png."
+    import matplotlib.pyplot as plt
+    for figure, name in ((plot_speakers(parts).figure, "speakers"), (plot_lengths(parts)[0].figure, "lengths")):
+        figure.savefig(out/f"{name}.png", dpi=110); plt.close(figure)
+
+
 # %% [markdown]
-# Numbers in a JSON file are for programs; a person reads the same in six lines:
+# Numbers in a JSON file are for programs. A person reads:
 
 # %%
 #| export
+KINDS = {"spoken": "spoken lines", "heading": "headings", "direction": "directions", "wordless": "without words", "continuation": "going on with a line", "cue": "cues", "note": "notes and titles"}
+
+
 def report_text(
     report: dict, # what `prepare` returned
-) -> str:         # a few lines for people
+) -> str:         # some lines for people
     "The report in words."
-    a, n = report["account"], len(report["speakers"])
-    kinds = ", ".join(f"{a[k]} {words}" for k, words in (("spoken", "spoken lines"), ("heading", "headings"), ("direction", "directions"), ("wordless", "without words")) if a.get(k))
-    rows = [f"{report['script']} ({report['encoding']}): {a['rows']} rows = {a['kept']} kept ({kinds}) + {a['rejected']} rejected"]
-    rows += [f"  rejected line {r['row']}: {r['reason']}: {r['text'][:70]}" for r in report["rejected"][:5]]
-    if a["rejected"] > 5: rows.append(f"  and {a['rejected'] - 5} more; all of them in rejected.csv")
-    rows.append(f"to learn: {', '.join(report['speakers']) if n else 'every character'}; split by {report['split']}, seed {report['split_seed']}")
-    rows += [f"  {name:5}  {s['episodes']:4} episodes  {s['scenes']:5} scenes  {s['lines']:6} lines, {s['learned_lines']} of them to learn" for name, s in report["sets"].items()]
-    rows.append(f"held-out lines (4 words or more) that stand in train: {report['leaked_share']:.1%}" + (f", such as {report['leaked'][0]!r}" if report["leaked"] else ""))
+    r, a = report, report["account"]
+    rows = [f"{r['script']}, read as {r['format']} in {r['encoding']}", f"  {a['rows']:,} rows = {a['kept']:,} kept + {a['recovered']:,} recovered + {a['rejected']:,} rejected",
+            "  used: " + ", ".join(f"{a[k]:,} {words}" for k, words in KINDS.items() if a.get(k))]
+    if r["recovered"]: rows.append(f"  recovered: lines {', '.join(map(str, r['recovered'][:10]))}{' ...' if a['recovered'] > 10 else ''}")
+    rows += [f"  rejected: {x['rows']} x {why} (line{'s'[:x['rows'] > 1]} {', '.join(map(str, x['lines'][:8]))}{' ...' if x['rows'] > 8 else ''})" for why, x in r["rejected_reasons"].items()]
+    if a["rejected"]: rows.append("  all of them, with their text: rejected.csv")
+    rows += [f"  note: {n}" for n in r["notes"]]
+    names = list(r["all_speakers"].items())
+    rows += [f"{len(names)} characters; most lines: {', '.join(f'{n} {c:,}' for n, c in names[:6])}",
+             f"words of a line: median {r['words_per_line']['median']:g}, longest {r['words_per_line']['longest']}; lines of a scene: median {r['lines_per_scene']['median']:g}, longest {r['lines_per_scene']['longest']}",
+             f"to learn: {', '.join(r['speakers']) if r['speakers'] else 'every character'}; split by {r['split']}, seed {r['split_seed']}", f"  {'':5} {'episodes':>9} {'scenes':>7} {'lines':>8} {'to learn':>9}"]
+    rows += [f"  {n:5} {s['episodes']:>9,} {s['scenes']:>7,} {s['lines']:>8,} {s['learned_lines']:>9,}" for n, s in r["sets"].items()]
+    rows += [f"  WARNING: {', '.join(m)} to learn, but without a line in {n}" for n, m in r["missing"].items()]
+    rows += [f"leak: {r['leaked_share']:.1%} of {r['leak_lines']:,} held-out lines (4 words or more) and {r['leaked_ngrams']:.1%} of {r['leak_ngrams']:,} 8-grams stand in train (limit {r['max_leak']:.1%});",
+             f"  a split of random rows, as in the seed, would leak {r['random_rows_leaked_share']:.1%} of such lines"]
+    rows += [f"  leaked: {l[:90]}" for l in r["leaked"][:5]]
+    if r["running_gags"]: rows.append("running gags: " + "; ".join(f"{g['text'][:50]!r} in {g['episodes']} episodes" for g in r["running_gags"][:5]))
     return "\n".join(rows)
 
 
@@ -406,12 +590,12 @@ counts = Counter(l.speaker for p in parts.values() for s in p for l in s.lines).
 print(f"{counts[0][0]} has {counts[0][1]} lines; character {min(15, len(counts))} has {counts[:15][-1][1]}; {len(counts)} characters speak.")
 
 # %% [markdown]
-# How long are lines and scenes? In words, since tokens belong to the next chapter.
+# Lines are short and scenes are long, in words here, since tokens belong to the next chapter:
 
 # %%
-words = pd.Series([len(l.text.split()) for p in parts.values() for s in p for l in s.lines])
-scene_words = pd.Series([sum(len(l.text.split()) for l in s.lines) for p in parts.values() for s in p])
-pd.DataFrame({"words per line": words.describe(), "words per scene": scene_words.describe()}).round(1).T
+plot_lengths(parts)
+plt.show()
+print(f"half of the lines have {report['words_per_line']['median']:g} words or fewer, 95 of 100 have at most {report['words_per_line']['p95']}; half of the scenes have {report['lines_per_scene']['median']:g} lines or fewer, the longest {report['lines_per_scene']['longest']}.")
 
 # %% [markdown]
 # A folder whose files were changed afterwards is refused, since its report would no longer be true:

@@ -8,26 +8,18 @@
 #
 # A model that was trained on one form of prompt and is asked with another answers worse, and nothing tells you so. The seed of this project trained with `### Response` and asked with `### Output`. So all text is made in this chapter, once, and a check holds the tokens of training and of serving equal.
 #
-# A token is learned only if it should be: what a character says is, the scaffolding around it is not. Each token therefore carries a *loss weight*. Packing samples into rows is left to a later chapter.
+# Three forms are built in: a plain script, the seed's Alpaca form, and the chat template of the model, whatever it is. How texts become samples to learn from, with a loss weight for each token, is the next chapter.
 
 # %%
 #| export
-from dataclasses import dataclass
-
 from simpsons_llm.job import require
-from simpsons_llm.prepare import is_target
-from simpsons_llm.script import Line, Scene, parse_lines
+from simpsons_llm.script import Line
 
 # %%
 #| hide
-import html
 import random
 
-import pandas as pd
-from IPython.display import HTML
-
-from simpsons_llm.prepare import split_scenes
-from simpsons_llm.script import read_script
+from simpsons_llm.script import Scene, read_script
 
 
 # %% [markdown]
@@ -56,8 +48,75 @@ tokenizer = byte_tokenizer()
 assert tokenizer.decode(tokenizer("Ay, Señor Ümlaut?").input_ids) == "Ay, Señor Ümlaut?"
 assert len(tokenizer) == 259 and tokenizer.pad_token_id != tokenizer.eos_token_id
 
+
 # %% [markdown]
-# ## Two forms of text
+# ## From pieces to tokens
+#
+# The tokenizers of most models put the space into the token of the word behind it. A prompt that ends in `Homer: ` has already spent the space on a token of its own, and the answer begins with other tokens than in the same text written in one. The model is then asked with tokens that it never saw at this place. Other tokenizers join a full stop and the newline behind it.
+#
+# The remedy: text is cut into *pieces* (a name with its colon, what is said, the end of the line) and each piece is tokenized by itself. Adding a line can then never change the tokens before it.
+#
+# By itself, yet not out of place: SentencePiece tokenizers put a space in front of any text that begins. So a piece is tokenized behind a short anchor, the character that it follows in the real text, and the anchor's tokens are taken off again.
+#
+# One more trap: a line may hold the letters of a special token. If somebody says `</s>` and the tokenizer reads the end of the text there, the model learns to fall silent in mid-sentence. So what comes from a script is read *literally*; only the scaffolding of a chat template may hold special tokens.
+
+# %%
+#| export
+def token_ids(
+    tokenizer,            # a transformers tokenizer
+    texts: list,          # pieces of text
+    literal: bool = True, # letters of special tokens are letters
+) -> list:                # for each, its token ids, no special tokens added
+    "Plain tokenization, all texts in one call."
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not hasattr(backend, "encode_batch_fast"): return tokenizer(texts, add_special_tokens=False, split_special_tokens=literal).input_ids
+    before, backend.encode_special_tokens = backend.encode_special_tokens, literal  # a quarter of the time of tokenizer(texts)
+    try: return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    finally: backend.encode_special_tokens = before
+
+
+def piece_ids(
+    tokenizer,            # a transformers tokenizer
+    texts: list,          # pieces of text
+    anchor: str = "",     # what each piece follows, e.g. ":"; empty: the beginning of the text
+    literal: bool = True, # letters of special tokens are letters
+) -> list:                # for each piece, its token ids, without special tokens
+    "Token ids of pieces, as they are in the middle of a text."
+    if not anchor or not texts: return token_ids(tokenizer, texts, literal) if texts else []
+    before, *together = token_ids(tokenizer, [anchor, *(anchor + t for t in texts)], literal)
+    n, alone = len(before), None
+    for i, x in enumerate(together):
+        if x[:n] == before and len(x) > n: together[i] = x[n:]
+        else:  # anchor and piece merged into one token: tokenize the piece alone
+            alone = alone or token_ids(tokenizer, texts, literal)
+            together[i] = alone[i]
+    return together
+
+
+# %% [markdown]
+# A tokenizer trained on the spot, of the kind that GPT-2 and SmolLM2 use, shows the trap in its first two rows, and the pieces in the third:
+
+# %% tags=["example"]
+def small_bpe(size=2000):
+    "A byte-level BPE tokenizer, trained on the book's own script."
+    return byte_tokenizer().train_new_from_iterator([f"{l.speaker}: {l.text}\n" for s in read_script("springfield").scenes for l in s.lines], size, show_progress=False)
+
+bpe = small_bpe()
+def bars(*parts): return " | ".join("|".join(repr(bpe.decode([i]))[1:-1] for i in ids) for ids in parts)
+
+scene = read_script("springfield").scenes[0]
+name, said = scene.lines[1].speaker, scene.lines[1].text[:40]
+print("as one text:          ", bars(bpe(f"{name}: {said}").input_ids))
+print("prompt with a space:  ", bars(bpe(f"{name}: ").input_ids, bpe(said).input_ids))
+print("pieces:               ", bars(piece_ids(bpe, [f"{name}:"], "\n")[0], piece_ids(bpe, [f" {said}"], ":")[0], piece_ids(bpe, ["\n"], ".")[0]))
+
+# %% tags=["check"]
+trap = [" Good night.</s>", " <eos> is near", " <pad><bos>"]
+assert not {0, 1, 2} & {i for ids in piece_ids(bpe, trap, ":") for i in ids} and [bpe.decode(x) for x in piece_ids(bpe, trap, ":")] == trap
+assert bpe.eos_token_id in bpe("<eos>").input_ids  # the tokenizer is as it was
+
+# %% [markdown]
+# ## Three forms of text
 #
 # **`script`** is a scene as people write it, one line after the other. An answer ends with its line: the end token is the newline.
 #
@@ -71,78 +130,143 @@ assert len(tokenizer) == 259 and tokenizer.pad_token_id != tokenizer.eos_token_i
 
 # %%
 #| export
-TEMPLATES = ("script", "alpaca")
+TEMPLATES = ("script", "alpaca", "chat")
 
 
-def alpaca_prompt(
-    location: str, # where the scene is; may be empty
-    lines: list,   # the `Line`s before the answer
-    speaker: str,  # who answers
-) -> str:          # everything up to and including "Name:"
+def alpaca_frame(
+    speaker: str, # who answers
+) -> tuple:       # (text before the lines, text behind them)
     "The seed's prompt: an opening sentence and the headings Instruction, Input and Response."
-    context = "\n".join([f"[{location}]"]*bool(location) + [f"{l.speaker}: {l.text}" if l.speaker else l.text for l in lines])
     return ("Here is a part of a scene from a script. Write what the named character says next.\n\n"
-            f"### Instruction:\nComplete {speaker}'s line.\n\n### Input:\n{context}\n\n### Response:\n{speaker}:")
-
-
-# %% tags=["example"]
-scene = read_script("springfield").scenes[0]
-print(alpaca_prompt(scene.location, scene.lines[:2], scene.lines[2].speaker), scene.lines[2].text)
+            f"### Instruction:\nComplete {speaker}'s line.\n\n### Input:\n", f"\n\n### Response:\n{speaker}:")
 
 
 # %% [markdown]
-# ## From pieces to tokens
-#
-# The tokenizers of most models put the space into the token of the word behind it. A prompt that ends in `Homer: ` has already spent the space on a token of its own, and the answer begins with other tokens than in the same text written in one. The model is then asked with tokens that it never saw at this place. Other tokenizers join a full stop and the newline behind it.
-#
-# The remedy: text is cut into *pieces* (a name with its colon, what is said, the end of the line) and each piece is tokenized by itself. Adding a line can then never change the tokens before it.
-#
-# By itself, yet not out of place: SentencePiece tokenizers put a space in front of any text that begins. So a piece is tokenized behind a short anchor, the character that it follows in the real text, and the anchor's tokens are taken off again.
+# **`chat`** is what the model itself understands as a conversation. Chat models are trained on turns of `user` and `assistant`, wrapped in tokens of their own; the tokenizer brings a template that does the wrapping. The character to speak is the assistant. What others say between two of its lines is one turn of the user, with names. If nobody spoke in between, the user's turn says so, since many templates insist on turns that alternate.
 
 # %%
 #| export
-def piece_ids(
-    tokenizer,        # a transformers tokenizer
-    texts: list,      # pieces of text
-    anchor: str = "", # what each piece follows, e.g. ":"; empty: the beginning of the text
-) -> list:            # for each piece, its token ids, without special tokens
-    "Token ids of pieces, as they are in the middle of a text."
-    ids = lambda xs: tokenizer(xs, add_special_tokens=False).input_ids
-    if not texts: return []
-    if not anchor: return ids(texts)
-    before = ids([anchor])[0]
-    together = ids([anchor + t for t in texts])
-    alone = None
-    for i, x in enumerate(together):
-        if x[:len(before)] == before and len(x) > len(before): together[i] = x[len(before):]
-        else:  # anchor and piece merged into one token: tokenize the piece alone
-            alone = alone or ids(texts)
-            together[i] = alone[i]
-    return together
+SILENCE = "(Nobody else speaks.)"
+
+
+def chat_system(
+    location: str, # where the scene is; may be empty
+    speaker: str,  # who answers
+) -> str:          # the system's words
+    "What a chat model is told before a scene."
+    return f"You are {speaker} in a scene of a script.{f' The scene is set here: {location}.' if location else ''} Answer with the next line of {speaker}, and nothing else."
 
 
 # %% [markdown]
-# A tokenizer trained on the spot, of the kind that GPT-2 and SmolLM2 use, shows the trap in its first two rows, and the pieces in the third:
+# A template is a small program that writes the whole conversation. To cut its text into pieces, the conversation is written with marks in place of the words, and the text between the marks is what the template adds:
+#
+# `before` **first user** `middle` **answer** `end` `again` **next user** `middle` ...
+#
+# For that to work, adding a turn must not change what stands before it. A few templates break this rule; then `chat` is refused, with the reason.
+
+# %%
+#| export
+class ChatFrame:
+    "What a tokenizer's chat template writes around the words of a conversation."
+    MARKS = ("@@first@@", "@@answer@@", "@@second@@")
+
+    def __init__(self,
+        tokenizer, # a transformers tokenizer with a chat template
+    ):
+        require(getattr(tokenizer, "chat_template", None), "template=chat was given, but the tokenizer has no chat template; use template=script, or a model that was trained to chat")
+        self.tokenizer = tokenizer
+        asked, again = self.render("@@system@@", 1), self.render("@@system@@", 3)
+        first, answer, second = self.MARKS
+        unstable = "template=chat was given, but this model's chat template changes earlier text when a line is added, or writes the words differently; use template=script"
+        require(all(text.count(m) == 1 for text, ms in ((asked, self.MARKS[:1]), (again, self.MARKS)) for m in ms), unstable)
+        self.middle = asked.split(first)[1]
+        between = again.split(first)[1].split(answer)
+        require(again.startswith(asked) and again.endswith(self.middle) and between[0].startswith(self.middle) and not between[0][len(self.middle):].strip(), unstable)
+        self.lead, tail = between[0][len(self.middle):], between[1].split(second)[0]
+        ends = [i + len(t) for t in self.special if (i := tail.find(t)) >= 0]
+        require(ends, "template=chat was given, but this model's chat template ends an answer with no special token; use template=script")
+        self.end, self.again = tail[:min(ends)], tail[min(ends):]
+
+    @property
+    def special(self) -> list:
+        "The special tokens, as text."
+        return [str(t) for t in dict.fromkeys([*self.tokenizer.all_special_tokens, *(a.content for a in getattr(self.tokenizer, "added_tokens_decoder", {}).values() if a.special)])]
+
+    def render(self,
+        system: str, # the system's words
+        turns: int,  # 1: first user; 3: first user, answer, second user
+    ) -> str:        # the template's text, ready for an answer
+        "Write a conversation of marks."
+        roles = ("user", "assistant", "user")
+        said = [{"role": r, "content": m} for r, m in list(zip(roles, self.MARKS))[:turns]]
+        merged = [{"role": "user", "content": f"{system}\n\n{self.MARKS[0]}"}, *said[1:]]  # for templates without a system role
+        for messages in ([{"role": "system", "content": system}, *said], merged):
+            try: text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, date_string="1 Jan 2025")  # some write today's date
+            except Exception as e: problem = e; continue  # whatever a template raises
+            if system in text: return text
+        raise ValueError(f"template=chat was given, but this model's chat template takes neither a system message nor a user's ({problem if 'problem' in locals() else 'it leaves out the words'}); use template=script")
+
+    def before(self,
+        location: str, # where the scene is; may be empty
+        speaker: str,  # who answers
+    ) -> str:          # text before the first user's words
+        "How a conversation begins."
+        return self.render(chat_system(location, speaker), 1).split(self.MARKS[0])[0]
+
 
 # %% tags=["example"]
-def small_bpe(size=2000):
-    "A byte-level BPE tokenizer, trained on the book's own script."
-    bpe = byte_tokenizer().train_new_from_iterator([f"{l.speaker}: {l.text}\n" for s in read_script("springfield").scenes for l in s.lines], size, show_progress=False)
-    return bpe
+CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
-bpe = small_bpe()
-def bars(*parts): return " | ".join("|".join(repr(bpe.decode([i]))[1:-1] for i in ids) for ids in parts)
+def chatting(template, special=("<|im_start|>", "<|im_end|>")):
+    "The small tokenizer with a chat template."
+    tokenizer = small_bpe()
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+    tokenizer.chat_template = template
+    return tokenizer
 
-name, said = scene.lines[1].speaker, scene.lines[1].text[:40]
-print("as one text:          ", bars(bpe(f"{name}: {said}").input_ids))
-print("prompt with a space:  ", bars(bpe(f"{name}: ").input_ids, bpe(said).input_ids))
-print("pieces:               ", bars(piece_ids(bpe, [f"{name}:"], "\n")[0], piece_ids(bpe, [f" {said}"], ":")[0], piece_ids(bpe, ["\n"], ".")[0]))
+chat_bpe = chatting(CHATML)
+frame = ChatFrame(chat_bpe)
+print(frame.before("Moe's Tavern", "Homer Simpson"), "...", sep="")
+{"middle": frame.middle, "lead": frame.lead, "end": frame.end, "again": frame.again}
+
+# %% tags=["check"]
+for template, says in ((None, "no chat template"), ("{% for m in messages %}{{ loop.length }} {{ m['content'] }}{% endfor %}<eos>", "changes earlier text"),
+                       ("{% for m in messages %}{{ m['content'] }}\n{% endfor %}", "no special token"), ("{{ raise_exception('no') }}", "takes neither")):
+    try: ChatFrame(chatting(template)); raise AssertionError(template)
+    except ValueError as e: assert says in str(e), (says, str(e))
 
 
 # %% [markdown]
 # ## One maker for training and serving
 #
 # `TextMaker` joins a tokenizer and a template. What is asked of a model (`prompt_ids`) is by construction the beginning of what it was trained on. Names and headings repeat, so their tokens are kept.
+#
+# Each token also has a *role*, which the next chapter turns into a loss weight: scaffolding (names, headings, what a template adds), or words that are only read.
+
+# %%
+#| export
+SCAFFOLD, READ, CONTEXT, LEARNED = range(4)  # roles: what a template adds; words that are read; words that count a little; words to learn
+
+
+class Tokens:
+    "A growing sequence of tokens, each with its role."
+    __slots__ = ("ids", "roles")
+
+    def __init__(self,
+        ids: list = None,   # token ids to begin with
+        roles: bytes = b"", # their roles
+    ): self.ids, self.roles = ids or [], bytearray(roles)
+
+    def __len__(self): return len(self.ids)
+
+    def add(self,
+        ids: list, # token ids
+        role: int, # one role for all of them
+    ):
+        "Add a piece; gives itself back."
+        self.ids += ids; self.roles += bytes((role,))*len(ids)
+        return self
+
 
 # %%
 #| export
@@ -150,24 +274,28 @@ class TextMaker:
     "Makes all token sequences, for training and for serving."
     def __init__(self,
         tokenizer,                # a transformers tokenizer with an end token and another token to pad with
-        template: str = "script", # "script" or "alpaca"
+        template: str = "script", # "script", "alpaca" or "chat"
         max_seq_len: int = None,  # most tokens of prompt and answer when serving, as in training; None: as many as the model takes
     ):
-        require(template in TEMPLATES, f"template={template!r} was given; expected {' or '.join(TEMPLATES)}")
+        require(template in TEMPLATES, f"template={template!r} was given; expected {', '.join(TEMPLATES[:-1])} or {TEMPLATES[-1]}")
         require(tokenizer.eos_token_id is not None, "the tokenizer has no end token; answers could not end")
-        require(tokenizer.pad_token_id not in (None, tokenizer.eos_token_id), "the tokenizer pads with its end token, or has no padding token; set another pad token, or the end would never be learned")
         self.tokenizer, self.template, self.max_seq_len, self._kept = tokenizer, template, max_seq_len, {}
+        self.frame = ChatFrame(tokenizer) if template == "chat" else None
         plain = tokenizer("a").input_ids
         self.bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and plain[0] == tokenizer.bos_token_id else []
-        self.end = [tokenizer.eos_token_id] if template == "alpaca" else self.ids("\n", ".")
+        self.end = [tokenizer.eos_token_id] if template == "alpaca" else self.ids("\n", ".") if template == "script" else self.ids(self.frame.end, ".", False)
+        require(tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in self.stop_ids,
+                "the tokenizer pads with the token that ends an answer, or has no padding token; set another pad token, or the end would never be learned")
 
     def ids(self,
-        text: str,        # a piece of text
-        anchor: str = "", # what it follows
-    ) -> list:            # token ids
+        text: str,            # a piece of text
+        anchor: str = "",     # what it follows
+        literal: bool = True, # letters of special tokens are letters
+    ) -> list:                # token ids
         "Tokens of one piece; the last answer for the same piece is kept."
-        if (text, anchor) not in self._kept: self._kept[text, anchor] = piece_ids(self.tokenizer, [text], anchor)[0]
-        return self._kept[text, anchor]
+        key = (text, anchor, literal)
+        if key not in self._kept: self._kept[key] = piece_ids(self.tokenizer, [text], anchor, literal)[0] if text else []
+        return self._kept[key]
 
     @property
     def stop_ids(self) -> list:
@@ -176,15 +304,24 @@ class TextMaker:
 
     def said(self,
         lines: list, # `Line`s
-    ) -> list:       # for each, the tokens of what is said, without the end
+    ) -> list:       # for each, (tokens as others read it, tokens as an answer), without the end
         "Tokens of what is said, all lines in one call (the slow part, so not kept one by one)."
-        return piece_ids(self.tokenizer, [f" {l.text}" for l in lines], ":")
+        texts = list(dict.fromkeys(l.text for l in lines))  # people say the same short things again and again
+        read = answer = dict(zip(texts, piece_ids(self.tokenizer, [f" {t}" for t in texts], ":")))
+        if self.template == "chat": answer = dict(zip(texts, piece_ids(self.tokenizer, [self.frame.lead + t for t in texts], self.follows(self.frame.middle))))
+        return [(read[l.text], answer[l.text]) for l in lines]
+
+    def follows(self,
+        text: str, # what a template writes
+    ) -> str:      # the anchor of what comes next
+        "The last character, unless it belongs to a special token: behind those, text begins anew."
+        return "" if any(text.endswith(t) for t in self.frame.special) else text[-1:]
 
     def name(self,
-        speaker: str, # who speaks
+        speaker: str, # who speaks; may be empty
     ) -> list:        # token ids
         "Tokens of a speaker's name and colon, at the beginning of a line."
-        return self.ids(f"{speaker}:", "\n")
+        return self.ids(f"{speaker}:", "\n") if speaker else []
 
     def heading(self,
         location: str, # where the scene is; may be empty
@@ -194,29 +331,122 @@ class TextMaker:
 
 
 # %% [markdown]
+# The three forms differ in how they open, how they join the lines, and how they close:
+
+# %%
+#| export
+def alpaca_text(
+    maker: TextMaker, # tokenizer and template
+    location: str,    # where the scene is; may be empty
+    lines: list,      # the `Line`s before the answer
+    speaker: str,     # who answers
+    said: list,       # what `TextMaker.said` gave for `lines`
+) -> Tokens:          # everything up to and including "Name:"
+    "A prompt in the seed's form."
+    before, after = alpaca_frame(speaker)
+    out, newline = Tokens().add(maker.bos + maker.ids(before), SCAFFOLD), maker.ids("\n", ".")
+    if location: out.add(maker.ids(f"[{location}]", "\n"), SCAFFOLD)
+    for i, (l, (read, _)) in enumerate(zip(lines, said)):
+        if i or location: out.add(newline, SCAFFOLD)
+        out.add(maker.name(l.speaker), SCAFFOLD).add(read, READ)
+    return out.add(maker.ids(after.removesuffix(f"{speaker}:"), "."), SCAFFOLD).add(maker.name(speaker), SCAFFOLD)
+
+
+def script_text(
+    maker: TextMaker, # tokenizer and template
+    location: str,    # where the scene is; may be empty
+    lines: list,      # the `Line`s before the answer
+    speaker: str,     # who answers
+    said: list,       # what `TextMaker.said` gave for `lines`
+) -> Tokens:          # everything up to and including "Name:"
+    "A prompt in the plain form."
+    out = Tokens().add(maker.heading(location), SCAFFOLD)
+    for l, (read, _) in zip(lines, said): out.add(maker.name(l.speaker), SCAFFOLD).add(read + maker.end, READ)
+    return out.add(maker.name(speaker), SCAFFOLD)
+
+
+# %%
+#| export
+def user_turn(
+    maker: TextMaker, # tokenizer and the chat template
+    out: Tokens,      # what stands before; it grows
+    opened: str,      # the text before the turn's words
+    begins: bool,     # whether a conversation begins here
+    lines: list,      # the `Line`s of others; may be empty
+    said: list,       # what `TextMaker.said` gave for them
+) -> Tokens:          # `out`, up to where the assistant answers
+    "One turn of the user, and the opening of the answer."
+    opening = opened.rstrip(" ")
+    lead, anchor = opened[len(opening):], maker.follows(opening)
+    out.add(maker.ids(opening, "" if begins else ".", False), SCAFFOLD)
+    if not lines: out.add(maker.ids(lead + SILENCE, anchor), SCAFFOLD)
+    for i, (l, (read, _)) in enumerate(zip(lines, said)):
+        if i: out.add(maker.ids("\n", "."), SCAFFOLD)
+        out.add(maker.name(l.speaker) if i else maker.ids(f"{lead}{l.speaker}:", anchor) if l.speaker else [], SCAFFOLD).add(read, READ)
+    return out.add(maker.ids(maker.frame.middle, ".", False), SCAFFOLD)
+
+
+def chat_text(
+    maker: TextMaker, # tokenizer and the chat template
+    location: str,    # where the scene is; may be empty
+    lines: list,      # the `Line`s before the answer
+    speaker: str,     # who answers
+    said: list,       # what `TextMaker.said` gave for `lines`
+) -> Tokens:          # everything up to the answer
+    "A prompt as a conversation."
+    out, opened, turn = Tokens(), chat_before(maker, location, speaker), 0
+    for i, l in enumerate(lines):
+        if l.speaker != speaker: continue
+        user_turn(maker, out, opened, turn == 0, lines[turn:i], said[turn:i]).add(said[i][1] + maker.end, READ)
+        opened, turn = maker.frame.again, i + 1
+    return user_turn(maker, out, opened, turn == 0, lines[turn:], said[turn:])
+
+
+def chat_before(
+    maker: TextMaker, # tokenizer and the chat template
+    location: str,    # where the scene is; may be empty
+    speaker: str,     # who answers
+) -> str:             # text before the first user's words
+    "How a conversation begins; the last answer for the same scene and speaker is kept."
+    key = (location, speaker)
+    if key not in maker._kept: maker._kept[key] = maker.frame.before(location, speaker)
+    return maker._kept[key]
+
+
+# %% [markdown]
 # `prompt_ids` is what a model is asked with. If the text would be too long, whole lines are left out from the *beginning*: the newest lines matter most, and an answer is never cut.
 
 # %%
 #| export
+WRITERS = {"script": script_text, "alpaca": alpaca_text, "chat": chat_text}
+
+
+def prompt_tokens(
+    maker: TextMaker,      # tokenizer and template
+    location: str,         # where the scene is; may be empty
+    lines: list,           # the `Line`s before the answer
+    speaker: str,          # who answers
+    max_len: int = 10**9,  # most tokens; lines that do not fit are left out from the beginning
+    said: list = None,     # what `TextMaker.said` gave for `lines`, if that is known already
+) -> tuple:                # (`Tokens` up to the answer, how many lines were left out)
+    "A prompt with its roles."
+    said, first, write = maker.said(lines) if said is None else said, 0, WRITERS[maker.template]
+    while True:
+        out = write(maker, location, lines[first:], speaker, said[first:])
+        over = len(out) - max_len
+        if over <= 0 or first == len(lines): return out, first
+        while over > 0 and first < len(lines): over -= len(said[first][0]) + 8; first += 1  # a name and marks take about 8 tokens
+
+
 def prompt_ids(
     maker: TextMaker,      # tokenizer and template
     location: str,         # where the scene is; may be empty
     lines: list,           # the `Line`s before the answer
     speaker: str,          # who answers
     max_len: int = 10**9,  # most tokens; lines that do not fit are left out from the beginning
-    said: list = None,     # tokens of `lines`, if they are known already (script template)
-) -> list:                 # token ids, ending with the speaker's name and colon
+) -> list:                 # token ids, up to where the answer begins
     "What a model is asked with: everything up to the answer."
-    if maker.template == "alpaca":
-        for first in range(len(lines) + 1):
-            ids = maker.bos + piece_ids(maker.tokenizer, [alpaca_prompt(location, lines[first:], speaker)])[0]
-            if len(ids) <= max_len: break
-        return ids
-    ids, name = maker.heading(location), maker.name(speaker)
-    each = [(maker.name(l.speaker) if l.speaker else []) + text + maker.end for l, text in zip(lines, said if said is not None else maker.said(lines))]
-    room, first = max_len - len(ids) - len(name), len(each)
-    while first and room >= len(each[first - 1]): first -= 1; room -= len(each[first])
-    return ids + [i for e in each[first:] for i in e] + name
+    return prompt_tokens(maker, location, lines, speaker, max_len)[0].ids
 
 
 # %% tags=["example"]
@@ -229,232 +459,60 @@ print(bpe.decode(short))
 # %% tags=["check"]
 assert len(short) <= 80 and f"{scene.lines[3].text}\nHomer Simpson:" in bpe.decode(short) and scene.lines[0].text not in bpe.decode(short)  # the newest stay
 
-
 # %% [markdown]
-# ## What the loss of a token is
-#
-# For each next token a model gives a probability $p$ to the token that really comes. The loss of that token is $-\ln p$, in *nats*: 0 if the model was certain, $\ln 49152 = 10.8$ if it guesses evenly among the 49,152 tokens of SmolLM2. A mean of 3.5 nats says that the right tokens get $e^{-3.5}$, about 3 %, as their geometric mean. 0.15 nats less makes each of them 1.16 times as probable.
-#
-# A *loss weight* says how much a token's loss counts in training: 1 fully, 0 not at all.
-#
-# ## Two views of the same scenes
-#
-# A `Sample` is a sequence of tokens, each with its loss weight: 0 means that the token is read but not learned.
-
-# %%
-#| export
-@dataclass(frozen=True, slots=True)
-class Sample:
-    "One sequence to train on or to score."
-    input_ids: list    # T token ids
-    loss_weights: list # T weights, 0..1: how much the prediction *of* this token counts
-
-    @property
-    def learned(self) -> int:
-        "Number of tokens that are learned."
-        return sum(w > 0 for w in self.loss_weights)
-
-    def features(self) -> dict:
-        "As a dict, which is what Trainer and collators read."
-        return {"input_ids": self.input_ids, "loss_weights": self.loss_weights}
-
-
-# %% [markdown]
-# **`rows`** is the seed's view: one sample for each line to learn, with the lines before it as context. Simple, and expensive: a line is read again as context for each of the lines that follow.
-
-# %%
-#| export
-def row_samples(
-    scenes: list,            # `Scene`s
-    maker: TextMaker,        # tokenizer and template
-    targets: list = (),      # names to learn; empty: everyone
-    max_seq_len: int = 256,  # most tokens of a sample
-    context_lines: int = 10, # most lines of context
-) -> tuple:                  # (samples, lines that are longer than max_seq_len by themselves)
-    "One sample a line: its context is read, the line and its end are learned."
-    samples, too_long = [], []
-    for s in scenes:
-        said = maker.said(s.lines)
-        for i, l in enumerate(s.lines):
-            if not is_target(l, targets): continue
-            answer, first = said[i] + maker.end, max(0, i - context_lines)
-            prompt = prompt_ids(maker, s.location, s.lines[first:i], l.speaker, max_seq_len - len(answer), said[first:i])
-            if len(prompt) + len(answer) > max_seq_len: too_long.append(l)
-            else: samples.append(Sample(prompt + answer, [0.0]*len(prompt) + [1.0]*len(answer)))
-    return samples, too_long
-
-
-# %% [markdown]
-# **`scenes`** reads a whole scene once, and every line to learn is a target in it exactly once. Causal attention makes this right: a token sees only what stands before it, so what is said later cannot help to guess it. It learns the same lines from a tenth to an eighth of the tokens, as counted below.
-#
-# Lines of other characters can be learned a little too (`context_weight`), since they are English and Springfield as well. A scene that is longer than `max_seq_len` becomes several windows; each repeats the end of the one before it as context, which is not learned again.
-
-# %%
-#| export
-def scene_samples(
-    scenes: list,                # `Scene`s
-    maker: TextMaker,            # tokenizer and the script template
-    targets: list = (),          # names to learn; empty: everyone
-    max_seq_len: int = 512,      # most tokens of a sample
-    context_weight: float = 0.0, # loss weight of lines by others, 0..1
-    overlap: float = 0.25,       # share of a window that may repeat the one before it, as context
-) -> tuple:                      # (samples, lines that are longer than max_seq_len by themselves)
-    "One pass over each scene; every line to learn is a target exactly once."
-    require(maker.template == "script", f"view=scenes needs template=script, not {maker.template}; or use view=rows")
-    samples, too_long = [], []
-    for s in scenes:
-        heading, window = maker.heading(s.location), []
-        for l, said in zip(s.lines, maker.said(s.lines)):
-            name = maker.name(l.speaker) if l.speaker else []
-            weight = 1.0 if is_target(l, targets) else context_weight*l.learn
-            line = (name + said + maker.end, [0.0]*len(name) + [weight]*(len(said) + len(maker.end)))
-            if len(heading) + len(line[0]) > max_seq_len: too_long.append(l); continue
-            if len(heading) + sum(len(i) for i, _ in window) + len(line[0]) > max_seq_len:
-                samples.append(join(heading, window))
-                window = tail(window, min(overlap*max_seq_len, max_seq_len - len(heading) - len(line[0])))
-            window.append(line)
-        samples.append(join(heading, window))
-    return [x for x in samples if x.learned], too_long
-
-
-# %% [markdown]
-# The two helpers put lines together, and choose what a new window repeats:
-
-# %%
-#| export
-def join(
-    heading: list, # tokens that open the scene
-    window: list,  # (token ids, loss weights) of its lines
-) -> Sample:       # all in one
-    "A heading and lines as one sample."
-    return Sample(heading + [i for ids, _ in window for i in ids], [0.0]*len(heading) + [w for _, ws in window for w in ws])
-
-
-def tail(
-    window: list, # (token ids, loss weights) of lines
-    room: float,  # most tokens to keep
-) -> list:        # the last lines that fit, none of them learned again
-    "What the next window repeats as context."
-    first = len(window)
-    while first and room >= len(window[first - 1][0]): first -= 1; room -= len(window[first][0])
-    return [(ids, [0.0]*len(ids)) for ids, _ in window[first:]]
-
-
-# %% [markdown]
-# ### The same lines, learned once
-#
-# In both views each line of the characters to learn is a target exactly once. Every prompt of serving is the beginning of a training sample, token for token:
-
-# %% tags=["check"]
-scenes, targets = read_script("springfield").scenes[:6], ["Homer Simpson", "Marge Simpson"]
-for make, template in ((row_samples, "script"), (row_samples, "alpaca"), (scene_samples, "script")):
-    maker = TextMaker(bpe, template)
-    samples, too_long = make(scenes, maker, targets, max_seq_len=200)
-    learned = [t for x in samples for t, w in zip(x.input_ids, x.loss_weights) if w]
-    wanted = [t for s in scenes for l, said in zip(s.lines, maker.said(s.lines)) if is_target(l, targets) for t in said + maker.end]
-    assert learned == wanted and not too_long and max(len(x.input_ids) for x in samples) <= 200, (make, template)
-
-# %% tags=["check"]
-s = scenes[0]
-whole = scene_samples([s], TextMaker(bpe), max_seq_len=10**6)[0][0].input_ids
-for i, l in enumerate(s.lines):
-    asked = prompt_ids(TextMaker(bpe), s.location, s.lines[:i], l.speaker)
-    assert whole[:len(asked)] == asked                                     # scenes: served = trained
-    for template in TEMPLATES:                                             # rows: the same
-        maker = TextMaker(bpe, template)
-        row = row_samples([s], maker, max_seq_len=10**6, context_lines=10**6)[0][i]
-        asked = prompt_ids(maker, s.location, s.lines[:i], l.speaker)
-        assert row.input_ids[:len(asked)] == asked and not any(row.loss_weights[:len(asked)])
-        assert bpe.decode(row.input_ids[len(asked):], skip_special_tokens=True).strip() == l.text
-
-# %% [markdown]
-# What do the two views cost? Tokens that the model must read for the same learned tokens, whole script, ten lines of context:
+# The same moment in the other two forms:
 
 # %% tags=["example"]
-everything, rows = read_script("springfield").scenes, []
-for view, make, template in (("rows", row_samples, "alpaca"), ("rows", row_samples, "script"), ("scenes", scene_samples, "script")):
-    samples, _ = make(everything, TextMaker(bpe, template), max_seq_len=512)
-    rows.append((view, template, len(samples), sum(len(x.input_ids) for x in samples), sum(x.learned for x in samples)))
-cost = pd.DataFrame(rows, columns=["view", "template", "samples", "tokens read", "tokens learned"])
-cost["read per learned"] = (cost["tokens read"]/cost["tokens learned"]).round(1)
-print(f"For the same {cost['tokens learned'][0]:,} learned tokens, scenes read {cost['read per learned'][2]} tokens for each learned one, rows {cost['read per learned'][1]}, and with Alpaca headings {cost['read per learned'][0]}.")
-cost
-
-# %% tags=["check"]
-assert cost["tokens learned"][0] == cost["tokens learned"][1] == cost["tokens learned"][2]  # the end is one token in each
-assert cost["read per learned"][2]*5 < cost["read per learned"][1]
+print(bpe.decode(prompt_ids(TextMaker(bpe, "alpaca"), scene.location, scene.lines[:2], "Homer Simpson")))
+print("---- chat:")
+print(chat_bpe.decode(prompt_ids(TextMaker(chat_bpe, "chat"), scene.location, scene.lines[5:8], "Homer Simpson")), "...", sep="")
 
 # %% [markdown]
-# How many scenes of the book's script would a limit of 512 tokens cut? The histogram shows their lengths:
-
-# %% tags=["example"]
-lengths = pd.Series([len(x.input_ids) for x in scene_samples(everything, TextMaker(bpe), max_seq_len=10**6)[0]])
-ax = lengths.plot.hist(bins=20, color="#4f86c6", figsize=(6.4, 3))
-ax.axvline(512, color="#c0504d"); ax.set_xlabel("tokens of a scene (the small tokenizer of this chapter)"); ax.set_ylabel("scenes"); ax.spines[["top", "right"]].set_visible(False)
-print(f"{(lengths > 512).sum()} of {len(lengths)} scenes are longer than 512 tokens; the median scene has {lengths.median():.0f}.")
-
-
-# %% [markdown]
-# ## The audit before training
+# ## Adding a line never changes earlier tokens
 #
-# A wrong label is the quietest bug in fine-tuning: the loss falls, and nothing useful is learned. So before every training the samples are counted and looked at, and training is refused when a sample learns nothing or the end of an answer is never learned.
-
-# %%
-#| export
-def audit(
-    samples: list,    # `Sample`s
-    maker: TextMaker, # what made them
-) -> dict:            # counts: samples, tokens, learned_tokens, learned_ends, longest
-    "Counts of what will be learned; ValueError if nothing would be, or if answers would never learn to end."
-    require(samples, "there is nothing to learn: no sample has a learned token; check the speakers and max_seq_len")
-    for i, x in enumerate(samples): require(x.learned, f"sample {i} of {len(samples)} has 0 learned tokens; check the speakers and max_seq_len")
-    ends = sum(t == maker.end[-1] and w > 0 for x in samples for t, w in zip(x.input_ids, x.loss_weights))
-    require(ends, f"the token that ends an answer ({maker.tokenizer.decode(maker.end)!r}) is never learned; answers would not stop")
-    return {"samples": len(samples), "tokens": sum(len(x.input_ids) for x in samples), "learned_tokens": sum(x.learned for x in samples),
-            "learned_ends": ends, "longest": max(len(x.input_ids) for x in samples)}
-
+# In all three forms the tokens of a prompt, up to its last word, stay as they are when the scene goes on. The chat templates of four families stand in for all the others, in our own spelling: roles in marks of their own (ChatML), headers (as in Llama 3), brackets with the system's words in the first turn (as in Llama 2), and turns without a system role (as in Gemma).
 
 # %% tags=["check"]
-maker = TextMaker(bpe)
-samples, _ = scene_samples(scenes, maker, targets)
-assert audit(samples, maker)["learned_ends"] == sum(is_target(l, targets) for s in scenes for l in s.lines)
-blank = Sample(samples[0].input_ids, [0.0]*len(samples[0].input_ids))
-endless = [Sample(x.input_ids, [w*(t != maker.end[-1]) for t, w in zip(x.input_ids, x.loss_weights)]) for x in samples]
-for bad, word in (([], "nothing"), ([*samples, blank], "0 learned"), (endless, "never learned")):
-    try: audit(bad, maker); raise AssertionError(word)
-    except ValueError as e: assert word in str(e)
-
+CHATS = {
+    "chatml": (CHATML, ("<|im_start|>", "<|im_end|>")),
+    "headers": ("<bos>{% for m in messages %}<|start|>{{ m['role'] }}<|stop|>\n\n{{ m['content'] | trim }}<|over|>{% endfor %}{% if add_generation_prompt %}<|start|>assistant<|stop|>\n\n{% endif %}", ("<|start|>", "<|stop|>", "<|over|>")),
+    "brackets": ("{% if messages[0]['role'] == 'system' %}{% set s = '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' %}{% set ms = messages[1:] %}{% else %}{% set s = '' %}{% set ms = messages %}{% endif %}{% for m in ms %}{% if m['role'] == 'user' %}<bos>[INST] {{ (s if loop.first else '') + m['content'] }} [/INST]{% else %} {{ m['content'] }} <eos>{% endif %}{% endfor %}", ()),
+    "turns": ("<bos>{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}{% for m in messages %}<turn>{{ 'model' if m['role'] == 'assistant' else 'user' }}\n{{ m['content'] | trim }}<end>\n{% endfor %}{% if add_generation_prompt %}<turn>model\n{% endif %}", ("<turn>", "<end>")),
+}
+makers = [TextMaker(bpe), TextMaker(bpe, "alpaca")] + [TextMaker(chatting(t, marks), "chat") for t, marks in CHATS.values()]
+for maker in makers:
+    for who in ("Homer Simpson", "Mayor Quimby"):
+        for i in range(len(scene.lines)):
+            now, later = (prompt_tokens(maker, scene.location, scene.lines[:n], who)[0] for n in (i, i + 1))
+            last = now.roles.rfind(bytes((READ,))) + 1  # up to the last word
+            assert later.ids[:last] == now.ids[:last] and (last > 0) == (i > 0), (maker.template, i)
 
 # %% [markdown]
-# Looking is better still. Yellow is learned, blue is learned a little (`context_weight`), grey is only read:
+# And a conversation cut into pieces reads as the template writes it in one:
 
-# %%
-#| export
-def show_sample(
-    sample: Sample,  # a sample
-    tokenizer,       # its tokenizer
-    most: int = 200, # tokens to show
-) -> str:            # HTML
-    "A sample as coloured text: what is learned, learned a little, only read."
-    import html
-    spans = []
-    for i, w in list(zip(sample.input_ids, sample.loss_weights))[:most]:
-        color = "#f2c500" if w == 1 else "#a9c8ec" if w > 0 else "#ececec"
-        text = html.escape(tokenizer.decode([i])).replace("\n", "&para;<br>")
-        spans.append(f'<span style="background:{color};color:#111;margin-right:1px;white-space:pre-wrap">{text}</span>')
-    return f'<div style="line-height:1.7;font-family:monospace">{"".join(spans)}</div>'
-
-
-# %% tags=["example"]
-HTML(show_sample(scene_samples(scenes[:1], maker, ["Homer Simpson"], context_weight=0.1)[0][0], bpe))
-
-# %% tags=["example"]
-HTML(show_sample(row_samples(scenes[:1], TextMaker(bpe, "alpaca"), ["Homer Simpson"])[0][1], bpe))
+# %% tags=["check"]
+for (template, marks), maker in zip(CHATS.values(), makers[2:]):
+    lines, who = scene.lines[:9], "Homer Simpson"
+    turns, pending = [], []
+    for l in lines:
+        if l.speaker == who: turns += [("user", "\n".join(pending) or SILENCE), ("assistant", l.text)]; pending = []
+        else: pending.append(f"{l.speaker}: {l.text}")
+    turns.append(("user", "\n".join(pending) or SILENCE))
+    system = chat_system(scene.location, who)
+    said = [{"role": r, "content": c} for r, c in turns]
+    try: text = maker.tokenizer.apply_chat_template([{"role": "system", "content": system}, *said], tokenize=False, add_generation_prompt=True)
+    except Exception: said[0]["content"] = f"{system}\n\n{said[0]['content']}"; text = maker.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    assert maker.tokenizer.decode(prompt_ids(maker, scene.location, lines, who)) == text, marks
+    assert prompt_ids(maker, scene.location, lines, who) == maker.tokenizer(text, add_special_tokens=False).input_ids, marks
 
 # %% [markdown]
 # A pad token that also ends answers is refused before anything is made, as promised at the top:
 
 # %% tags=["check"]
 broken = byte_tokenizer(); broken.pad_token = broken.eos_token
-try: TextMaker(broken); raise AssertionError
+for template in TEMPLATES[:2]:
+    try: TextMaker(broken, template); raise AssertionError
+    except ValueError as e: assert "pad" in str(e)
+broken = chatting(CHATML); broken.pad_token = "<|im_end|>"
+try: TextMaker(broken, "chat"); raise AssertionError
 except ValueError as e: assert "pad" in str(e)

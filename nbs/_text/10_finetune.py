@@ -16,7 +16,7 @@ run = "runs/finetune"       # the run's folder
 base_model = "auto"         # a hub id, folder, .gguf file or short name; auto: smollm2-135m on a CPU, openlm-research/open_llama_3b on an accelerator
 recipe = "book"             # where settings without a value come from: book or seed
 view = None                 # scenes: one pass over each scene; rows: one sample a line; book scenes, seed rows
-template = None             # form of the prompts: script or alpaca; book script, seed alpaca
+template = None             # form of the prompts: script, alpaca or chat (the model's own); book script, seed alpaca
 max_seq_len = None          # most tokens of a sample; book 512, seed 256
 context_lines = None        # rows: lines before the answer; book 10, seed 10
 context_weight = None       # scenes: loss weight of lines by characters that are not learned, 0..1; book 0.1, seed 0
@@ -33,6 +33,8 @@ max_steps = None            # optimizer steps; overrules epochs
 max_minutes = None          # stop at the next step after so many minutes, with what was learned so far
 eval_steps = None           # optimizer steps between evaluations, each of which also saves a checkpoint; book 6 evaluations a run, seed 50
 max_grad_norm = 1.0         # gradients are scaled down to this norm
+packing = "auto"            # flat: samples of a batch end to end; rows: in rows of row_len tokens, which batch sizes then count; none: filled up; auto: flat where the model's attention allows it
+row_len = 2048              # packing=rows: tokens of a row
 gradient_checkpointing = False # compute activations again instead of keeping them: less memory, about a third slower
 save_total_limit = 3        # checkpoints to keep, the best one always
 seed = 42                   # of the adapter, the order of samples and dropout
@@ -53,16 +55,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from simpsons_llm.device import complete_env, find_device, find_ranks, peak_memory_gib, reset_peak_memory, set_threads, synchronize
-from simpsons_llm.evaluate import PadRight, heldout_loss, token_losses
+from simpsons_llm.evaluate import collator, heldout_loss, token_losses
 from simpsons_llm.job import JobConfig, Progress, append_jsonl, format_seconds, open_folder, provenance, read_json, read_jsonl, require, same_parameters, set_aside, write_json, write_text
 from simpsons_llm.model import add_adapter, find_base, load_base, save_adapter, trainable_parameters
+from simpsons_llm.packing import PackedRows, can_isolate, use_isolated
 from simpsons_llm.prepare import PrepareConfig, load_data, prepare
-from simpsons_llm.prompt import TextMaker, audit, row_samples, scene_samples
+from simpsons_llm.prompt import TEMPLATES, TextMaker
+from simpsons_llm.samples import BLOCKS, audit, cache_key, kept_samples, row_samples, scene_samples, write_audit
 
 # %%
 #| hide
 import matplotlib.pyplot as plt
 import pandas as pd
+from IPython.display import HTML
 
 from simpsons_llm.infer import before_after, heldout_moments
 from simpsons_llm.model import load_adapter
@@ -91,10 +96,13 @@ RECIPES = {
 # %% [markdown]
 # ## The settings
 #
-# A setting without a value comes from the recipe; one that was given stands. So `recipe=seed` with `r=16` means rank 16 and all else as in the seed.
+# How samples share a batch (`packing`) changes nothing that is learned: the packing chapter holds the losses equal. A setting without a value comes from the recipe; one that was given stands. So `recipe=seed` with `r=16` means rank 16 and all else as in the seed.
 
 # %%
 #| export
+PACKINGS = ("auto", "flat", "rows", "none")
+
+
 @dataclass
 class FinetuneConfig(JobConfig):
     "Settings of the finetune job."
@@ -103,7 +111,7 @@ class FinetuneConfig(JobConfig):
     base_model: str = "auto"                # a hub id, folder, .gguf file or short name; auto: smollm2-135m on a CPU, openlm-research/open_llama_3b on an accelerator
     recipe: str = "book"                    # where settings without a value come from: book or seed
     view: "str | None" = None               # scenes: one pass over each scene; rows: one sample a line; book scenes, seed rows
-    template: "str | None" = None           # form of the prompts: script or alpaca; book script, seed alpaca
+    template: "str | None" = None           # form of the prompts: script, alpaca or chat (the model's own); book script, seed alpaca
     max_seq_len: "int | None" = None        # most tokens of a sample; book 512, seed 256
     context_lines: "int | None" = None      # rows: lines before the answer; book 10, seed 10
     context_weight: "float | None" = None   # scenes: loss weight of lines by characters that are not learned, 0..1; book 0.1, seed 0
@@ -120,6 +128,8 @@ class FinetuneConfig(JobConfig):
     max_minutes: "float | None" = None      # stop at the next step after so many minutes, with what was learned so far
     eval_steps: "int | None" = None         # optimizer steps between evaluations, each of which also saves a checkpoint; book 6 evaluations a run, seed 50
     max_grad_norm: float = 1.0              # gradients are scaled down to this norm
+    packing: str = "auto"                   # flat: samples of a batch end to end; rows: in rows of row_len tokens, which batch sizes then count; none: filled up; auto: flat where the model's attention allows it
+    row_len: int = 2048                     # packing=rows: tokens of a row
     gradient_checkpointing: bool = False    # compute activations again instead of keeping them: less memory, about a third slower
     save_total_limit: int = 3               # checkpoints to keep, the best one always
     seed: int = 42                          # of the adapter, the order of samples and dropout
@@ -134,7 +144,10 @@ class FinetuneConfig(JobConfig):
         require(self.recipe in RECIPES, f"recipe={self.recipe!r} was given; expected {' or '.join(RECIPES)}")
         s = self.resolved()
         require(s["view"] in ("rows", "scenes"), f"view={s['view']!r} was given; expected rows or scenes")
-        require(s["view"] == "rows" or s["template"] == "script", f"view=scenes needs template=script, not {s['template']}; or use view=rows")
+        require(s["template"] in TEMPLATES, f"template={s['template']!r} was given; expected {', '.join(TEMPLATES)}")
+        require(s["view"] == "rows" or s["template"] in BLOCKS, f"view=scenes needs template=script or chat, not {s['template']}; or use view=rows")
+        require(self.packing in PACKINGS, f"packing={self.packing!r} was given; expected {', '.join(PACKINGS)}")
+        require(self.packing != "rows" or self.row_len >= s["max_seq_len"], f"row_len={self.row_len} was given; expected at least max_seq_len={s['max_seq_len']}, so that every sample fits into a row")
         require(s["max_seq_len"] >= 16, f"max_seq_len={s['max_seq_len']} was given; expected 16 or more")
         require(0 <= s["context_weight"] <= 1, f"context_weight={s['context_weight']} was given; expected 0..1")
         require(0 < s["learning_rate"] < 1, f"learning_rate={s['learning_rate']} was given; expected a number above 0 and below 1")
@@ -189,14 +202,14 @@ except ValueError as e: assert "use 132" in str(e)
 # %% [markdown]
 # ## The trainer
 #
-# Three things differ from the ordinary Trainer: the loss, how it is normalised over a global batch, and the evaluation. The loss of a step is $\sum w_t \, \ell_t / \sum w_t$ over *all* tokens of the global batch, not of each micro-batch. Samples of similar length go into one batch, so that little has to be filled up. The class is made in a function, so that this module can be imported without loading transformers.
+# Three things differ from the ordinary Trainer: the loss, how it is normalised over a global batch, and the evaluation. The loss of a step is $\sum w_t \, \ell_t / \sum w_t$ over *all* tokens of the global batch, not of each micro-batch. A batch is laid end to end; for a model that cannot have that, samples of similar length go into one batch, so that little has to be filled up. The class is made in a function, so that this module can be imported without loading transformers.
 
 # %%
 #| export
 def make_trainer(
     model,        # a PEFT model
     arguments,    # transformers.TrainingArguments
-    train: list,  # `Sample`s
+    train,        # `Sample`s, or `PackedRows` of them
     valid: list,  # `Sample`s
     pad_id: int,  # the padding token
     callbacks: list = (), # transformers.TrainerCallbacks
@@ -225,8 +238,8 @@ def make_trainer(
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
 
-    plain = [s.features() for s in train]
-    trainer = ScriptTrainer(model=model, args=arguments, train_dataset=plain, eval_dataset=plain[:1], data_collator=PadRight(pad_id), callbacks=list(callbacks))
+    items = train if isinstance(train, PackedRows) else [s.features() for s in train]
+    trainer = ScriptTrainer(model=model, args=arguments, train_dataset=items, eval_dataset=[items[0]], data_collator=collator(model, pad_id), callbacks=list(callbacks))
     trainer.model_accepts_loss_kwargs = trainer.loss_is_scaled_for_ga = True  # the loss above is already that of the global batch
     return trainer
 
@@ -238,9 +251,10 @@ def make_trainer(
 #| export
 def training_arguments(
     config: FinetuneConfig, # the settings
-    samples: int,           # number of training samples
+    samples: int,           # number of training samples, or of rows
     device,                 # the `Device`
     world_size: int = 1,    # ranks
+    grouped: bool = False,  # samples of similar length into one batch
 ):                          # transformers.TrainingArguments
     "Our settings in the words of Trainer."
     from transformers import TrainingArguments
@@ -250,7 +264,7 @@ def training_arguments(
     steps = config.max_steps or math.ceil(s["epochs"]*per_epoch)
     every = min(s["eval_steps"] or max(1, round(steps/6)), steps)
     known = {f.name for f in fields(TrainingArguments)}  # two names differ between versions
-    grouped = {"train_sampling_strategy": "group_by_length"} if "train_sampling_strategy" in known else {"group_by_length": True}
+    order = {} if not grouped else {"train_sampling_strategy": "group_by_length"} if "train_sampling_strategy" in known else {"group_by_length": True}
     recompute = {"activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing": True} if config.gradient_checkpointing else {}
     arguments = TrainingArguments(
         output_dir=str(Path(config.run)/"checkpoints"), max_steps=steps, per_device_train_batch_size=s["micro_batch_size"], per_device_eval_batch_size=s["micro_batch_size"],
@@ -259,7 +273,7 @@ def training_arguments(
         eval_strategy="steps", eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=config.save_total_limit, load_best_model_at_end=True,
         metric_for_best_model="eval_loss", greater_is_better=False, logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False, remove_unused_columns=False,
         report_to=config.trackers, run_name=Path(config.run).name, disable_tqdm=True,
-        dataloader_pin_memory=device.type != "cpu", ddp_find_unused_parameters=False, **grouped, **recompute)
+        dataloader_pin_memory=device.type != "cpu", ddp_find_unused_parameters=False, **order, **recompute)
     if world_size == 1: arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: never DataParallel
     return arguments
 
@@ -359,15 +373,21 @@ def make_samples(
     config: FinetuneConfig, # the settings
     maker: TextMaker,       # tokenizer and template
     parts: dict,            # split name -> `Scene`s
-    targets: list,          # names to learn; empty: everyone
+    report: dict,           # the data's report
 ) -> tuple:                 # (split name -> `Sample`s, split name -> number of lines too long to learn)
-    "Samples of all splits in the view that was asked for."
-    s, samples, too_long = config.resolved(), {}, {}
-    for name, scenes in parts.items():
-        if s["view"] == "rows": samples[name], long = row_samples(scenes, maker, targets, s["max_seq_len"], s["context_lines"])
-        else: samples[name], long = scene_samples(scenes, maker, targets, s["max_seq_len"], s["context_weight"])
-        too_long[name] = len(long)
-        if long: print(f"{name}: {len(long)} lines are longer than max_seq_len={s['max_seq_len']} tokens by themselves and are not learned")
+    "Samples of all splits in the view that was asked for; kept ones if nothing has changed."
+    s, targets = config.resolved(), report["speakers"]
+    options = {k: s[k] for k in ("view", "max_seq_len", "context_lines", "context_weight")}
+    def make():
+        samples, too_long = {}, {}
+        for name, scenes in parts.items():
+            if s["view"] == "rows": samples[name], long = row_samples(scenes, maker, targets, s["max_seq_len"], s["context_lines"])
+            else: samples[name], long = scene_samples(scenes, maker, targets, s["max_seq_len"], s["context_weight"])
+            too_long[name] = len(long)
+        return samples, too_long
+    samples, too_long, _ = kept_samples(cache_key(maker, report["data_sha256"], targets=targets, **options), make)
+    for name, long in too_long.items():
+        if long: print(f"{name}: {long} lines are longer than max_seq_len={s['max_seq_len']} tokens by themselves and are not learned")
     return samples, too_long
 
 
@@ -379,7 +399,7 @@ def make_samples(
 # %%
 #| export
 LEAST_GAIN = 0.005  # nats per token; a run whose held-out loss falls by less is not called done
-RESULTS = ["config.yaml", "metrics.jsonl", "checkpoints", "adapter", "summary.json", "loss.png"]
+RESULTS = ["audit.html", "config.yaml", "metrics.jsonl", "checkpoints", "adapter", "summary.json", "loss.png"]
 
 
 def open_run(
@@ -442,6 +462,7 @@ class Job:
     samples: dict          # split name -> `Sample`s
     too_long: dict         # split name -> number of lines that were too long to learn
     report: dict           # the data's report
+    layout: str = ""       # how samples share a batch, in words
     trainer: object = None # what `make_trainer` made
     reporter: object = None # what `make_reporter` made
 
@@ -469,28 +490,50 @@ def train(
     s, (parts, report) = config.resolved(), run_data(config)
     model, tokenizer = load_base(config.base_model, device)
     maker = TextMaker(tokenizer, s["template"])
-    samples, too_long = make_samples(config, maker, parts, report["speakers"])
+    samples, too_long = make_samples(config, maker, parts, report)
     counts = audit(samples["train"], maker)
     require(samples["valid"], f"no line of the validation scenes fits into max_seq_len={s['max_seq_len']} tokens; raise it")
     found = {"base_source": model.origin, "data_sha256": report["data_sha256"]}
+    items, layout = lay_out(config, model, samples["train"])
     model = add_adapter(model, config.lora, config.seed)
     finished = open_run(config, run, found)  # nothing was moved before this line
     if finished:
         print(f"{config.run} is finished ({finished['optimizer_steps']} steps); nothing is left to resume")
         return finished
     write_json(run/"summary.json", {"status": "running"})
+    write_audit(samples["train"], maker, counts, run/"audit.html")
     if config.gradient_checkpointing: model.enable_input_require_grads()
-    job = Job(config, run, ranks, device, maker, samples, too_long, report)
+    job = Job(config, run, ranks, device, maker, samples, too_long, report, layout)
     job.reporter = make_reporter(run, ranks.is_main, device, config.max_minutes)
-    arguments = training_arguments(config, len(samples["train"]), device, ranks.world_size)
-    job.trainer = job.reporter.trainer = make_trainer(model, arguments, samples["train"], samples["valid"], tokenizer.pad_token_id, [job.reporter])
+    arguments = training_arguments(config, len(items), device, ranks.world_size, model.config._attn_implementation != "isolated")
+    job.trainer = job.reporter.trainer = make_trainer(model, arguments, items, samples["valid"], tokenizer.pad_token_id, [job.reporter])
     job.trainer.remove_callback(PrinterCallback)  # our own lines instead of dicts
     if ranks.is_main: print(what_is_learned(job, counts), flush=True)
     return measure(job)
 
 
 # %% [markdown]
-# What is about to be learned is shown first: how many parameters, how many tokens.
+# How samples share a batch depends on the model. Asked for and impossible is an error; `auto` takes what there is:
+
+# %%
+#| export
+def lay_out(
+    config: FinetuneConfig, # the settings
+    model,                  # the base model; it may be changed to isolated attention
+    samples: list,          # training `Sample`s
+) -> tuple:                 # (samples or `PackedRows`, the layout in words); ValueError if it cannot be had
+    "Choose how samples share a batch."
+    reason = can_isolate(model)
+    require(not reason or config.packing in ("auto", "none"), f"packing={config.packing} was given, but this model cannot be packed: {reason}; use packing=none")
+    if reason or config.packing == "none": return samples, "batches of similar length, filled up" + (f" ({reason})" if reason else "")
+    use_isolated(model)
+    if config.packing != "rows": return samples, "samples of a batch end to end"
+    rows = PackedRows(samples, config.row_len)
+    return rows, f"{len(rows)} rows of {config.row_len} tokens, {rows.filling:.1%} full"
+
+
+# %% [markdown]
+# What is about to be learned is shown first: how many parameters, how many tokens. The same stands in `audit.html` in the run's folder, with one sample in colours.
 
 # %%
 #| export
@@ -505,7 +548,7 @@ def what_is_learned(
         f"{model.get_base_model().name_or_path} on {job.device.name} ({job.device.dtype}); recipe {config.recipe}",
         f"trainable parameters: {trainable:,} of {total:,} ({trainable/total:.2%})",
         f"to learn: {counts['samples']} samples, {counts['tokens']:,} tokens, {counts['learned_tokens']:,} of them learned; "
-        f"{job.trainer.args.max_steps} steps of {config.resolved()['global_batch_size']} samples"])
+        f"{job.trainer.args.max_steps} steps of {config.resolved()['global_batch_size']} {'rows' if config.packing == 'rows' else 'samples'}; {job.layout}"])
 
 
 # %% [markdown]
@@ -672,6 +715,12 @@ pd.Series({**config.resolved(), "seed": config.seed, "max_steps": config.max_ste
 # %%
 summary = finetune(config)
 print(summary_text(summary))
+
+# %% [markdown]
+# What was learned: one sample, token by token.
+
+# %%
+HTML((Path(config.run)/"audit.html").read_text(encoding="utf8"))
 
 # %% [markdown]
 # Does it learn, and when would it stop learning? The held-out loss tells; the star marks the step that was kept.

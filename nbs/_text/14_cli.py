@@ -249,6 +249,50 @@ def demo(
 
 
 # %% [markdown]
+# Benchmarks are a group of commands of their own, each with `--json FILE`:
+
+# %%
+#| export
+bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, help="Measure the book's way beside the seed's way, in one run.")
+app.add_typer(bench, name="bench")
+JSON_FILE = typer.Option("--json", help="file for the results: rows of name, ours, seed, ratio, unit, device, versions")
+
+
+def show_bench(
+    rows: list,        # what `bench_row` made
+    file: "str | None", # where to write them
+):
+    "Results as a table, and as JSON."
+    from rich.table import Table
+    from simpsons_llm.job import open_folder, write_json
+    table = Table(box=None)
+    for name in ("", "ours", "seed", "ratio", "unit"): table.add_column(name, justify="left" if name in ("", "unit") else "right", overflow="fold")
+    def number(x): return "-" if x is None else f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.4g}"
+    for r in rows: table.add_row(r["name"], number(r["ours"]), number(r["seed"]), number(r["ratio"]) + " x"*(r["ratio"] is not None), r["unit"])
+    print_table(table)
+    if file: write_json(open_folder(Path(file).parent)/Path(file).name, rows); print(f"written to {file}")
+
+
+@bench.command("prepare")
+def bench_prepare(
+    lines: Annotated[int, typer.Option(help="rows of the table, 1,000 or more")] = 158_000,
+    base_model: Annotated[str, typer.Option(help="whose tokenizer: a hub id, folder or short name")] = "smollm2-135m",
+    sizes: Annotated[str, typer.Option(help="sizes of more tables, with commas, to see how the cost grows")] = "",
+    file: Annotated[Optional[str], JSON_FILE] = None,
+):
+    """From a table to packed rows of tokens: seconds and memory. The seed's way takes a minute or two.
+
+    \b
+    simpsons-llm bench prepare
+    simpsons-llm bench prepare --lines 20000 --json bench.json
+    simpsons-llm bench prepare --sizes 10000,100000,1000000"""
+    from simpsons_llm.bench import bench_prepare as measure
+    try: more = tuple(int(n) for n in sizes.split(",") if n.strip())
+    except ValueError: raise ValueError(f"--sizes {sizes!r} was given; expected whole numbers with commas, such as 10000,100000") from None
+    show_bench(measure(lines, base_model, more), file)
+
+
+# %% [markdown]
 # ## One sentence for what was given wrongly
 #
 # An error that the book raises on purpose is a `ValueError`, a `TypeError` or one of the file errors, and the line that failed is a `raise` in its own code (or in a chapter that papermill ran). Anything else is a mistake in the program, and says so.

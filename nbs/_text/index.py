@@ -61,7 +61,7 @@ if demo:
 # %% [markdown]
 # ## Your own script
 #
-# A CSV file with the columns of the public table `simpsons_script_lines.csv`, or JSON samples (`p/c/l` or `instruction/input/output`):
+# A table with the columns of the public `simpsons_script_lines.csv` (damaged rows are recovered where they are certain), plain text (`Speaker: line`, a blank line between scenes, `[places]` in brackets), a Fountain screenplay, or JSON samples (`p/c/l` or `instruction/input/output`):
 #
 # ```
 # simpsons-llm prepare  --script simpsons_script_lines.csv --speakers "Homer Simpson,Marge Simpson" --out runs/data
@@ -87,16 +87,19 @@ if demo:
 # | [00 job](00_job.ipynb) | what a job is: settings, folders, progress, provenance |
 # | [01 script](01_script.ipynb) | script files become lines and scenes |
 # | [02 prepare](02_prepare.ipynb) | train, valid and test by episode |
-# | [03 prompt](03_prompt.ipynb) | text, tokens and loss weights, for training and serving alike |
+# | [03 prompt](03_prompt.ipynb) | text and tokens, for training and serving alike |
+# | [03 samples](03_samples.ipynb) | loss weights, two views of a scene, the audit before training |
+# | [04 packing](04_packing.ipynb) | sequences end to end, kept apart |
 # | [05 lora](05_lora.ipynb) | low rank, the LoRA layer, parameter counts |
 # | [06 model](06_model.ipynb) | base models by name; adapters on, saved, loaded, merged |
 # | [07 infer](07_infer.ipynb) | finishing a line, and how long it takes |
 # | [08 evaluate](08_evaluate.ipynb) | the held-out loss, per token |
 # | [10 finetune](10_finetune.ipynb) | fine-tuning with Trainer |
+# | [12 bench](12_bench.ipynb) | ours beside the seed's way, measured |
 # | [13 launch](13_launch.ipynb) | chapters under papermill |
 # | [14 cli](14_cli.ipynb) | the command line |
 #
-# Chapters on packing, the training loop by hand, the chat page, benchmarks, many ranks and more measures of a character are to come; their numbers are kept free. Read with `jupyter lab nbs`. After a change: `.ci/book` exports the modules and refreshes the text twins in `nbs/_text/`, which show changes of notebooks as plain text.
+# Chapters on the training loop by hand, the chat page, many ranks and more measures of a character are to come; their numbers are kept free. Read with `jupyter lab nbs`. After a change: `.ci/book` exports the modules and refreshes the text twins in `nbs/_text/`, which show changes of notebooks as plain text.
 
 # %% [markdown]
 # ## As a library

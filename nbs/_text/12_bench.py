@@ -1,0 +1,257 @@
+# %%
+#| default_exp bench
+
+# %% [markdown]
+# # Benchmarks
+#
+# > Ours beside the seed's way, both measured in one run, and only results that were really obtained.
+#
+# "Fast" means nothing without a second number. Each benchmark here does the same work twice on the same machine, the book's way and the way of the project that it carries on, and reports the ratio. Each side runs in a process of its own, so that neither warms up the other and the memory of each is known. This chapter begins with the preparation of data.
+
+# %%
+#| export
+import csv
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from simpsons_llm.device import find_device, peak_memory_gib
+from simpsons_llm.job import Progress, provenance, require, write_json
+from simpsons_llm.model import load_tokenizer
+from simpsons_llm.packing import PackedRows
+from simpsons_llm.prepare import split_scenes
+from simpsons_llm.prompt import TextMaker, alpaca_frame
+from simpsons_llm.samples import row_samples, scene_samples
+from simpsons_llm.script import read_script
+
+# %%
+#| hide
+import matplotlib.pyplot as plt
+import pandas as pd
+
+
+# %% [markdown]
+# ## A table as long as one likes
+#
+# The public table has 158,000 rows. For a measurement that anybody can repeat, the book's own script is repeated and varied: each episode gets new numbers, and every fifth word is drawn anew from the script's vocabulary, so that the tokenizer does not see the same lines again.
+
+# %%
+#| export
+def varied_table(
+    path,          # the CSV file to write
+    lines: int,    # rows, without the header
+    seed: int = 0, # of the drawn words
+) -> Path:         # the file
+    "A table of any length in the format of simpsons_script_lines.csv."
+    with open(read_script("springfield").path, encoding="utf8", newline="") as f: header, *rows = csv.reader(f)
+    at, rng = {n: i for i, n in enumerate(header)}, random.Random(seed)
+    words, episodes = [w for r in rows for w in r[at["spoken_words"]].split()], len({r[at["episode_id"]] for r in rows})
+    with open(path, "w", encoding="utf8", newline="") as f:
+        writer = csv.writer(f, lineterminator="\n")
+        writer.writerow(header)
+        for i in range(lines):
+            again, k = divmod(i, len(rows))
+            row = list(rows[k])
+            row[at["id"]], row[at["episode_id"]] = i + 1, int(row[at["episode_id"]]) + again*episodes
+            if row[at["spoken_words"]]:
+                said = " ".join(rng.choice(words) if rng.random() < 0.2 else w for w in row[at["spoken_words"]].split())
+                row[at["spoken_words"]], row[at["raw_text"]] = said, f"{row[at['raw_character_text']]}: {said}"
+            writer.writerow(row)
+    return Path(path)
+
+
+# %% tags=["check"]
+with tempfile.TemporaryDirectory() as folder:
+    varied = read_script(varied_table(Path(folder)/"x.csv", 5000))
+assert varied.account()["rows"] == varied.account()["kept"] == 5000
+original = {l.text for l in read_script("springfield").lines}
+assert sum(l.text in original for l in varied.lines) < 0.25*len(varied.lines)
+
+
+# %% [markdown]
+# ## The book's way
+#
+# Read, split by episode, make samples with weights, pack into rows of 1,024 tokens. The view is `scenes`, or `rows` to compare like with like.
+
+# %%
+#| export
+def ours_prepare(
+    table: str,            # a CSV file
+    base_model: str,       # whose tokenizer
+    view: str = "scenes",  # scenes or rows
+    row_len: int = 1024,   # tokens of a packed row
+) -> dict:                 # seconds of each stage and in all; samples, tokens, rows, filling
+    "From a table to packed rows, the book's way."
+    tokenizer, times, start = load_tokenizer(base_model), {}, time.perf_counter()
+    def stage(name): times[f"{name}_s"] = time.perf_counter() - start - sum(times.values())
+    script = read_script(table); stage("read")
+    parts = split_scenes(script.scenes); stage("split")
+    maker = TextMaker(tokenizer)
+    made = {n: scene_samples(p, maker, [], row_len)[0] if view == "scenes" else row_samples(p, maker, [], min(256, row_len))[0] for n, p in parts.items()}
+    stage("samples")
+    packed = {n: PackedRows(x, row_len) for n, x in made.items()}
+    for p in packed.values(): p.arrays(tokenizer.pad_token_id)
+    stage("pack")
+    tokens = sum(len(x.input_ids) for xs in made.values() for x in xs)
+    return {"seconds": time.perf_counter() - start, **times, "lines": len(script.lines), "samples": sum(map(len, made.values())), "tokens": tokens,
+            "packed_rows": sum(map(len, packed.values())), "filling": packed["train"].filling, "learned_tokens": sum(x.learned for xs in made.values() for x in xs)}
+
+
+# %% [markdown]
+# ## The seed's way
+#
+# Records with the lines before (written as JSON by one program, read as JSON by the next), a random split of rows, and `datasets.map` over one sample at a time: the Alpaca prompt, cut off at 256 tokens, the end token added if there is room, labels equal to inputs. Nothing is packed; the tokenized splits are saved, as the seed does.
+
+# %%
+#| export
+def seed_prepare(
+    table: str,      # a CSV file
+    base_model: str, # whose tokenizer
+) -> dict:           # seconds in all; samples, tokens
+    "From a table to tokenized rows, the seed's way."
+    from datasets import disable_progress_bars, load_dataset
+    disable_progress_bars()
+    tokenizer, records, before, place, start = load_tokenizer(base_model), [], [], None, time.perf_counter()
+    with open(table, encoding="utf8", newline="") as f:
+        for row in csv.DictReader(f):
+            here = (row["episode_id"], row["raw_location_text"])
+            if here != place: before, place = [], here
+            if row["speaking_line"] != "true" or not row["spoken_words"]: continue
+            records.append({"instruction": "\n".join(before[-10:]), "input": row["raw_character_text"], "output": row["spoken_words"]})
+            before.append(f"{row['raw_character_text']}: {row['spoken_words']}")
+    progress, done = Progress(len(records), "the seed's way", "samples"), 0
+    def tokenize(record):
+        nonlocal done
+        begin, end = alpaca_frame(record["input"])
+        ids = tokenizer(f"{begin}{record['instruction']}{end} {record['output']}", truncation=True, max_length=256, padding=False)
+        if ids["input_ids"][-1] != tokenizer.eos_token_id and len(ids["input_ids"]) < 256: ids["input_ids"].append(tokenizer.eos_token_id); ids["attention_mask"].append(1)
+        ids["labels"] = ids["input_ids"].copy()
+        done += 1; progress(done)
+        return ids
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "data.json").write_text(json.dumps(records), encoding="utf8")
+        data = load_dataset("json", data_files=str(Path(folder, "data.json")), cache_dir=folder)["train"].train_test_split(test_size=min(200, len(records)//10), seed=42, shuffle=True)
+        data = {name: part.shuffle(seed=42).map(tokenize) for name, part in data.items()}
+        for name, part in data.items(): part.save_to_disk(str(Path(folder, name)))
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "samples": len(records), "tokens": sum(map(len, data["train"]["input_ids"])) + sum(map(len, data["test"]["input_ids"]))}
+
+
+# %% [markdown]
+# ## One process for each side
+#
+# What a process has loaded or kept cannot help the next one, and its peak memory is its own. What takes seconds is run three times, and the median counts; what takes minutes averages over its own length.
+
+# %%
+#| export
+def in_process(
+    function: str, # name of a function of this module
+    **arguments,   # its arguments, plain data
+) -> dict:         # its result, and peak_gib of the process; RuntimeError if it failed
+    "Call a function in a process of its own."
+    code = ("import json, sys; from simpsons_llm import bench; from simpsons_llm.device import find_device, peak_memory_gib\n"
+            "result = getattr(bench, sys.argv[1])(**json.loads(sys.argv[2])); print('\\n' + json.dumps({**result, 'peak_gib': peak_memory_gib(find_device('cpu'))}), flush=True)")
+    with subprocess.Popen([sys.executable, "-c", code, function, json.dumps(arguments)], stdout=subprocess.PIPE, text=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "true"}) as process:
+        last = ""
+        for line in process.stdout:
+            if line.startswith("{"): last = line
+            elif line.strip(): print(line, end="", flush=True)
+    if process.returncode: raise RuntimeError(f"{function} failed with exit code {process.returncode}; its messages stand above")
+    return json.loads(last)
+
+
+def median_of(
+    runs: int,       # how often
+    function: str,   # name of a function of this module
+    **arguments,     # its arguments, plain data
+) -> dict:           # the result of the run with the median of `seconds`
+    "Several processes one after the other, the middle one counts."
+    return sorted((in_process(function, **arguments) for _ in range(runs)), key=lambda r: r["seconds"])[runs//2]
+
+
+# %% [markdown]
+# Every benchmark reports in the same rows, which `--json FILE` writes down:
+
+# %%
+#| export
+def bench_row(
+    name: str,           # what was measured
+    ours: float,         # the book's way
+    seed: float = None,  # the seed's way; None: not measured
+    unit: str = "s",     # unit of both
+    device: str = "cpu", # the device's name
+) -> dict:               # name, ours, seed, ratio (seed / ours: how many times less), unit, device, versions
+    "One result, ours beside the seed's."
+    return {"name": name, "ours": ours, "seed": seed, "ratio": seed/ours if seed is not None and ours else None, "unit": unit, "device": device, "versions": provenance()}
+
+
+# %%
+#| export
+def bench_prepare(
+    lines: int = 158_000,            # rows of the table
+    base_model: str = "smollm2-135m", # whose tokenizer
+    sizes: tuple = (),               # more tables, ours alone: does the cost grow in proportion?
+) -> list:                           # what `bench_row` makes
+    "From a table to packed rows: seconds and memory, ours beside the seed's way."
+    require(lines >= 1000 and all(n >= 1000 for n in sizes), f"{min([lines, *sizes])} lines were given; expected 1,000 or more")
+    load_tokenizer(base_model)  # fetch it now, not inside a measurement
+    device = find_device("cpu").name
+    with tempfile.TemporaryDirectory() as folder:
+        table = str(varied_table(Path(folder)/"table.csv", lines))
+        print(f"a table of {lines:,} rows, {os.path.getsize(table)/1e6:.0f} MB; the book's way ...", flush=True)
+        ours = median_of(3, "ours_prepare", table=table, base_model=base_model)
+        like = in_process("ours_prepare", table=table, base_model=base_model, view="rows")
+        seed = in_process("seed_prepare", table=table, base_model=base_model)
+        rows = [bench_row(f"prepare {lines:,} rows: table to packed rows, scenes", ours["seconds"], seed["seconds"], "s", device),
+                bench_row(f"prepare {lines:,} rows: table to packed rows, one sample a line", like["seconds"], seed["seconds"], "s", device),
+                bench_row(f"prepare {lines:,} rows: tokens to train on", ours["tokens"], seed["tokens"], "tokens", device),
+                bench_row(f"prepare {lines:,} rows: peak memory", ours["peak_gib"], seed["peak_gib"], "GiB", device)]
+        rows += [bench_row(f"prepare {lines:,} rows: {k.removesuffix('_s')}", ours[k], unit="s", device=device) for k in ("read_s", "split_s", "samples_s", "pack_s")]
+        for n in sizes:
+            grown = median_of(3 if n < 200_000 else 1, "ours_prepare", table=str(varied_table(Path(folder)/"grown.csv", n)), base_model=base_model)
+            print(f"{n:,} rows: {grown['seconds']:.2f} s", flush=True)
+            rows += [bench_row(f"prepare {n:,} rows: seconds for 1,000 rows", 1000*grown["seconds"]/n, unit="s", device=device), bench_row(f"prepare {n:,} rows: peak memory", grown["peak_gib"], unit="GiB", device=device)]
+    return rows
+
+
+# %% [markdown]
+# A short run shows the form of the result; its ratio means little, since starting costs are a large part of it:
+
+# %% tags=["example"]
+short = bench_prepare(2000, "tiny")
+pd.DataFrame(short).drop(columns="versions").round(3)
+
+# %% tags=["check"]
+assert all(set(r) == {"name", "ours", "seed", "ratio", "unit", "device", "versions"} and r["ours"] > 0 for r in short)
+assert short[0]["ratio"] == short[0]["seed"]/short[0]["ours"] > 1
+
+# %% [markdown]
+# ## Results: preparing data
+#
+# The whole length of the public table, with the tokenizer of SmolLM2 (run by hand: `simpsons-llm bench prepare --sizes 10000,30000,100000,300000,1000000`; two cores, seconds are of that machine, the ratio is what to look at).
+
+# %%
+#| eval: false
+full = bench_prepare(sizes=(10_000, 30_000, 100_000, 300_000, 1_000_000))
+
+# %%
+#| eval: false
+table = pd.DataFrame(full).drop(columns="versions")
+table[table.seed.notna() | ~table.name.str.contains("1,000 rows|0,000 rows: peak")].round(3)
+
+# %% [markdown]
+# Does the cost grow in proportion? Seconds for a thousand rows, from ten thousand rows to a million; a flat line means that it does:
+
+# %%
+#| eval: false
+grown = pd.DataFrame([(int(r["name"].split()[1].replace(",", "")), r["unit"], r["ours"]) for r in full[8:]], columns=["rows", "unit", "value"]).pivot(index="rows", columns="unit", values="value")
+grown.columns = ["peak memory (GiB)", "s for 1,000 rows"]
+ax = grown["s for 1,000 rows"].plot(marker="o", logx=True, ylim=(0, None), figsize=(6.4, 2.8), color="#1f5fa8")
+ax.set_xlabel("rows of the table"); ax.set_ylabel("s for 1,000 rows"); ax.spines[["top", "right"]].set_visible(False)
+plt.show()
+grown.round(4)
