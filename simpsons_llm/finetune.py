@@ -21,7 +21,7 @@ from .device import complete_env, find_device, find_ranks, peak_memory_gib, rese
 from .evaluate import collator, heldout_loss, token_losses
 from .job import JobConfig, Progress, append_jsonl, format_seconds, open_folder, provenance, read_json, read_jsonl, require, same_parameters, set_aside, write_json, write_text
 from .model import add_adapter, find_base, load_base, save_adapter, trainable_parameters
-from .packing import PackedRows, can_isolate, use_isolated
+from .packing import PackedRows, can_isolate, packs_well, use_isolated
 from .prepare import PrepareConfig, load_data, prepare
 from .prompt import TEMPLATES, TextMaker
 from .samples import BLOCKS, audit, cache_key, kept_samples, row_samples, scene_samples, write_audit
@@ -63,7 +63,7 @@ class FinetuneConfig(JobConfig):
     max_minutes: "float | None" = None      # stop at the next step after so many minutes, with what was learned so far
     eval_steps: "int | None" = None         # optimizer steps between evaluations, each of which also saves a checkpoint; book 6 evaluations a run, seed 50
     max_grad_norm: float = 1.0              # gradients are scaled down to this norm
-    packing: str = "auto"                   # flat: samples of a batch end to end; rows: in rows of row_len tokens, which batch sizes then count; none: filled up; auto: flat where the model's attention allows it
+    packing: str = "auto"                   # flat: samples of a batch end to end; rows: in rows of row_len tokens, which batch sizes then count; none: filled up; auto: flat where model and device do it well
     row_len: int = 2048                     # packing=rows: tokens of a row
     gradient_checkpointing: bool = False    # compute activations again instead of keeping them: less memory, about a third slower
     save_total_limit: int = 3               # checkpoints to keep, the best one always
@@ -342,7 +342,7 @@ def train(
     counts = audit(samples["train"], maker)
     require(samples["valid"], f"no line of the validation scenes fits into max_seq_len={s['max_seq_len']} tokens; raise it")
     found = {"base_source": model.origin, "data_sha256": report["data_sha256"]}
-    items, layout = lay_out(config, model, samples["train"])
+    items, layout = lay_out(config, model, samples["train"], device)
     model = add_adapter(model, config.lora, config.seed)
     finished = open_run(config, run, found)  # nothing was moved before this line
     if finished:
@@ -364,10 +364,12 @@ def lay_out(
     config: FinetuneConfig, # the settings
     model,                  # the base model; it may be changed to isolated attention
     samples: list,          # training `Sample`s
+    device,                 # the `Device`
 ) -> tuple:                 # (samples or `PackedRows`, the layout in words); ValueError if it cannot be had
     "Choose how samples share a batch."
     reason = can_isolate(model)
     require(not reason or config.packing in ("auto", "none"), f"packing={config.packing} was given, but this model cannot be packed: {reason}; use packing=none")
+    if config.packing == "auto" and not reason and not packs_well(device): reason = f"on {device.type} in {device.dtype} that is faster"
     if reason or config.packing == "none": return samples, "batches of similar length, filled up" + (f" ({reason})" if reason else "")
     use_isolated(model)
     if config.packing != "rows": return samples, "samples of a batch end to end"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['best_fit', 'filling', 'EndToEnd', 'varlen_kernel', 'run_varlen', 'isolated_attention', 'isolated_mask',
-           'use_isolated', 'can_isolate', 'to_device', 'packed_inputs', 'PackedRows']
+           'use_isolated', 'can_isolate', 'packs_well', 'to_device', 'packed_inputs', 'PackedRows']
 
 # %% ../nbs/04_packing.ipynb #04-02
 from dataclasses import dataclass
@@ -156,6 +156,15 @@ def can_isolate(
     if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"} or (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)): return "its layers look back over a window only"
     if getattr(config, "attn_logit_softcapping", None): return "it bends its attention scores"
     return ""
+
+
+def packs_well(
+    device, # the `Device`
+) -> bool:  # False where batches grouped by length are the faster choice
+    "Whether packed rows are fast on a device: on a CPU, and on CUDA where the variable-length kernel applies."
+    import torch
+    if device.type == "cpu": return True
+    return device.type == "cuda" and varlen_kernel(torch.empty(0, device=device.torch, dtype=getattr(torch, device.dtype))) is not None
 
 
 def to_device(

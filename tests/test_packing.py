@@ -89,3 +89,9 @@ def test_models_that_cannot_be_packed_say_why():
     bent = AutoModelForCausalLM.from_config(Gemma2Config(**SMALL, head_dim=10, attn_logit_softcapping=30.0, layer_types=["full_attention"]*2))
     assert "window" in can_isolate(windowed) and can_isolate(bent)
     assert all(can_isolate(AutoModelForCausalLM.from_config(c)) == "" for c in MODELS.values())
+
+
+def test_where_packed_rows_are_fast():
+    from types import SimpleNamespace
+    from simpsons_llm.packing import packs_well
+    assert packs_well(SimpleNamespace(type="cpu")) and not packs_well(SimpleNamespace(type="xpu"))  # no variable-length kernel on XPU

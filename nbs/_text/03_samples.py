@@ -394,13 +394,13 @@ def show_sample(
 
 
 # %% tags=["example"]
-HTML(show_sample(scene_samples(scenes[:1], makers["script"], ["Homer Simpson"], context_weight=0.1)[0][0], bpe, 220))
+HTML(show_sample(scene_samples(scenes[:1], makers["script"], ["Homer Simpson"], context_weight=0.1)[0][0], bpe, 600))
 
 # %% tags=["example"]
 HTML(show_sample(row_samples(scenes[:1], makers["alpaca"], ["Homer Simpson"])[0][1], bpe))
 
 # %% tags=["example"]
-HTML(show_sample(scene_samples(scenes[:1], makers["chat"], ["Homer Simpson"])[0][0], bpe, 220))
+HTML(show_sample(scene_samples(scenes[:1], makers["chat"], ["Homer Simpson"])[0][0], bpe, 600))
 
 
 # %% [markdown]
@@ -471,7 +471,7 @@ def kept_samples(
         if note["key"] == key:
             os.utime(place)
             return {name: load_samples(place/name) for name in note["splits"]}, note["facts"], True
-    except (OSError, ValueError, KeyError, TypeError): pass  # not there, or not whole: made anew
+    except (OSError, ValueError, KeyError, TypeError, ImportError): pass  # not there, or not whole: made anew
     samples, facts = make()
     try:
         open_folder(folder)
@@ -481,7 +481,7 @@ def kept_samples(
         shutil.rmtree(place, ignore_errors=True)
         os.replace(temporary, place)
         for old in sorted((p for p in folder.iterdir() if p.name[:1] != "."), key=lambda p: p.stat().st_mtime)[:-KEEP]: shutil.rmtree(old, ignore_errors=True)
-    except OSError: shutil.rmtree(locals().get("temporary", ""), ignore_errors=True)  # a full disk, or another rank was first
+    except (OSError, ImportError): shutil.rmtree(locals().get("temporary", ""), ignore_errors=True)  # a full disk, another rank was first, or no datasets library: not kept
     return samples, facts, False
 
 
