@@ -136,3 +136,15 @@ def test_debug_shows_the_traceback(place):
 def test_doctor_knows_this_machine(place):
     done = subprocess.run([str(BIN/"simpsons-llm"), "doctor"], cwd=place, capture_output=True, text=True)
     assert done.returncode in (0, 1) and "torch" in done.stdout and "papermill" in done.stdout
+
+
+def test_a_benchmark_writes_its_rows(tmp_path):
+    done = cli("bench", "prepare", "--lines", "1000", "--base-model", "tiny", "--json", "out/bench.json", cwd=tmp_path)
+    rows = json.loads((tmp_path/"out/bench.json").read_text())
+    assert all(set(r) == {"name", "ours", "seed", "ratio", "unit", "device", "versions"} for r in rows) and rows[0]["unit"] == "s"
+    assert rows[0]["ratio"] == rows[0]["seed"]/rows[0]["ours"] and "table to packed rows" in done.stdout and rows[0]["versions"]["torch"]
+
+
+@pytest.mark.parametrize("words,says", [(("--lines", "10"), "expected 1,000 or more"), (("--sizes", "many"), "whole numbers with commas"), (("--base-model", "nowhere"), "no base model")])
+def test_a_benchmark_refuses_what_it_cannot_measure(words, says, capsys):
+    assert main(["bench", "prepare", *words]) == 2 and says in capsys.readouterr().err

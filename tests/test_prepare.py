@@ -1,0 +1,94 @@
+"Splits that do not leak, and reports that say what happened."
+import json
+import random
+from collections import Counter
+
+import pytest
+
+from simpsons_llm.prepare import PrepareConfig, find_speakers, leak_report, load_data, ngrams, plain_words, prepare, random_rows_leak, report_text, split_scenes
+from simpsons_llm.script import Line, Scene, read_script
+
+BOOK = read_script("springfield").scenes
+
+
+def scene(episode, *texts, index=0): return Scene(episode, index, "Home", tuple(Line(episode, i, "Bart" if i % 2 else "Lisa", t, "Home", 10*episode + i) for i, t in enumerate(texts)))
+
+
+@pytest.mark.parametrize("split", ["episode", "scene"])
+@pytest.mark.parametrize("seed", range(8))
+def test_sets_share_nothing_and_hold_the_chosen_characters(split, seed):
+    chosen = ["Homer Simpson", "Marge Simpson", "Lisa Simpson", "Bart Simpson"]
+    parts = split_scenes(BOOK, chosen, 0.1, 0.15, split, seed)
+    units = [{s.episode if split == "episode" else (s.episode, s.index) for s in p} for p in parts.values()]
+    assert not (units[0] & units[1] or units[0] & units[2] or units[1] & units[2]) and sum(map(len, parts.values())) == len(BOOK)
+    assert all(set(chosen) <= {l.speaker for s in p for l in s.lines} for p in parts.values())
+    total = sum(len(s.lines) for s in BOOK)
+    assert abs(sum(len(s.lines) for s in parts["valid"])/total - 0.1) < 0.05 and abs(sum(len(s.lines) for s in parts["test"])/total - 0.15) < 0.05
+
+
+def test_the_split_has_a_seed_of_its_own():
+    assert split_scenes(BOOK, seed=1) == split_scenes(BOOK, seed=1) != split_scenes(BOOK, seed=2)
+    random.seed(0); first = split_scenes(BOOK, seed=1); random.seed(1)
+    assert first == split_scenes(BOOK, seed=1)
+
+
+def test_leaks_are_counted_as_by_hand():
+    train = [scene(1, "The frogs are in the piano again, Lisa.", "No."), scene(2, "One two three four five six seven eight nine ten.")]
+    held = [scene(3, "the frogs are in the PIANO again lisa", "No.", "And one two three four five six seven eight", "Nothing of this is known.")]
+    report = leak_report(train, held)
+    assert [l.number for l in report["leaked"]] == [0] and report["lines"] == 3 and report["line_share"] == 1/3
+    grams = [ngrams(plain_words(l.text)) for l in held[0].lines]
+    assert report["ngrams"] == len(set().union(*grams)) == 3 and report["ngram_share"] == 2/3 and [l.number for l in report["similar"]] == [0, 2]
+
+
+def test_random_rows_leak_as_a_plain_count_says():
+    "The quick count against rows that are really made."
+    for lines in (0, 1, 3, 10):
+        rng, train, held = random.Random(5), [], []
+        for s in BOOK:
+            for i, kept in enumerate([rng.random() >= 0.2 for _ in s.lines]):
+                if kept: train += [" ".join(plain_words(l.text)) for l in s.lines[max(0, i - lines):i + 1]]
+                elif len(plain_words(s.lines[i].text)) >= 4: held.append(" ".join(plain_words(s.lines[i].text)))
+        known = set(train)
+        assert random_rows_leak(BOOK, 0.2, lines, 5) == sum(h in known for h in held)/len(held)
+
+
+def test_a_split_that_leaks_stops_with_the_lines_named(tmp_path):
+    gag = "Get out of my bar and stay out, you."
+    rows = [f"[Episode {e}]\nMoe: {gag}\nBarney: Line number {e} is about {word}.\n" for e, word in enumerate("apples frogs pianos rivers clouds".split(), 1)]
+    (tmp_path/"gag.txt").write_text("\n".join(rows))
+    with pytest.raises(ValueError) as e: prepare(PrepareConfig(script=str(tmp_path/"gag.txt"), out=str(tmp_path/"out")))
+    assert gag in str(e.value) and "(episode " in str(e.value) and " of the file)" in str(e.value)
+    assert "max_leak" in str(e.value) and "\n" not in str(e.value) and not (tmp_path/"out").exists()
+    report = prepare(PrepareConfig(script=str(tmp_path/"gag.txt"), out=str(tmp_path/"out"), max_leak=1.0))
+    text = report_text(report)
+    assert f"'{gag}' in 5 episodes" in text and report["running_gags"][0]["times"] == 5 and f"leaked: Moe: {gag}" in text
+
+
+def test_a_report_a_person_can_read(tmp_path):
+    (tmp_path/"x.fountain").write_text("\n\n".join(f"# Episode {e}\n\nINT. HOME\n\nBART\nLine {e} of mine {word}.\n\nLISA\nAnd {word} too." for e, word in enumerate("apples frogs pianos rivers clouds stars".split(), 1)))
+    report = prepare(PrepareConfig(script=str(tmp_path/"x.fountain"), out=str(tmp_path/"out"), speakers="Bart"))
+    text = report_text(report)
+    for says in ("x.fountain, read as fountain", "rows = ", "12 spoken lines", "to learn: Bart", "split by episode, seed 42", "train", "limit 1.0%", "as in the seed"): assert says in text, says
+    assert all((tmp_path/"out"/n).stat().st_size > 500 for n in ("speakers.png", "lengths.png"))
+    parts, again = load_data(tmp_path/"out")
+    assert again == json.loads(json.dumps(report)) and sum(len(s.lines) for p in parts.values() for s in p) == 12
+
+
+def test_rejected_rows_are_named_by_line_and_reason(tmp_path):
+    (tmp_path/"x.txt").write_text("[Home]\n" + "".join(f"Bart: Line {i}.\n\n" for i in range(6)) + "no speaker\nnobody either\n")
+    report = prepare(PrepareConfig(script=str(tmp_path/"x.txt"), out=str(tmp_path/"out"), split="scene"))
+    assert "rejected: 2 x no speaker is named" in report_text(report) and "(lines 14, 15)" in report_text(report)
+    assert (tmp_path/"out"/"rejected.csv").read_text().count("no speaker is named") == 2
+
+
+def test_a_character_missing_from_a_set_is_warned_of(tmp_path):
+    (tmp_path/"x.txt").write_text("".join(f"[Episode {e}]\nBart: Line {e} of {w}.\n" + ("Moe: Closed today.\n" if e == 1 else "") + "\n" for e, w in enumerate("apples frogs pianos rivers".split(), 1)))
+    report = prepare(PrepareConfig(script=str(tmp_path/"x.txt"), out=str(tmp_path/"out"), speakers="Bart,Moe"))
+    assert "WARNING: Moe to learn, but without a line in" in report_text(report)
+
+
+def test_names_are_found_whatever_their_case():
+    speakers = dict(Counter(l.speaker for s in BOOK for l in s.lines).most_common())
+    assert find_speakers(" HOMER simpson ,Moe Szyslak", speakers) == ["Homer Simpson", "Moe Szyslak"]
+    with pytest.raises(ValueError, match="did you mean"): find_speakers("Hommer", speakers)
