@@ -13,6 +13,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +47,8 @@ def sample_of(
     context_weight: float = 0.0, # weight of the role CONTEXT, 0..1
 ) -> Sample:                     # with weights
     "Roles become weights."
-    weights = {SCAFFOLD: 0.0, READ: 0.0, CONTEXT: context_weight, LEARNED: 1.0}
-    return Sample(tokens.ids, [weights[r] for r in tokens.roles], bytes(tokens.roles))
+    weights = (0.0, 0.0, context_weight, 1.0)  # of SCAFFOLD, READ, CONTEXT, LEARNED
+    return Sample(tokens.ids, list(map(weights.__getitem__, tokens.roles)), bytes(tokens.roles))
 
 # %% ../nbs/03_samples.ipynb #03-07
 def with_said(
@@ -59,9 +61,12 @@ def with_said(
     for s in scenes:
         if size >= at_once: groups.append([]); size = 0
         groups[-1].append(s); size += len(s.lines)
-    with collector_off():
-        for group in groups:
-            said, begin = maker.said([l for s in group for l in s.lines]), 0
+    def job(group): return maker.said([l for s in group for l in s.lines])
+    with collector_off(), ThreadPoolExecutor(1) as ahead:
+        waiting = deque(ahead.submit(job, g) for g in groups[:3]) if maker.threads else None
+        for i, group in enumerate(groups):
+            said, begin = waiting.popleft().result() if maker.threads else job(group), 0
+            if maker.threads and i + 3 < len(groups): waiting.append(ahead.submit(job, groups[i + 3]))
             for s in group:
                 yield s, said[begin:begin + len(s.lines)]
                 begin += len(s.lines)

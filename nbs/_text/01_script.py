@@ -311,12 +311,11 @@ class Feed:
         most: int = 100,  # most lines of one row
     ): self.lines, self.at, self.most, self.begin = text.split("\n"), 0, most, 0
 
-    def __iter__(self): return self
-
-    def __next__(self):
-        if self.at >= len(self.lines) or self.at - self.begin >= self.most: raise StopIteration
-        self.at += 1
-        return self.lines[self.at - 1] + "\n"
+    def __iter__(self):
+        lines = self.lines
+        while self.at < len(lines) and self.at - self.begin < self.most:
+            self.at += 1
+            yield lines[self.at - 1] + "\n"
 
     def go_back(self,
         row_start, # pattern of a row's beginning; None: any line may be one
@@ -338,12 +337,13 @@ def read_table(
     "Read a table in the format of simpsons_script_lines.csv."
     csv.field_size_limit(1 << 30)
     feed = Feed(text.lstrip("\n"))
-    skipped, first = len(text) - len(text.lstrip("\n")), next(feed, "")
+    skipped, first = len(text) - len(text.lstrip("\n")), next(iter(feed), "")
     at, separator = read_header(first, where)
     standard = tuple(at) == COLUMNS and separator == ","
     row_start = re.compile(r"\d+,\d+,\d+,") if standard else None
-    reader, found, rejected, recovered = csv.reader(feed, delimiter=separator, strict=True), {k: [] for k in ("spoken", "heading", "direction", "wordless")}, [], []
-    seen, ids, twice = {}, set(), 0
+    def rows(): return csv.reader(iter(feed), delimiter=separator, strict=True)  # from where the feed stands
+    reader, found, rejected, recovered = rows(), {k: [] for k in ("spoken", "heading", "direction", "wordless")}, [], []
+    seen, ids, twice, id_at = {}, set(), 0, at.get("id")
     while feed.at < len(feed.lines):
         feed.begin = feed.at
         row = feed.begin + skipped + 1
@@ -354,6 +354,7 @@ def read_table(
         if fields and feed.at > feed.begin + 1 and row_start and any(map(row_start.match, feed.lines[feed.begin + 1:feed.at])): broken = "quotation marks that do not match"
         if broken:
             spans, _ = feed.at, feed.go_back(row_start)
+            reader = rows()
             if spans > feed.at: broken += f" (read as CSV it spans lines {row} to {spans + skipped}: an unclosed quote?)"
             if not any(c.strip() for c in feed.lines[feed.begin:feed.at]): continue
         kind, what = ("rejected", broken) if broken else read_row(fields, at, row, keep_directions)
@@ -366,7 +367,7 @@ def read_table(
         if kind == "rejected": rejected.append(Rejected(row, what, " ".join(feed.lines[feed.begin:feed.at])[:120]))
         else:
             found[kind].append(what)
-            if "id" in at and (name := fields[at["id"]]):
+            if id_at is not None and (name := fields[id_at]):
                 twice += name in ids
                 ids.add(name)
     notes = [f"{twice} rows repeat the id of another row; they are kept, since their episode and number differ"]*bool(twice)

@@ -12,6 +12,8 @@
 
 # %%
 #| export
+import copy
+
 from simpsons_llm.job import require
 from simpsons_llm.script import Line
 
@@ -62,33 +64,32 @@ assert len(tokenizer) == 259 and tokenizer.pad_token_id != tokenizer.eos_token_i
 
 # %%
 #| export
-def token_ids(
+def reader(
     tokenizer,            # a transformers tokenizer
-    texts: list,          # pieces of text
     literal: bool = True, # letters of special tokens are letters
-) -> list:                # for each, its token ids, no special tokens added
-    "Plain tokenization, all texts in one call."
+):                        # a function: list of texts -> for each, its token ids, no special tokens added
+    "Plain tokenization. A literal reader has a copy of the tokenizer, so nobody's padding or truncation is in it, and threads may use it."
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not hasattr(backend, "encode_batch_fast"): return tokenizer(texts, add_special_tokens=False, split_special_tokens=literal).input_ids
-    before, backend.encode_special_tokens = backend.encode_special_tokens, literal  # a quarter of the time of tokenizer(texts)
-    try: return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
-    finally: backend.encode_special_tokens = before
+    if not literal or not hasattr(backend, "encode_batch_fast"): return lambda texts: tokenizer(texts, add_special_tokens=False, split_special_tokens=literal).input_ids
+    backend = copy.deepcopy(backend)
+    backend.no_padding(); backend.no_truncation()
+    backend.encode_special_tokens = True
+    return lambda texts: [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]  # a quarter of the time of tokenizer(texts)
 
 
 def piece_ids(
-    tokenizer,            # a transformers tokenizer
-    texts: list,          # pieces of text
-    anchor: str = "",     # what each piece follows, e.g. ":"; empty: the beginning of the text
-    literal: bool = True, # letters of special tokens are letters
-) -> list:                # for each piece, its token ids, without special tokens
+    read,             # what `reader` gave
+    texts: list,      # pieces of text
+    anchor: str = "", # what each piece follows, e.g. ":"; empty: the beginning of the text
+) -> list:            # for each piece, its token ids, without special tokens
     "Token ids of pieces, as they are in the middle of a text."
-    if not anchor or not texts: return token_ids(tokenizer, texts, literal) if texts else []
-    before, *together = token_ids(tokenizer, [anchor, *(anchor + t for t in texts)], literal)
+    if not anchor or not texts: return read(texts) if texts else []
+    before, *together = read([anchor, *(anchor + t for t in texts)])
     n, alone = len(before), None
     for i, x in enumerate(together):
         if x[:n] == before and len(x) > n: together[i] = x[n:]
         else:  # anchor and piece merged into one token: tokenize the piece alone
-            alone = alone or token_ids(tokenizer, texts, literal)
+            alone = alone or read(texts)
             together[i] = alone[i]
     return together
 
@@ -108,12 +109,15 @@ scene = read_script("springfield").scenes[0]
 name, said = scene.lines[1].speaker, scene.lines[1].text[:40]
 print("as one text:          ", bars(bpe(f"{name}: {said}").input_ids))
 print("prompt with a space:  ", bars(bpe(f"{name}: ").input_ids, bpe(said).input_ids))
-print("pieces:               ", bars(piece_ids(bpe, [f"{name}:"], "\n")[0], piece_ids(bpe, [f" {said}"], ":")[0], piece_ids(bpe, ["\n"], ".")[0]))
+print("pieces:               ", bars(*(piece_ids(reader(bpe), [piece], anchor)[0] for piece, anchor in ((f"{name}:", "\n"), (f" {said}", ":"), ("\n", ".")))))
 
 # %% tags=["check"]
 trap = [" Good night.</s>", " <eos> is near", " <pad><bos>"]
-assert not {0, 1, 2} & {i for ids in piece_ids(bpe, trap, ":") for i in ids} and [bpe.decode(x) for x in piece_ids(bpe, trap, ":")] == trap
-assert bpe.eos_token_id in bpe("<eos>").input_ids  # the tokenizer is as it was
+read = piece_ids(reader(bpe), trap, ":")
+assert not {0, 1, 2} & {i for ids in read for i in ids} and [bpe.decode(x) for x in read] == trap
+assert bpe.eos_token_id in bpe("<eos>").input_ids                        # the tokenizer is as it was
+bpe(["a", "longer text"], padding=True, truncation=True, max_length=3)   # leaves its settings in the tokenizer
+assert piece_ids(reader(bpe), trap, ":") == read
 
 # %% [markdown]
 # ## Three forms of text
@@ -280,6 +284,8 @@ class TextMaker:
         require(template in TEMPLATES, f"template={template!r} was given; expected {', '.join(TEMPLATES[:-1])} or {TEMPLATES[-1]}")
         require(tokenizer.eos_token_id is not None, "the tokenizer has no end token; answers could not end")
         self.tokenizer, self.template, self.max_seq_len, self._kept = tokenizer, template, max_seq_len, {}
+        self.literal, self.marked = reader(tokenizer), reader(tokenizer, False)
+        self.threads = hasattr(getattr(tokenizer, "backend_tokenizer", None), "encode_batch_fast")  # whether `said` may run in a thread
         self.frame = ChatFrame(tokenizer) if template == "chat" else None
         plain = tokenizer("a").input_ids
         self.bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and plain[0] == tokenizer.bos_token_id else []
@@ -294,7 +300,7 @@ class TextMaker:
     ) -> list:                # token ids
         "Tokens of one piece; the last answer for the same piece is kept."
         key = (text, anchor, literal)
-        if key not in self._kept: self._kept[key] = piece_ids(self.tokenizer, [text], anchor, literal)[0] if text else []
+        if key not in self._kept: self._kept[key] = piece_ids(self.literal if literal else self.marked, [text], anchor)[0] if text else []
         return self._kept[key]
 
     @property
@@ -307,8 +313,8 @@ class TextMaker:
     ) -> list:       # for each, (tokens as others read it, tokens as an answer), without the end
         "Tokens of what is said, all lines in one call (the slow part, so not kept one by one)."
         texts = list(dict.fromkeys(l.text for l in lines))  # people say the same short things again and again
-        read = answer = dict(zip(texts, piece_ids(self.tokenizer, [f" {t}" for t in texts], ":")))
-        if self.template == "chat": answer = dict(zip(texts, piece_ids(self.tokenizer, [self.frame.lead + t for t in texts], self.follows(self.frame.middle))))
+        read = answer = dict(zip(texts, piece_ids(self.literal, [f" {t}" for t in texts], ":")))
+        if self.template == "chat": answer = dict(zip(texts, piece_ids(self.literal, [self.frame.lead + t for t in texts], self.follows(self.frame.middle))))
         return [(read[l.text], answer[l.text]) for l in lines]
 
     def follows(self,

