@@ -456,6 +456,7 @@ def collector_off():
 with collector_off(): assert not gc.isenabled()
 assert gc.isenabled()
 
+
 # %% [markdown]
 # ## Where a result came from
 #

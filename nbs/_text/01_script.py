@@ -235,7 +235,6 @@ at = {name: i for i, name in enumerate(COLUMNS)}
 spoken = ["12", "3", "4", "Moe Szyslak: (WIPING GLASS) Closed.", "9000", "true", "1", "15", "Moe Szyslak", "Moe's Tavern", "Closed.", "closed", "1"]
 read_row(spoken, at, 14), read_row(spoken, at, 14, keep_directions=True)[1].text, read_row(spoken[:9], at, 14)
 
-
 # %% [markdown]
 # ## A damaged row that is still certain
 #
@@ -428,7 +427,6 @@ print([l.text for l in bar.lines])
 assert bar.recovered == [3, 4, 5] and [r.row for r in bar.rejected] == [7] and len(bar.lines) == 6
 assert bar.account()["rows"] == 7 == bar.account()["kept"] + bar.account()["recovered"] + bar.account()["rejected"]
 
-
 # %% [markdown]
 # ## Plain text
 #
@@ -531,7 +529,6 @@ spread = read_text("\n\n".join(["[Home]", "Bart: A.", "Lisa: B.", "Bart: C.", ""
 assert [len(s.lines) for s in spread.scenes] == [3, 1] and spread.notes
 two = read_text("[Episode 1]\nBart: A.\n\n[Episode 2: The Frogs]\nLisa: B.", "x.txt")
 assert [s.episode for s in two.scenes] == [1, 2]
-
 
 # %% [markdown]
 # ## Fountain
@@ -638,7 +635,6 @@ screen.account()
 assert [[l.speaker for l in s.lines] for s in screen.scenes] == [["Homer Simpson", "Carl"], ["McGurk"]] and screen.scenes[0].location == "Power Plant"
 assert screen.account()["rows"] == sum(bool(r.strip()) for r in play.splitlines())
 
-
 # %% [markdown]
 # ## JSON samples
 #
@@ -730,7 +726,6 @@ assert all(l.learn for l in records.lines) and records.counts == {"spoken": 3} a
 half = read_records("\n".join([json.dumps(samples[0]), '{"p": ', json.dumps(samples[1])]), "half.jsonl")
 assert len(half.lines) == 2 and [r.row for r in half.rejected] == [2]
 
-
 # %% [markdown]
 # ## One call for any script
 #
@@ -791,6 +786,7 @@ account = script.account()
 assert account["rows"] == account["kept"] and account["rejected"] == account["recovered"] == 0
 assert account["spoken"] == len(script.lines) == sum(script.speakers.values())
 assert all(len({l.location for l in s.lines}) == 1 for s in script.scenes)
+
 
 # %% [markdown]
 # The same scenes, written in each of the other formats, come back as the same lines:

@@ -138,7 +138,6 @@ find_speakers("homer simpson, Marge Simpson", source.speakers)
 assert find_speakers("", source.speakers) == []
 assert find_speakers("homer simpson, Homer Simpson", source.speakers) == ["Homer Simpson"]
 
-
 # %% [markdown]
 # ## Split by episode, not by row
 #
@@ -234,7 +233,6 @@ assert all({"Homer Simpson", "Marge Simpson", "Bart Simpson"} <= {l.speaker for 
 assert parts == split_scenes(source.scenes) != split_scenes(source.scenes, seed=43)                   # the seed alone decides
 try: split_scenes(parts["valid"][:2]); raise AssertionError
 except ValueError as e: assert "--split scene" in str(e)
-
 
 # %% [markdown]
 # ## Does it leak?

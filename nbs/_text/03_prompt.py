@@ -239,7 +239,6 @@ for template, says in ((None, "no chat template"), ("{% for m in messages %}{{ l
     try: ChatFrame(chatting(template)); raise AssertionError(template)
     except ValueError as e: assert says in str(e), (says, str(e))
 
-
 # %% [markdown]
 # ## One maker for training and serving
 #

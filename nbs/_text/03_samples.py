@@ -267,6 +267,7 @@ for view, make, template in VIEWS:
             rest = sample.input_ids[len(asked):]
             assert bpe.decode(rest[:rest.index(maker.end[-1])]).strip() == s.lines[i].text and sample.loss_weights[len(asked)] == 1
 
+
 # %% [markdown]
 # What do the views cost? Tokens that the model must read for the same learned tokens, whole script, ten lines of context, Homer and Marge to learn:
 
@@ -373,7 +374,6 @@ endless = [Sample(x.input_ids, [w*(t != maker.end[-1]) for t, w in zip(x.input_i
 for bad, word in (([], "nothing"), ([*samples, blank], "0 learned"), (endless, "never learned")):
     try: audit(bad, maker); raise AssertionError(word)
     except ValueError as e: assert word in str(e)
-
 
 # %% [markdown]
 # Looking is better still. Yellow is learned, blue is learned a little (`context_weight`), white is only read, grey is scaffolding:

@@ -92,7 +92,6 @@ RECIPES = {
                  target_modules="q_proj,k_proj", learning_rate=3e-4, warmup_ratio=0.1, global_batch_size=128, micro_batch_size=16, epochs=3.0, eval_steps=50),
 }
 
-
 # %% [markdown]
 # ## The settings
 #
