@@ -294,8 +294,9 @@ def kept_samples(
         if note["key"] == key:
             os.utime(place)
             return {name: load_samples(place/name) for name in note["splits"]}, note["facts"], True
-    except (OSError, ValueError, KeyError, TypeError, ImportError): pass  # not there, or not whole: made anew
+    except (OSError, ValueError, KeyError, IndexError, TypeError, ImportError): pass  # not there, or not whole: made anew
     samples, facts = make()
+    if not all(samples.values()): return samples, facts, False  # nothing to learn: soon refused, not worth keeping
     try:
         open_folder(folder)
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".new"))

@@ -476,8 +476,9 @@ def kept_samples(
         if note["key"] == key:
             os.utime(place)
             return {name: load_samples(place/name) for name in note["splits"]}, note["facts"], True
-    except (OSError, ValueError, KeyError, TypeError, ImportError): pass  # not there, or not whole: made anew
+    except (OSError, ValueError, KeyError, IndexError, TypeError, ImportError): pass  # not there, or not whole: made anew
     samples, facts = make()
+    if not all(samples.values()): return samples, facts, False  # nothing to learn: soon refused, not worth keeping
     try:
         open_folder(folder)
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".new"))
@@ -534,3 +535,5 @@ with tempfile.TemporaryDirectory() as folder:
     assert not get(TextMaker(other))[2]                                                             # the same one with a word more
     for note in Path(folder).glob("*/key.json"): note.write_text("{")                               # damaged ones are made anew
     assert not get()[2] and get()[2] and not get(max_seq_len=256)[2]
+    none = cache_key(makers["script"], "an empty split")
+    for _ in range(2): assert kept_samples(none, lambda: ({"train": []}, {}), folder) == ({"train": []}, {}, False)
