@@ -16,8 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from .device import find_device, peak_memory_gib
-from .job import Progress, provenance, require, write_json
+from .device import find_device
+from .job import Progress, provenance, require
 from .model import load_tokenizer
 from .packing import PackedRows
 from .prepare import split_scenes

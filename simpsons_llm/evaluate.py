@@ -7,7 +7,7 @@ __all__ = ['PadRight', 'collator', 'token_losses', 'heldout_loss']
 
 # %% ../nbs/08_evaluate.ipynb #08-02
 from .job import require
-from .packing import EndToEnd, packed_inputs, to_device, use_isolated
+from .packing import EndToEnd, packed_inputs, require_learning, to_device
 
 # %% ../nbs/08_evaluate.ipynb #08-05
 class PadRight:
@@ -23,7 +23,7 @@ class PadRight:
         longest = max(len(s["input_ids"]) for s in samples)
         ids = torch.tensor([s["input_ids"] + [self.pad_id]*(longest - len(s["input_ids"])) for s in samples])
         weights = torch.tensor([s["loss_weights"] + [0.0]*(longest - len(s["loss_weights"])) for s in samples])
-        require(bool((weights[:, 1:] > 0).any()), "a batch learns nothing: none of its tokens has a loss weight; check the speakers and max_seq_len")
+        require_learning(weights[:, 1:])
         return {"input_ids": ids, "loss_weights": weights, "labels": ids.masked_fill(weights == 0, -100), "lengths": torch.tensor([len(s["input_ids"]) for s in samples])}
 
 

@@ -348,8 +348,9 @@ def train(
     if finished:
         print(f"{config.run} is finished ({finished['optimizer_steps']} steps); nothing is left to resume")
         return finished
-    write_json(run/"summary.json", {"status": "running"})
-    write_audit(samples["train"], maker, counts, run/"audit.html")
+    if ranks.is_main:
+        write_json(run/"summary.json", {"status": "running"})
+        write_audit(samples["train"], maker, counts, run/"audit.html")
     if config.gradient_checkpointing: model.enable_input_require_grads()
     job = Job(config, run, ranks, device, maker, samples, too_long, report, layout)
     job.reporter = make_reporter(run, ranks.is_main, device, config.max_minutes)
@@ -428,7 +429,7 @@ def summarise(
     lines = {f"{n}_lines": report["sets"][n]["learned_lines"] - job.too_long[n] for n in ("train", "valid")}
     gained = losses["valid_loss_nats_base"] - losses["valid_loss_nats_best"] >= LEAST_GAIN
     return {"status": "done" if gained else "not better than the base", "stopped_early": job.reporter.stopped_early, "resumed_from_step": resumed,
-            "base_model": base.name_or_path, "base_source": base.origin, "recipe": config.recipe, "settings": config.resolved(),
+            "base_model": base.name_or_path, "base_source": base.origin, "recipe": config.recipe, "settings": config.resolved(), "layout": job.layout,
             "device": job.device.name, "dtype": job.device.dtype, "world_size": job.ranks.world_size, "launcher": job.ranks.launcher,
             "trainable_parameters": trainable_parameters(trainer.model)[0], **lines, "too_long_lines": job.too_long,
             "learned_tokens": trainer.learned_tokens, "real_tokens": trainer.real_tokens, "optimizer_steps": trainer.state.global_step,

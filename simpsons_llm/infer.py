@@ -16,7 +16,8 @@ from .job import JobConfig, open_folder, require, same_parameters, write_json
 from .model import load_adapter, load_base, merge
 from .prepare import find_speaker, load_data
 from .prompt import TextMaker, prompt_ids
-from .script import Line, parse_lines
+from .lines import Line
+from .script import parse_lines
 
 # %% ../nbs/07_infer.ipynb #07-06
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .job import JobConfig, open_folder, provenance, read_json, read_jsonl, require, same_parameters, sha256, write_json, write_text
-from .script import READERS, Line, Scene, Script, clean, read_script
+from .lines import Line, Scene
+from .script import READERS, read_script
 
 # %% ../nbs/02_prepare.ipynb #02-06
 SPLITS = ("train", "valid", "test")
@@ -325,7 +326,7 @@ def prepare(
               "recovered": script.recovered[:20], "speakers": targets, "all_speakers": script.speakers, "split": config.split, "split_seed": config.split_seed, **found,
               "leaked_share": round(leak["line_share"], 4), "leaked_ngrams": round(leak["ngram_share"], 4), "leak_lines": leak["lines"], "leak_ngrams": leak["ngrams"], "max_leak": config.max_leak,
               "leaked": [f"{l.speaker}: {l.text}" for l in leak["leaked"][:20]], "similar": [f"{l.speaker}: {l.text}" for l in leak["similar"][:20]],
-              "random_rows_leaked_share": round(random_rows_leak(script.scenes, config.valid_share + config.test_share, config.context_lines or 10, config.split_seed), 4),
+              "random_rows_leaked_share": round(random_rows_leak(script.scenes, config.valid_share + config.test_share, seed=config.split_seed), 4),
               "running_gags": running_gags(script.scenes)[:20], "data_sha256": {n: sha256(out/f"{n}.jsonl") for n in parts}, "provenance": provenance()}
     save_plots(parts, out)
     write_json(out/"report.json", report)

@@ -21,8 +21,8 @@ from pathlib import Path
 import simpsons_llm
 from .job import cache_dir, collector_off, open_folder, read_json, require, write_json, write_text
 from .prepare import is_target
-from .prompt import CONTEXT, LEARNED, READ, SCAFFOLD, TextMaker, Tokens, chat_before, prompt_tokens, user_turn
-from .script import Line, Scene
+from .prompt import CONTEXT, LEARNED, READ, SCAFFOLD, TextMaker, Tokens, prompt_tokens, user_turn
+from .lines import Scene
 
 # %% ../nbs/03_samples.ipynb #03-05
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def chat_blocks(
             if l.speaker != who: continue
             answer, role = said[i][1] + maker.end, LEARNED if is_target(l, targets) else READ
             def block(opened, begins, since): return user_turn(maker, Tokens(), opened, begins, scene.lines[since:i], said[since:i]).add(answer, role)
-            first = next(b for n in range(turn, i + 1) if len(b := block(chat_before(maker, scene.location, who), True, n)) <= max_seq_len or n == i)  # the newest lines that fit
+            first = next(b for n in range(turn, i + 1) if len(b := block(maker.frame.before(scene.location, who), True, n)) <= max_seq_len or n == i)  # the newest lines that fit
             blocks.append((first, block(maker.frame.again, False, turn), l))
             turn = i + 1
         yield Tokens(), blocks
@@ -266,7 +266,7 @@ def tokenizer_hash(
 def code_hash() -> str:
     "A hash over the modules that turn a script into samples."
     package = Path(simpsons_llm.__file__).parent
-    return hashlib.sha256(b"".join((package/f"{m}.py").read_bytes() for m in ("script", "prepare", "prompt", "samples"))).hexdigest()[:16]
+    return hashlib.sha256(b"".join((package/f"{m}.py").read_bytes() for m in ("lines", "script", "prepare", "prompt", "samples"))).hexdigest()[:16]
 
 
 def cache_key(

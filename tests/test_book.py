@@ -68,7 +68,8 @@ def test_import_and_help_are_quick():
 def test_the_script_is_what_it_promises():
     "Columns of the public table, enough episodes, scenes, lines and speakers; derived columns agree with the text."
     import csv
-    from simpsons_llm.script import COLUMNS, read_script
+    from simpsons_llm.lines import COLUMNS
+    from simpsons_llm.script import read_script
     script = read_script("springfield")
     assert len({s.episode for s in script.scenes}) >= 24 and len(script.scenes) >= 72 and len(script.lines) >= 1200 and len(script.speakers) >= 20
     account = script.account()

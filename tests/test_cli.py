@@ -114,7 +114,7 @@ def test_a_notebook_of_ones_own(place):
 ])
 def test_bad_input_is_told_in_one_sentence(place, words, says, monkeypatch, capfd):
     (place/"shopping.csv").write_text("item,price\ndonut,1\n")
-    from simpsons_llm.script import COLUMNS
+    from simpsons_llm.lines import COLUMNS
     (place/"broken.gguf").write_bytes(b"not a model")
     (place/"short.csv").write_text(",".join(COLUMNS) + "\n1,2,3\n")
     monkeypatch.chdir(place)

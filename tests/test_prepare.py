@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 
 from simpsons_llm.prepare import PrepareConfig, find_speakers, leak_report, load_data, ngrams, plain_words, prepare, random_rows_leak, report_text, split_scenes
-from simpsons_llm.script import Line, Scene, read_script
+from simpsons_llm.lines import Line, Scene
+from simpsons_llm.script import read_script
 
 BOOK = read_script("springfield").scenes
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simpsons_llm.script import COLUMNS, READERS, decode, find_format, parse_lines, read_fountain, read_script, read_table, read_text, recover_row
+from simpsons_llm.lines import COLUMNS, decode, read_table, recover_row
+from simpsons_llm.script import READERS, find_format, parse_lines, read_fountain, read_script, read_text
 
 ROW = dict(zip(COLUMNS, ["1", "1", "1", "Homer Simpson: (EATING) Mmm, pie.", "0", "true", "1", "1", "Homer Simpson", "Home", "Mmm, pie.", "mmm pie", "2"]))
 

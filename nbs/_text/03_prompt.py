@@ -12,16 +12,11 @@
 
 # %%
 #| export
+import bisect
 import copy
 
 from simpsons_llm.job import require
-from simpsons_llm.script import Line
-
-# %%
-#| hide
-import random
-
-from simpsons_llm.script import Scene, read_script
+from simpsons_llm.script import read_script
 
 
 # %% [markdown]
@@ -97,12 +92,22 @@ def piece_ids(
 # %% [markdown]
 # A tokenizer trained on the spot, of the kind that GPT-2 and SmolLM2 use, shows the trap in its first two rows, and the pieces in the third:
 
-# %% tags=["example"]
-def small_bpe(size=2000):
-    "A byte-level BPE tokenizer, trained on the book's own script."
-    return byte_tokenizer().train_new_from_iterator([f"{l.speaker}: {l.text}\n" for s in read_script("springfield").scenes for l in s.lines], size, show_progress=False)
+# %%
+#| export
+def small_tokenizer(
+    size: int = 2000,        # how many tokens it has
+    chat_template: str = None, # a chat template
+    special: tuple = (),     # the template's special tokens
+):                           # a transformers tokenizer, made in half a second
+    "A byte-level BPE tokenizer trained on the book's own script, for examples and tests."
+    tokenizer = byte_tokenizer().train_new_from_iterator([f"{l.speaker}: {l.text}\n" for l in read_script("springfield").lines], size, show_progress=False)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+    tokenizer.chat_template = chat_template
+    return tokenizer
 
-bpe = small_bpe()
+
+# %% tags=["example"]
+bpe = small_tokenizer()
 def bars(*parts): return " | ".join("|".join(repr(bpe.decode([i]))[1:-1] for i in ids) for ids in parts)
 
 scene = read_script("springfield").scenes[0]
@@ -178,7 +183,8 @@ class ChatFrame:
         tokenizer, # a transformers tokenizer with a chat template
     ):
         require(getattr(tokenizer, "chat_template", None), "template=chat was given, but the tokenizer has no chat template; use template=script, or a model that was trained to chat")
-        self.tokenizer = tokenizer
+        self.tokenizer, self._before = tokenizer, {}
+        self.special = tuple(dict.fromkeys([*map(str, tokenizer.all_special_tokens), *(t.content for t in getattr(tokenizer, "added_tokens_decoder", {}).values() if t.special)]))
         asked, again = self.render("@@system@@", 1), self.render("@@system@@", 3)
         first, answer, second = self.MARKS
         unstable = "template=chat was given, but this model's chat template changes earlier text when a line is added, or writes the words differently; use template=script"
@@ -190,11 +196,6 @@ class ChatFrame:
         ends = [i + len(t) for t in self.special if (i := tail.find(t)) >= 0]
         require(ends, "template=chat was given, but this model's chat template ends an answer with no special token; use template=script")
         self.end, self.again = tail[:min(ends)], tail[min(ends):]
-
-    @property
-    def special(self) -> list:
-        "The special tokens, as text."
-        return [str(t) for t in dict.fromkeys([*self.tokenizer.all_special_tokens, *(a.content for a in getattr(self.tokenizer, "added_tokens_decoder", {}).values() if a.special)])]
 
     def render(self,
         system: str, # the system's words
@@ -214,21 +215,26 @@ class ChatFrame:
         location: str, # where the scene is; may be empty
         speaker: str,  # who answers
     ) -> str:          # text before the first user's words
-        "How a conversation begins."
-        return self.render(chat_system(location, speaker), 1).split(self.MARKS[0])[0]
+        "How a conversation begins; the last answer for the same scene and speaker is kept."
+        key = (location, speaker)
+        if key not in self._before: self._before[key] = self.render(chat_system(location, speaker), 1).split(self.MARKS[0])[0]
+        return self._before[key]
+
+    def follows(self,
+        text: str, # what the template writes
+    ) -> str:      # the anchor of what comes next
+        "The last character, unless it belongs to a special token: behind those, text begins anew."
+        return "" if text.endswith(self.special) else text[-1:]
+
+
+# %%
+#| export
+CHATML = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+          ("<|im_start|>", "<|im_end|>"))  # a common template and its special tokens, for examples and tests
 
 
 # %% tags=["example"]
-CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-
-def chatting(template, special=("<|im_start|>", "<|im_end|>")):
-    "The small tokenizer with a chat template."
-    tokenizer = small_bpe()
-    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
-    tokenizer.chat_template = template
-    return tokenizer
-
-chat_bpe = chatting(CHATML)
+chat_bpe = small_tokenizer(2000, *CHATML)
 frame = ChatFrame(chat_bpe)
 print(frame.before("Moe's Tavern", "Homer Simpson"), "...", sep="")
 {"middle": frame.middle, "lead": frame.lead, "end": frame.end, "again": frame.again}
@@ -236,7 +242,7 @@ print(frame.before("Moe's Tavern", "Homer Simpson"), "...", sep="")
 # %% tags=["check"]
 for template, says in ((None, "no chat template"), ("{% for m in messages %}{{ loop.length }} {{ m['content'] }}{% endfor %}<eos>", "changes earlier text"),
                        ("{% for m in messages %}{{ m['content'] }}\n{% endfor %}", "no special token"), ("{{ raise_exception('no') }}", "takes neither")):
-    try: ChatFrame(chatting(template)); raise AssertionError(template)
+    try: ChatFrame(small_tokenizer(2000, template, CHATML[1])); raise AssertionError(template)
     except ValueError as e: assert says in str(e), (says, str(e))
 
 # %% [markdown]
@@ -313,14 +319,8 @@ class TextMaker:
         "Tokens of what is said, all lines in one call (the slow part, so not kept one by one)."
         texts = list(dict.fromkeys(l.text for l in lines))  # people say the same short things again and again
         read = answer = dict(zip(texts, piece_ids(self.literal, [f" {t}" for t in texts], ":")))
-        if self.template == "chat": answer = dict(zip(texts, piece_ids(self.literal, [self.frame.lead + t for t in texts], self.follows(self.frame.middle))))
+        if self.template == "chat": answer = dict(zip(texts, piece_ids(self.literal, [self.frame.lead + t for t in texts], self.frame.follows(self.frame.middle))))
         return [(read[l.text], answer[l.text]) for l in lines]
-
-    def follows(self,
-        text: str, # what a template writes
-    ) -> str:      # the anchor of what comes next
-        "The last character, unless it belongs to a special token: behind those, text begins anew."
-        return "" if any(text.endswith(t) for t in self.frame.special) else text[-1:]
 
     def name(self,
         speaker: str, # who speaks; may be empty
@@ -382,7 +382,7 @@ def user_turn(
 ) -> Tokens:          # `out`, up to where the assistant answers
     "One turn of the user, and the opening of the answer."
     opening = opened.rstrip(" ")
-    lead, anchor = opened[len(opening):], maker.follows(opening)
+    lead, anchor = opened[len(opening):], maker.frame.follows(opening)
     out.add(maker.ids(opening, "" if begins else ".", False), SCAFFOLD)
     if not lines: out.add(maker.ids(lead + SILENCE, anchor), SCAFFOLD)
     for i, (l, (read, _)) in enumerate(zip(lines, said)):
@@ -399,23 +399,12 @@ def chat_text(
     said: list,       # what `TextMaker.said` gave for `lines`
 ) -> Tokens:          # everything up to the answer
     "A prompt as a conversation."
-    out, opened, turn = Tokens(), chat_before(maker, location, speaker), 0
+    out, opened, turn = Tokens(), maker.frame.before(location, speaker), 0
     for i, l in enumerate(lines):
         if l.speaker != speaker: continue
         user_turn(maker, out, opened, turn == 0, lines[turn:i], said[turn:i]).add(said[i][1] + maker.end, READ)
         opened, turn = maker.frame.again, i + 1
     return user_turn(maker, out, opened, turn == 0, lines[turn:], said[turn:])
-
-
-def chat_before(
-    maker: TextMaker, # tokenizer and the chat template
-    location: str,    # where the scene is; may be empty
-    speaker: str,     # who answers
-) -> str:             # text before the first user's words
-    "How a conversation begins; the last answer for the same scene and speaker is kept."
-    key = (location, speaker)
-    if key not in maker._kept: maker._kept[key] = maker.frame.before(location, speaker)
-    return maker._kept[key]
 
 
 # %% [markdown]
@@ -435,12 +424,12 @@ def prompt_tokens(
     said: list = None,     # what `TextMaker.said` gave for `lines`, if that is known already
 ) -> tuple:                # (`Tokens` up to the answer, how many lines were left out)
     "A prompt with its roles."
-    said, first, write = maker.said(lines) if said is None else said, 0, WRITERS[maker.template]
-    while True:
-        out = write(maker, location, lines[first:], speaker, said[first:])
-        over = len(out) - max_len
-        if over <= 0 or first == len(lines): return out, first
-        while over > 0 and first < len(lines): over -= len(said[first][0]) + 8; first += 1  # a name and marks take about 8 tokens
+    said = maker.said(lines) if said is None else said
+    def without(first): return WRITERS[maker.template](maker, location, lines[first:], speaker, said[first:])
+    whole = without(0)
+    if len(whole) <= max_len: return whole, 0
+    first = bisect.bisect_left(range(len(lines)), True, key=lambda n: len(without(n)) <= max_len)  # leaving out more makes it shorter
+    return without(first), first
 
 
 def prompt_ids(
@@ -462,6 +451,7 @@ short = prompt_ids(maker, scene.location, scene.lines[:4], "Homer Simpson", max_
 print(bpe.decode(short))
 
 # %% tags=["check"]
+assert len(prompt_ids(maker, scene.location, scene.lines[1:4], "Homer Simpson")) > 80  # one line more would not fit
 assert len(short) <= 80 and f"{scene.lines[3].text}\nHomer Simpson:" in bpe.decode(short) and scene.lines[0].text not in bpe.decode(short)  # the newest stay
 
 # %% [markdown]
@@ -479,12 +469,12 @@ print(chat_bpe.decode(prompt_ids(TextMaker(chat_bpe, "chat"), scene.location, sc
 
 # %% tags=["check"]
 CHATS = {
-    "chatml": (CHATML, ("<|im_start|>", "<|im_end|>")),
+    "chatml": CHATML,
     "headers": ("<bos>{% for m in messages %}<|start|>{{ m['role'] }}<|stop|>\n\n{{ m['content'] | trim }}<|over|>{% endfor %}{% if add_generation_prompt %}<|start|>assistant<|stop|>\n\n{% endif %}", ("<|start|>", "<|stop|>", "<|over|>")),
     "brackets": ("{% if messages[0]['role'] == 'system' %}{% set s = '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' %}{% set ms = messages[1:] %}{% else %}{% set s = '' %}{% set ms = messages %}{% endif %}{% for m in ms %}{% if m['role'] == 'user' %}<bos>[INST] {{ (s if loop.first else '') + m['content'] }} [/INST]{% else %} {{ m['content'] }} <eos>{% endif %}{% endfor %}", ()),
     "turns": ("<bos>{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}{% for m in messages %}<turn>{{ 'model' if m['role'] == 'assistant' else 'user' }}\n{{ m['content'] | trim }}<end>\n{% endfor %}{% if add_generation_prompt %}<turn>model\n{% endif %}", ("<turn>", "<end>")),
 }
-makers = [TextMaker(bpe), TextMaker(bpe, "alpaca")] + [TextMaker(chatting(t, marks), "chat") for t, marks in CHATS.values()]
+makers = [TextMaker(bpe), TextMaker(bpe, "alpaca")] + [TextMaker(small_tokenizer(2000, *chat), "chat") for chat in CHATS.values()]
 for maker in makers:
     for who in ("Homer Simpson", "Mayor Quimby"):
         for i in range(len(scene.lines)):
@@ -518,6 +508,6 @@ broken = byte_tokenizer(); broken.pad_token = broken.eos_token
 for template in TEMPLATES[:2]:
     try: TextMaker(broken, template); raise AssertionError
     except ValueError as e: assert "pad" in str(e)
-broken = chatting(CHATML); broken.pad_token = "<|im_end|>"
+broken = small_tokenizer(2000, *CHATML); broken.pad_token = "<|im_end|>"
 try: TextMaker(broken, "chat"); raise AssertionError
 except ValueError as e: assert "pad" in str(e)

@@ -23,21 +23,18 @@ from pathlib import Path
 import simpsons_llm
 from simpsons_llm.job import cache_dir, collector_off, open_folder, read_json, require, write_json, write_text
 from simpsons_llm.prepare import is_target
-from simpsons_llm.prompt import CONTEXT, LEARNED, READ, SCAFFOLD, TextMaker, Tokens, chat_before, prompt_tokens, user_turn
-from simpsons_llm.script import Line, Scene
+from simpsons_llm.prompt import CONTEXT, LEARNED, READ, SCAFFOLD, TextMaker, Tokens, prompt_tokens, user_turn
+from simpsons_llm.lines import Scene
 
 # %%
 #| hide
 import pandas as pd
 from IPython.display import HTML
 
-from simpsons_llm.prompt import TEMPLATES, byte_tokenizer, prompt_ids
+from simpsons_llm.prompt import CHATML, TEMPLATES, byte_tokenizer, prompt_ids, small_tokenizer
 from simpsons_llm.script import read_script
 
-CHATML = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-everything = read_script("springfield").scenes
-bpe = byte_tokenizer().train_new_from_iterator([f"{l.speaker}: {l.text}\n" for s in everything for l in s.lines], 2000, show_progress=False)
-bpe.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]}); bpe.chat_template = CHATML
+everything, bpe = read_script("springfield").scenes, small_tokenizer(2000, *CHATML)
 makers = {template: TextMaker(bpe, template) for template in TEMPLATES}
 scenes, targets = everything[:6], ["Homer Simpson", "Marge Simpson"]
 
@@ -167,7 +164,7 @@ def chat_blocks(
             if l.speaker != who: continue
             answer, role = said[i][1] + maker.end, LEARNED if is_target(l, targets) else READ
             def block(opened, begins, since): return user_turn(maker, Tokens(), opened, begins, scene.lines[since:i], said[since:i]).add(answer, role)
-            first = next(b for n in range(turn, i + 1) if len(b := block(chat_before(maker, scene.location, who), True, n)) <= max_seq_len or n == i)  # the newest lines that fit
+            first = next(b for n in range(turn, i + 1) if len(b := block(maker.frame.before(scene.location, who), True, n)) <= max_seq_len or n == i)  # the newest lines that fit
             blocks.append((first, block(maker.frame.again, False, turn), l))
             turn = i + 1
         yield Tokens(), blocks
@@ -446,7 +443,7 @@ def tokenizer_hash(
 def code_hash() -> str:
     "A hash over the modules that turn a script into samples."
     package = Path(simpsons_llm.__file__).parent
-    return hashlib.sha256(b"".join((package/f"{m}.py").read_bytes() for m in ("script", "prepare", "prompt", "samples"))).hexdigest()[:16]
+    return hashlib.sha256(b"".join((package/f"{m}.py").read_bytes() for m in ("lines", "script", "prepare", "prompt", "samples"))).hexdigest()[:16]
 
 
 def cache_key(

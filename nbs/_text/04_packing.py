@@ -14,7 +14,6 @@ from array import array
 from dataclasses import dataclass
 
 from simpsons_llm.job import require
-from simpsons_llm.samples import Sample
 
 # %%
 #| hide
@@ -26,12 +25,11 @@ import pandas as pd
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from simpsons_llm.prompt import TextMaker, byte_tokenizer
+from simpsons_llm.prompt import TextMaker, small_tokenizer
 from simpsons_llm.samples import row_samples, scene_samples
 from simpsons_llm.script import read_script
 
-everything = read_script("springfield").scenes
-bpe = byte_tokenizer().train_new_from_iterator([f"{l.speaker}: {l.text}\n" for s in everything for l in s.lines], 2000, show_progress=False)
+everything, bpe = read_script("springfield").scenes, small_tokenizer()
 maker = TextMaker(bpe)
 
 
@@ -136,6 +134,13 @@ figure.tight_layout(); plt.show()
 
 # %%
 #| export
+def require_learning(
+    weights, # loss weights of a batch (any shape), those of first tokens left out or 0
+):
+    "ValueError if a batch learns nothing."
+    require(bool((weights > 0).any()), "a batch learns nothing: none of its tokens has a loss weight; check the speakers and max_seq_len")
+
+
 class EndToEnd:
     "Collator: samples end to end in one row; with `row_len`, filled up to a fixed length by a sequence of padding."
     def __init__(self,
@@ -156,7 +161,7 @@ class EndToEnd:
         begins = lens.cumsum(0) - lens
         ids, weights = torch.tensor([ids]), torch.tensor([weights])
         weights[0, begins] = 0.0
-        require(bool((weights > 0).any()), "a batch learns nothing: none of its tokens has a loss weight; check the speakers and max_seq_len")
+        require_learning(weights)
         return {"input_ids": ids, "loss_weights": weights, "labels": ids.masked_fill(weights == 0, -100), "position_ids": (torch.arange(len(ids[0])) - begins.repeat_interleave(lens))[None],
                 "cu_seqlens": torch.cat([begins, lens.sum()[None]]).int(), "lengths": torch.tensor(real), "seq_lens": tuple(lengths)}
 

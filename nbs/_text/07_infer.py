@@ -42,7 +42,8 @@ from simpsons_llm.job import JobConfig, open_folder, require, same_parameters, w
 from simpsons_llm.model import load_adapter, load_base, merge
 from simpsons_llm.prepare import find_speaker, load_data
 from simpsons_llm.prompt import TextMaker, prompt_ids
-from simpsons_llm.script import Line, parse_lines
+from simpsons_llm.lines import Line
+from simpsons_llm.script import parse_lines
 
 # %%
 #| hide

@@ -13,7 +13,7 @@
 # %%
 #| export
 from simpsons_llm.job import require
-from simpsons_llm.packing import EndToEnd, packed_inputs, to_device, use_isolated
+from simpsons_llm.packing import EndToEnd, packed_inputs, require_learning, to_device
 
 # %%
 #| hide
@@ -23,6 +23,7 @@ import torch
 
 from simpsons_llm.device import find_device
 from simpsons_llm.model import load_base
+from simpsons_llm.packing import use_isolated
 from simpsons_llm.prepare import split_scenes
 from simpsons_llm.prompt import TextMaker
 from simpsons_llm.samples import Sample, scene_samples
@@ -49,7 +50,7 @@ class PadRight:
         longest = max(len(s["input_ids"]) for s in samples)
         ids = torch.tensor([s["input_ids"] + [self.pad_id]*(longest - len(s["input_ids"])) for s in samples])
         weights = torch.tensor([s["loss_weights"] + [0.0]*(longest - len(s["loss_weights"])) for s in samples])
-        require(bool((weights[:, 1:] > 0).any()), "a batch learns nothing: none of its tokens has a loss weight; check the speakers and max_seq_len")
+        require_learning(weights[:, 1:])
         return {"input_ids": ids, "loss_weights": weights, "labels": ids.masked_fill(weights == 0, -100), "lengths": torch.tensor([len(s["input_ids"]) for s in samples])}
 
 

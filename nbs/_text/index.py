@@ -85,7 +85,8 @@ if demo:
 # |---|---|
 # | [00 device](00_device.ipynb) | what am I running on: accelerator, number format, ranks |
 # | [00 job](00_job.ipynb) | what a job is: settings, folders, progress, provenance |
-# | [01 script](01_script.ipynb) | script files become lines and scenes |
+# | [01 lines](01_lines.ipynb) | lines, scenes, and the public table with its damaged rows |
+# | [01 script](01_script.ipynb) | any script: text, Fountain, samples |
 # | [02 prepare](02_prepare.ipynb) | train, valid and test by episode |
 # | [03 prompt](03_prompt.ipynb) | text and tokens, for training and serving alike |
 # | [03 samples](03_samples.ipynb) | loss weights, two views of a scene, the audit before training |
