@@ -93,6 +93,7 @@ scenes = scenes_of(lines, headings=[Line(1, 3, "", "(Moe's Tavern: int. - night)
 # a heading between 2 and 4, another place at 5, another episode
 assert [[l.number for l in s.lines] for s in scenes] == [[1, 2], [4], [5], [1]] and [s.index for s in scenes] == [0, 1, 2, 0]
 
+
 # %% [markdown]
 # ## The script, with its account
 #

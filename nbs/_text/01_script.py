@@ -31,7 +31,6 @@ from simpsons_llm.lines import COLUMNS
 
 pd.set_option("display.max_colwidth", 110)
 
-
 # %% [markdown]
 # ## Plain text
 #

@@ -232,7 +232,6 @@ class ChatFrame:
 CHATML = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
           ("<|im_start|>", "<|im_end|>"))  # a common template and its special tokens, for examples and tests
 
-
 # %% tags=["example"]
 chat_bpe = small_tokenizer(2000, *CHATML)
 frame = ChatFrame(chat_bpe)
