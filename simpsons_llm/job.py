@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['coerce', 'JobConfig', 'require', 'field_help', 'chapters_dir', 'find_chapter', 'read_json', 'parameters_of',
            'same_parameters', 'open_folder', 'cache_dir', 'write_text', 'write_json', 'append_jsonl', 'read_jsonl',
-           'set_aside', 'format_seconds', 'Progress', 'collector_off', 'sha256', 'git_revision', 'provenance']
+           'set_aside', 'format_seconds', 'Progress', 'collector_off', 'sha256', 'git_revision', 'provenance',
+           'in_process', 'answer_call']
 
 # %% ../nbs/00_job.ipynb #00-02
 import ast
 import gc
 import hashlib
+import importlib
 import json
 import linecache
 import os
@@ -288,3 +290,26 @@ def provenance() -> dict:
         except metadata.PackageNotFoundError: return None
     names = ("simpsons_llm", "torch", "transformers", "peft", "accelerate", "datasets")
     return {"python": platform.python_version(), **{n: version(n) for n in names}, "revision": git_revision()}
+
+# %% ../nbs/00_job.ipynb #00-58
+def in_process(
+    function: str, # "module:function" of this package
+    **arguments,   # its arguments, plain data
+) -> dict:         # its result, and peak_gib of the process; RuntimeError if it failed
+    "Call a function in a process of its own."
+    command = [sys.executable, "-c", "import simpsons_llm.job as job; job.answer_call()", function, json.dumps(arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "true"}) as process:
+        last = ""
+        for line in process.stdout:
+            if line.startswith("{"): last = line
+            elif line.strip(): print(line, end="", flush=True)
+    if process.returncode or not last: raise RuntimeError(f"{function} failed with exit code {process.returncode}; its messages stand above")
+    return json.loads(last)
+
+
+def answer_call():
+    "The other side of `in_process`."
+    from simpsons_llm.device import find_device, peak_memory_gib
+    module, _, name = sys.argv[1].partition(":")
+    result = getattr(importlib.import_module(f"simpsons_llm.{module}"), name)(**json.loads(sys.argv[2]))
+    print("\n" + json.dumps({**result, "peak_gib": peak_memory_gib(find_device("cpu"))}), flush=True)

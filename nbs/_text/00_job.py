@@ -15,6 +15,7 @@
 import ast
 import gc
 import hashlib
+import importlib
 import json
 import linecache
 import os
@@ -505,3 +506,38 @@ def provenance() -> dict:
 with tempfile.TemporaryDirectory() as folder:
     assert sha256(write_text(Path(folder)/"a", "abc")).startswith("ba7816bf")  # the standard's own test vector
 assert provenance()["python"] == sys.version.split()[0]
+
+
+# %% [markdown]
+# ## A process of its own
+#
+# What a process has loaded or kept cannot help the next one, and its peak memory is its own. So what is measured runs in a fresh process; it is given plain data, and gives plain data back.
+
+# %%
+#| export
+def in_process(
+    function: str, # "module:function" of this package
+    **arguments,   # its arguments, plain data
+) -> dict:         # its result, and peak_gib of the process; RuntimeError if it failed
+    "Call a function in a process of its own."
+    command = [sys.executable, "-c", "import simpsons_llm.job as job; job.answer_call()", function, json.dumps(arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "true"}) as process:
+        last = ""
+        for line in process.stdout:
+            if line.startswith("{"): last = line
+            elif line.strip(): print(line, end="", flush=True)
+    if process.returncode or not last: raise RuntimeError(f"{function} failed with exit code {process.returncode}; its messages stand above")
+    return json.loads(last)
+
+
+def answer_call():
+    "The other side of `in_process`."
+    from simpsons_llm.device import find_device, peak_memory_gib
+    module, _, name = sys.argv[1].partition(":")
+    result = getattr(importlib.import_module(f"simpsons_llm.{module}"), name)(**json.loads(sys.argv[2]))
+    print("\n" + json.dumps({**result, "peak_gib": peak_memory_gib(find_device("cpu"))}), flush=True)
+
+
+# %% tags=["check"]
+alone = in_process("job:provenance")
+assert {k: alone[k] for k in provenance()} == provenance() and 0 < alone["peak_gib"] < 8

@@ -9,20 +9,24 @@
 # Fine-tuning all weights of a language model needs four numbers in memory for each weight, and yields a full copy
 # of the model for each character. LoRA (low-rank adaptation; Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language
 # Models") leaves the weights as they are and learns only a small *change* to them. This chapter builds
-# the idea by hand: the arithmetic, the layer, where it goes, how many parameters it has. At the end it shows that our layer and
-# Hugging Face's `peft` compute the same numbers. Training itself comes in later chapters, and uses `peft`.
+# the idea by hand: the arithmetic, the layer and its gradients, where it goes, how many parameters it has, and how it is merged. At the end it shows
+# that our layer and Hugging Face's `peft` compute the same numbers. A chapter of its own has LoRA's variants and its files; training comes in later chapters, and uses `peft`.
 
 # %%
 #| export
-import copy
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
+from simpsons_llm.job import require
+
 # %%
 #| hide
+import copy
+
 import simpsons_llm.job  # quiets two warnings that libraries send to each other
 
 import matplotlib.pyplot as plt
@@ -220,19 +224,27 @@ plot_low_rank(576, 576, 16)
 Markdown(f"Grey-blue stays as it is, {576 * 576:,} numbers; orange is learned, {16 * (576 + 576):,} numbers, "
          f"{16 * (576 + 576) / 576**2:.1%} of the former.")
 
-
 # %% [markdown]
-# ## Four settings
+# ## The settings
+#
+# Four say what the adapter looks like and where it goes:
 #
 # - `r`, the rank. More rank, more room for the change, and more parameters.
 # - `lora_alpha`, usually written $\alpha$. The change is multiplied by $\alpha / r$; what that is for comes below.
 # - `lora_dropout`, the share of a layer's inputs that is hidden from the adapter at random during training, against learning by heart.
 # - `target_modules`, which layers get an adapter: `"all-linear"`, or names separated by commas.
 #
+# Three more choose a variant; all are off unless asked for. `use_rslora` multiplies by $\alpha / \sqrt r$ instead of $\alpha / r$ (Kalajdzievski 2023).
+# `use_dora` learns the length of each row of the weight apart from its direction (Liu et al. 2024); a section below works it out.
+# `init_lora_weights` says where $A$ and $B$ start: `"default"`, `"pissa"` (the largest part of the weight itself; Meng et al. 2024), or `"loftq"` (what rounding
+# the base to 4 bits took away; Li et al. 2023). LoftQ is in `peft` only, and `peft` computes its start as if the factor of the change were 1; so another factor is refused here.
+#
 # All values are checked here, before any model is loaded. The class is frozen: settings that were checked stay as they were.
 
 # %%
 #| export
+INITS = ("default", "pissa", "loftq")
+
 @dataclass(frozen=True)
 class LoRASettings:
     "What a LoRA adapter looks like and where it goes."
@@ -240,22 +252,27 @@ class LoRASettings:
     lora_alpha: int = 32                 # the change is multiplied by lora_alpha / r; > 0
     lora_dropout: float = 0.0            # share of the adapter's inputs dropped in training, 0 <= p < 1
     target_modules: str = "all-linear"   # "all-linear", or names separated by commas: "q_proj,k_proj"
+    use_rslora: bool = False             # multiply by lora_alpha / sqrt(r) instead
+    use_dora: bool = False               # learn the length of each row of the weight, too
+    init_lora_weights: str = "default"   # start of A and B: "default", "pissa" or "loftq" (peft only; needs scaling 1)
 
     def __post_init__(self):
         number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
-        if type(self.r) is not int or self.r < 1:
-            raise ValueError(f"r={self.r!r} is not a rank; give a whole number from 1, e.g. 16")
-        if not number(self.lora_alpha) or not 0 < self.lora_alpha < math.inf:
-            raise ValueError(f"lora_alpha={self.lora_alpha!r} is not a number above 0; give e.g. {2 * self.r}")
-        if not number(self.lora_dropout) or not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"lora_dropout={self.lora_dropout!r} is outside 0 <= p < 1; give a share, e.g. 0.05")
-        if not isinstance(self.target_modules, str) or not all(_names(self.target_modules)):
-            raise ValueError(f'target_modules={self.target_modules!r} is not one string of names; give "all-linear" or e.g. "q_proj,k_proj"')
+        require(type(self.r) is int and self.r >= 1, f"r={self.r!r} is not a rank; give a whole number from 1, e.g. 16")
+        require(number(self.lora_alpha) and 0 < self.lora_alpha < math.inf, f"lora_alpha={self.lora_alpha!r} is not a number above 0; give e.g. {2 * self.r}")
+        require(number(self.lora_dropout) and 0 <= self.lora_dropout < 1, f"lora_dropout={self.lora_dropout!r} is outside 0 <= p < 1; give a share, e.g. 0.05")
+        require(isinstance(self.target_modules, str) and all(_names(self.target_modules)),
+                f'target_modules={self.target_modules!r} is not one string of names; give "all-linear" or e.g. "q_proj,k_proj"')
+        for name in ("use_rslora", "use_dora"):
+            require(type(getattr(self, name)) is bool, f"{name}={getattr(self, name)!r} is not a switch; give True or False")
+        require(self.init_lora_weights in INITS, f"init_lora_weights={self.init_lora_weights!r} is not known; give one of {', '.join(INITS)}")
+        require(self.init_lora_weights != "loftq" or self.scaling == 1, f'init_lora_weights="loftq" was given with a scaling of {self.scaling:g}, '
+                f"but its start is exact at scaling 1 only; give lora_alpha={math.sqrt(self.r) if self.use_rslora else self.r:g}")
 
     @property
     def scaling(self) -> float:
-        "The factor of the change."
-        return self.lora_alpha / self.r
+        "The factor of the change: lora_alpha / r, or lora_alpha / sqrt(r) with rsLoRA."
+        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
 def _names(target_modules): return [name.strip() for name in target_modules.split(",")]
 
@@ -271,7 +288,7 @@ SEED_LORA = LoRASettings(8, 16, 0.05, "q_proj,k_proj")
 # Side by side:
 
 # %% tags=["example"]
-pd.DataFrame([dict(settings=name, **vars(s), scaling=s.scaling) for name, s in (("seed", SEED_LORA), ("book", LoRASettings()))])
+pd.DataFrame({name: dict(**vars(s), scaling=s.scaling) for name, s in (("seed", SEED_LORA), ("book", LoRASettings()))})
 
 
 # %% [markdown]
@@ -284,9 +301,12 @@ def message(call, *args, **kwargs):
     except ValueError as error: return str(error)
     raise AssertionError("no ValueError was raised")
 
-wrong = [dict(r=0), dict(r=2.5), dict(lora_alpha=-1), dict(lora_alpha="32"), dict(lora_dropout=1.0), dict(target_modules=""), dict(target_modules="q_proj,,k_proj")]
+wrong = [dict(r=0), dict(r=2.5), dict(lora_alpha=-1), dict(lora_alpha="32"), dict(lora_dropout=1.0), dict(target_modules=""), dict(target_modules="q_proj,,k_proj"),
+         dict(use_dora="yes"), dict(init_lora_weights="svd")]
 said = [message(LoRASettings, **w) for w in wrong]
 assert all(f"{name}={value!r}" in text for w, text in zip(wrong, said) for name, value in w.items())
+assert "lora_alpha=16" in message(LoRASettings, init_lora_weights="loftq")     # 32 / 16 is not 1
+assert LoRASettings(16, 32).scaling == 2 and LoRASettings(16, 32, use_rslora=True).scaling == 8
 said
 
 
@@ -298,54 +318,106 @@ said
 # $$h = W_0\,x + \frac{\alpha}{r}\, B\,A\,x .$$
 #
 # Read the second term from right to left. $A$ squeezes $D_\text{in}$ numbers into $r$, $B$ spreads them to $D_\text{out}$. The matrix $BA$ itself is never built
-# in training; two thin products are cheaper. `delta` builds it on demand, and `merge` adds it to the weight and returns a plain `Linear`.
+# in training; two thin products are cheaper. `delta` builds it on demand.
 #
 # As in `peft`, a base layer in 16 bits gets an adapter in 32 bits, because small updates to small numbers get lost in 16.
+# The lines for PiSSA and DoRA call small functions, which come with their sections below. Until then both are off.
 
 # %%
 #| export
 class LoRALinear(torch.nn.Module):
     "A frozen Linear plus a learned change of rank r."
     def __init__(self,
-        base: torch.nn.Linear,     # the layer to adapt; it is frozen here
-        settings: LoRASettings,    # r, lora_alpha and lora_dropout are used
+        base: torch.nn.Linear,     # the layer to adapt; it is frozen here, and with PiSSA its weight becomes the rest
+        settings: LoRASettings,    # all but target_modules is used; ValueError for what only peft can do
     ):
         super().__init__()
         D_out, D_in, r = base.out_features, base.in_features, settings.r
+        _check_start(settings, {"the layer": (D_out, D_in)})
         kind = dict(device=base.weight.device, dtype=torch.promote_types(base.weight.dtype, torch.float32))
-        self.base, self.scaling = base.requires_grad_(False), settings.scaling
+        self.base, self.settings, self.scaling, self.merged = base.requires_grad_(False), settings, settings.scaling, False
         self.dropout = torch.nn.Dropout(settings.lora_dropout) if settings.lora_dropout else torch.nn.Identity()
         self.lora_A = torch.nn.Parameter(torch.empty(r, D_in, **kind))
         self.lora_B = torch.nn.Parameter(torch.zeros(D_out, r, **kind))
         torch.nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))   # as peft does
+        if settings.init_lora_weights == "pissa": _pissa_start(self)
+        self.register_parameter("lora_magnitude_vector", torch.nn.Parameter(_row_lengths(self)) if settings.use_dora else None)
+        self.register_buffer("stretch", None, persistent=False)       # DoRA's factors while merged
         self.train(base.training)
 
     def forward(self, x):
-        "base(x) + scaling * B A dropout(x)"
+        "base(x) + scaling * B A dropout(x); DoRA scales each row of that. Merged: base(x)."
         h = self.base(x)
-        change = F.linear(F.linear(self.dropout(x.to(self.lora_A.dtype)), self.lora_A), self.lora_B)
-        return (h + self.scaling * change).to(h.dtype)
+        if self.merged: return h
+        x = self.dropout(x.to(self.lora_A.dtype))
+        change = F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scaling
+        if self.lora_magnitude_vector is not None: change = _dora_change(self, x, h, change)
+        return (h + change).to(h.dtype)
 
     def delta(self) -> torch.Tensor:
-        "The change of the weight: scaling * B A, D_out x D_in."
+        "The change of the weight before DoRA: scaling * B A, D_out x D_in."
         return self.scaling * (self.lora_B @ self.lora_A)
 
-    @torch.no_grad()
-    def merge(self) -> torch.nn.Linear:
-        "A plain Linear with the change added to its weight; this layer stays as it is."
-        merged = copy.deepcopy(self.base)
-        merged.weight.copy_(self.base.weight + self.delta())
-        return merged
+def _check_start(settings, shapes):
+    require(settings.init_lora_weights != "loftq", 'init_lora_weights="loftq" is not in LoRALinear; train with peft (get_peft_model and peft_config), or give "default" or "pissa"')
+    small = {name: min(shape) for name, shape in shapes.items() if min(shape) < settings.r}
+    require(settings.init_lora_weights != "pissa" or not small, f'r={settings.r} is more than a PiSSA start has: {next(iter(small), "")} has rank {min(small.values(), default=0)} at most; give a smaller r')
+
+
+# %% [markdown]
+# ### The gradients, by hand
+#
+# Training needs to know how the loss $L$ answers to each number in $A$ and $B$. Let $g$ be the gradient that arrives at the output, one number for
+# each output: $g = \partial L / \partial h$. Write $s = \alpha / r$. If $A$ and $B$ move a little, the output moves by
+#
+# $$dh = s\; dB\,(A x) + s\; B\,(dA\, x) .$$
+#
+# and the loss by $dL = g^\top dh$. Now read off what stands beside $dB$ and beside $dA$:
+#
+# $$\frac{\partial L}{\partial B} = s\; g\,(A x)^\top \qquad \frac{\partial L}{\partial A} = s\; (B^\top g)\; x^\top .$$
+#
+# Both are multiplication tables again: a column times a row. With three inputs, two outputs, $r = 1$ and $\alpha = 2$ every step fits on paper.
+# The loss is half the squared distance from a wanted output $y$, so that $g$ is simply $h - y$. The last column is what autograd, which knows none of these
+# formulas, finds for the same layer:
+
+# %% tags=["example"]
+vector = lambda *numbers: torch.tensor(numbers, dtype=torch.float32)
+W, x1, y1 = torch.tensor([[1., 0., -1.], [2., 1., 0.]]), vector(1, 2, 1), vector(3, 2)
+small = LoRALinear(torch.nn.Linear(3, 2, bias=False), LoRASettings(r=1, lora_alpha=2))
+with torch.no_grad(): small.base.weight.copy_(W); small.lora_A.copy_(vector(1, 0, 1)[None]); small.lora_B.copy_(vector(1, -1)[:, None])
+
+row_A, column_B, factor = small.lora_A.detach(), small.lora_B.detach(), 2 / 1
+Ax = row_A @ x1
+h = W @ x1 + factor * column_B @ Ax
+g1 = h - y1; Btg = column_B.T @ g1
+dB, dA = factor * g1[:, None] * Ax, factor * Btg[:, None] * x1
+
+output = small(x1); output.retain_grad()
+(0.5 * (output - y1).square().sum()).backward()
+digits = lambda t: " ".join(f"{v:g}" for v in t.detach().flatten().tolist())
+pd.DataFrame([("A x", "1·1 + 0·2 + 1·1", digits(Ax), ""), ("h", "W x + 2 B (A x) = (0, 4) + 2·2·(1, -1)", digits(h), digits(output)),
+              ("g", "h - y = (4, 0) - (3, 2)", digits(g1), digits(output.grad)), ("B^T g", "1·1 + (-1)·(-2)", digits(Btg), ""),
+              ("dL/dB", "2 g (A x) = 2·2·(1, -2)", digits(dB), digits(small.lora_B.grad)),
+              ("dL/dA", "2 (B^T g) x = 2·3·(1, 2, 1)", digits(dA), digits(small.lora_A.grad))],
+             columns=["what", "on paper", "by the formula", "by autograd"]).set_index("what")
+
+# %% [markdown]
+# The gradient of the full weight would be $g\,x^\top$, six numbers. LoRA's two are that table seen through the other matrix: $\partial L/\partial B = s\,(g x^\top) A^\top$ and
+# $\partial L/\partial A = s\,B^\top (g x^\top)$. What $A$ does not let through, $B$ never hears of. Against autograd, and with one small step down the hill:
+
+# %% tags=["check"]
+assert torch.equal(dB, small.lora_B.grad) and torch.equal(dA, small.lora_A.grad) and torch.equal(g1, output.grad)
+full = g1[:, None] * x1
+assert torch.equal(dB, factor * full @ row_A.T) and torch.equal(dA, factor * column_B.T @ full)
+torch.optim.SGD([small.lora_A, small.lora_B], lr=0.01).step()
+assert (small(x1) - y1).square().sum() < g1.square().sum() and torch.equal(small.base.weight, W)   # a smaller loss, and the base did not move
 
 
 # %% [markdown]
 # ### Why A is random and B is zero
 #
 # Before the first step the adapted model must be the model we started from; so $BA$ must be zero. It is enough that one of the two is.
-# And it must be *only* one. With $g$ for the gradient that arrives at the output, the gradients of the two are
-#
-# $$\frac{\partial L}{\partial B} = \frac{\alpha}{r}\; g\,(A x)^\top \qquad \frac{\partial L}{\partial A} = \frac{\alpha}{r}\; B^\top g\; x^\top .$$
-#
+# And it must be *only* one. Look at the two gradients again: $A$ stands in that of $B$, and $B$ in that of $A$.
 # With $B = 0$ the second is zero and the first is not: $B$ moves first, and from the next step on $A$ moves too. If both start at zero,
 # both gradients are zero for ever, and the loss is stuck while everything looks healthy. If both start random, the model
 # begins with a random disturbance. All three, measured by autograd:
@@ -386,18 +458,58 @@ torch.optim.SGD([layer.lora_A, layer.lora_B], lr=1.0).step()
 layer(inputs).square().mean().backward()
 assert layer.lora_A.grad.any()                                     # from the second step on, A learns too
 
+
 # %% [markdown]
-# ### Merging
+# ### Merging, and back
 #
-# After training, $W_0 + \frac{\alpha}{r} BA$ is a matrix of the old shape. Merged, the layer costs no more time than before there was an adapter.
+# After training, $W_0 + \frac{\alpha}{r} BA$ is a matrix of the old shape. `merge` writes it into the weight of the base layer, in place, and keeps no second copy;
+# from then on the layer computes only that, and costs no more time than before there was an adapter. `unmerge` takes the change off again. A merged layer gives $A$ and $B$ no gradient, so
+# training one stops with an error. Merging twice, or unmerging what is not merged, would silently spoil the weights; both are refused.
+
+# %%
+#| export
+@torch.no_grad()
+def _merge(self) -> LoRALinear:
+    "Write the change into the base weight, in place."
+    require(not self.merged, "the layer is merged already; unmerge it first")
+    weight, stretch = self.base.weight + self.delta(), None
+    if self.lora_magnitude_vector is not None:
+        stretch = _dora_stretch(self)
+        weight = stretch[:, None] * weight
+    require(weight.isfinite().all(), "the merged weight would hold numbers that are not finite; the adapter is broken, train it again")
+    self.base.weight.copy_(weight)
+    self.stretch, self.merged = stretch, True
+    return self
+
+@torch.no_grad()
+def _unmerge(self) -> LoRALinear:
+    "Take the change off the base weight again, in place."
+    require(self.merged, "the layer is not merged; there is nothing to take off")
+    weight = self.base.weight if self.stretch is None else self.base.weight / self.stretch[:, None]
+    self.base.weight.copy_(weight - self.delta())
+    self.stretch, self.merged = None, False
+    return self
+
+LoRALinear.merge, LoRALinear.unmerge = _merge, _unmerge
+
+# %% [markdown]
+# How exact is the way back? Adding and subtracting the same number rounds twice, so the last digit of some weights may change:
 
 # %% tags=["check"]
-merged = layer.merge()
-assert type(merged) is torch.nn.Linear
-assert layer.delta().abs().max() > 1e-3                            # there is something to merge
-assert torch.allclose(merged(inputs), layer(inputs), atol=1e-5)
-assert torch.equal(merged.weight, layer.base.weight + layer.delta()) and torch.equal(merged.bias, layer.base.bias)
+original, adapted_output = layer.base.weight.clone(), layer(inputs).detach()
+layer.merge()
+assert (layer.base.weight - original).abs().max() > 1e-3           # there was something to merge
+assert torch.allclose(layer(inputs), adapted_output, atol=1e-5) and not layer(inputs).requires_grad   # merged: nothing to train
+assert "merged already" in message(layer.merge)
+layer.unmerge()
+assert "nothing to take off" in message(layer.unmerge)
+back_gap = (layer.base.weight - original).abs().max()
+assert back_gap <= 2 * torch.finfo(torch.float32).eps * original.abs().max()
+Markdown(f"The weights reach up to {original.abs().max():.2f}; after merging and unmerging, they differ from the original by at most {back_gap:.1e}.")
 
+
+# %% [markdown]
+# This was in 32-bit floats. In bfloat16, with 16 binary digits less, each of the two roundings is 65,536 times as coarse. Where the exact base is needed again, load it again.
 
 # %% [markdown]
 # ### What alpha / r does
@@ -439,20 +551,99 @@ with alpha fixed, and of {spread(unscaled):.0f} without the scaling. The full we
 at the same learning rate.""")
 
 # %% [markdown]
-# At least for this first step, a new rank needs no new learning rate. What $\alpha$ does to a given $A$ and $B$ is simple: twice the alpha, twice the change.
+# At least for this first step, a new rank needs no new learning rate. The chapter on variants looks beyond it, where another factor ($\alpha/\sqrt r$) has its point. What $\alpha$ does to a given $A$ and $B$ is simple: twice the alpha, twice the change.
 
 # %% tags=["check"]
 assert spread(scaled) < 1.5 < ranks[-1] / ranks[0] / 1.5 < spread(unscaled)
 assert full_move > 5 * max(scaled.values())
 single, double = adapted(16, 16), adapted(16, 32)
-with torch.no_grad():
-    for name, p in double.named_parameters(): single.get_parameter(name).copy_(p.normal_())
+double.load_state_dict({name: p.normal_() for name, p in single.state_dict().items()})
 assert torch.equal(2 * single.delta(), double.delta())
-
 
 # %% [markdown]
 # $\alpha$ is a gain. With Adam, raising it does much the same as raising the learning rate (section 4.1 of the paper), and the paper sets it once and
 # does not tune it. Common choices are $\alpha = r$ and $\alpha = 2r$; the seed's settings and this book's are both of the second kind.
+
+# %% [markdown]
+# ### DoRA: how long, and which way
+#
+# A row of the weight is an arrow: it has a length and a direction. Liu et al. (2024, "DoRA: Weight-Decomposed Low-Rank Adaptation") measured how fine-tuning changes the two. With LoRA they changed together,
+# more of one with more of the other; in full fine-tuning they did not. DoRA takes them apart: $BA$ turns the rows, and a learned vector $m$, one number for each row, says how long they are:
+#
+# $$W = m \; \frac{W_0 + s\,BA}{\lVert W_0 + s\,BA \rVert} \qquad \text{(row by row)} .$$
+#
+# $m$ starts as the lengths of the rows of $W_0$, so that the first output is the base's. By hand, with two rows of three numbers and a change of rank 1. Both rows of $W_0$ have length 5:
+
+# %% tags=["example"]
+W2 = torch.tensor([[3., 4., 0.], [3., 0., 4.]])
+change = torch.tensor([[1.], [1.]]) @ torch.tensor([[-1., -3., 2.]])
+turned, m = W2 + change, W2.norm(dim=1)
+result = (m / turned.norm(dim=1))[:, None] * turned
+pd.DataFrame({f"row {i + 1}": {"W0": digits(W2[i]), "its length, m": f"{m[i]:g}", "change B A": digits(change[i]), "W0 + B A": digits(turned[i]), "its length": f"{turned[i].norm():g}",
+              "m / that length": f"{m[i]:g}/{turned[i].norm():g}", "W": "  ".join(f"{v:.2f}" for v in result[i]), "length of W": f"{result[i].norm():g}"} for i in range(2)})
+
+
+# %% [markdown]
+# The change made one row shorter and the other longer; DoRA takes both back to 5. From here on only the learning of $m$ makes a row longer or shorter.
+#
+# In the layer nothing of this is built for each input, but the length of each row. With $c = m / \lVert W_0 + s BA \rVert$, the output is $c\,(W_0 x + s BA x)$. For the gradient the length counts
+# as a constant (section 4.3 of the paper; it saves memory). And as in `peft`, dropout hides an input from both terms here, so in training the base's product is computed once more.
+
+# %%
+#| export
+def _row_lengths(layer):
+    "Length of each row of base weight + change, without gradient."
+    with torch.no_grad(): return (layer.base.weight + layer.delta()).norm(dim=1)
+
+def _dora_stretch(layer): return layer.lora_magnitude_vector / _row_lengths(layer)
+
+def _dora_change(layer, x, h, change):
+    "What DoRA adds to the base's output h: c (W0 x + change) - W0 x."
+    stretch = _dora_stretch(layer)
+    if layer.training and layer.settings.lora_dropout: h = F.linear(x, layer.base.weight.to(x.dtype))
+    elif layer.base.bias is not None: h = h - layer.base.bias
+    return (stretch - 1) * h + stretch * change
+
+
+# %% [markdown]
+# The layer with the numbers of the table: its output, its gradients (the length counts as a constant), merged and back:
+
+# %% tags=["check"]
+dora = LoRALinear(torch.nn.Linear(3, 2, bias=False), LoRASettings(r=1, lora_alpha=1, use_dora=True))
+with torch.no_grad(): dora.base.weight.copy_(W2); dora.lora_magnitude_vector.copy_(m); dora.lora_A.copy_(vector(-1, -3, 2)[None]); dora.lora_B.fill_(1)
+assert torch.allclose(dora(x1), result @ x1, atol=1e-6) and torch.allclose(turned.norm(dim=1), vector(3, 7))
+dora(x1).sum().backward()
+assert torch.allclose(dora.lora_magnitude_vector.grad, (turned @ x1) / turned.norm(dim=1), atol=1e-6)
+assert torch.allclose(dora.lora_B.grad[:, 0], (m / turned.norm(dim=1)) * (dora.lora_A @ x1), atol=1e-6)   # the length is a constant
+assert torch.allclose(dora.merge().base.weight, result, atol=1e-6) and torch.allclose(dora.unmerge().base.weight, W2, atol=1e-5)
+
+
+# %% [markdown]
+# ### PiSSA: start with what matters most
+#
+# The default start learns beside the weight. PiSSA (Meng et al. 2024, "PiSSA: Principal Singular Values and Singular Vectors Adaptation") starts *inside* it. The SVD from the beginning of this chapter splits $W_0$ into its $r$ largest tables
+# and the rest. The tables become $B$ and $A$, with the root of each singular value in either (divided by the factor that the layer will multiply by), and are trained; the rest becomes the frozen base. The sum is $W_0$ as before, so nothing changes at the start, but neither matrix is zero.
+
+# %%
+#| export
+@torch.no_grad()
+def _pissa_start(layer):
+    "Move the r largest tables of the base weight into B and A; the base keeps the rest."
+    U, S, V = torch.linalg.svd(layer.base.weight.to(layer.lora_A.dtype), full_matrices=False)
+    r = layer.settings.r
+    root = (S[:r] / layer.scaling).sqrt()
+    layer.lora_B.copy_(U[:, :r] * root)
+    layer.lora_A.copy_(root[:, None] * V[:r])
+    layer.base.weight.copy_(layer.base.weight - layer.delta())
+
+
+# %% [markdown]
+# The chapter on variants looks at what it starts with. A rank that the layer does not have is refused, as is LoftQ:
+
+# %% tags=["check"]
+assert "rank 2 at most" in message(LoRALinear, torch.nn.Linear(3, 2), LoRASettings(r=4, init_lora_weights="pissa"))
+assert "train with peft" in message(LoRALinear, torch.nn.Linear(3, 2), LoRASettings(r=1, lora_alpha=1, init_lora_weights="loftq"))
+
 
 # %% [markdown]
 # ## Which layers
@@ -512,18 +703,18 @@ refused
 # %% [markdown]
 # ## How many parameters
 #
-# Each target adds $r\,(D_\text{in} + D_\text{out})$. The count needs the shapes only; nothing is allocated, so it can be made for a model that would
+# Each target adds $r\,(D_\text{in} + D_\text{out})$, and with DoRA $D_\text{out}$ more. The count needs the shapes only; nothing is allocated, so it can be made for a model that would
 # not fit on this machine, and before one downloads it.
 
 # %%
 #| export
 def lora_parameter_count(
     model: torch.nn.Module,   # a model without adapters; the meta device will do
-    settings: LoRASettings,   # r and target_modules are used
+    settings: LoRASettings,   # r, target_modules and use_dora are used
 ) -> dict:                    # trainable, total (base + adapter), share (trainable / total), targets (adapted layers)
     "How many parameters LoRA would train, without allocating any."
     shapes = find_targets(model, settings.target_modules).values()
-    trainable = sum(settings.r * (D_in + D_out) for D_out, D_in in shapes)
+    trainable = sum(settings.r * (D_in + D_out) + settings.use_dora * D_out for D_out, D_in in shapes)
     total = sum(p.numel() for p in model.parameters()) + trainable
     return dict(trainable=trainable, total=total, share=trainable / total, targets=len(shapes))
 
@@ -556,6 +747,7 @@ Markdown(" ".join(f"For {name} the book's adapter has {trainable[name, 'book: 16
 # %% tags=["check"]
 by_hand = 30 * (8 * (576 + 576) + 8 * (576 + 192))
 assert lora_parameter_count(smol, SEED_LORA)["trainable"] == by_hand
+assert lora_parameter_count(smol, LoRASettings(8, 16, 0.05, "q_proj,k_proj", use_dora=True))["trainable"] == by_hand + 30 * (576 + 192)
 assert all(p.device.type == "meta" for m in models.values() for p in m.parameters())   # still nothing allocated
 by_hand
 
@@ -565,15 +757,26 @@ by_hand
 #
 # Freeze everything, then swap each target for a `LoRALinear` around it. The names of all other layers stay as they were. An optimizer must be made *after* this,
 # from the parameters that still want a gradient.
+#
+# One trap: in many models the output layer and the embedding are *one* tensor. An adapter beside it is harmless; writing into it changes both places. What writes, PiSSA's start and merging, therefore
+# refuses a shared weight.
 
 # %%
 #| export
+def _require_own_weights(model, names, what):
+    "ValueError if one of these layers holds a weight that another layer uses too."
+    holders = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
+    shared = [name for name in names if holders[id(model.get_submodule(name).weight)] > 1]
+    require(not shared, f"{what} would write into the weight of {next(iter(shared), '')!r}, which another layer shares (tied embeddings); leave it out of target_modules, or untie the two")
+
 def add_lora(
     model: torch.nn.Module,   # a model without adapters; it is changed in place
-    settings: LoRASettings,   # rank, alpha, dropout, and which layers
+    settings: LoRASettings,   # what the adapter looks like and where it goes; ValueError for what only peft can do
 ) -> torch.nn.Module:         # the same model; only the adapters are trainable
     "Freeze the model and put a LoRALinear around each target."
     targets = find_targets(model, settings.target_modules)
+    _check_start(settings, targets)
+    if settings.init_lora_weights == "pissa": _require_own_weights(model, targets, "PiSSA")
     model.requires_grad_(False)
     for name in targets:
         parent, _, child = name.rpartition(".")
@@ -611,20 +814,112 @@ promised
 
 
 # %% [markdown]
+# ## Merging a whole model
+#
+# Three functions for the whole model, each in place. `merge` and `unmerge` do what the layer's methods do. `remove_lora` takes the adapters away and leaves the plain layers, with the change in their weights or without.
+# All look before they write: a model that is half merged, or has nothing to merge, is refused untouched.
+
+# %%
+#| export
+def lora_layers(
+    model: torch.nn.Module,   # a model after `add_lora`
+) -> dict:                    # full name -> LoRALinear; ValueError if there is none
+    "The adapted layers of a model."
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
+    require(layers, "the model has no LoRALinear; put some in with add_lora (a model of peft has its own methods)")
+    return layers
+
+def merge(
+    model: torch.nn.Module,   # a model after `add_lora`; it is changed in place
+) -> torch.nn.Module:         # the same model: its base weights hold the change; ValueError if any do already
+    "Write all changes into the base weights."
+    layers = lora_layers(model)
+    done = [name for name, layer in layers.items() if layer.merged]
+    require(not done, f"{len(done)} of {len(layers)} layers are merged already, such as {next(iter(done), '')!r}; unmerge them first")
+    _require_own_weights(model, [f"{name}.base" for name in layers], "merging")
+    for layer in layers.values(): layer.merge()
+    return model
+
+def unmerge(
+    model: torch.nn.Module,   # a model after `merge`; it is changed in place
+) -> torch.nn.Module:         # the same model with its adapters beside the base again; ValueError if any are not merged
+    "Take all changes off the base weights."
+    layers = lora_layers(model)
+    apart = [name for name, layer in layers.items() if not layer.merged]
+    require(not apart, f"{len(apart)} of {len(layers)} layers are not merged, such as {next(iter(apart), '')!r}; merge them first")
+    for layer in layers.values(): layer.unmerge()
+    return model
+
+def remove_lora(
+    model: torch.nn.Module,   # a model after `add_lora`, merged or not; it is changed in place
+    keep_change: bool = True, # True: the change stays in the weights; False: the base as it was, to rounding if it was merged (not for PiSSA: ValueError)
+) -> torch.nn.Module:         # the same model with plain, still frozen, Linear layers
+    "Take the adapters away."
+    layers = lora_layers(model)
+    merged = [layer.merged for layer in layers.values()]
+    require(keep_change or all(layer.settings.init_lora_weights != "pissa" for layer in layers.values()),
+            "keep_change=False was given, but PiSSA took part of the weights into A and B, and training changed it; load the base model again")
+    if keep_change and not all(merged): merge(model)
+    if not keep_change and any(merged): unmerge(model)
+    for name, layer in layers.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.base)
+    return model
+
+
+# %% [markdown]
+# With random numbers in all adapters, as if they had been trained. The control comes first: the adapters do change the logits.
+
+# %% tags=["example"]
+def difference(a, b): return (a - b).abs().max().item()
+
+@torch.no_grad()
+def there_and_back(s):
+    "Largest differences after each step, for one kind of adapter."
+    model = add_lora(copy.deepcopy(tiny), s)
+    for p in model.parameters():
+        if p.requires_grad: p.add_(0.1 * torch.randn_like(p))
+    before, base_logits, logits = [layer.base.weight.clone() for layer in lora_layers(model).values()], tiny(input_ids).logits, model(input_ids).logits
+    return {"adapter - base": difference(logits, base_logits), "merged - adapter": difference(merge(model)(input_ids).logits, logits),
+            "unmerged - adapter": difference(unmerge(model)(input_ids).logits, logits),
+            "weights, back - before": max(difference(layer.base.weight, w) for layer, w in zip(lora_layers(model).values(), before)),
+            "removed, without - base": difference(remove_lora(copy.deepcopy(model), keep_change=False)(input_ids).logits, base_logits),
+            "removed, with change - adapter": difference(remove_lora(model)(input_ids).logits, logits)}
+
+trips = pd.DataFrame({"plain": there_and_back(settings), "DoRA": there_and_back(LoRASettings(r=4, lora_alpha=8, use_dora=True))})
+trips.map("{:.1e}".format)
+
+# %% [markdown]
+# Largest differences of logits, and of weights. All but the first row is rounding. After `remove_lora` the model has the layers it began with:
+
+# %% tags=["check"]
+assert trips.loc["adapter - base"].min() > 1e-2 and trips.drop("adapter - base").max().max() < 1e-5
+assert [name for name, _ in remove_lora(add_lora(copy.deepcopy(tiny), settings)).named_parameters()] == [name for name, _ in tiny.named_parameters()]
+half = add_lora(copy.deepcopy(tiny), settings)
+half.model.layers[1].mlp.up_proj.merge()
+assert "1 of 14 layers are merged" in message(merge, half) and "13 of 14 layers are not merged" in message(unmerge, half)
+assert "no LoRALinear" in message(merge, copy.deepcopy(tiny))
+tied = add_lora(copy.deepcopy(tiny), LoRASettings(r=4, target_modules="lm_head"))      # its weight is the embedding
+assert "'lm_head.base'" in message(merge, tied)
+assert "load the base model again" in message(remove_lora, add_lora(copy.deepcopy(tiny), LoRASettings(r=4, init_lora_weights="pissa")), keep_change=False)
+
+
+# %% [markdown]
 # ## The same as PEFT
 #
-# From here on the book trains with `peft`, which also saves, loads and combines adapters. `peft_config` says the same settings in its words.
+# Later chapters train with `peft`, which also saves, loads and combines adapters. `peft_config` says the same settings in its words.
 
 # %%
 #| export
 def peft_config(
-    settings: LoRASettings,   # rank, alpha, dropout, and which layers
-):                            # a peft.LoraConfig for a causal language model
+    settings: LoRASettings,   # what the adapter looks like and where it goes
+):                            # a peft.LoraConfig for a causal language model; ImportError from peft for "loftq" without scipy
     "The same settings for peft: no bias is trained."
-    from peft import LoraConfig
-    targets = settings.target_modules
-    return LoraConfig(r=settings.r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, bias="none",
-                      target_modules=targets if targets == "all-linear" else _names(targets), task_type="CAUSAL_LM")
+    from peft import LoftQConfig, LoraConfig
+    targets, start = settings.target_modules, settings.init_lora_weights
+    return LoraConfig(r=settings.r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, bias="none", use_rslora=settings.use_rslora, use_dora=settings.use_dora,
+                      target_modules=targets if targets == "all-linear" else _names(targets), task_type="CAUSAL_LM",
+                      init_lora_weights=True if start == "default" else start, **({"loftq_config": LoftQConfig(loftq_bits=4)} if start == "loftq" else {}))
 
 
 # %% [markdown]
@@ -640,14 +935,10 @@ with torch.no_grad():
     for name, p in theirs.named_parameters():
         if p.requires_grad: p.normal_(std=0.1); twin[name].copy_(p)
 
-logits = {}
-for label, model in (("ours", ours), ("peft", theirs)):
-    result = model(input_ids, labels=input_ids)
-    result.loss.backward()
-    logits[label] = result.logits.detach()
-gradient_gap = max((twin[name].grad - p.grad).abs().max().item() for name, p in theirs.named_parameters() if p.requires_grad)
-logit_gap = (logits["ours"] - logits["peft"]).abs().max().item()
-with torch.no_grad(): changed = (logits["ours"] - tiny(input_ids).logits).abs().max().item()
+answers = {label: model(input_ids, labels=input_ids) for label, model in (("ours", ours), ("peft", theirs))}
+for answer in answers.values(): answer.loss.backward()
+gradient_gap = max(difference(twin[name].grad, p.grad) for name, p in theirs.named_parameters() if p.requires_grad)
+logit_gap, changed = difference(answers["ours"].logits, answers["peft"].logits), difference(answers["ours"].logits, tiny(input_ids).logits)
 
 assert logit_gap < 1e-6 and gradient_gap < 1e-6
 assert changed > 1e-3                                              # the adapters do something
@@ -659,6 +950,7 @@ dict(logit_gap=logit_gap, gradient_gap=gradient_gap, changed_by_adapter=changed)
 
 # %% [markdown]
 # The largest difference in any logit or gradient is nothing, or rounding: the check allows one millionth. The adapters themselves change the logits by far more, so there was something to get wrong.
+# The chapter on variants holds those to the same measure.
 
 # %% [markdown]
 # ## Common errors

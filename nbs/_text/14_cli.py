@@ -93,9 +93,20 @@ def do_finetune(
     config, # a FinetuneConfig
 ):
     "Fine-tune, and show what it brought."
-    from simpsons_llm.finetune import finetune, summary_text
+    from simpsons_llm.finetune import KEPT, finetune, summary_text
     print(summary_text(finetune(config)))
-    print(f"adapter: {Path(config.run)/'adapter'}; loss curve: {Path(config.run)/'loss.png'}; next: simpsons-llm infer --adapter {Path(config.run)/'adapter'}")
+    kept = Path(config.run)/KEPT[config.mode]
+    print(f"{KEPT[config.mode]}: {kept}; loss curve: {Path(config.run)/'loss.png'}; next: simpsons-llm infer --adapter {kept}")
+
+
+def do_estimate(
+    config, # a FinetuneConfig
+):
+    "Tell what a run would cost, without running it."
+    from simpsons_llm.finetune import costs
+    for name, rows in costs(config).items():
+        print(name)
+        for key, value in rows.items(): print(f"  {key:22}{value}")
 
 
 def do_infer(
@@ -157,7 +168,14 @@ def add_jobs():
     \b
     simpsons-llm finetune --data runs/data --run runs/x
     simpsons-llm finetune --data runs/data --base-model openlm-research/open_llama_3b --recipe seed
+    simpsons-llm finetune --data runs/data --run runs/full --mode full
     simpsons-llm finetune --data runs/data --run runs/quick --max-steps 10"""))
+    app.command("estimate")(job_command(FinetuneConfig, do_estimate, """Tell what a fine-tuning run would cost: memory, arithmetic, time. No weights are loaded; a run that cannot fit is refused.
+
+    \b
+    simpsons-llm estimate --data runs/data
+    simpsons-llm estimate --data runs/data --base-model openlm-research/open_llama_3b --micro-batch-size 8 --global-batch-size 64
+    simpsons-llm estimate --data runs/data --mode full --gradient-checkpointing"""))
     app.command("infer")(job_command(InferConfig, do_infer, """Let a character say the next line.
 
     \b
@@ -167,6 +185,34 @@ def add_jobs():
     simpsons-llm infer --adapter runs/x/adapter --data runs/data""", argument="prompt"))
 
 add_jobs()
+
+
+# %% [markdown]
+# `export` makes a run into a model for others. If a GGUF file was asked for and could not be made, that is an error, though the model itself is there.
+
+# %%
+#| export
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="a run's folder, such as runs/x, or an adapter's")],
+    out: Annotated[str, typer.Option(help="folder for the model; new, empty, or an earlier export; empty: export/ in the source")] = "",
+    dtype: Annotated[str, typer.Option(help="format of the weights: float32, float16, bfloat16; auto: as the base is stored")] = "auto",
+    gguf: Annotated[str, typer.Option(help="also a GGUF file and a Modelfile for Ollama: f32, f16, bf16 or q8_0; empty: none")] = "",
+    speaker: Annotated[str, typer.Option(help="who answers in Modelfile and README.md; empty: the first of the run")] = "",
+    base_model: Annotated[Optional[str], typer.Option(help="another name for the base it was trained on")] = None,
+    device: Annotated[str, typer.Option(help="where the adapter is added in: cpu, xpu, cuda or auto")] = "cpu",
+):
+    """Merge base and adapter into one model that others load without this program; with README.md, and GGUF on request.
+
+    \b
+    simpsons-llm export runs/x --out runs/x/export
+    simpsons-llm export runs/x --dtype bfloat16
+    simpsons-llm export runs/x --gguf q8_0 --speaker "Homer Simpson" --out homer"""
+    from simpsons_llm.infer import SAMPLING
+    from simpsons_llm.publish import export as publish, export_text
+    record = publish(source, out or Path(source)/"export", dtype, gguf, speaker, base_model, device, SAMPLING["book"].arguments())
+    print(export_text(record))
+    if gguf and not record["gguf"]["file"]: raise ValueError(record["gguf"]["note"])
 
 
 # %% [markdown]
