@@ -8,6 +8,7 @@ __all__ = ['varied_table', 'ours_prepare', 'seed_prepare', 'median_of', 'bench_r
 
 # %% ../nbs/12_bench.ipynb #12-02
 import csv
+import gc
 import json
 import os
 import random
@@ -20,7 +21,6 @@ from .cost import Recipe, build, estimate
 from .device import find_device, peak_memory_gib, reset_peak_memory, synchronize
 from .finetune import FinetuneConfig, make_trainer, training_arguments
 from .job import Progress, in_process, provenance, require
-from .lora import LoRASettings
 from .model import load_config, load_tokenizer
 from .packing import PackedRows
 from .prepare import split_scenes
@@ -158,6 +158,7 @@ def settings_to_cost(
     device_type: str, # "cpu": sizes for a laptop; else for a large GPU
 ) -> dict:            # name -> (base model, `Recipe`)
     "The settings whose cost is predicted and measured."
+    from simpsons_llm.lora import LoRASettings  # brings PyTorch, which the preparation of data does without
     small, large = "smollm2-135m", "openlm-research/open_llama_3b"
     n, qk = (256 if device_type == "cpu" else 512), LoRASettings(8, 16, 0.0, "q_proj,k_proj")
     def of(count, length=n, **more): return Recipe(seq_lens=(length,)*count, **more)
@@ -197,8 +198,12 @@ def cost_of(
         trainer = make_trainer(model, arguments, samples, samples[:1], 0, [Clock()])
         reset_peak_memory(device)
         trainer.train()
-    step_s = sorted(times[2:])[len(times[2:])//2]
-    return {"predicted": {"step_s": told.step_s, "peak_gib": told.peak_mem_gib}, "measured": {"step_s": step_s, "peak_gib": peak_memory_gib(device)}, "trainable": told.trainable, "tokens": told.tokens,
+    step_s, peak = sorted(times[2:])[len(times[2:])//2], peak_memory_gib(device)
+    del trainer, model; gc.collect()
+    if device.type != "cpu":
+        import torch
+        getattr(torch, device.type).empty_cache()
+    return {"predicted": {"step_s": told.step_s, "peak_gib": told.peak_mem_gib}, "measured": {"step_s": step_s, "peak_gib": peak}, "trainable": told.trainable, "tokens": told.tokens,
             "device": device.name, "dtype": device.dtype, "flop_per_token": told.flop_per_token}
 
 # %% ../nbs/12_bench.ipynb #12-26
@@ -206,12 +211,13 @@ def bench_costs(
     device: str = "auto", # xpu, cuda or cpu; auto: the best there is
     only: str = "",       # settings whose name has this in it; "": all
 ) -> list:                # rows: setting, tokens, predicted and measured seconds of a step and GiB, and their ratios
-    "Predicted beside measured, one setting after the other, each in a process of its own."
+    "Predicted beside measured, one setting after the other; on a CPU each in a process of its own."
     kind, rows = find_device(device).type, []
     for name, (base, recipe) in settings_to_cost(kind).items():
         if only not in name: continue
         load_config(base, kind)
-        r = in_process("bench:cost_of", base_model=base, recipe=asdict(recipe), device_type=kind, steps=6 if kind == "cpu" else 20)
+        if kind == "cpu": r = in_process("bench:cost_of", base_model=base, recipe=asdict(recipe), device_type=kind, steps=6)
+        else: r = cost_of(base, asdict(recipe), kind, steps=14)  # its memory is counted by tensor, so one process will do
         told, real = r["predicted"], r["measured"]
         rows.append({"setting": name, "base": base, "tokens": r["tokens"], "trainable": r["trainable"], "step_s predicted": told["step_s"], "step_s measured": real["step_s"], "time ratio": told["step_s"]/real["step_s"],
                      "GiB predicted": told["peak_gib"], "GiB measured": real["peak_gib"], "memory ratio": told["peak_gib"]/real["peak_gib"], "device": r["device"], "dtype": r["dtype"]})

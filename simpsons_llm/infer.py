@@ -10,10 +10,11 @@ __all__ = ['SAMPLING', 'Sampling', 'InferConfig', 'batch_prompts', 'ask_batch', 
 import statistics
 import time
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from .device import find_device, synchronize
 from .job import JobConfig, open_folder, require, same_parameters, write_json
-from .model import load_base, load_tuned, merge, untuned
+from .model import NOTES, load_base, load_tuned, merge, untuned
 from .prepare import find_speaker, load_data
 from .prompt import TextMaker, prompt_ids
 from .lines import Line
@@ -233,8 +234,9 @@ def infer(
 ) -> dict:               # ValueError or FileNotFoundError if it cannot be done; else speaker, answers; before_after rows when data was given; timing when bench was
     "Answer as a character; show held-out moments and timing when asked to."
     device = find_device(config.device, config.dtype)
-    if config.adapter:
-        model, tokenizer, notes = load_tuned(config.adapter, device, None if config.base_model == "auto" else config.base_model)
+    tuned = config.adapter or (config.base_model if (Path(config.base_model)/NOTES).is_file() else None)  # a whole model of this book brings its notes
+    if tuned:
+        model, tokenizer, notes = load_tuned(tuned, device, None if config.base_model in ("auto", tuned) else config.base_model)
         known = notes.get("speakers") or {}
         speaker = find_speaker(config.speaker, known) if known else config.speaker
     else:
@@ -242,12 +244,12 @@ def infer(
         notes, speaker = {"template": "script"}, config.speaker
     maker, result = TextMaker(tokenizer, notes["template"], notes.get("max_seq_len")), {}
     if config.data:
-        require(config.adapter, "data was given without an adapter; before and after needs one (--adapter runs/x/adapter)")
+        require(tuned, "data was given without an adapter; before and after needs one (--adapter runs/x/adapter)")
         parts, report = load_data(config.data)
         require(notes.get("data_sha256", report["data_sha256"]) == report["data_sha256"], f"the adapter was trained on other data than {config.data}, so its test scenes may not be unseen; give the data of its training")
         main = [s for s in ("Homer Simpson", "Marge Simpson", "Bart Simpson") if s in known] or list(known or report["all_speakers"])[:3]
         result["before_after"] = before_after(model, maker, heldout_moments(parts["test"], main), config.settings(), config.random_seed, notes)
-    if config.adapter: model = merge(model)
+    if tuned: model = merge(model)
     request = (config.location, lines_of(config.prompt), speaker)
     result = {"speaker": speaker, "answers": finish_lines(model, maker, [request]*config.answers, config.settings(), config.random_seed), **result}
     if config.bench: result["timing"] = {"device": device.name, "dtype": device.dtype, **bench_answer(model, maker, request, config.settings(), device=device)}

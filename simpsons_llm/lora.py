@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .job import require
 
-# %% ../nbs/05_lora.ipynb #05-22
+# %% ../nbs/05_lora.ipynb #05-20
 def plot_low_rank(
     D_out: int,   # rows of W: numbers that leave the layer, >= 1
     D_in: int,    # columns of W: numbers that enter the layer, >= 1
@@ -37,7 +37,7 @@ def plot_low_rank(
     ax.axis("off")
     return ax
 
-# %% ../nbs/05_lora.ipynb #05-26
+# %% ../nbs/05_lora.ipynb #05-23
 INITS = ("default", "pissa", "loftq")
 
 @dataclass(frozen=True)
@@ -71,10 +71,39 @@ class LoRASettings:
 
 def _names(target_modules): return [name.strip() for name in target_modules.split(",")]
 
-# %% ../nbs/05_lora.ipynb #05-28
+# %% ../nbs/05_lora.ipynb #05-25
 SEED_LORA = LoRASettings(8, 16, 0.05, "q_proj,k_proj")
 
-# %% ../nbs/05_lora.ipynb #05-34
+# %% ../nbs/05_lora.ipynb #05-30
+def _row_lengths(layer):
+    "Length of each row of base weight + change, without gradient."
+    with torch.no_grad(): return (layer.base.weight + layer.delta()).norm(dim=1)
+
+def _dora_stretch(layer): return layer.lora_magnitude_vector / _row_lengths(layer)
+
+def _dora_change(layer, x, h, change):
+    "What DoRA adds to the base's output h: c (W0 x + change) - W0 x."
+    stretch = _dora_stretch(layer)
+    if layer.training and layer.settings.lora_dropout: h = F.linear(x, layer.base.weight.to(x.dtype))
+    elif layer.base.bias is not None: h = h - layer.base.bias
+    return (stretch - 1) * h + stretch * change
+
+@torch.no_grad()
+def _pissa_start(layer):
+    "Move the r largest tables of the base weight into B and A; the base keeps the rest."
+    U, S, V = torch.linalg.svd(layer.base.weight.to(layer.lora_A.dtype), full_matrices=False)
+    r = layer.settings.r
+    root = (S[:r] / layer.scaling).sqrt()
+    layer.lora_B.copy_(U[:, :r] * root)
+    layer.lora_A.copy_(root[:, None] * V[:r])
+    layer.base.weight.copy_(layer.base.weight - layer.delta())
+
+def _check_start(settings, shapes):
+    require(settings.init_lora_weights != "loftq", 'init_lora_weights="loftq" is not in LoRALinear; train with peft (get_peft_model and peft_config), or give "default" or "pissa"')
+    small = {name: min(shape) for name, shape in shapes.items() if min(shape) < settings.r}
+    require(settings.init_lora_weights != "pissa" or not small, f'r={settings.r} is more than a PiSSA start has: {next(iter(small), "")} has rank {min(small.values(), default=0)} at most; give a smaller r')
+
+# %% ../nbs/05_lora.ipynb #05-32
 class LoRALinear(torch.nn.Module):
     "A frozen Linear plus a learned change of rank r."
     def __init__(self,
@@ -108,12 +137,7 @@ class LoRALinear(torch.nn.Module):
         "The change of the weight before DoRA: scaling * B A, D_out x D_in."
         return self.scaling * (self.lora_B @ self.lora_A)
 
-def _check_start(settings, shapes):
-    require(settings.init_lora_weights != "loftq", 'init_lora_weights="loftq" is not in LoRALinear; train with peft (get_peft_model and peft_config), or give "default" or "pissa"')
-    small = {name: min(shape) for name, shape in shapes.items() if min(shape) < settings.r}
-    require(settings.init_lora_weights != "pissa" or not small, f'r={settings.r} is more than a PiSSA start has: {next(iter(small), "")} has rank {min(small.values(), default=0)} at most; give a smaller r')
-
-# %% ../nbs/05_lora.ipynb #05-44
+# %% ../nbs/05_lora.ipynb #05-46
 @torch.no_grad()
 def _merge(self) -> LoRALinear:
     "Write the change into the base weight, in place."
@@ -138,32 +162,7 @@ def _unmerge(self) -> LoRALinear:
 
 LoRALinear.merge, LoRALinear.unmerge = _merge, _unmerge
 
-# %% ../nbs/05_lora.ipynb #05-56
-def _row_lengths(layer):
-    "Length of each row of base weight + change, without gradient."
-    with torch.no_grad(): return (layer.base.weight + layer.delta()).norm(dim=1)
-
-def _dora_stretch(layer): return layer.lora_magnitude_vector / _row_lengths(layer)
-
-def _dora_change(layer, x, h, change):
-    "What DoRA adds to the base's output h: c (W0 x + change) - W0 x."
-    stretch = _dora_stretch(layer)
-    if layer.training and layer.settings.lora_dropout: h = F.linear(x, layer.base.weight.to(x.dtype))
-    elif layer.base.bias is not None: h = h - layer.base.bias
-    return (stretch - 1) * h + stretch * change
-
-# %% ../nbs/05_lora.ipynb #05-60
-@torch.no_grad()
-def _pissa_start(layer):
-    "Move the r largest tables of the base weight into B and A; the base keeps the rest."
-    U, S, V = torch.linalg.svd(layer.base.weight.to(layer.lora_A.dtype), full_matrices=False)
-    r = layer.settings.r
-    root = (S[:r] / layer.scaling).sqrt()
-    layer.lora_B.copy_(U[:, :r] * root)
-    layer.lora_A.copy_(root[:, None] * V[:r])
-    layer.base.weight.copy_(layer.base.weight - layer.delta())
-
-# %% ../nbs/05_lora.ipynb #05-64
+# %% ../nbs/05_lora.ipynb #05-50
 def find_targets(
     model: torch.nn.Module,   # a model without adapters; the meta device will do
     target_modules: str,      # "all-linear" (all but the output layer), or names separated by commas
@@ -185,7 +184,7 @@ def find_targets(
             found |= match
     return {name: (m.out_features, m.in_features) for name, m in linear.items() if name in found}
 
-# %% ../nbs/05_lora.ipynb #05-70
+# %% ../nbs/05_lora.ipynb #05-56
 def lora_parameter_count(
     model: torch.nn.Module,   # a model without adapters; the meta device will do
     settings: LoRASettings,   # r, target_modules and use_dora are used
@@ -196,7 +195,7 @@ def lora_parameter_count(
     total = sum(p.numel() for p in model.parameters()) + trainable
     return dict(trainable=trainable, total=total, share=trainable / total, targets=len(shapes))
 
-# %% ../nbs/05_lora.ipynb #05-76
+# %% ../nbs/05_lora.ipynb #05-62
 def _require_own_weights(model, names, what):
     "ValueError if one of these layers holds a weight that another layer uses too."
     holders = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
@@ -217,7 +216,7 @@ def add_lora(
         setattr(model.get_submodule(parent), child, LoRALinear(model.get_submodule(name), settings))
     return model
 
-# %% ../nbs/05_lora.ipynb #05-82
+# %% ../nbs/05_lora.ipynb #05-68
 def lora_layers(
     model: torch.nn.Module,   # a model after `add_lora`
 ) -> dict:                    # full name -> LoRALinear; ValueError if there is none
@@ -263,7 +262,7 @@ def remove_lora(
         setattr(model.get_submodule(parent), child, layer.base)
     return model
 
-# %% ../nbs/05_lora.ipynb #05-88
+# %% ../nbs/05_lora.ipynb #05-74
 def peft_config(
     settings: LoRASettings,   # what the adapter looks like and where it goes
 ):                            # a peft.LoraConfig for a causal language model; ImportError from peft for "loftq" without scipy

@@ -21,6 +21,7 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from .device import Device, find_device
@@ -207,8 +208,6 @@ def nf4_config(
     dtype: str,  # "float32" or "bfloat16": what is computed in
 ):               # transformers.BitsAndBytesConfig; ValueError where 4 bits cannot be had
     "4-bit weights for a frozen base, or the reason why not."
-    from importlib.util import find_spec
-
     import torch
     from transformers import BitsAndBytesConfig
     require(find_spec("bitsandbytes"), "quantization=nf4 was given, but bitsandbytes is not installed; pip install 'simpsons_llm[qlora]', or use quantization=none")
@@ -275,11 +274,11 @@ def add_adapter(
 
     from simpsons_llm.lora import find_targets, peft_config
     find_targets(model, settings.target_modules)  # says which names there are, if one is wrong
+    if settings.init_lora_weights == "loftq":
+        lacks = [n for n in ("bitsandbytes", "scipy") if not find_spec(n)]
+        require(not lacks and model.device.type != "cpu", f"init_lora_weights=loftq was given; it needs a GPU, bitsandbytes and scipy, and here {' and '.join(lacks) or 'a GPU'} is missing (pip install 'simpsons_llm[qlora]'); use default or pissa")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if getattr(model, "is_loaded_in_4bit", False):
-            from peft import prepare_model_for_kbit_training
-            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         model = get_peft_model(model, peft_config(settings), autocast_adapter_dtype=True)
     # the vocabulary is the base's own; left to itself, PEFT asks the hub about it at each checkpoint
     model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)

@@ -176,3 +176,81 @@ def test_speakers_that_are_learned_are_all_that_is_scored(tmp_path):
     summary = finetune(FinetuneConfig(data=str(tmp_path/"homer"), run=str(tmp_path/"x"), max_steps=1, eval_steps=1, **TINY))
     notes = json.loads((tmp_path/"x"/"adapter"/"simpsons_llm.json").read_text())
     assert list(notes["speakers"]) == ["Homer Simpson"] and summary["valid_lines"] < 100
+
+
+VARIANTS = {"rsLoRA": dict(use_rslora=True), "DoRA": dict(use_dora=True), "PiSSA": dict(init_lora_weights="pissa"), "LoRA+": dict(lora_plus_ratio=16.0), "full": dict(mode="full"), "full, checkpointing": dict(mode="full", gradient_checkpointing=True)}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_way_of_training_learns_and_gives_back_what_it_measured(name, data, tmp_path):
+    "Trained, saved, loaded on a fresh base: the loss is the one that was measured; the estimate knew what is trained."
+    from simpsons_llm.device import find_device
+    from simpsons_llm.model import load_tuned
+    from simpsons_llm.prompt import TextMaker
+    config = FinetuneConfig(data=data, run=str(tmp_path/"x"), max_steps=6, eval_steps=3, **VARIANTS[name], **TINY)
+    summary = finetune(config)
+    assert summary["status"] == "done" and summary["mode"] == config.mode and summary["predicted"]["trainable"] == summary["trainable_parameters"]
+    kept = tmp_path/"x"/("model" if config.mode == "full" else "adapter")
+    assert summary[kept.name] == kept.name and not (tmp_path/"x"/("adapter" if config.mode == "full" else "model")).exists()
+    model, tokenizer, notes = load_tuned(kept, find_device("cpu"))
+    parts, report = run_data(config)
+    valid = make_samples(config, TextMaker(tokenizer, notes["template"]), parts, report)[0]["valid"]
+    assert heldout_loss(model, valid, tokenizer.pad_token_id) == pytest.approx(summary["valid_loss_nats_best"], abs=2e-5)
+
+
+@pytest.mark.parametrize("extra", [dict(mode="full"), dict(init_lora_weights="pissa"), dict(use_dora=True, lora_plus_ratio=4.0)], ids=str)
+def test_these_resume_as_an_unbroken_run(extra, data, tmp_path):
+    "6 steps = 3 + a kill + 3, and a kill between the last step and the end."
+    whole = FinetuneConfig(data=data, run=str(tmp_path/"whole"), max_steps=6, eval_steps=3, **extra, **TINY)
+    summary = finetune(whole)
+    for left in (3, 6):
+        broken = tmp_path/f"broken{left}"
+        shutil.copytree(tmp_path/"whole", broken)
+        for p in (broken/"checkpoints").glob("checkpoint-*"):
+            if int(p.name.rsplit("-", 1)[1]) > left: shutil.rmtree(p)
+        (broken/"summary.json").write_text('{"status": "running"}')
+        again = finetune(FinetuneConfig(**{**whole.to_dict(), "run": str(broken), "resume": True}))
+        assert again["valid_loss_nats_best"] == pytest.approx(summary["valid_loss_nats_best"], abs=1e-6) and again["resumed_from_step"] == left
+        for (i, x), (j, y) in zip(losses(tmp_path/"whole"), losses(broken)): assert i == j and abs(x - y) <= 1e-5
+        assert len(losses(broken)) == 6
+
+
+@pytest.mark.parametrize("wrong, said", [(dict(mode="half"), "lora or full"), (dict(mode="full", use_dora=True), "use_dora"), (dict(mode="full", quantization="nf4"), "quantization"), (dict(lora_plus_ratio=0.5), "lora_plus_ratio"),
+                                         (dict(quantization="int8"), "none or nf4"), (dict(quantization="nf4", init_lora_weights="pissa"), "one of the two"), (dict(init_lora_weights="loftq"), "lora_alpha")], ids=str)
+def test_ways_that_do_not_go_together_are_refused(wrong, said):
+    with pytest.raises(ValueError, match=said): FinetuneConfig(**wrong)
+
+
+def test_full_fine_tuning_takes_a_tenth_of_the_rate():
+    assert FinetuneConfig(mode="full").resolved()["learning_rate"] == pytest.approx(FinetuneConfig().resolved()["learning_rate"]/10)
+    assert FinetuneConfig(mode="full", learning_rate=1e-3).resolved()["learning_rate"] == 1e-3
+
+
+def test_a_run_that_cannot_fit_is_refused_before_weights_are_loaded(data, tmp_path, monkeypatch):
+    import simpsons_llm.finetune as F
+    monkeypatch.setattr(F, "load_base", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(F, "find_device", lambda *a: __import__("dataclasses").replace(find(*a), memory_gib=0.01))
+    from simpsons_llm.device import find_device as find
+    (tmp_path/"x").mkdir(); (tmp_path/"x"/"summary.json").write_text('{"optimizer_steps": 1}')
+    with pytest.raises(ValueError, match="needs at least"): finetune(FinetuneConfig(data=data, run=str(tmp_path/"x"), max_steps=1, **TINY))
+    assert (tmp_path/"x"/"summary.json").read_text() == '{"optimizer_steps": 1}'  # nothing lost
+
+
+def test_four_bits_learn_or_are_refused(data, tmp_path):
+    "QLoRA on a small model of four-bit layers; where bitsandbytes is missing, one sentence."
+    from importlib.util import find_spec
+    from simpsons_llm.model import tiny_model
+    model, tokenizer = tiny_model()
+    model.save_pretrained(tmp_path/"base"); tokenizer.save_pretrained(tmp_path/"base")
+    config = FinetuneConfig(data=data, run=str(tmp_path/"x"), quantization="nf4", max_steps=6, eval_steps=3, **{**TINY, "base_model": str(tmp_path/"base")})
+    if not find_spec("bitsandbytes"):
+        with pytest.raises(ValueError, match="bitsandbytes is not installed"): finetune(config)
+        return
+    summary = finetune(config)
+    assert summary["status"] == "done" and (tmp_path/"x"/"adapter"/"adapter_model.safetensors").is_file()
+
+
+def test_loftq_is_refused_where_it_cannot_run(data, tmp_path):
+    "PEFT's LoftQ needs a GPU and two libraries."
+    with pytest.raises(ValueError, match="loftq was given; it needs a GPU"):
+        finetune(FinetuneConfig(data=data, run=str(tmp_path/"x"), init_lora_weights="loftq", max_steps=4, eval_steps=2, **{**TINY, "lora_alpha": TINY["r"]}))

@@ -43,9 +43,11 @@ from simpsons_llm.lora import LoRALinear, lora_parameter_count, merge, remove_lo
 # | rsLoRA | the factor: $\alpha/\sqrt r$ instead of $\alpha/r$ | Kalajdzievski 2023 | `use_rslora=True` | `use_rslora=True` |
 # | DoRA | the length of each row of $W$ is learned apart from its direction | Liu et al. 2024 | `use_dora=True` | `use_dora=True` |
 # | PiSSA | the start: $B$, $A$ are the largest $r$ tables of $W_0$'s SVD, the frozen base is the rest | Meng et al. 2024 | `init_lora_weights="pissa"` | the same |
-# | LoRA+ | the optimizer: $B$ learns faster than $A$ | Hayou et al. 2024 | `lora_plus_groups` | `create_loraplus_optimizer` |
-# | LoftQ | the base is rounded to 4 bits; $BA$ starts as the best repair of the rounding | Li et al. 2023 | by `peft_config` only | `init_lora_weights="loftq"` |
-# | QLoRA | the base lies in memory in 4 bits and is unpacked for each product; plain LoRA beside it | Dettmers et al. 2023 | no | a base loaded with bitsandbytes, `prepare_model_for_kbit_training` |
+# | LoRA+ | the optimizer: $B$ learns faster than $A$ | Hayou et al. 2024 | `lora_plus_ratio` of the finetune chapter | `create_loraplus_optimizer` |
+# | LoftQ | the base is rounded to 4 bits; $BA$ starts as the best repair of the rounding | Li et al. 2023 | `init_lora_weights="loftq"` of the finetune chapter | the same |
+# | QLoRA | the base lies in memory in 4 bits and is unpacked for each product; plain LoRA beside it | Dettmers et al. 2023 | `quantization="nf4"` of the finetune chapter | a base loaded with bitsandbytes |
+#
+# Training goes through `peft`, so the last three need no code of ours. For QLoRA `peft` has also `prepare_model_for_kbit_training`; this book does not use it.
 #
 # The first four answer different questions (how large is the factor, what is learned, where does it start), so they can be combined. Where they begin, on a tiny random Llama:
 
@@ -134,10 +136,52 @@ for column, (plain, stable) in {"gradient of B": (1 / ratio, 1), "independent B"
     assert abs(growth[column, "alpha/r"] / plain - 1) < 0.2 and abs(growth[column, "alpha/sqrt(r)"] / stable - 1) < 0.2
 assert LoRASettings(16, 32, use_rslora=True).scaling == LoRASettings(16, 32 * 4).scaling  # rsLoRA is plain LoRA with another alpha
 
+
 # %% [markdown]
-# ## PiSSA: the largest tables first
+# ## DoRA: how long, and which way
 #
-# What does PiSSA hand over to training, and what does it freeze? The singular values say it: the $r$ largest go into $B$ and $A$, half of each, so to speak (the root of each value in either matrix); the rest stays in the base. One layer of the tiny model:
+# A row of the weight is an arrow: it has a length and a direction. Liu et al. (2024, "DoRA: Weight-Decomposed Low-Rank Adaptation") measured how fine-tuning changes the two. With LoRA they changed together,
+# more of one with more of the other; in full fine-tuning they did not. DoRA takes them apart: $BA$ turns the rows, and a learned vector $m$, one number for each row, says how long they are:
+#
+# $$W = m \; \frac{W_0 + s\,BA}{\lVert W_0 + s\,BA \rVert} \qquad \text{(row by row)} .$$
+#
+# $m$ starts as the lengths of the rows of $W_0$, so that the first output is the base's. By hand, with two rows of three numbers and a change of rank 1. Both rows of $W_0$ have length 5:
+
+# %% tags=["example"]
+def digits(t): return " ".join(map("{:g}".format, t.tolist()))
+
+W2 = torch.tensor([[3., 4., 0.], [3., 0., 4.]])
+change = torch.tensor([[1.], [1.]]) @ torch.tensor([[-1., -3., 2.]])
+turned, m = W2 + change, W2.norm(dim=1)
+result = (m / turned.norm(dim=1))[:, None] * turned
+pd.DataFrame({f"row {i + 1}": {"W0": digits(W2[i]), "its length, m": f"{m[i]:g}", "change B A": digits(change[i]), "W0 + B A": digits(turned[i]), "its length": f"{turned[i].norm():g}",
+              "m / that length": f"{m[i]:g}/{turned[i].norm():g}", "W": "  ".join(f"{v:.2f}" for v in result[i]), "length of W": f"{result[i].norm():g}"} for i in range(2)})
+
+# %% [markdown]
+# The change made one row shorter and the other longer; DoRA takes both back to 5. From here on only the learning of $m$ makes a row longer or shorter.
+#
+# In the layer nothing of this is built for each input, but the length of each row (`_row_lengths` and `_dora_change` in the chapter on LoRA). With $c = m / \lVert W_0 + s BA \rVert$, the output is $c\,(W_0 x + s BA x)$. For the gradient the length counts
+# as a constant (section 4.3 of the paper; it saves memory). And as in `peft`, dropout hides an input from both terms here, so in training the base's product is computed once more.
+#
+# The layer with the numbers of the table: its output, its gradients (the length counts as a constant), merged and back:
+
+# %% tags=["check"]
+x1 = torch.tensor([1., 2., 1.])
+dora = LoRALinear(torch.nn.Linear(3, 2, bias=False), LoRASettings(r=1, lora_alpha=1, use_dora=True))
+with torch.no_grad(): dora.base.weight.copy_(W2); dora.lora_magnitude_vector.copy_(m); dora.lora_A.copy_(torch.tensor([[-1., -3., 2.]])); dora.lora_B.fill_(1)
+assert torch.allclose(dora(x1), result @ x1, atol=1e-6) and torch.allclose(turned.norm(dim=1), torch.tensor([3., 7.]))
+dora(x1).sum().backward()
+assert torch.allclose(dora.lora_magnitude_vector.grad, (turned @ x1) / turned.norm(dim=1), atol=1e-6)
+assert torch.allclose(dora.lora_B.grad[:, 0], (m / turned.norm(dim=1)) * (dora.lora_A @ x1), atol=1e-6)   # the length is a constant
+assert torch.allclose(dora.merge().base.weight, result, atol=1e-6) and torch.allclose(dora.unmerge().base.weight, W2, atol=1e-5)
+
+# %% [markdown]
+# ## PiSSA: start with what matters most
+#
+# The default start learns beside the weight. PiSSA (Meng et al. 2024, "PiSSA: Principal Singular Values and Singular Vectors Adaptation") starts *inside* it. The SVD, as in the pictures of the chapter on LoRA, splits $W_0$ into its $r$ largest tables
+# and the rest. The tables become $B$ and $A$, with the root of each singular value in either (divided by the factor that the layer will multiply by), and are trained; the rest becomes the frozen base. The sum is $W_0$ as before, so nothing changes at the start, but neither matrix is zero.
+#
+# What does PiSSA hand over to training, and what does it freeze? The singular values say it. One layer of the tiny model:
 
 # %% tags=["example"]
 name = "model.layers.0.mlp.up_proj"
@@ -146,57 +190,15 @@ layer = add_lora(copy.deepcopy(tiny), settings["PiSSA"]).get_submodule(name)
 with torch.no_grad(): values = {"weight": original, "trained, s B A": layer.delta(), "frozen base": layer.base.weight, "sum - weight": layer.base.weight + layer.delta() - original}
 pd.DataFrame({what: {f"singular value {i + 1}": torch.linalg.svdvals(w)[i].item() for i in (0, 1, 3, 4, 5)} for what, w in values.items()}).map("{:.4f}".format)
 
+# %% [markdown]
+# What the base loses, $B$ and $A$ have, and the sum is the weight as before. One price: the adapter means nothing without *its* rest. To load a PiSSA adapter, ours or `peft`'s, the same SVD of the same base is made again; so the base must be the same numbers in the same precision. And the adapter cannot simply be taken off: the base
+# under it is no model (`remove_lora(model, keep_change=False)` refuses). A rank that the layer does not have is refused, too.
+
 # %% tags=["check"]
 singular = {what: torch.linalg.svdvals(w) for what, w in values.items()}
 assert torch.allclose(singular["trained, s B A"][:4], singular["weight"][:4], atol=1e-6) and singular["trained, s B A"][4:].max() < 1e-6
 assert torch.allclose(singular["frozen base"][:-4], singular["weight"][4:], atol=1e-6) and difference(values["frozen base"] + values["trained, s B A"], original) < 1e-6
 assert torch.allclose(layer.lora_B.norm(dim=0), layer.lora_A.norm(dim=1), atol=1e-6)     # each value is split evenly
-
-
-# %% [markdown]
-# One price: the adapter means nothing without *its* rest. To load a PiSSA adapter, ours or `peft`'s, the same SVD of the same base is made again; so the base must be the same numbers in the same precision. And the adapter cannot simply be taken off: the base
-# under it is no model (`remove_lora(model, keep_change=False)` refuses).
-
-# %% [markdown]
-# ## LoRA+: two learning rates
-#
-# $A$ and $B$ are not alike: $A$ starts at full size and has long rows, $B$ starts at zero. Hayou et al. (2024, "LoRA+: Efficient Low Rank Adaptation of Large Models") argue that for wide models $B$ should learn faster, and propose a ratio of 16.
-# Nothing in the model changes; it is one more group in the optimizer. DoRA's lengths go with $B$, as in `peft`.
-
-# %%
-#| export
-def lora_plus_groups(
-    model: torch.nn.Module,        # a model with adapters, ours or peft's
-    learning_rate: float,          # rate of A, > 0
-    lora_plus_ratio: float = 16.0, # rate of B over rate of A, >= 1; 16 is the paper's
-) -> list:                         # two groups of parameters for a torch optimizer; ValueError if nothing is trainable
-    "Parameter groups in which B, and DoRA's lengths, learn faster than A."
-    require(learning_rate > 0, f"learning_rate={learning_rate} was given; expected a number above 0")
-    require(lora_plus_ratio >= 1, f"lora_plus_ratio={lora_plus_ratio} was given; expected 1 or more (16 in the paper)")
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    require(trained, "no parameter of the model is trainable; add an adapter first")
-    fast = [p for name, p in trained.items() if "lora_B" in name or p.ndim == 1]
-    slow = [p for name, p in trained.items() if not ("lora_B" in name or p.ndim == 1)]
-    return [dict(params=slow, lr=learning_rate), dict(params=fast, lr=learning_rate * lora_plus_ratio)]
-
-
-# %% tags=["example"]
-plus_model = add_lora(copy.deepcopy(tiny), settings["DoRA"])
-optimizer = torch.optim.AdamW(lora_plus_groups(plus_model, 1e-4), weight_decay=0)
-before = {name: p.detach().clone() for name, p in trained(plus_model).items()}
-for _ in range(2):   # the first step leaves A where it is: B is zero
-    plus_model(input_ids, labels=input_ids).loss.backward(); optimizer.step(); optimizer.zero_grad()
-steps = pd.DataFrame([dict(part=name.rpartition(".")[2], largest_move=difference(p.detach(), before[name])) for name, p in trained(plus_model).items()])
-steps.groupby("part").max().map("{:.1e}".format)
-
-# %% [markdown]
-# $B$ and the lengths moved by two steps of their rate, 0.0016; $A$, which has no gradient in the first step, by less than one of its own, 0.0001. Every parameter of a model of `peft` gets the rate that `peft` itself would give it:
-
-# %% tags=["check"]
-theirs = get_peft_model(copy.deepcopy(tiny), peft_config(settings["DoRA"]))
-rates = lambda groups: {id(p): group["lr"] for group in groups for p in group["params"]}
-wanted = rates(create_loraplus_optimizer(theirs, torch.optim.AdamW, lr=1e-4, loraplus_lr_ratio=16).param_groups)
-assert rates(lora_plus_groups(theirs, 1e-4)) == wanted and len(wanted) == len(trained(theirs)) and len(set(wanted.values())) == 2
 
 def message(call, *args, **kwargs):
     "The text of the ValueError that this call must raise."
@@ -204,8 +206,32 @@ def message(call, *args, **kwargs):
     except ValueError as error: return str(error)
     raise AssertionError("no ValueError was raised")
 
-assert "add an adapter" in message(lora_plus_groups, copy.deepcopy(tiny).requires_grad_(False), 1e-4)
-assert "lora_plus_ratio=0.5" in message(lora_plus_groups, plus_model, 1e-4, 0.5)
+assert "rank 2 at most" in message(LoRALinear, torch.nn.Linear(3, 2), LoRASettings(r=4, init_lora_weights="pissa"))
+
+# %% [markdown]
+# ## LoRA+: two learning rates
+#
+# $A$ and $B$ are not alike: $A$ starts at full size and has long rows, $B$ starts at zero. Hayou et al. (2024, "LoRA+: Efficient Low Rank Adaptation of Large Models") argue that for wide models $B$ should learn faster, and propose a ratio of 16.
+# Nothing in the model changes; the optimizer gets one more group of parameters. `peft` makes such an optimizer; DoRA's lengths go with $B$ there. Two steps of it, on an adapter of `peft` with a rate of 0.0001 for $A$:
+
+# %% tags=["example"]
+plus_model = get_peft_model(copy.deepcopy(tiny), peft_config(settings["DoRA"]))
+optimizer = create_loraplus_optimizer(plus_model, torch.optim.AdamW, lr=1e-4, loraplus_lr_ratio=16)
+before = {name: p.detach().clone() for name, p in trained(plus_model).items()}
+for _ in range(2):   # the first step leaves A where it is: B is zero
+    plus_model(input_ids, labels=input_ids).loss.backward(); optimizer.step(); optimizer.zero_grad()
+rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+steps = pd.DataFrame([dict(part=name.split(".")[-3], rate=rates[id(p)], largest_move=difference(p.detach(), before[name])) for name, p in trained(plus_model).items()])
+steps.groupby("part").max().map("{:.1e}".format)
+
+# %% [markdown]
+# $B$ and the lengths moved by two steps of their rate; $A$, which has no gradient in the first step, by less than one of its own.
+
+# %% tags=["check"]
+moved = steps.groupby("part").largest_move.max()
+assert len(rates) == len(steps) == len(trained(plus_model))   # every parameter is in the optimizer, once
+assert all(rate == (1e-4 if part == "lora_A" else 16e-4) for part, rate in zip(steps.part, steps.rate))
+assert moved["lora_A"] < 1e-4 < 16e-4 < moved.drop("lora_A").min() and moved.max() < 2.01 * 16e-4
 
 
 # %% [markdown]
@@ -238,6 +264,7 @@ missing.map("{:.2%}".format)
 # %% tags=["check"]
 assert (missing["repaired, scaling 1"] < missing["rounded"]).all() and missing["repaired, scaling 1"].is_monotonic_decreasing
 assert ((missing["repaired, scaling 2"] / missing["rounded"] - 1).abs() < 1e-4).all()
+assert "train with peft" in message(LoRALinear, torch.nn.Linear(3, 2), LoRASettings(r=1, lora_alpha=1, init_lora_weights="loftq"))
 assert "scaling 1" in message(LoRASettings, r=16, lora_alpha=32, init_lora_weights="loftq")
 assert LoRASettings(r=16, lora_alpha=16, init_lora_weights="loftq").scaling == LoRASettings(r=16, lora_alpha=4, use_rslora=True, init_lora_weights="loftq").scaling == 1
 

@@ -23,6 +23,7 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from simpsons_llm.device import Device, find_device
@@ -267,7 +268,7 @@ def load_tokenizer(
 # %% [markdown]
 # Number formats follow the device: 16 bits where it computes in them, 32 where it does not. Only a base that is itself trained, all of it, is kept in 32 bits everywhere, since small steps on 16-bit weights are lost in rounding.
 #
-# A base that stays frozen can be squeezed further: QLoRA (Dettmers et al. 2023) keeps it in 4 bits, in 16 levels that suit bell-shaped weights (NF4), and unpacks each layer when it is needed. The library for that is bitsandbytes. Where it is missing, or the base's weights are not in a folder that it can read, the setting is refused.
+# A base that stays frozen can be squeezed further: QLoRA (Dettmers et al. 2023) keeps it in 4 bits, in 16 levels that suit bell-shaped weights (NF4), and unpacks each layer when it is needed. The library for that is bitsandbytes. Norms and embeddings stay in the format of the device, as they do in a base that is not squeezed. Where it is missing, or the base's weights are not in a folder that it can read, the setting is refused.
 
 # %%
 #| export
@@ -279,8 +280,6 @@ def nf4_config(
     dtype: str,  # "float32" or "bfloat16": what is computed in
 ):               # transformers.BitsAndBytesConfig; ValueError where 4 bits cannot be had
     "4-bit weights for a frozen base, or the reason why not."
-    from importlib.util import find_spec
-
     import torch
     from transformers import BitsAndBytesConfig
     require(find_spec("bitsandbytes"), "quantization=nf4 was given, but bitsandbytes is not installed; pip install 'simpsons_llm[qlora]', or use quantization=none")
@@ -405,11 +404,11 @@ def add_adapter(
 
     from simpsons_llm.lora import find_targets, peft_config
     find_targets(model, settings.target_modules)  # says which names there are, if one is wrong
+    if settings.init_lora_weights == "loftq":
+        lacks = [n for n in ("bitsandbytes", "scipy") if not find_spec(n)]
+        require(not lacks and model.device.type != "cpu", f"init_lora_weights=loftq was given; it needs a GPU, bitsandbytes and scipy, and here {' and '.join(lacks) or 'a GPU'} is missing (pip install 'simpsons_llm[qlora]'); use default or pissa")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if getattr(model, "is_loaded_in_4bit", False):
-            from peft import prepare_model_for_kbit_training
-            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         model = get_peft_model(model, peft_config(settings), autocast_adapter_dtype=True)
     # the vocabulary is the base's own; left to itself, PEFT asks the hub about it at each checkpoint
     model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)

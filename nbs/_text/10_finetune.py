@@ -296,7 +296,7 @@ def training_arguments(
     arguments = TrainingArguments(
         output_dir=str(Path(config.run)/"checkpoints"), max_steps=steps, per_device_train_batch_size=s["micro_batch_size"], per_device_eval_batch_size=s["micro_batch_size"],
         gradient_accumulation_steps=accumulation, learning_rate=s["learning_rate"], lr_scheduler_type="linear", warmup_steps=min(int(s["warmup_ratio"]*steps), steps - 1),
-        weight_decay=0.0, max_grad_norm=config.max_grad_norm, optim="adamw_torch", seed=config.seed, bf16=device.dtype == "bfloat16", use_cpu=device.type == "cpu",
+        weight_decay=0.0, max_grad_norm=config.max_grad_norm, optim="adamw_torch" if device.type == "cpu" else "adamw_torch_fused", seed=config.seed, bf16=device.dtype == "bfloat16", use_cpu=device.type == "cpu",
         eval_strategy="steps", eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=config.save_total_limit, load_best_model_at_end=True,
         metric_for_best_model="eval_loss", greater_is_better=False, logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False, remove_unused_columns=False,
         report_to=config.trackers, run_name=Path(config.run).name, disable_tqdm=True,
@@ -427,7 +427,7 @@ def make_samples(
 #| export
 KEPT = {"lora": "adapter", "full": "model"} # what a run leaves, and the folder it is in
 LEAST_GAIN = 0.005  # nats per token; a run whose held-out loss falls by less is not called done
-RESULTS = ["audit.html", "config.yaml", "metrics.jsonl", "checkpoints", "adapter", "model", "summary.json", "loss.png"]
+RESULTS = ["audit.html", "config.yaml", "metrics.jsonl", "checkpoints", "adapter", "model", "export", "summary.json", "loss.png"]
 
 
 def open_run(
@@ -604,13 +604,13 @@ def costs(
     parts, report = run_data(config)
     samples = make_samples(config, TextMaker(load_tokenizer(name), s["template"]), parts, report)[0]["train"]
     items, layout, isolated = lay_out(config, name, samples, device)
-    require_room(name, step_recipe(config, samples, isolated), device)
-    peak, step = (estimate(name, step_recipe(config, samples, isolated, largest=largest), device, timed=True) for largest in (True, False))
-    steps = training_arguments(config, len(items), device).max_steps
-    keep = ("trainable parameters", "weights", "gradients", "optimizer", "activations", "peak memory")
-    return {f"{name} on {device.name} ({device.dtype}), {layout}": {}, "the largest step:": {k: peak.table()[k] for k in keep},
-            "a step of average length:": {k: v for k, v in step.table().items() if k not in keep},
-            "the run:": {"steps": f"{steps:,}", "training time": f"{format_seconds(steps*step.step_s)}, evaluations not counted"}}
+    recipe = step_recipe(config, samples, isolated)
+    require_room(name, recipe, device)
+    told, steps = estimate(name, recipe, device, timed=True), training_arguments(config, len(items), device).max_steps
+    average = step_recipe(config, samples, isolated, largest=False)
+    tokens = steps*average.tokens*average.gradient_accumulation_steps
+    return {f"{name} on {device.name} ({device.dtype}), {layout}": {}, "the largest step:": told.table(),
+            "the run:": {"steps": f"{steps:,}", "tokens": f"{tokens:,}", "training time": f"{format_seconds(tokens/told.tokens_per_s)}, evaluations not counted"}}
 
 
 # %% [markdown]
@@ -832,15 +832,15 @@ told = summary["predicted"]
 pd.DataFrame({"predicted": {"trainable parameters": told["trainable"], "peak memory, GiB": told["peak_mem_gib"]}, "measured": {"trainable parameters": summary["trainable_parameters"], "peak memory, GiB": summary["peak_mem_gib"]}}).round(2)
 
 # %% [markdown]
-# With the speed of this device measured too, on two and ten layers (the chapter on costs), time and the memory of a CPU can be told as well. Time is that of a step of average length:
+# With the speed of this device measured too, on two and ten layers (the chapter on costs), time and the memory of a CPU can be told as well:
 
 # %% tags=["example"]
 where = find_device(config.device, config.dtype)
 train_samples = make_samples(config, TextMaker(load_tokenizer(summary["base_model"]), config.resolved()["template"]), *load_data(data_folder(config)))[0]["train"]
 end_to_end = "end to end" in summary["layout"] or "rows" in summary["layout"]
-peak, step = (estimate(summary["base_model"], step_recipe(config, train_samples, end_to_end, largest=largest), where, timed=True) for largest in (True, False))
-costs = pd.DataFrame({"predicted": {"peak memory, GiB": peak.peak_mem_gib - peak.in_use_gib + told["in_use_gib"], "tokens/s": step.tokens_per_s}, "measured": {"peak memory, GiB": summary["peak_mem_gib"], "tokens/s": summary["tokens_per_s"]}})
-costs.assign(ratio=costs["predicted"]/costs["measured"]).round(3)
+timed = estimate(summary["base_model"], step_recipe(config, train_samples, end_to_end), where, timed=True)
+cost = pd.DataFrame({"predicted": {"peak memory, GiB": timed.peak_mem_gib - timed.in_use_gib + told["in_use_gib"], "tokens/s": timed.tokens_per_s}, "measured": {"peak memory, GiB": summary["peak_mem_gib"], "tokens/s": summary["tokens_per_s"]}})
+cost.assign(ratio=cost["predicted"]/cost["measured"]).round(3)
 
 # %% [markdown]
 # Does it speak? Three moments of a validation scene: the real line, the base model, the fine-tuned one.

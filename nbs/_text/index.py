@@ -14,10 +14,10 @@
 # python -m pip install -c constraints.txt -e ".[dev]" && simpsons-llm demo
 # ```
 #
-# The second runs every chapter top to bottom, then the tests, in about ten minutes on two cores (one chapter at a time, since fine-tuning uses all cores):
+# The second runs every chapter top to bottom, then the tests, in less than twelve minutes on two cores (one chapter at a time, since fine-tuning uses all cores):
 #
 # ```bash
-# nbdev_test --n_workers 1 && python -m pytest -q
+# nbdev_test --n_workers 1 && python -m pytest -q -n 2
 # ```
 #
 # `constraints.txt` pins every version. It names PyTorch 2.13.0; for XPU or another CUDA version install PyTorch from its own index first.
@@ -67,7 +67,10 @@ if demo:
 # simpsons-llm prepare  --script simpsons_script_lines.csv --speakers "Homer Simpson,Marge Simpson" --out runs/data
 # simpsons-llm finetune --data runs/data --run runs/x
 # simpsons-llm infer    --adapter runs/x/adapter --speaker "Homer Simpson" "Marge Simpson: Homer, the dog is wearing your tie again."
+# simpsons-llm export   runs/x
 # ```
+#
+# `simpsons-llm estimate` tells memory and time of a run before it begins; `export` makes one plain model of base and adapter, with a card, and on request a GGUF file.
 #
 # The same as notebooks, headlessly; the executed notebook is the log of the run:
 #
@@ -92,9 +95,14 @@ if demo:
 # | [03 samples](03_samples.ipynb) | loss weights, two views of a scene, the audit before training |
 # | [04 packing](04_packing.ipynb) | sequences end to end, kept apart |
 # | [05 lora](05_lora.ipynb) | low rank, the LoRA layer, parameter counts |
+# | [05 spectra](05_spectra.ipynb) | what fine-tuning changes, and where an adapter belongs, measured |
+# | [05 variants](05_variants.ipynb) | rsLoRA, DoRA, PiSSA, LoRA+, LoftQ, QLoRA; adapters on disk |
 # | [06 model](06_model.ipynb) | base models by name; adapters on, saved, loaded, merged |
+# | [06 ollama](06_ollama.ipynb) | GGUF files, and prompts for llama.cpp and Ollama |
+# | [06 publish](06_publish.ipynb) | one plain model to give away, with its card |
 # | [07 infer](07_infer.ipynb) | finishing a line, and how long it takes |
 # | [08 evaluate](08_evaluate.ipynb) | the held-out loss, per token |
+# | [09 cost](09_cost.ipynb) | memory, arithmetic and time, told before the weights are loaded |
 # | [10 finetune](10_finetune.ipynb) | fine-tuning with Trainer |
 # | [12 bench](12_bench.ipynb) | ours beside the seed's way, measured |
 # | [13 launch](13_launch.ipynb) | chapters under papermill |
@@ -115,7 +123,7 @@ script = read_script("springfield")
 # %% [markdown]
 # ## What was run where
 #
-# Everything in this repository runs on CPU (two cores, no AVX-512) in its tests. On one H100 (torch 2.11, transformers 5.17) fine-tuning ran in bf16 and fp32, with micro-batches, resumed, and under papermill, with the same losses as on the CPU; that code is what XPU runs too. No Intel XPU was at hand: what concerns XPU follows Intel's and PyTorch's documentation and is tested against a stand-in. Several ranks are not part of this version.
+# Everything in this repository runs on CPU (two cores, no AVX-512) in its tests. On one H100 (torch 2.11, transformers 5.17) fine-tuning ran in bf16 and fp32, with micro-batches, resumed, and under papermill, with the same losses as on the CPU; costs were predicted and measured there, and 75 runs compared places and ranks of adapters; that code is what XPU runs too. No Intel XPU was at hand: what concerns XPU follows Intel's and PyTorch's documentation and is tested against a stand-in. Several ranks are not part of this version.
 #
 # ## Licence
 #
