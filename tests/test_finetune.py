@@ -229,6 +229,7 @@ def test_full_fine_tuning_takes_a_tenth_of_the_rate():
 def test_a_run_that_cannot_fit_is_refused_before_weights_are_loaded(data, tmp_path, monkeypatch):
     import simpsons_llm.finetune as F
     monkeypatch.setattr(F, "load_base", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("simpsons_llm.cost.milder", lambda recipe: [])  # what would help is tested with the costs
     monkeypatch.setattr(F, "find_device", lambda *a: __import__("dataclasses").replace(find(*a), memory_gib=0.01))
     from simpsons_llm.device import find_device as find
     (tmp_path/"x").mkdir(); (tmp_path/"x"/"summary.json").write_text('{"optimizer_steps": 1}')

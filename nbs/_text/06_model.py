@@ -446,6 +446,7 @@ assert (frame["predicted"] == frame["trainable"]).all()
 try: trainable_parameters(torch.nn.Linear(2, 2).requires_grad_(False)); raise AssertionError
 except ValueError as e: assert "trainable" in str(e)
 
+
 # %% [markdown]
 # ## Saving and loading an adapter
 #
@@ -593,6 +594,7 @@ for variant in (dict(use_rslora=True), dict(use_dora=True), dict(init_lora_weigh
         with tempfile.TemporaryDirectory() as folder: again = load_adapter(save_adapter(model, folder, {"base_model": TINY, "template": "script"}), cpu)[0](x).logits
     assert torch.allclose(start, without, atol=2e-5) and torch.allclose(trained, again, atol=2e-5), variant
     assert (trained - without).abs().max() > 0.01
+
 
 # %% [markdown]
 # ## Models that were trained in full

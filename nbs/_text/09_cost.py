@@ -33,6 +33,7 @@ import torch
 from simpsons_llm.lora import LoRASettings
 from simpsons_llm.model import OPEN_LLAMA, SMOLLM2, TINY
 
+
 # %% [markdown]
 # ## What decides the cost
 #
@@ -130,7 +131,7 @@ assert live.now == 8_000_000 and live.peak == 12_000_000
 
 
 # %% [markdown]
-# The model for it is made on the `meta` device, where its layers and its adapter get their shapes; then each shape becomes a tensor without contents on the real device. A step needs few layers: all layers of these models are alike, so two and three of them say what each further one adds.
+# The model for it is made on the `meta` device, where its layers and its adapter get their shapes; then each shape becomes a tensor without contents on the real device. A step needs few layers: all layers of these models are alike, so one and two of them say what each further one adds.
 
 # %%
 #| export
@@ -287,10 +288,29 @@ def count(
     recipe: Recipe, # what a step does
     device: Device, # where, and in which number format
 ) -> dict:          # as `count_step`, for all layers
-    "A step of the whole model, counted with two and three of its layers."
+    "A step of the whole model, counted with one and two of its layers."
     layers = config.num_hidden_layers
-    if layers <= 3: return count_step(config, recipe, device)
-    return extrapolate(*(count_step(short_config(config, n), recipe, device) for n in (2, 3)), (2, 3), layers)
+    if layers <= 2: found = count_step(config, recipe, device)
+    else: found = extrapolate(*(count_step(short_config(config, n), recipe, device) for n in (1, 2)), (1, 2), layers)
+    saved = squeezed(config, device.dtype) if recipe.quantization == "nf4" else 0
+    return {**found, "weights": found["weights"] - saved, "peak": found["peak"] - saved}
+
+
+NF4_BYTES = 0.5 + 1/64 + 4/(64*256)  # a weight in 4 bits, for each 64 a scale in 8 bits, for each 256 of those a number in 32
+
+
+def squeezed(
+    config,      # a transformers configuration
+    dtype: str,  # what the base would be in
+) -> float:      # bytes saved
+    "What 4-bit weights save: all linear layers but the output layer."
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from simpsons_llm.lora import find_targets
+    with torch.device("meta"): model = AutoModelForCausalLM.from_config(config)
+    numbers = sum(rows*columns for rows, columns in find_targets(model, "all-linear").values())
+    return numbers*((2 if dtype == "bfloat16" else 4) - NF4_BYTES)
 
 
 # %% [markdown]
@@ -406,23 +426,6 @@ def parameter_counts(
     return (sum(p.numel() for p in model.parameters()),)*2
 
 
-NF4_BYTES = 0.5 + 1/64 + 4/(64*256)  # a weight in 4 bits, for each 64 a scale in 8 bits, for each 256 of those a number in 32
-
-
-def squeezed(
-    config,      # a transformers configuration
-    dtype: str,  # what the base would be in
-) -> float:      # bytes saved
-    "What 4-bit weights save: all linear layers but the output layer."
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from simpsons_llm.lora import find_targets
-    with torch.device("meta"): model = AutoModelForCausalLM.from_config(config)
-    numbers = sum(rows*columns for rows, columns in find_targets(model, "all-linear").values())
-    return numbers*((2 if dtype == "bfloat16" else 4) - NF4_BYTES)
-
-
 def estimate(
     model,            # a transformers configuration, or a name as for `load_base`
     recipe: Recipe,   # what a step does
@@ -432,8 +435,6 @@ def estimate(
     "What a training step of this model will cost on this device."
     config = load_config(model, device.type) if isinstance(model, str) else model
     counts, (trainable, total) = count(config, recipe, device), parameter_counts(config, recipe)
-    saved = squeezed(config, device.dtype) if recipe.quantization == "nf4" else 0
-    counts["weights"] -= saved; counts["peak"] -= saved
     heads = getattr(config, "head_dim", None) or config.hidden_size//config.num_attention_heads
     attention = 6*config.num_hidden_layers*config.num_attention_heads*heads*sum(n*n for n in (recipe.seq_lens if recipe.packed else [recipe.shape[1]]*recipe.shape[0]))
     flop, times, peak = counts["flop"] + attention, {}, counts["peak"]
@@ -508,13 +509,14 @@ assert costs["LoRA, all linear"].flop_per_token < 0.8*costs["full"].flop_per_tok
 assert costs["LoRA, checkpointing"].activations_gib < 0.2*costs["LoRA, all linear"].activations_gib
 
 # %% [markdown]
-# Two and three layers stand for all of them. Do they? The tiny model, with eight layers, counted whole, and counted by two and three:
+# One and two layers stand for all of them. Do they? The tiny model, with six layers, counted whole, and counted by one and two:
 
 # %% tags=["check"]
-eight = short_config(load_config(TINY), 2); eight.num_hidden_layers = 8
-for recipe in (Recipe(seq_lens=(300, 200)), Recipe(seq_lens=(300, 200), packed=False, gradient_checkpointing=True), Recipe(lora=None, seq_lens=(64,), gradient_accumulation_steps=4)):
-    whole, told = count_step(eight, recipe, cpu), count(eight, recipe, cpu)
+six = short_config(load_config(TINY), 2); six.num_hidden_layers = 6
+for recipe in (Recipe(seq_lens=(300, 200)), Recipe(lora=None, seq_lens=(64, 50), packed=False, gradient_accumulation_steps=4)):
+    whole, told = count_step(six, recipe, cpu), count(six, recipe, cpu)
     assert all(abs(whole[k]/told[k] - 1) < 0.02 for k in whole), (whole, told)
+
 
 # %% [markdown]
 # ## Will it fit, and what would make it fit?
@@ -556,7 +558,7 @@ def require_room(
     config = load_config(model, device.type) if isinstance(model, str) else model
     told = estimate(config, recipe, device)
     if told.peak_mem_gib <= room_gib(device): return told
-    helps = next((words for words, r in milder(recipe) if estimate(config, r, device).peak_mem_gib <= room_gib(device)), None)
+    helps = next((words for words, r in milder(recipe) if count(config, r, device)["peak"]/2**30 + told.in_use_gib <= room_gib(device)), None)
     raise ValueError(f"a step of this run needs at least {told.peak_mem_gib:.1f} GiB and {device.name} has {room_gib(device):.1f} GiB to give; "
                      + (f"it would fit with {helps}" if helps else "no setting of this model would fit; use a smaller base model"))
 
@@ -572,21 +574,6 @@ for recipe in (Recipe(lora=None, **two), Recipe(seq_lens=(512,)*4)):
     except ValueError as e: said.append(str(e)); print(e, end="\n\n")
 assert all("GiB" in text and "would fit" in text for text in said)
 assert require_room(SMOLLM2, Recipe(**two), laptop).peak_mem_gib < 16
-try: require_room(OPEN_LLAMA, Recipe(**two), replace(laptop, memory_gib=2.0)); raise AssertionError
-except ValueError as e: assert "smaller base model" in str(e)
 
 # %% [markdown]
-# ## Time, predicted and measured
-#
-# A small model of sixteen layers now does the step that two and ten of them have predicted. On a machine with other work the two may be measured at different speeds, so this check is a wide one; the chapter on benchmarks has the table that counts, for models of real size.
-
-# %% tags=["example"]
-sixteen = short_config(load_config(TINY), 2); sixteen.num_hidden_layers = 16
-recipe = Recipe(seq_lens=(512, 512))
-told = estimate(sixteen, recipe, cpu, timed=True)
-real = in_process("cost:measure_alone", config=json.loads(sixteen.to_json_string(use_diff=False)), recipe=asdict(recipe), dtype="float32")
-pd.DataFrame({"predicted": {"s per step": told.step_s, "GiB": told.peak_mem_gib - told.in_use_gib}, "measured": {"s per step": real["micro_s"] + real["update_s"], "GiB": real["peak"]/2**30}}).round(3)
-
-# %% tags=["check"]
-assert 0.4 < told.step_s/(real["micro_s"] + real["update_s"]) < 2.5
-assert 0.7 < (told.peak_mem_gib - told.in_use_gib)/(real["peak"]/2**30) < 1.4
+# Time is not shown here, since it takes a run to compare it with: the finetune chapter sets both beside what it measured, and the chapter on benchmarks has the table over models, ranks, targets, lengths, batches, checkpointing and full fine-tuning.
