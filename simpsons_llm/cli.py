@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'app', 'bench', 'JSON_FILE', 'EXPECTED', 'option', 'job_command', 'do_prepare', 'do_finetune', 'do_estimate',
            'do_infer', 'show_before_after', 'print_table', 'add_jobs', 'export', 'run', 'doctor', 'demo', 'show_bench',
-           'bench_prepare', 'on_purpose', 'join_parameters', 'main']
+           'write_rows', 'bench_prepare', 'bench_costs', 'on_purpose', 'join_parameters', 'main']
 
 # %% ../nbs/14_cli.ipynb #14-02
 import builtins
@@ -242,7 +242,7 @@ def demo(
     print(f"the demo took {format_seconds(time.perf_counter() - begin)}; ask Homer yourself:\n  simpsons-llm infer --adapter {folder/'finetune'/'adapter'} --speaker \"Homer Simpson\" \"Marge Simpson: Homer, the dog is wearing your tie again.\"")
 
 # %% ../nbs/14_cli.ipynb #14-21
-bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, help="Measure the book's way beside the seed's way, in one run.")
+bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, help="Measure the book's way beside the seed's way, and predictions beside what they predict.")
 app.add_typer(bench, name="bench")
 JSON_FILE = typer.Option("--json", help="file for the results: rows of name, ours, seed, ratio, unit, device, versions")
 
@@ -253,12 +253,20 @@ def show_bench(
 ):
     "Results as a table, and as JSON."
     from rich.table import Table
-    from simpsons_llm.job import open_folder, write_json
     table = Table(box=None)
     for name in ("", "ours", "seed", "ratio", "unit"): table.add_column(name, justify="left" if name in ("", "unit") else "right", overflow="fold")
     def number(x): return "-" if x is None else f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.4g}"
     for r in rows: table.add_row(r["name"], number(r["ours"]), number(r["seed"]), number(r["ratio"]) + " x"*(r["ratio"] is not None), r["unit"])
     print_table(table)
+    write_rows(rows, file)
+
+
+def write_rows(
+    rows: list,         # results
+    file: "str | None", # where to write them; None: nowhere
+):
+    "Results as JSON."
+    from simpsons_llm.job import open_folder, write_json
     if file: write_json(open_folder(Path(file).parent)/Path(file).name, rows); print(f"written to {file}")
 
 
@@ -280,7 +288,22 @@ def bench_prepare(
     except ValueError: raise ValueError(f"--sizes {sizes!r} was given; expected whole numbers with commas, such as 10000,100000") from None
     show_bench(measure(lines, base_model, more), file)
 
-# %% ../nbs/14_cli.ipynb #14-23
+# %% ../nbs/14_cli.ipynb #14-22
+@bench.command("costs")
+def bench_costs(
+    device: Annotated[str, typer.Option(help="xpu, cuda or cpu; auto: the best there is")] = "auto",
+    only: Annotated[str, typer.Option(help="settings whose name has this in it; empty: all")] = "",
+    file: Annotated[Optional[str], typer.Option("--json", help="file for the results")] = None,
+):
+    """Memory and time of a training step, predicted beside measured, over ranks, targets, lengths, batches, checkpointing and full fine-tuning. Minutes; let nothing else run meanwhile.
+
+    \b
+    simpsons-llm bench costs
+    simpsons-llm bench costs --only checkpointing --json costs.json"""
+    from simpsons_llm.bench import bench_costs as measure
+    write_rows(measure(device, only), file)
+
+# %% ../nbs/14_cli.ipynb #14-24
 EXPECTED = (ValueError, TypeError, FileNotFoundError, PermissionError, ConnectionError)
 
 
@@ -307,7 +330,7 @@ def join_parameters(
         if out[-1] in ("-p", "--parameter") and len(words) > 1 and re.fullmatch(r"\w+", words[0]) and not words[1].startswith("-p"): out.append(f"{words.pop(0)}={words.pop(0)}")
     return out
 
-# %% ../nbs/14_cli.ipynb #14-24
+# %% ../nbs/14_cli.ipynb #14-25
 def main(
     argv: list = None, # words of the command line; None: those of this process
 ) -> int:              # exit code: 0 done, 2 wrong input, 1 a mistake in the program, 130 interrupted

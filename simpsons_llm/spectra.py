@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['layer_weights', 'weight_changes', 'singular_values', 'shares_held', 'rank_for', 'effective_rank', 'noise_like',
-           'spectra_table', 'plot_spectra', 'best_of_rank', 'add_changes']
+           'spectra_table', 'plot_spectra', 'add_changes']
 
 # %% ../nbs/05_spectra.ipynb #05-02
 import copy
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 
 from .job import require
-from .lora import LoRALinear, find_targets
+from .lora import LoRALinear, best_of_rank, find_targets
 
 # %% ../nbs/05_spectra.ipynb #05-15
 def layer_weights(
@@ -125,17 +125,6 @@ def plot_spectra(
     return ax
 
 # %% ../nbs/05_spectra.ipynb #05-44
-def best_of_rank(
-    matrix: torch.Tensor,   # D_out x D_in
-    r: int,                 # rank to cut to, >= 0; more than the matrix has leaves it as it is
-) -> torch.Tensor:          # D_out x D_in, the dtype of `matrix`
-    "The closest matrix of rank r (Eckart and Young 1936)."
-    require(type(r) is int and r >= 0, f"r={r!r} is not a rank to cut to; give a whole number from 0")
-    if r >= min(matrix.shape): return matrix
-    U, S, V = torch.linalg.svd(matrix.double(), full_matrices=False)
-    return (U[:, :r] * S[:r] @ V[:r]).to(matrix.dtype)
-
-
 @torch.no_grad()
 def add_changes(
     model: torch.nn.Module,   # the model before; it stays as it is

@@ -278,11 +278,18 @@ def use_isolated(
 
 # %%
 #| export
+def base_of(
+    model, # a transformers model, perhaps with an adapter
+):         # the model under the adapter
+    "The base model."
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def can_isolate(
     model, # a transformers model, perhaps with an adapter
 ) -> str:  # "" if its sequences can be kept apart in a row; else the reason
     "Whether `isolated_attention` is right for a model."
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     config = base.config
     if not (getattr(base, "_supports_attention_backend", False) and getattr(base, "_supports_sdpa", False)): return f"{type(base).__name__} has attention of its own"
     if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"} or (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)): return "its layers look back over a window only"

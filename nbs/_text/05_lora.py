@@ -132,11 +132,23 @@ radius = (x**2 + y**2).sqrt()
 bite = (x - 0.75)**2 + (y + 0.55)**2 < 0.35**2
 donut = ((radius < 0.9) & (radius > 0.3) & ~bite).float()
 
-def best_of_rank(matrix, r):
-    "The closest matrix of rank r."
-    U, S, V = torch.linalg.svd(matrix, full_matrices=False)
-    return U[:, :r] * S[:r] @ V[:r]
+# %% [markdown]
+# `best_of_rank` keeps the first $r$ tables of the decomposition:
 
+# %%
+#| export
+def best_of_rank(
+    matrix: torch.Tensor,   # D_out x D_in
+    r: int,                 # rank to cut to, >= 0; more than the matrix has leaves it as it is
+) -> torch.Tensor:          # D_out x D_in, the dtype of `matrix`
+    "The closest matrix of rank r (Eckart and Young 1936)."
+    require(type(r) is int and r >= 0, f"r={r!r} is not a rank to cut to; give a whole number from 0")
+    if r >= min(matrix.shape): return matrix
+    U, S, V = torch.linalg.svd(matrix.double(), full_matrices=False)
+    return (U[:, :r] * S[:r] @ V[:r]).to(matrix.dtype)
+
+
+# %% tags=["example"]
 fig, axes = plt.subplots(1, 4, figsize=(8, 2.6), layout="constrained")
 for ax, r in zip(axes, (1, 4, 12, n)):
     ax.imshow(best_of_rank(donut, r), cmap="YlOrBr", vmin=0, vmax=1.3)
@@ -752,97 +764,6 @@ promised
 
 
 # %% [markdown]
-# ## Merging a whole model
-#
-# Three functions for the whole model, each in place. `merge` and `unmerge` do what the layer's methods do. `remove_lora` takes the adapters away and leaves the plain layers, with the change in their weights or without.
-# All look before they write: a model that is half merged, or has nothing to merge, is refused untouched.
-
-# %%
-#| export
-def lora_layers(
-    model: torch.nn.Module,   # a model after `add_lora`
-) -> dict:                    # full name -> LoRALinear; ValueError if there is none
-    "The adapted layers of a model."
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
-    require(layers, "the model has no LoRALinear; put some in with add_lora (a model of peft has its own methods)")
-    return layers
-
-def merge(
-    model: torch.nn.Module,   # a model after `add_lora`; it is changed in place
-) -> torch.nn.Module:         # the same model: its base weights hold the change; ValueError if any do already
-    "Write all changes into the base weights."
-    layers = lora_layers(model)
-    done = [name for name, layer in layers.items() if layer.merged]
-    require(not done, f"{len(done)} of {len(layers)} layers are merged already, such as {next(iter(done), '')!r}; unmerge them first")
-    _require_own_weights(model, [f"{name}.base" for name in layers], "merging")
-    for layer in layers.values(): layer.merge()
-    return model
-
-def unmerge(
-    model: torch.nn.Module,   # a model after `merge`; it is changed in place
-) -> torch.nn.Module:         # the same model with its adapters beside the base again; ValueError if any are not merged
-    "Take all changes off the base weights."
-    layers = lora_layers(model)
-    apart = [name for name, layer in layers.items() if not layer.merged]
-    require(not apart, f"{len(apart)} of {len(layers)} layers are not merged, such as {next(iter(apart), '')!r}; merge them first")
-    for layer in layers.values(): layer.unmerge()
-    return model
-
-def remove_lora(
-    model: torch.nn.Module,   # a model after `add_lora`, merged or not; it is changed in place
-    keep_change: bool = True, # True: the change stays in the weights; False: the base as it was, to rounding if it was merged (not for PiSSA: ValueError)
-) -> torch.nn.Module:         # the same model with plain, still frozen, Linear layers
-    "Take the adapters away."
-    layers = lora_layers(model)
-    merged = [layer.merged for layer in layers.values()]
-    require(keep_change or all(layer.settings.init_lora_weights != "pissa" for layer in layers.values()),
-            "keep_change=False was given, but PiSSA took part of the weights into A and B, and training changed it; load the base model again")
-    if keep_change and not all(merged): merge(model)
-    if not keep_change and any(merged): unmerge(model)
-    for name, layer in layers.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer.base)
-    return model
-
-
-# %% [markdown]
-# With random numbers in all adapters, as if they had been trained. The control comes first: the adapters do change the logits.
-
-# %% tags=["example"]
-def difference(a, b): return (a - b).abs().max().item()
-
-@torch.no_grad()
-def there_and_back(s):
-    "Largest differences after each step, for one kind of adapter."
-    model = add_lora(copy.deepcopy(tiny), s)
-    for p in model.parameters():
-        if p.requires_grad: p.add_(0.1 * torch.randn_like(p))
-    before, base_logits, logits = [layer.base.weight.clone() for layer in lora_layers(model).values()], tiny(input_ids).logits, model(input_ids).logits
-    return {"adapter - base": difference(logits, base_logits), "merged - adapter": difference(merge(model)(input_ids).logits, logits),
-            "unmerged - adapter": difference(unmerge(model)(input_ids).logits, logits),
-            "weights, back - before": max(difference(layer.base.weight, w) for layer, w in zip(lora_layers(model).values(), before)),
-            "removed, without - base": difference(remove_lora(copy.deepcopy(model), keep_change=False)(input_ids).logits, base_logits),
-            "removed, with change - adapter": difference(remove_lora(model)(input_ids).logits, logits)}
-
-trips = pd.DataFrame({"plain": there_and_back(settings), "DoRA": there_and_back(LoRASettings(r=4, lora_alpha=8, use_dora=True))})
-trips.map("{:.1e}".format)
-
-# %% [markdown]
-# Largest differences of logits, and of weights. All but the first row is rounding. After `remove_lora` the model has the layers it began with:
-
-# %% tags=["check"]
-assert trips.loc["adapter - base"].min() > 1e-2 and trips.drop("adapter - base").max().max() < 1e-5
-assert [name for name, _ in remove_lora(add_lora(copy.deepcopy(tiny), settings)).named_parameters()] == [name for name, _ in tiny.named_parameters()]
-half = add_lora(copy.deepcopy(tiny), settings)
-half.model.layers[1].mlp.up_proj.merge()
-assert "1 of 14 layers are merged" in message(merge, half) and "13 of 14 layers are not merged" in message(unmerge, half)
-assert "no LoRALinear" in message(merge, copy.deepcopy(tiny))
-tied = add_lora(copy.deepcopy(tiny), LoRASettings(r=4, target_modules="lm_head"))      # its weight is the embedding
-assert "'lm_head.base'" in message(merge, tied)
-assert "load the base model again" in message(remove_lora, add_lora(copy.deepcopy(tiny), LoRASettings(r=4, init_lora_weights="pissa")), keep_change=False)
-
-
-# %% [markdown]
 # ## The same as PEFT
 #
 # Later chapters train with `peft`, which also saves, loads and combines adapters. `peft_config` says the same settings in its words.
@@ -876,6 +797,8 @@ with torch.no_grad():
 
 answers = {label: model(input_ids, labels=input_ids) for label, model in (("ours", ours), ("peft", theirs))}
 for answer in answers.values(): answer.loss.backward()
+def difference(a, b): return (a - b).abs().max().item()
+
 gradient_gap = max(difference(twin[name].grad, p.grad) for name, p in theirs.named_parameters() if p.requires_grad)
 logit_gap, changed = difference(answers["ours"].logits, answers["peft"].logits), difference(answers["ours"].logits, tiny(input_ids).logits)
 

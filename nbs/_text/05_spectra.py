@@ -20,7 +20,7 @@ from collections.abc import Mapping
 import torch
 
 from simpsons_llm.job import require
-from simpsons_llm.lora import LoRALinear, find_targets
+from simpsons_llm.lora import LoRALinear, best_of_rank, find_targets
 
 # %%
 #| hide
@@ -425,17 +425,6 @@ assert (tail["its sign"] > 1.5 * tail.gradient).all() and tail.gradient.median()
 
 # %%
 #| export
-def best_of_rank(
-    matrix: torch.Tensor,   # D_out x D_in
-    r: int,                 # rank to cut to, >= 0; more than the matrix has leaves it as it is
-) -> torch.Tensor:          # D_out x D_in, the dtype of `matrix`
-    "The closest matrix of rank r (Eckart and Young 1936)."
-    require(type(r) is int and r >= 0, f"r={r!r} is not a rank to cut to; give a whole number from 0")
-    if r >= min(matrix.shape): return matrix
-    U, S, V = torch.linalg.svd(matrix.double(), full_matrices=False)
-    return (U[:, :r] * S[:r] @ V[:r]).to(matrix.dtype)
-
-
 @torch.no_grad()
 def add_changes(
     model: torch.nn.Module,   # the model before; it stays as it is

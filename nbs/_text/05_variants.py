@@ -2,9 +2,9 @@
 #| default_exp variants
 
 # %% [markdown]
-# # Variants, and adapters on disk
+# # Variants, merging, and adapters on disk
 #
-# > What rsLoRA, DoRA, PiSSA, LoRA+, LoftQ and QLoRA change, in one line each and in small numbers; and adapters in PEFT's own files.
+# > What rsLoRA, DoRA, PiSSA, LoRA+, LoftQ and QLoRA change, in one line each and in small numbers; merging a whole model; and adapters in PEFT's own files.
 #
 # The chapter on LoRA built the layer. Many papers have changed one thing in it since. This chapter puts six of them side by side, shows what each does to the numbers, and holds those that
 # our layer has to the same measure as before: equal to `peft`. Then it writes adapters to disk in the format of `peft`, and reads them. Which variant makes the better character is *not* answered here;
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from simpsons_llm.job import open_folder, read_json, require
-from simpsons_llm.lora import LoRASettings, add_lora, find_targets, lora_layers, peft_config
+from simpsons_llm.lora import LoRALinear, LoRASettings, _require_own_weights, add_lora, find_targets, peft_config
 
 # %%
 #| hide
@@ -32,7 +32,7 @@ from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from simpsons_llm.lora import LoRALinear, lora_parameter_count, merge, remove_lora, unmerge
+from simpsons_llm.lora import lora_parameter_count
 
 # %% [markdown]
 # ## Variants in one table
@@ -267,6 +267,95 @@ assert ((missing["repaired, scaling 2"] / missing["rounded"] - 1).abs() < 1e-4).
 assert "train with peft" in message(LoRALinear, torch.nn.Linear(3, 2), LoRASettings(r=1, lora_alpha=1, init_lora_weights="loftq"))
 assert "scaling 1" in message(LoRASettings, r=16, lora_alpha=32, init_lora_weights="loftq")
 assert LoRASettings(r=16, lora_alpha=16, init_lora_weights="loftq").scaling == LoRASettings(r=16, lora_alpha=4, use_rslora=True, init_lora_weights="loftq").scaling == 1
+
+
+# %% [markdown]
+# ## Merging a whole model
+#
+# Three functions for the whole model, each in place. `merge` and `unmerge` do what the layer's methods of the chapter on LoRA do. `remove_lora` takes the adapters away and leaves the plain layers, with the change in their weights or without.
+# All look before they write: a model that is half merged, or has nothing to merge, is refused untouched.
+
+# %%
+#| export
+def lora_layers(
+    model: torch.nn.Module,   # a model after `add_lora`
+) -> dict:                    # full name -> LoRALinear; ValueError if there is none
+    "The adapted layers of a model."
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
+    require(layers, "the model has no LoRALinear; put some in with add_lora (a model of peft has its own methods)")
+    return layers
+
+def merge(
+    model: torch.nn.Module,   # a model after `add_lora`; it is changed in place
+) -> torch.nn.Module:         # the same model: its base weights hold the change; ValueError if any do already
+    "Write all changes into the base weights."
+    layers = lora_layers(model)
+    done = [name for name, layer in layers.items() if layer.merged]
+    require(not done, f"{len(done)} of {len(layers)} layers are merged already, such as {next(iter(done), '')!r}; unmerge them first")
+    _require_own_weights(model, [f"{name}.base" for name in layers], "merging")
+    for layer in layers.values(): layer.merge()
+    return model
+
+def unmerge(
+    model: torch.nn.Module,   # a model after `merge`; it is changed in place
+) -> torch.nn.Module:         # the same model with its adapters beside the base again; ValueError if any are not merged
+    "Take all changes off the base weights."
+    layers = lora_layers(model)
+    apart = [name for name, layer in layers.items() if not layer.merged]
+    require(not apart, f"{len(apart)} of {len(layers)} layers are not merged, such as {next(iter(apart), '')!r}; merge them first")
+    for layer in layers.values(): layer.unmerge()
+    return model
+
+def remove_lora(
+    model: torch.nn.Module,   # a model after `add_lora`, merged or not; it is changed in place
+    keep_change: bool = True, # True: the change stays in the weights; False: the base as it was, to rounding if it was merged (not for PiSSA: ValueError)
+) -> torch.nn.Module:         # the same model with plain, still frozen, Linear layers
+    "Take the adapters away."
+    layers = lora_layers(model)
+    merged = [layer.merged for layer in layers.values()]
+    require(keep_change or all(layer.settings.init_lora_weights != "pissa" for layer in layers.values()),
+            "keep_change=False was given, but PiSSA took part of the weights into A and B, and training changed it; load the base model again")
+    if keep_change and not all(merged): merge(model)
+    if not keep_change and any(merged): unmerge(model)
+    for name, layer in layers.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.base)
+    return model
+
+
+# %% [markdown]
+# With random numbers in all adapters, as if they had been trained. The control comes first: the adapters do change the logits.
+
+# %% tags=["example"]
+@torch.no_grad()
+def there_and_back(s):
+    "Largest differences after each step, for one kind of adapter."
+    model = add_lora(copy.deepcopy(tiny), s)
+    for p in model.parameters():
+        if p.requires_grad: p.add_(0.1 * torch.randn_like(p))
+    before, base_logits, logits = [layer.base.weight.clone() for layer in lora_layers(model).values()], tiny(input_ids).logits, model(input_ids).logits
+    return {"adapter - base": difference(logits, base_logits), "merged - adapter": difference(merge(model)(input_ids).logits, logits),
+            "unmerged - adapter": difference(unmerge(model)(input_ids).logits, logits),
+            "weights, back - before": max(difference(layer.base.weight, w) for layer, w in zip(lora_layers(model).values(), before)),
+            "removed, without - base": difference(remove_lora(copy.deepcopy(model), keep_change=False)(input_ids).logits, base_logits),
+            "removed, with change - adapter": difference(remove_lora(model)(input_ids).logits, logits)}
+
+trips = pd.DataFrame({"plain": there_and_back(settings["LoRA"]), "DoRA": there_and_back(settings["DoRA"])})
+trips.map("{:.1e}".format)
+
+# %% [markdown]
+# Largest differences of logits, and of weights. All but the first row is rounding. After `remove_lora` the model has the layers it began with:
+
+# %% tags=["check"]
+assert trips.loc["adapter - base"].min() > 1e-2 and trips.drop("adapter - base").max().max() < 1e-5
+assert [name for name, _ in remove_lora(add_lora(copy.deepcopy(tiny), settings["LoRA"])).named_parameters()] == [name for name, _ in tiny.named_parameters()]
+half = add_lora(copy.deepcopy(tiny), settings["LoRA"])
+half.model.layers[1].mlp.up_proj.merge()
+assert "1 of 14 layers are merged" in message(merge, half) and "13 of 14 layers are not merged" in message(unmerge, half)
+assert "no LoRALinear" in message(merge, copy.deepcopy(tiny))
+tied = add_lora(copy.deepcopy(tiny), LoRASettings(r=4, target_modules="lm_head"))      # its weight is the embedding
+assert "'lm_head.base'" in message(merge, tied)
+assert "load the base model again" in message(remove_lora, add_lora(copy.deepcopy(tiny), LoRASettings(r=4, init_lora_weights="pissa")), keep_change=False)
 
 
 # %% [markdown]

@@ -20,7 +20,7 @@ import tempfile
 import warnings
 import zipfile
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
@@ -368,12 +368,28 @@ def load_config(
         raise FileNotFoundError(f"the configuration of {name} could not be loaded ({' '.join(str(e).split())[:200]}); use {SMOLLM2} or the folder of a model") from e
 
 
+# %% [markdown]
+# Questions about layers, such as which of them get an adapter, are asked of the model that this shape makes. On the `meta` device it takes no memory.
+
+# %%
+#| export
+def shape_of(
+    config,       # a transformers configuration
+    dtype=None,   # torch dtype of its tensors; None: as the configuration says
+):                # a model on the meta device: shapes without numbers
+    "A model of this shape that holds nothing."
+    import torch
+    from transformers import AutoModelForCausalLM
+    with torch.device("meta"): return AutoModelForCausalLM.from_config(config, **({} if dtype is None else {"dtype": dtype}))
+
+
 # %% tags=["example"]
 shapes = {name: load_config(name) for name in (TINY, SMOLLM2, OPEN_LLAMA)}
 pd.DataFrame({name: {"width": c.hidden_size, "layers": c.num_hidden_layers, "heads": c.num_attention_heads, "vocabulary": c.vocab_size} for name, c in shapes.items()}).T
 
 # %% tags=["check"]
 assert load_config(SMOLLM2).num_hidden_layers == model.config.num_hidden_layers
+assert {n: p.shape for n, p in shape_of(shapes[SMOLLM2]).named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
 try: load_base(TINY, device, "nf4"); raise AssertionError
 except ValueError as e: print(e)
 
@@ -616,16 +632,22 @@ def save_model(
     return folder
 
 
+def is_whole_model(
+    folder, # any path
+) -> bool:  # True for what `save_model` wrote
+    "Is this a whole model with this book's notes?"
+    return (Path(folder)/"config.json").is_file() and (Path(folder)/NOTES).is_file()
+
+
 def load_tuned(
     folder,                 # what `save_adapter` or `save_model` wrote
     device: Device,         # where to put it
     base_model: str = None, # adapters: another name for the same base; None: as the notes say
 ) -> tuple:                 # (model in evaluation mode, tokenizer, notes); as `load_adapter`
     "What fine-tuning left, adapter or whole model, ready to answer."
-    folder = Path(folder)
-    if (folder/"adapter_config.json").is_file() or not ((folder/"config.json").is_file() and (folder/NOTES).is_file()): return load_adapter(folder, device, base_model)
+    if not is_whole_model(folder): return load_adapter(folder, device, base_model)
     model, tokenizer = load_base(str(folder), device)
-    return model.eval(), tokenizer, read_json(folder/NOTES)
+    return model.eval(), tokenizer, read_json(Path(folder)/NOTES)
 
 
 # %% [markdown]
@@ -642,8 +664,7 @@ def untuned(
     if hasattr(model, "disable_adapter"):
         with model.disable_adapter(): yield model
         return
-    kind = {"xpu": "xpu", "cuda": "cuda"}.get(model.device.type, "cpu")
-    yield load_base(notes["base_model"], replace(find_device(kind, str(model.dtype).rpartition(".")[2]), index=model.device.index or 0))[0].eval()
+    yield load_base(notes["base_model"], find_device(model.device.type, str(model.dtype).removeprefix("torch."), model.device.index or 0))[0].eval()
 
 
 # %% tags=["check"]

@@ -36,11 +36,10 @@ dtype = "auto"             # bfloat16, float32; auto: as the device has it
 import statistics
 import time
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from simpsons_llm.device import find_device, synchronize
 from simpsons_llm.job import JobConfig, open_folder, require, same_parameters, write_json
-from simpsons_llm.model import NOTES, load_base, load_tuned, merge, untuned
+from simpsons_llm.model import is_whole_model, load_base, load_tuned, merge, untuned
 from simpsons_llm.prepare import find_speaker, load_data
 from simpsons_llm.prompt import TextMaker, prompt_ids
 from simpsons_llm.lines import Line
@@ -400,7 +399,7 @@ def infer(
 ) -> dict:               # ValueError or FileNotFoundError if it cannot be done; else speaker, answers; before_after rows when data was given; timing when bench was
     "Answer as a character; show held-out moments and timing when asked to."
     device = find_device(config.device, config.dtype)
-    tuned = config.adapter or (config.base_model if (Path(config.base_model)/NOTES).is_file() else None)  # a whole model of this book brings its notes
+    tuned = config.adapter or (config.base_model if is_whole_model(config.base_model) else None)  # a whole model of this book brings its notes
     if tuned:
         model, tokenizer, notes = load_tuned(tuned, device, None if config.base_model in ("auto", tuned) else config.base_model)
         known = notes.get("speakers") or {}

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from simpsons_llm.device import Device, find_device, find_ranks, peak_memory_gib, reset_peak_memory, set_threads, synchronize
 from simpsons_llm.evaluate import token_losses
 from simpsons_llm.job import in_process, require
-from simpsons_llm.model import add_adapter, load_config
+from simpsons_llm.model import add_adapter, load_config, shape_of
 from simpsons_llm.packing import can_isolate, use_isolated
 
 # %%
@@ -155,7 +155,10 @@ def build(
     "The model that a recipe trains, but for its numbers."
     import torch
     from transformers import AutoModelForCausalLM
-    with torch.device(where): model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype if recipe.lora else "float32"))
+    kept_in = getattr(torch, dtype if recipe.lora else "float32")
+    if where == "meta": model = shape_of(config, kept_in)
+    else:
+        with torch.device(where): model = AutoModelForCausalLM.from_config(config, dtype=kept_in)
     if recipe.packed: use_isolated(model)
     if recipe.lora:
         model = add_adapter(model, replace(recipe.lora, init_lora_weights="default"))  # another start costs nothing in a step
@@ -248,7 +251,6 @@ def count_step(
     device: Device, # where, and in which number format
 ) -> dict:          # bytes of weights, gradients, optimizer, activations (alive after the forward pass) and peak; flop of a micro-batch, attention left out
     "Memory and arithmetic of a step, counted without doing it."
-    from torch import empty
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
     model, found = build(config, recipe, device.dtype, "meta"), {}
@@ -272,15 +274,18 @@ def count_step(
         return {"weights": weights, "gradients": trained, "optimizer": averages, "peak": live.peak, "flop": matmul, **found}
 
 
+# %% [markdown]
+# What is known of two depths tells of every depth. The same function serves below, where depths are timed.
+
+# %%
+#| export
 def extrapolate(
-    at_two: dict, # numbers of a model with `layers[0]` layers
-    at_more: dict, # the same with `layers[1]` layers
-    layers: tuple, # (fewer, more)
-    wanted: int,   # layers of the whole model
-) -> dict:         # the numbers of the whole model
+    found: dict, # number of layers -> numbers of a model with so many; one entry, or two
+    wanted: int, # layers of the whole model
+) -> dict:       # the numbers of the whole model
     "What each further layer adds, added as often as there are layers."
-    few, more = layers
-    return {k: v + (at_more[k] - v)/(more - few)*(wanted - few) for k, v in at_two.items()}
+    (few, first), (more, second) = min(found.items()), max(found.items())
+    return {k: v + (second[k] - v)/max(more - few, 1)*(wanted - few) for k, v in first.items()}
 
 
 def count(
@@ -290,12 +295,16 @@ def count(
 ) -> dict:          # as `count_step`, for all layers
     "A step of the whole model, counted with one and two of its layers."
     layers = config.num_hidden_layers
-    if layers <= 2: found = count_step(config, recipe, device)
-    else: found = extrapolate(*(count_step(short_config(config, n), recipe, device) for n in (1, 2)), (1, 2), layers)
+    found = extrapolate({n: count_step(short_config(config, n), recipe, device) for n in {min(1, layers), min(2, layers)}}, layers)
     saved = squeezed(config, device.dtype) if recipe.quantization == "nf4" else 0
     return {**found, "weights": found["weights"] - saved, "peak": found["peak"] - saved}
 
 
+# %% [markdown]
+# A base in 4 bits is counted as it would be in 16 or 32, and what it saves is taken off: each weight of the linear layers takes half a byte and its share of the scales.
+
+# %%
+#| export
 NF4_BYTES = 0.5 + 1/64 + 4/(64*256)  # a weight in 4 bits, for each 64 a scale in 8 bits, for each 256 of those a number in 32
 
 
@@ -304,12 +313,8 @@ def squeezed(
     dtype: str,  # what the base would be in
 ) -> float:      # bytes saved
     "What 4-bit weights save: all linear layers but the output layer."
-    import torch
-    from transformers import AutoModelForCausalLM
-
     from simpsons_llm.lora import find_targets
-    with torch.device("meta"): model = AutoModelForCausalLM.from_config(config)
-    numbers = sum(rows*columns for rows, columns in find_targets(model, "all-linear").values())
+    numbers = sum(rows*columns for rows, columns in find_targets(shape_of(config), "all-linear").values())
     return numbers*((2 if dtype == "bfloat16" else 4) - NF4_BYTES)
 
 
@@ -366,18 +371,15 @@ def measure(
     device: Device, # where
 ) -> dict:          # micro_s, update_s and peak of the whole model
     "How long a step will take on this device, measured on few layers."
-    layers = config.num_hidden_layers
-    depths = [n for n in DEPTHS if n < layers] or [layers]
-    if depths[-1] != layers and len(depths) < 2: depths.append(layers)
-    found = []
-    for n in depths:
+    layers, found = config.num_hidden_layers, {}
+    for n in sorted({min(d, layers) for d in DEPTHS}):
         short = short_config(config, n)
-        if device.type == "cpu": found.append(in_process("cost:measure_alone", config=json.loads(short.to_json_string(use_diff=False)), recipe=asdict(recipe), dtype=device.dtype))
+        if device.type == "cpu": found[n] = in_process("cost:measure_alone", config=json.loads(short.to_json_string(use_diff=False)), recipe=asdict(recipe), dtype=device.dtype)
         else:
             import torch
-            found.append(measure_steps(short, recipe, device))
+            found[n] = measure_steps(short, recipe, device)
             gc.collect(); getattr(torch, device.type).empty_cache()
-    return found[0] if len(found) == 1 else extrapolate(*found, tuple(depths), layers)
+    return extrapolate(found, layers)
 
 
 # %% [markdown]
@@ -412,16 +414,18 @@ class Estimate:
         return out
 
 
+# %% [markdown]
+# Parameters are counted on the shape of the whole model:
+
+# %%
+#| export
 def parameter_counts(
     config,         # a transformers configuration
     recipe: Recipe, # its adapter is used
 ) -> tuple:         # (trainable, all)
     "Parameters of the whole model, from its shape."
-    import torch
-    from transformers import AutoModelForCausalLM
-
     from simpsons_llm.lora import lora_parameter_count
-    with torch.device("meta"): model = AutoModelForCausalLM.from_config(config)
+    model = shape_of(config)
     if recipe.lora: return tuple(lora_parameter_count(model, recipe.lora)[k] for k in ("trainable", "total"))
     return (sum(p.numel() for p in model.parameters()),)*2
 
@@ -443,17 +447,10 @@ def estimate(
         step_s = m["micro_s"]*recipe.gradient_accumulation_steps + m["update_s"]
         times = {"step_s": step_s, "tokens_per_s": recipe.tokens*recipe.gradient_accumulation_steps/step_s, "tflop_per_s": flop*recipe.gradient_accumulation_steps/step_s/1e12}
         if device.type == "cpu": peak = max(peak, m["peak"])
-    in_use = used_gib(device) if device.type == "cpu" else 0
+    in_use = 0.0
+    if device.type == "cpu": reset_peak_memory(device); in_use = peak_memory_gib(device)  # counted anew, the peak is what is in use
     sizes = {f"{k}_gib": counts[k]/2**30 for k in ("weights", "gradients", "optimizer", "activations")}
     return Estimate(trainable, total, **sizes, peak_mem_gib=peak/2**30 + in_use, in_use_gib=in_use, flop_per_token=flop/recipe.tokens, tokens=recipe.tokens*recipe.gradient_accumulation_steps, **times)
-
-
-def used_gib(
-    device, # a CPU `Device`
-) -> float: # GiB
-    "What this process uses now."
-    reset_peak_memory(device)
-    return peak_memory_gib(device)
 
 
 # %% [markdown]

@@ -64,8 +64,8 @@ from simpsons_llm.cost import Recipe, estimate, require_room
 from simpsons_llm.device import complete_env, find_device, find_ranks, peak_memory_gib, reset_peak_memory, set_threads, synchronize
 from simpsons_llm.evaluate import collator, heldout_loss, token_losses
 from simpsons_llm.job import JobConfig, Progress, append_jsonl, format_seconds, open_folder, provenance, read_json, read_jsonl, require, same_parameters, set_aside, write_json, write_text
-from simpsons_llm.model import QUANTIZATIONS, add_adapter, find_base, load_base, load_config, load_tokenizer, save_adapter, save_model, trainable_parameters
-from simpsons_llm.packing import PackedRows, can_isolate, packs_well, use_isolated
+from simpsons_llm.model import QUANTIZATIONS, add_adapter, find_base, load_base, load_config, load_tokenizer, save_adapter, save_model, shape_of, trainable_parameters
+from simpsons_llm.packing import PackedRows, base_of, can_isolate, packs_well, use_isolated
 from simpsons_llm.prepare import PrepareConfig, load_data, prepare
 from simpsons_llm.prompt import TEMPLATES, TextMaker
 from simpsons_llm.samples import BLOCKS, audit, cache_key, kept_samples, row_samples, scene_samples, write_audit
@@ -265,7 +265,7 @@ def make_trainer(
     faster = {}
     if lora_plus_ratio != 1:
         from peft.optimizers import create_loraplus_optimizer
-        faster["optimizers"] = create_loraplus_optimizer(model, torch.optim.AdamW, lr=arguments.learning_rate, loraplus_lr_ratio=lora_plus_ratio), None
+        faster["optimizers"] = create_loraplus_optimizer(model, torch.optim.AdamW, lr=arguments.learning_rate, loraplus_lr_ratio=lora_plus_ratio, fused="fused" in arguments.optim), None
     trainer = ScriptTrainer(model=model, args=arguments, train_dataset=items, eval_dataset=[items[0]], data_collator=collator(model, pad_id), callbacks=list(callbacks), **faster)
     trainer.model_accepts_loss_kwargs = trainer.loss_is_scaled_for_ga = True  # the loss above is already that of the global batch
     return trainer
@@ -467,7 +467,7 @@ def finetune(
     s = config.resolved()
     accumulation_steps(s["global_batch_size"], s["micro_batch_size"], ranks.world_size); find_base(config.base_model, device.type)
     run = open_folder(config.run)
-    try: return train(config, run, ranks, device)
+    try: return train(config, ranks, device)
     except BaseException as e:
         begun = not (run/"summary.json").is_file() or read_json(run/"summary.json").get("status") == "running"
         if ranks.is_main and begun: write_json(run/"summary.json", {"status": "interrupted" if isinstance(e, KeyboardInterrupt) else "failed", "error": f"{type(e).__name__}: {e}"})
@@ -488,10 +488,15 @@ class Job:
     device: object         # the `Device`
     maker: TextMaker       # tokenizer and template
     samples: dict          # split name -> `Sample`s
+    counts: dict           # what `audit` counted in the training samples
     too_long: dict         # split name -> number of lines that were too long to learn
     report: dict           # the data's report
-    layout: str = ""       # how samples share a batch, in words
-    told: object = None    # what a step will cost: the `Estimate`
+    base: str              # the base model's name
+    shape: object          # its transformers configuration
+    items: object          # what batches are made of: training `Sample`s, or `PackedRows` of them
+    layout: str            # how samples share a batch, in words
+    isolated: bool         # samples of a batch lie end to end and do not see each other
+    told: object           # what a step will cost: the `Estimate`
     trainer: object = None # what `make_trainer` made
     reporter: object = None # what `make_reporter` made
 
@@ -508,25 +513,34 @@ class Job:
 
 # %%
 #| export
-def train(
+def plan(
     config: FinetuneConfig, # the settings
-    run: Path,              # the run's folder
     ranks,                  # the `Ranks`
     device,                 # the `Device`
-) -> dict:                  # the summary
-    "Load data and model, build the trainer, and hand over to `measure`."
-    from transformers import PrinterCallback
-    s, (parts, report) = config.resolved(), run_data(config)
-    name = find_base(config.base_model, device.type).name
-    maker = TextMaker(load_tokenizer(name), s["template"])
+) -> Job:                   # all but trainer and reporter; ValueError or a file error where the run cannot be done
+    "Everything that can be known before a weight is loaded."
+    s, (parts, report), name = config.resolved(), run_data(config), find_base(config.base_model, device.type).name
+    maker, shape = TextMaker(load_tokenizer(name), s["template"]), load_config(name, device.type)
     samples, too_long = make_samples(config, maker, parts, report)
     counts = audit(samples["train"], maker)
     require(samples["valid"], f"no line of the validation scenes fits into max_seq_len={s['max_seq_len']} tokens; raise it")
-    items, layout, isolated = lay_out(config, name, samples["train"], device)
-    told = require_room(name, step_recipe(config, samples["train"], isolated, ranks.world_size), device)  # before any weight is loaded
-    model, tokenizer = load_base(name, device if config.lora else replace(device, dtype="float32"), config.quantization)
-    found = {"base_source": model.origin, "data_sha256": report["data_sha256"]}
-    if isolated: use_isolated(model)
+    items, layout, isolated = lay_out(config, shape, samples["train"], device)
+    told = require_room(shape, step_recipe(config, samples["train"], isolated, ranks.world_size), device)
+    return Job(config, Path(config.run), ranks, device, maker, samples, counts, too_long, report, name, shape, items, layout, isolated, told)
+
+
+def train(
+    config: FinetuneConfig, # the settings
+    ranks,                  # the `Ranks`
+    device,                 # the `Device`
+) -> dict:                  # the summary
+    "Plan, load the model, build the trainer, and hand over to `measure`."
+    from transformers import PrinterCallback
+    job = plan(config, ranks, device)
+    run, samples = job.run, job.samples
+    model, _ = load_base(job.base, device if config.lora else replace(device, dtype="float32"), config.quantization)
+    found = {"base_source": model.origin, "data_sha256": job.report["data_sha256"]}
+    if job.isolated: use_isolated(model)
     if config.lora: model = add_adapter(model, config.lora, config.seed)
     finished = open_run(config, run, found)  # nothing was moved before this line
     if finished:
@@ -534,14 +548,13 @@ def train(
         return finished
     if ranks.is_main:
         write_json(run/"summary.json", {"status": "running"})
-        write_audit(samples["train"], maker, counts, run/"audit.html")
+        write_audit(samples["train"], job.maker, job.counts, run/"audit.html")
     if config.gradient_checkpointing and config.lora: model.enable_input_require_grads()
-    job = Job(config, run, ranks, device, maker, samples, too_long, report, layout, told)
     job.reporter = make_reporter(run, ranks.is_main, device, config.max_minutes)
-    arguments = training_arguments(config, len(items), device, ranks.world_size, not isolated)
-    job.trainer = job.reporter.trainer = make_trainer(model, arguments, items, samples["valid"], tokenizer.pad_token_id, [job.reporter], config.lora_plus_ratio)
+    arguments = training_arguments(config, len(job.items), device, ranks.world_size, not job.isolated)
+    job.trainer = job.reporter.trainer = make_trainer(model, arguments, job.items, samples["valid"], job.maker.tokenizer.pad_token_id, [job.reporter], config.lora_plus_ratio)
     job.trainer.remove_callback(PrinterCallback)  # our own lines instead of dicts
-    if ranks.is_main: print(what_is_learned(job, counts), flush=True)
+    if ranks.is_main: print(what_is_learned(job), flush=True)
     return measure(job)
 
 
@@ -552,14 +565,12 @@ def train(
 #| export
 def lay_out(
     config: FinetuneConfig, # the settings
-    name: str,              # the base model's name
+    shape,                  # the base model's transformers configuration
     samples: list,          # training `Sample`s
     device,                 # the `Device`
 ) -> tuple:                 # (samples or `PackedRows`, the layout in words, whether attention must be isolated); ValueError if it cannot be had
     "Choose how samples share a batch."
-    import torch
-    from transformers import AutoModelForCausalLM
-    with torch.device("meta"): reason = can_isolate(AutoModelForCausalLM.from_config(load_config(name, device.type)))
+    reason = can_isolate(shape_of(shape))
     require(not reason or config.packing in ("auto", "none"), f"packing={config.packing} was given, but this model cannot be packed: {reason}; use packing=none")
     if config.packing == "auto" and not reason and not packs_well(device): reason = f"on {device.type} in {device.dtype} that is faster"
     if reason or config.packing == "none": return samples, "batches of similar length, filled up" + (f" ({reason})" if reason else ""), False
@@ -598,19 +609,21 @@ def costs(
     config: FinetuneConfig, # the settings
 ) -> dict:                  # heading -> {what: value with unit}; ValueError where the run cannot fit
     "What a run would cost, measured on a few layers of the model."
-    device = find_device(config.device, config.dtype)
-    if device.type == "cpu": set_threads(find_ranks())
-    s, name = config.resolved(), find_base(config.base_model, device.type).name
-    parts, report = run_data(config)
-    samples = make_samples(config, TextMaker(load_tokenizer(name), s["template"]), parts, report)[0]["train"]
-    items, layout, isolated = lay_out(config, name, samples, device)
-    recipe = step_recipe(config, samples, isolated)
-    require_room(name, recipe, device)
-    told, steps = estimate(name, recipe, device, timed=True), training_arguments(config, len(items), device).max_steps
-    average = step_recipe(config, samples, isolated, largest=False)
+    device, ranks = find_device(config.device, config.dtype), find_ranks()
+    if device.type == "cpu": set_threads(ranks)
+    job = plan(config, ranks, device)
+    told, average = estimate_run(job), step_recipe(config, job.samples["train"], job.isolated, largest=False)
+    steps = training_arguments(config, len(job.items), device).max_steps
     tokens = steps*average.tokens*average.gradient_accumulation_steps
-    return {f"{name} on {device.name} ({device.dtype}), {layout}": {}, "the largest step:": told.table(),
+    return {f"{job.base} on {device.name} ({device.dtype}), {job.layout}": {}, "the largest step:": told.table(),
             "the run:": {"steps": f"{steps:,}", "tokens": f"{tokens:,}", "training time": f"{format_seconds(tokens/told.tokens_per_s)}, evaluations not counted"}}
+
+
+def estimate_run(
+    job: Job,   # what `plan` made
+):              # the `Estimate` of its largest step, with its time
+    "What a step costs, this device's speed measured too."
+    return estimate(job.shape, step_recipe(job.config, job.samples["train"], job.isolated, job.ranks.world_size), job.device, timed=True)
 
 
 # %% [markdown]
@@ -619,25 +632,17 @@ def costs(
 # %%
 #| export
 def what_is_learned(
-    job: Job,     # the run
-    counts: dict, # what `audit` counted
-) -> str:         # three lines for people
+    job: Job, # the run
+) -> str:     # four lines for people
     "The run in words, before it begins."
-    model, config = job.trainer.model, job.config
+    model, config, counts = job.trainer.model, job.config, job.counts
     trainable, total = trainable_parameters(model)
     return "\n".join([
-        f"{plain(model).name_or_path} on {job.device.name} ({job.device.dtype}); recipe {config.recipe}",
+        f"{base_of(model).name_or_path} on {job.device.name} ({job.device.dtype}); recipe {config.recipe}",
         f"trainable parameters: {trainable:,} of {total:,} ({trainable/total:.2%})",
         f"to learn: {counts['samples']} samples, {counts['tokens']:,} tokens, {counts['learned_tokens']:,} of them learned; "
         f"{job.trainer.args.max_steps} steps of {config.resolved()['global_batch_size']} {'rows' if config.packing == 'rows' else 'samples'}; {job.layout}",
         f"peak memory of a step: {'at least ' if job.device.type == 'cpu' else ''}{job.told.peak_mem_gib:.1f} GiB of {job.device.memory_gib:.1f}"])
-
-
-def plain(
-    model, # a PEFT model or a plain one
-):         # the base model
-    "The model under an adapter."
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 # %% [markdown]
@@ -682,7 +687,7 @@ def summarise(
     resumed: int, # the step it was resumed from; 0: from the beginning
 ) -> dict:        # the summary
     "What is written down about a run."
-    config, trainer, report, base = job.config, job.trainer, job.report, plain(job.trainer.model)
+    config, trainer, report, base = job.config, job.trainer, job.report, base_of(job.trainer.model)
     lines = {f"{n}_lines": report["sets"][n]["learned_lines"] - job.too_long[n] for n in ("train", "valid")}
     gained = losses["valid_loss_nats_base"] - losses["valid_loss_nats_best"] >= LEAST_GAIN
     return {"status": "done" if gained else "not better than the base", "stopped_early": job.reporter.stopped_early, "resumed_from_step": resumed,
@@ -750,7 +755,7 @@ def load_best(
     from transformers import TrainerState
     trainer.state = TrainerState.load_from_json(str(run/"checkpoints"/f"checkpoint-{step}"/"trainer_state.json"))
     best = run/"checkpoints"/Path(trainer.state.best_model_checkpoint).name
-    if plain(trainer.model) is not trainer.model: trainer.model.load_adapter(str(best), trainer.model.active_adapter, is_trainable=True)
+    if base_of(trainer.model) is not trainer.model: trainer.model.load_adapter(str(best), trainer.model.active_adapter, is_trainable=True)
     else: trainer.model.load_state_dict(type(trainer.model).from_pretrained(best, dtype=trainer.model.dtype).state_dict())
 
 
@@ -835,10 +840,7 @@ pd.DataFrame({"predicted": {"trainable parameters": told["trainable"], "peak mem
 # With the speed of this device measured too, on two and ten layers (the chapter on costs), time and the memory of a CPU can be told as well:
 
 # %% tags=["example"]
-where = find_device(config.device, config.dtype)
-train_samples = make_samples(config, TextMaker(load_tokenizer(summary["base_model"]), config.resolved()["template"]), *load_data(data_folder(config)))[0]["train"]
-end_to_end = "end to end" in summary["layout"] or "rows" in summary["layout"]
-timed = estimate(summary["base_model"], step_recipe(config, train_samples, end_to_end), where, timed=True)
+timed = estimate_run(plan(config, find_ranks(), find_device(config.device, config.dtype)))
 cost = pd.DataFrame({"predicted": {"peak memory, GiB": timed.peak_mem_gib - timed.in_use_gib + told["in_use_gib"], "tokens/s": timed.tokens_per_s}, "measured": {"peak memory, GiB": summary["peak_mem_gib"], "tokens/s": summary["tokens_per_s"]}})
 cost.assign(ratio=cost["predicted"]/cost["measured"]).round(3)
 

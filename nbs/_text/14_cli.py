@@ -299,7 +299,7 @@ def demo(
 
 # %%
 #| export
-bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, help="Measure the book's way beside the seed's way, in one run.")
+bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, help="Measure the book's way beside the seed's way, and predictions beside what they predict.")
 app.add_typer(bench, name="bench")
 JSON_FILE = typer.Option("--json", help="file for the results: rows of name, ours, seed, ratio, unit, device, versions")
 
@@ -310,12 +310,20 @@ def show_bench(
 ):
     "Results as a table, and as JSON."
     from rich.table import Table
-    from simpsons_llm.job import open_folder, write_json
     table = Table(box=None)
     for name in ("", "ours", "seed", "ratio", "unit"): table.add_column(name, justify="left" if name in ("", "unit") else "right", overflow="fold")
     def number(x): return "-" if x is None else f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.4g}"
     for r in rows: table.add_row(r["name"], number(r["ours"]), number(r["seed"]), number(r["ratio"]) + " x"*(r["ratio"] is not None), r["unit"])
     print_table(table)
+    write_rows(rows, file)
+
+
+def write_rows(
+    rows: list,         # results
+    file: "str | None", # where to write them; None: nowhere
+):
+    "Results as JSON."
+    from simpsons_llm.job import open_folder, write_json
     if file: write_json(open_folder(Path(file).parent)/Path(file).name, rows); print(f"written to {file}")
 
 
@@ -336,6 +344,23 @@ def bench_prepare(
     try: more = tuple(int(n) for n in sizes.split(",") if n.strip())
     except ValueError: raise ValueError(f"--sizes {sizes!r} was given; expected whole numbers with commas, such as 10000,100000") from None
     show_bench(measure(lines, base_model, more), file)
+
+
+# %%
+#| export
+@bench.command("costs")
+def bench_costs(
+    device: Annotated[str, typer.Option(help="xpu, cuda or cpu; auto: the best there is")] = "auto",
+    only: Annotated[str, typer.Option(help="settings whose name has this in it; empty: all")] = "",
+    file: Annotated[Optional[str], typer.Option("--json", help="file for the results")] = None,
+):
+    """Memory and time of a training step, predicted beside measured, over ranks, targets, lengths, batches, checkpointing and full fine-tuning. Minutes; let nothing else run meanwhile.
+
+    \b
+    simpsons-llm bench costs
+    simpsons-llm bench costs --only checkpointing --json costs.json"""
+    from simpsons_llm.bench import bench_costs as measure
+    write_rows(measure(device, only), file)
 
 
 # %% [markdown]
