@@ -132,6 +132,7 @@ radius = (x**2 + y**2).sqrt()
 bite = (x - 0.75)**2 + (y + 0.55)**2 < 0.35**2
 donut = ((radius < 0.9) & (radius > 0.3) & ~bite).float()
 
+
 # %% [markdown]
 # `best_of_rank` keeps the first $r$ tables of the decomposition:
 
