@@ -114,3 +114,28 @@ def test_the_command(capsys, data):
     assert main(["estimate", "--data", data, "--base-model", "tiny", "--max-seq-len", "1200", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     for word in ("trainable parameters", "peak memory", "GFLOP per token", "tokens/s", "steps", "training time"): assert word in said, word
+
+
+def test_four_bits_are_counted_as_they_are(tmp_path):
+    "A real step with a 4-bit base, tensor by tensor, beside the count; skipped where bitsandbytes is missing."
+    pytest.importorskip("bitsandbytes")
+    from simpsons_llm.cost import make_optimizer, micro_step, update
+    from simpsons_llm.model import add_adapter, load_base, tiny_model
+    from simpsons_llm.packing import use_isolated
+    model, tokenizer = tiny_model()
+    model.save_pretrained(tmp_path); tokenizer.save_pretrained(tmp_path)
+    recipe, live = Recipe(seq_lens=(300, 200), quantization="nf4"), live_memory()
+    told, base = count(load_config(str(tmp_path)), recipe, CPU), load_base(str(tmp_path), CPU, "nf4")[0]
+    use_isolated(base)
+    model, batch = add_adapter(base, recipe.lora).train(), make_batch(recipe, CPU.torch)
+    states = {id(q): q for m in model.modules() if (q := getattr(getattr(m, "weight", None), "quant_state", None))}.values()  # an adapter's layer shows its base's weight again
+    scales = [t for q in states for t in (q.absmax, q.state2.absmax)]
+    for t in (*model.parameters(), *model.buffers(), *scales): live.add(t)
+    weights, optimizer = live.now, make_optimizer(model)
+    for v in batch.values():
+        if hasattr(v, "untyped_storage"): live.add(v)
+    with live:
+        micro_step(model, batch, "float32"); update(model, optimizer)
+        live.peak = live.now
+        micro_step(model, batch, "float32"); update(model, optimizer)
+    assert len(states) == 14 and told["weights"] == pytest.approx(weights, rel=0.03) and told["peak"] == pytest.approx(live.peak, rel=0.03)
