@@ -67,7 +67,7 @@ def test_packed_batches_give_the_same_as_padded_ones(data, tmp_path, monkeypatch
 
 
 def test_rows_of_a_fixed_length_learn_every_sample_once(data, tmp_path, capsys):
-    summary = finetune(FinetuneConfig(data=data, run=str(tmp_path/"rows"), packing="rows", row_len=2400, epochs=1, eval_steps=4, global_batch_size=2, micro_batch_size=1, **TINY))
+    summary = finetune(FinetuneConfig(data=data, run=str(tmp_path/"rows"), packing="rows", row_len=2400, epochs=1, eval_steps=100, global_batch_size=2, micro_batch_size=1, **TINY))
     flat = finetune(FinetuneConfig(data=data, run=str(tmp_path/"flat"), packing="flat", epochs=1, eval_steps=100, global_batch_size=4, micro_batch_size=4, **TINY))
     assert summary["learned_tokens"] == flat["learned_tokens"] and summary["real_tokens"] == flat["real_tokens"] and "% full" in capsys.readouterr().out
     assert "learned" in (tmp_path/"rows"/"audit.html").read_text()

@@ -279,6 +279,15 @@ def count_step(
 
 # %%
 #| export
+def depths(
+    layers: int,   # of the whole model
+    few: int,      # layers of a short model
+    more: int,     # layers of a longer one
+) -> tuple:        # which depths to look at
+    "Two depths that tell of all; a model that is not deeper is looked at itself."
+    return (few, more) if layers > more else (layers,)
+
+
 def extrapolate(
     found: dict, # number of layers -> numbers of a model with so many; one entry, or two
     wanted: int, # layers of the whole model
@@ -295,7 +304,7 @@ def count(
 ) -> dict:          # as `count_step`, for all layers
     "A step of the whole model, counted with one and two of its layers."
     layers = config.num_hidden_layers
-    found = extrapolate({n: count_step(short_config(config, n), recipe, device) for n in {min(1, layers), min(2, layers)}}, layers)
+    found = extrapolate({n: count_step(short_config(config, n), recipe, device) for n in depths(layers, 1, 2)}, layers)
     saved = squeezed(config, device.dtype) if recipe.quantization == "nf4" else 0
     return {**found, "weights": found["weights"] - saved, "peak": found["peak"] - saved}
 
@@ -372,7 +381,7 @@ def measure(
 ) -> dict:          # micro_s, update_s and peak of the whole model
     "How long a step will take on this device, measured on few layers."
     layers, found = config.num_hidden_layers, {}
-    for n in sorted({min(d, layers) for d in DEPTHS}):
+    for n in depths(layers, *DEPTHS):
         short = short_config(config, n)
         if device.type == "cpu": found[n] = in_process("cost:measure_alone", config=json.loads(short.to_json_string(use_diff=False)), recipe=asdict(recipe), dtype=device.dtype)
         else:
@@ -441,16 +450,24 @@ def estimate(
     counts, (trainable, total) = count(config, recipe, device), parameter_counts(config, recipe)
     heads = getattr(config, "head_dim", None) or config.hidden_size//config.num_attention_heads
     attention = 6*config.num_hidden_layers*config.num_attention_heads*heads*sum(n*n for n in (recipe.seq_lens if recipe.packed else [recipe.shape[1]]*recipe.shape[0]))
-    flop, times, peak = counts["flop"] + attention, {}, counts["peak"]
-    if timed:
-        m = measure(config, recipe, device)
-        step_s = m["micro_s"]*recipe.gradient_accumulation_steps + m["update_s"]
-        times = {"step_s": step_s, "tokens_per_s": recipe.tokens*recipe.gradient_accumulation_steps/step_s, "tflop_per_s": flop*recipe.gradient_accumulation_steps/step_s/1e12}
-        if device.type == "cpu": peak = max(peak, m["peak"])
-    in_use = 0.0
+    flop, in_use = counts["flop"] + attention, 0.0
     if device.type == "cpu": reset_peak_memory(device); in_use = peak_memory_gib(device)  # counted anew, the peak is what is in use
     sizes = {f"{k}_gib": counts[k]/2**30 for k in ("weights", "gradients", "optimizer", "activations")}
-    return Estimate(trainable, total, **sizes, peak_mem_gib=peak/2**30 + in_use, in_use_gib=in_use, flop_per_token=flop/recipe.tokens, tokens=recipe.tokens*recipe.gradient_accumulation_steps, **times)
+    told = Estimate(trainable, total, **sizes, peak_mem_gib=counts["peak"]/2**30 + in_use, in_use_gib=in_use, flop_per_token=flop/recipe.tokens, tokens=recipe.tokens*recipe.gradient_accumulation_steps)
+    return with_time(told, config, recipe, device) if timed else told
+
+
+def with_time(
+    told: Estimate, # what `estimate` counted
+    config,         # the same transformers configuration
+    recipe: Recipe, # the same recipe
+    device: Device, # the same device
+) -> Estimate:      # with time and speed; on a CPU the peak is that of a process
+    "Add what this device's speed makes of an estimate."
+    m = measure(config, recipe, device)
+    step_s = m["micro_s"]*recipe.gradient_accumulation_steps + m["update_s"]
+    peak = max(told.peak_mem_gib, m["peak"]/2**30 + told.in_use_gib) if device.type == "cpu" else told.peak_mem_gib
+    return replace(told, peak_mem_gib=peak, step_s=step_s, tokens_per_s=told.tokens/step_s, tflop_per_s=told.flop_per_token*told.tokens/step_s/1e12)
 
 
 # %% [markdown]

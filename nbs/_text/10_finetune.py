@@ -60,7 +60,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from simpsons_llm.cost import Recipe, estimate, require_room
+from simpsons_llm.cost import Recipe, require_room, with_time
 from simpsons_llm.device import complete_env, find_device, find_ranks, peak_memory_gib, reset_peak_memory, set_threads, synchronize
 from simpsons_llm.evaluate import collator, heldout_loss, token_losses
 from simpsons_llm.job import JobConfig, Progress, append_jsonl, format_seconds, open_folder, provenance, read_json, read_jsonl, require, same_parameters, set_aside, write_json, write_text
@@ -623,7 +623,7 @@ def estimate_run(
     job: Job,   # what `plan` made
 ):              # the `Estimate` of its largest step, with its time
     "What a step costs, this device's speed measured too."
-    return estimate(job.shape, step_recipe(job.config, job.samples["train"], job.isolated, job.ranks.world_size), job.device, timed=True)
+    return with_time(job.told, job.shape, step_recipe(job.config, job.samples["train"], job.isolated, job.ranks.world_size), job.device)
 
 
 # %% [markdown]

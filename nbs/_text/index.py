@@ -17,7 +17,7 @@
 # The second runs every chapter top to bottom, then the tests, in less than twelve minutes on two cores (two at a time; the variable keeps the threads of two programs from waiting in each other's way, which costs several times the time):
 #
 # ```bash
-# OMP_WAIT_POLICY=PASSIVE nbdev_test --n_workers 2 && python -m pytest -q -n 2
+# OMP_WAIT_POLICY=PASSIVE nbdev_test --n_workers 2 && python -m pytest -q -n 2 --dist worksteal
 # ```
 #
 # `constraints.txt` pins every version. It names PyTorch 2.13.0; for XPU or another CUDA version install PyTorch from its own index first.
