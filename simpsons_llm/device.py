@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Ranks', 'find_ranks', 'complete_env', 'Device', 'backend_for', 'memory_gib', 'find_device', 'synchronize',
-           'reset_peak_memory', 'peak_memory_gib', 'set_threads', 'find_ipex', 'doctor']
+           'reset_peak_memory', 'peak_memory_gib', 'set_threads', 'find_ipex']
 
 # %% ../nbs/00_device.ipynb #00-02
-import os, platform, shutil, sys, warnings
+import os, platform, sys, warnings
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -361,75 +361,3 @@ def find_ipex() -> tuple: # (may it be imported, why or why not)
     if same: return True, f"version {ipex} fits torch {torch}"
     return False, (f"version {ipex} needs torch {'.'.join(ipex.split('.')[:2])} and torch {torch} is installed; "
                    "uninstall the extension, or install the torch it needs")
-
-# %% ../nbs/00_device.ipynb #00-63
-def _rows(
-    item: str,              # what is looked at
-    look,                   # function without arguments that returns a list of (item, value, ok, hint)
-    optional: bool = False, # is it no fault if this is missing?
-) -> list:                  # rows of `doctor`
-    "Rows of one examination; an error becomes a row."
-    try: found = look()
-    except Exception as e:
-        found = [(item, f"{type(e).__name__}: {e}", None if optional else False, "look at the message: it says what is wrong")]
-    return [dict(zip(("item", "value", "ok", "hint"), (name, str(value), ok, "" if ok else hint)))
-            for name, value, ok, hint in found]
-
-# %% ../nbs/00_device.ipynb #00-65
-def _look_python():
-    return [("python", platform.python_version(), sys.version_info >= (3, 10), "install Python 3.10 or newer"),
-            ("platform", platform.platform(), True, "")]
-
-def _look_torch():
-    import torch
-    build = next((kind for kind in ("xpu", "cuda", "hip") if getattr(torch.version, kind, None)), "cpu")
-    new = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 8)
-    label = {"xpu": "XPU", "cuda": "CUDA", "hip": "ROCm", "cpu": "CPU"}[build]
-    return [("torch", f"{torch.__version__} ({label} build)", new, "pip install 'torch>=2.8'")]
-
-def _look_cpu():
-    return [("cpu", f"{_name('cpu')}, {_cores()} cores, float32", True, ""),
-            ("cpu memory", f"{memory_gib('cpu'):.1f} GiB", not memory_gib("cpu") < 4, "under 4 GiB: only tiny models will fit")]
-
-# %% ../nbs/00_device.ipynb #00-67
-def _look_accelerators():
-    found = [find_device(kind, local_rank=i) for kind in ("xpu", "cuda") for i in range(_count(kind))]
-    if not found:
-        return [("accelerator", f"none; {_seen()}", None, "optional; an Intel GPU needs PyTorch's XPU build, an NVIDIA GPU its CUDA "
-                 "build, and both a driver")]
-    return [(f"{d.type}:{d.index}", f"{d.name}, {d.memory_gib:.0f} GiB, {d.dtype}", True, "") for d in found]
-
-def _look_backends():
-    has = [b for b in ("xccl", "nccl", "gloo") if _talks(b)]
-    kind = next(k for k in ("xpu", "cuda", "cpu") if _count(k))
-    need = _BACKENDS[kind][0]
-    return [("distributed", ", ".join(has) or "none", need in has, f"several ranks on {kind} need {need}, which this PyTorch build "
-             "does not have; one process works")]
-
-# %% ../nbs/00_device.ipynb #00-69
-def _look_ranks():
-    r = find_ranks()
-    return [("ranks", f"rank {r.rank} of {r.world_size}, {r.local_world_size} on this machine; launcher {r.launcher}", True, "")]
-
-def _look_packages():
-    found = {name: _version(name) for name in ("transformers", "peft", "datasets", "accelerate", "papermill", "ipykernel")}
-    return [(name, v or "not installed", v is not None, f"pip install {name}") for name, v in found.items()]
-
-def _look_options():
-    ipex, why = find_ipex()
-    ccl, liger = _version("oneccl-bind-pt"), _version("liger-kernel")
-    return [("intel-extension-for-pytorch", why, ipex or None, "optional; only for torch 2.8"),
-            ("oneccl-bind-pt", ccl or "not installed", True if ccl else None, "optional; only for the ccl backend of torch 2.8"),
-            ("liger-kernel", liger or "not installed", True if liger else None, "optional; pip install liger-kernel for fused kernels on a GPU")]
-
-def _look_disk():
-    free = shutil.disk_usage(".").free / 2**30
-    return [("disk free here", f"{free:.0f} GiB", free >= 10, "under 10 GiB: a 3B base model takes 6 GiB in bfloat16, a full "
-             "checkpoint more")]
-
-# %% ../nbs/00_device.ipynb #00-71
-def doctor() -> list: # of dicts: item, value, ok (True, False, or None: optional and not there), hint (what to do)
-    "What this machine offers and what is wrong with it. Never raises."
-    return [*_rows("python", _look_python), *_rows("torch", _look_torch), *_rows("accelerator", _look_accelerators),
-            *_rows("cpu", _look_cpu), *_rows("distributed", _look_backends), *_rows("ranks", _look_ranks),
-            *_rows("packages", _look_packages), *_rows("options", _look_options, optional=True), *_rows("disk free here", _look_disk)]

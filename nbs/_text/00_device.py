@@ -9,11 +9,12 @@
 # The same program should run on a laptop, on one GPU and on many. It meets three questions before it can do any
 # work: what may I compute on, in which number type, and am I alone? The libraries below us each answer a part of
 # this, and some of them answer wrongly without saying so. This chapter asks once, writes the answers down in two
-# small records, `Device` and `Ranks`, and refuses what cannot be right. Starting the copies is left to chapter 13.
+# small records, `Device` and `Ranks`, and refuses what cannot be right. How copies find each other is the subject of the
+# next chapter, starting them that of chapter 13.
 
 # %%
 #| export
-import os, platform, shutil, sys, warnings
+import os, platform, sys, warnings
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -32,7 +33,7 @@ import torch
 
 # %% [markdown]
 # The module imports nothing heavy. PyTorch is imported inside the functions that need it, so that reading the
-# environment stays quick, and so that `doctor` can still speak where PyTorch is missing.
+# environment stays quick.
 #
 # ## Ranks: which copy am I?
 #
@@ -783,137 +784,10 @@ assert "intel_extension_for_pytorch" not in sys.modules
 with with_versions(torch="2.13.0"): assert find_ipex() == (False, "not installed; torch 2.8 and newer need no extension")
 find_ipex(), why
 
-
-# %% [markdown]
-# ## The doctor
-#
-# "It does not work here" is answered fastest by a table. `doctor` puts everything above into rows: what was found, if
-# that is good, and what to do if not. `ok` is True, False, or None for a thing that is optional and not there.
-# A doctor must not fall ill itself: every row is made under guard, and what goes wrong becomes the row's value.
-
-# %%
-#| export
-def _rows(
-    item: str,              # what is looked at
-    look,                   # function without arguments that returns a list of (item, value, ok, hint)
-    optional: bool = False, # is it no fault if this is missing?
-) -> list:                  # rows of `doctor`
-    "Rows of one examination; an error becomes a row."
-    try: found = look()
-    except Exception as e:
-        found = [(item, f"{type(e).__name__}: {e}", None if optional else False, "look at the message: it says what is wrong")]
-    return [dict(zip(("item", "value", "ok", "hint"), (name, str(value), ok, "" if ok else hint)))
-            for name, value, ok, hint in found]
-
-
-# %% [markdown]
-# First what everything stands on.
-
-# %%
-#| export
-def _look_python():
-    return [("python", platform.python_version(), sys.version_info >= (3, 10), "install Python 3.10 or newer"),
-            ("platform", platform.platform(), True, "")]
-
-def _look_torch():
-    import torch
-    build = next((kind for kind in ("xpu", "cuda", "hip") if getattr(torch.version, kind, None)), "cpu")
-    new = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 8)
-    label = {"xpu": "XPU", "cuda": "CUDA", "hip": "ROCm", "cpu": "CPU"}[build]
-    return [("torch", f"{torch.__version__} ({label} build)", new, "pip install 'torch>=2.8'")]
-
-def _look_cpu():
-    return [("cpu", f"{_name('cpu')}, {_cores()} cores, float32", True, ""),
-            ("cpu memory", f"{memory_gib('cpu'):.1f} GiB", not memory_gib("cpu") < 4, "under 4 GiB: only tiny models will fit")]
-
-
-# %% [markdown]
-# Accelerators, and whether ranks can talk. The second depends on the first: with XPUs in the machine, a PyTorch without
-# `xccl` is a fault; on a CPU it is none.
-
-# %%
-#| export
-def _look_accelerators():
-    found = [find_device(kind, local_rank=i) for kind in ("xpu", "cuda") for i in range(_count(kind))]
-    if not found:
-        return [("accelerator", f"none; {_seen()}", None, "optional; an Intel GPU needs PyTorch's XPU build, an NVIDIA GPU its CUDA "
-                 "build, and both a driver")]
-    return [(f"{d.type}:{d.index}", f"{d.name}, {d.memory_gib:.0f} GiB, {d.dtype}", True, "") for d in found]
-
-def _look_backends():
-    has = [b for b in ("xccl", "nccl", "gloo") if _talks(b)]
-    kind = next(k for k in ("xpu", "cuda", "cpu") if _count(k))
-    need = _BACKENDS[kind][0]
-    return [("distributed", ", ".join(has) or "none", need in has, f"several ranks on {kind} need {need}, which this PyTorch build "
-             "does not have; one process works")]
-
-
-# %% [markdown]
-# The environment and the installed packages, by version number alone. A long list of imports would be slow, and one
-# broken package would hide the rest.
-
-# %%
-#| export
-def _look_ranks():
-    r = find_ranks()
-    return [("ranks", f"rank {r.rank} of {r.world_size}, {r.local_world_size} on this machine; launcher {r.launcher}", True, "")]
-
-def _look_packages():
-    found = {name: _version(name) for name in ("transformers", "peft", "datasets", "accelerate", "papermill", "ipykernel")}
-    return [(name, v or "not installed", v is not None, f"pip install {name}") for name, v in found.items()]
-
-def _look_options():
-    ipex, why = find_ipex()
-    ccl, liger = _version("oneccl-bind-pt"), _version("liger-kernel")
-    return [("intel-extension-for-pytorch", why, ipex or None, "optional; only for torch 2.8"),
-            ("oneccl-bind-pt", ccl or "not installed", True if ccl else None, "optional; only for the ccl backend of torch 2.8"),
-            ("liger-kernel", liger or "not installed", True if liger else None, "optional; pip install liger-kernel for fused kernels on a GPU")]
-
-def _look_disk():
-    free = shutil.disk_usage(".").free / 2**30
-    return [("disk free here", f"{free:.0f} GiB", free >= 10, "under 10 GiB: a 3B base model takes 6 GiB in bfloat16, a full "
-             "checkpoint more")]
-
-
-# %% [markdown]
-# All of it, in the order in which one thing needs the next.
-
-# %%
-#| export
-def doctor() -> list: # of dicts: item, value, ok (True, False, or None: optional and not there), hint (what to do)
-    "What this machine offers and what is wrong with it. Never raises."
-    return [*_rows("python", _look_python), *_rows("torch", _look_torch), *_rows("accelerator", _look_accelerators),
-            *_rows("cpu", _look_cpu), *_rows("distributed", _look_backends), *_rows("ranks", _look_ranks),
-            *_rows("packages", _look_packages), *_rows("options", _look_options, optional=True), *_rows("disk free here", _look_disk)]
-
-
-# %% tags=["example"]
-pd.set_option("display.max_colwidth", 120, "display.width", 300)
-pd.DataFrame(doctor()).set_index("item")
-
-# %% [markdown]
-# Rows with `None` are not faults: they name what this machine could have and does not need.
-#
-# Three patients with known illnesses. A shell with a leftover `RANK`; XPUs whose PyTorch cannot let ranks talk; a
-# Python without PyTorch. Each gets a table all the same, with the fault in its row; here is that of the first two at once.
-
-# %% tags=["check"]
-with patch.dict(os.environ, RANK="3"), fake_xpu(xccl=False):
-    for name in ("WORLD_SIZE", "TORCHELASTIC_RUN_ID"): os.environ.pop(name, None)
-    table = pd.DataFrame(doctor()).set_index("item")
-assert table.ok["ranks"] is False and "WORLD_SIZE" in table.value["ranks"]
-assert table.ok["distributed"] is False and table.ok["xpu:1"] is True
-with patch.dict(sys.modules, {"torch": None}):           # as if PyTorch were not installed
-    ill = {row["item"]: row["ok"] for row in doctor()}
-assert ill["torch"] is False and ill["python"] is True
-assert all(row["ok"] is not False or row["hint"] for row in doctor())
-assert {row["item"] for row in doctor()} >= {"python", "torch", "cpu", "ranks", "transformers", "disk free here"}
-table.loc[["ranks", "distributed", "xpu:0", "xpu:1"]]
-
 # %% [markdown]
 # ## What to remember
 #
 # - `find_ranks()` then `complete_env(...)` come first, before transformers; `find_device(local_rank=...)` after them.
 # - The dtype follows the device. bfloat16 on an ordinary CPU is right, and very slow.
 # - What cannot be right is refused with a sentence that names the variable.
-# - When something is odd: `doctor()`.
+# - When something is odd: `doctor()`, in the next chapter.

@@ -252,7 +252,7 @@ def doctor():
     simpsons-llm doctor"""
     from rich.markup import escape
     from rich.table import Table
-    from simpsons_llm.device import doctor as examine
+    from simpsons_llm.distributed import doctor as examine
     rows = examine()
     table = Table(show_header=True, box=None)
     for name in ("", "item", "value", "hint"): table.add_column(name, overflow="fold")
