@@ -193,9 +193,9 @@ def cost_of(
     samples = [Sample([5]*k, [0.0]*(k - round(k*learned)) + [1.0]*round(k*learned)) for k in recipe.seq_lens]*(steps*recipe.gradient_accumulation_steps)
     with tempfile.TemporaryDirectory() as folder:
         settings = FinetuneConfig(run=folder, micro_batch_size=n, global_batch_size=n*recipe.gradient_accumulation_steps, max_steps=steps, gradient_checkpointing=recipe.gradient_checkpointing, eval_steps=steps + 1)
-        arguments = training_arguments(settings, len(samples), device, grouped=not recipe.packed)
+        arguments = training_arguments(settings, len(samples), device)
         arguments.eval_strategy = arguments.save_strategy = "no"; arguments.load_best_model_at_end = False
-        trainer = make_trainer(model, arguments, samples, samples[:1], 0, [Clock()])
+        trainer = make_trainer(model, arguments, samples, samples[:1], 0, [Clock()], grouped=not recipe.packed)
         reset_peak_memory(device)
         trainer.train()
     step_s, peak = sorted(times[2:])[len(times[2:])//2], peak_memory_gib(device)

@@ -6,7 +6,7 @@
 __all__ = ['NF4_BYTES', 'DEPTHS', 'book_lora', 'Recipe', 'live_memory', 'short_config', 'build', 'without_numbers', 'make_batch',
            'micro_step', 'update', 'make_optimizer', 'count_step', 'depths', 'extrapolate', 'count', 'squeezed',
            'measure_steps', 'measure_alone', 'measure', 'Estimate', 'parameter_counts', 'estimate', 'with_time',
-           'plot_memory', 'room_gib', 'milder', 'require_room']
+           'plot_memory', 'in_parts', 'room_gib', 'milder', 'require_room']
 
 # %% ../nbs/09_cost.ipynb #09-02
 import copy
@@ -401,6 +401,15 @@ def plot_memory(
     return ax
 
 # %% ../nbs/09_cost.ipynb #09-35
+def in_parts(
+    told: Estimate, # what `estimate` told of the whole model
+    parts: int,     # ranks that share it, 1 or more
+) -> Estimate:      # what one of them holds
+    "An estimate for one of several ranks that share the model."
+    kept = {n: getattr(told, n)/parts for n in ("weights_gib", "gradients_gib", "optimizer_gib")}
+    return replace(told, **kept, peak_mem_gib=told.peak_mem_gib - sum(getattr(told, n) - k for n, k in kept.items()))
+
+# %% ../nbs/09_cost.ipynb #09-38
 def room_gib(
     device: Device, # its `memory_gib` counts
 ) -> float:         # GiB; inf where the system does not say
@@ -429,11 +438,12 @@ def require_room(
     model,             # a transformers configuration, or a name
     recipe: Recipe,    # what a step does
     device: Device,    # where; its `memory_gib` is the limit
+    parts: int = 1,    # ranks that share weights, gradients and optimizer, 1 or more
 ) -> Estimate:         # the estimate; ValueError, with a setting that would fit, where the run cannot
     "Refuse a run that cannot fit."
     config = load_config(model, device.type) if isinstance(model, str) else model
-    told = estimate(config, recipe, device)
+    told = in_parts(estimate(config, recipe, device), parts)
     if told.peak_mem_gib <= room_gib(device): return told
-    helps = next((words for words, r in milder(recipe) if count(config, r, device)["peak"]/2**30 + told.in_use_gib <= room_gib(device)), None)
+    helps = next((words for words, r in milder(recipe) if in_parts(estimate(config, r, device), parts).peak_mem_gib <= room_gib(device)), None)
     raise ValueError(f"a step of this run needs at least {told.peak_mem_gib:.1f} GiB and {device.name} has {room_gib(device):.1f} GiB to give; "
                      + (f"it would fit with {helps}" if helps else "no setting of this model would fit; use a smaller base model"))

@@ -6,6 +6,7 @@
 __all__ = ['PadRight', 'collator', 'token_losses', 'heldout_loss']
 
 # %% ../nbs/08_evaluate.ipynb #08-02
+from .distributed import group_ranks, total
 from .job import require
 from .packing import EndToEnd, packed_inputs, require_learning, to_device
 
@@ -55,18 +56,20 @@ def heldout_loss(
     batch_size: int = 4, # samples at once
     progress=None, # called with the number of samples done
 ) -> float:      # nats per learned token
-    "Mean negative log-probability of the held-out tokens to learn."
+    "Mean negative log-probability of the held-out tokens to learn. In a group of ranks, each scores a part, and all must call it."
     import torch
-    was_training, total, count, done = model.training, 0.0, 0, 0
+    was_training, loss, count, ranks = model.training, 0.0, 0, group_ranks()
     model.eval()
     collate, ordered = collator(model, pad_id), sorted(samples, key=lambda s: len(s.input_ids))
+    parts = [ordered[i:i + batch_size] for i in range(0, len(ordered), batch_size)]
     with torch.no_grad():
-        for i in range(0, len(ordered), batch_size):
-            part = ordered[i:i + batch_size]
-            batch = to_device(collate([s.features() for s in part]), model.device)
-            losses, weights = token_losses(model, batch)
-            total += losses[weights == 1].cpu().double().sum().item(); count += int((weights == 1).sum()); done += len(part)
-            if progress: progress(done)
+        for turn in range(0, len(parts), ranks.world_size):
+            mine = turn + ranks.rank
+            part = parts[mine if mine < len(parts) else turn]  # a rank without a part of its own computes one again, so that all take as many turns, and does not count it
+            losses, weights = token_losses(model, to_device(collate([s.features() for s in part]), model.device))
+            if mine < len(parts): loss += losses[weights == 1].cpu().double().sum().item(); count += int((weights == 1).sum())
+            if progress: progress(min(len(ordered), (turn + ranks.world_size)*batch_size))
     model.train(was_training)
+    loss, count = total(loss, count)
     require(count, "no held-out token is to be learned; check the speakers of the data")
-    return total/count
+    return loss/count

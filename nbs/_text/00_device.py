@@ -775,6 +775,18 @@ def find_ipex() -> tuple: # (may it be imported, why or why not)
                    "uninstall the extension, or install the torch it needs")
 
 
+# %%
+#| export
+def load_ipex(): # the module; ValueError where it may not be imported, or dies of it
+    "Import Intel's extension, if it fits."
+    ok, why = find_ipex()
+    if not ok: raise ValueError(f"use_ipex was given, but intel-extension-for-pytorch cannot be used: {why}")
+    try: import intel_extension_for_pytorch
+    except (Exception, SystemExit) as e:  # it does not die of ImportError alone
+        raise ValueError(f"use_ipex was given, but importing intel-extension-for-pytorch failed with {type(e).__name__}: {str(e)[:200]}; leave use_ipex out") from None
+    return intel_extension_for_pytorch
+
+
 # %% tags=["check"]
 def with_versions(**versions): return patch(f"{__name__}._version", lambda p: versions.get(p.split("-")[0]))
 with with_versions(intel="2.8.10+xpu", torch="2.8.0+xpu"): assert find_ipex()[0]

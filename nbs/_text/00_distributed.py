@@ -10,7 +10,7 @@
 
 # %%
 #| export
-import os, platform, shutil, socket, struct, sys
+import atexit, os, platform, shutil, socket, struct, sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,8 +19,6 @@ from simpsons_llm.device import (Device, Ranks, _BACKENDS, _cores, _count, _name
 
 # %%
 #| hide
-import subprocess
-import textwrap
 from unittest.mock import patch
 
 import pandas as pd
@@ -126,6 +124,13 @@ def in_group() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def group_ranks() -> Ranks: # rank and size of the group; one process alone where there is none
+    "This process's place in the group."
+    if not in_group(): return Ranks()
+    from torch import distributed as dist
+    return Ranks(dist.get_rank(), 0, dist.get_world_size(), 1, "group")
+
+
 def gather(
     value,  # a small thing that pickle can carry: a number, a sentence, a dict
 ) -> list:  # the values of all ranks, in the order of ranks; of one process alone: [value]
@@ -135,6 +140,20 @@ def gather(
     found = [None]*dist.get_world_size()
     dist.all_gather_object(found, value)
     return found
+
+
+# %%
+#| export
+def total(
+    *numbers: float, # this rank's numbers, as many as on every other rank
+) -> list:           # the sums, floats, the same on every rank
+    "Sums over all ranks. All ranks must call it."
+    if not in_group(): return [float(n) for n in numbers]
+    import torch
+    from torch import distributed as dist
+    sums = torch.tensor(numbers, dtype=torch.float64)  # on the CPU, so no device is waited for
+    dist.all_reduce(sums)
+    return sums.tolist()
 
 
 # %%
@@ -160,6 +179,7 @@ def join_group(
         except (RuntimeError, TimeoutError) as e:  # torch's DistError is a RuntimeError
             reason = (str(e).splitlines() or [""])[0][:200]
             raise ConnectionError(f"rank {ranks.rank} of {ranks.world_size} did not meet the others at {where} within {timeout_s:g} s ({reason}); see if all were started, and if that address can be reached from here") from None
+        atexit.register(leave_group)  # threads of a group that is still there when Python ends can abort the process
     if dist.get_world_size() != ranks.world_size or dist.get_rank() != ranks.rank:
         raise ValueError(f"{ranks.launcher} says rank {ranks.rank} of {ranks.world_size}, the group says rank {dist.get_rank()} of {dist.get_world_size()}; let one launcher start all ranks, and nothing else make a group before")
     places = {}
@@ -203,23 +223,35 @@ def main_first(
 # %% [markdown]
 # Two real ranks, each a process of its own. They meet, gather, and wait for each other:
 
-# %% tags=["example"]
-def start_ranks(code, world_size=2):
-    "Run `code` once per rank; what each printed."
-    program = "from simpsons_llm.distributed import *\nfrom simpsons_llm.device import *\nranks = find_ranks()\n" + textwrap.dedent(code)
-    shared = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+# %%
+#| export
+def start_ranks(
+    code: str,             # Python; `ranks`, and all of the first two chapters, are there
+    world_size: int = 2,   # ranks
+    timeout_s: float = 120, # longest time for all of it, in seconds
+) -> list:                 # what each rank printed, on one line
+    "Run a piece of code once per rank, each in a process of its own on this machine's CPU."
+    import subprocess, textwrap
+    program = "from simpsons_llm.distributed import *\nfrom simpsons_llm.device import *\nranks = find_ranks(); rank_env(ranks)\n" + textwrap.dedent(code)
+    shared = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     started = [subprocess.Popen([sys.executable, "-c", program], env={**os.environ, **shared, "RANK": str(r), "LOCAL_RANK": str(r)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for r in range(world_size)]
-    return [" ".join((p.communicate(timeout=100)[0] or "").split()) for p in started]
+    try: said = [p.communicate(timeout=timeout_s) for p in started]
+    finally:
+        for p in started: p.poll() is None and p.kill()
+    for rank, (p, (_, error)) in enumerate(zip(started, said)):
+        if p.returncode: raise RuntimeError(f"rank {rank} ended with exit code {p.returncode}: {(error.strip().splitlines() or ['no message'])[-1]}")
+    return [" ".join(out.split()) for out, _ in said]
 
 
+# %% tags=["example"]
 said = start_ranks("""
     print("backend", join_group(ranks, find_device("cpu")))
     with main_first(ranks): print("after rank 0:", not ranks.is_main)
-    print("all:", gather(ranks.rank*10))""")
+    print("all:", gather(ranks.rank*10), total(1, ranks.rank))""")
 pd.Series(said, name="said").rename_axis("rank").to_frame()
 
 # %% tags=["check"]
-assert said == [f"backend gloo after rank 0: {late} all: [0, 10]" for late in (False, True)]
+assert said == [f"backend gloo after rank 0: {late} all: [0, 10] [2.0, 1.0]" for late in (False, True)]
 failed = start_ranks("""
     join_group(ranks, find_device("cpu"))
     try:

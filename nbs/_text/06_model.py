@@ -495,10 +495,11 @@ def save_adapter(
     model,       # a PEFT model
     folder,      # where to
     notes: dict, # facts to keep beside it; at least base_model and template
+    weights: dict = None, # name -> tensor, where the model itself holds only a part of each; None: the model's own
 ) -> Path:       # the folder
     "Save adapter and notes."
     folder = open_folder(folder)
-    model.save_pretrained(folder, safe_serialization=True)
+    model.save_pretrained(folder, safe_serialization=True, **({"state_dict": weights} if weights else {}))
     if hasattr(model, "at_start"): subtract_start(folder, model.at_start)
     write_json(folder/NOTES, notes)
     return folder
@@ -624,10 +625,11 @@ def save_model(
     tokenizer,   # its tokenizer
     folder,      # where to
     notes: dict, # facts to keep beside it; at least base_model and template
+    weights: dict = None, # name -> tensor, where the model itself holds only a part of each; None: the model's own
 ) -> Path:       # the folder
     "Save a whole model, its tokenizer and notes."
     folder = open_folder(folder)
-    model.save_pretrained(folder, safe_serialization=True); tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder, safe_serialization=True, **({"state_dict": weights} if weights else {})); tokenizer.save_pretrained(folder)
     write_json(folder/NOTES, notes)
     return folder
 

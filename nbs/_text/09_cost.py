@@ -533,6 +533,25 @@ for recipe in (Recipe(seq_lens=(300, 200)), Recipe(lora=None, seq_lens=(64, 50),
 
 
 # %% [markdown]
+# Ranks that share the model (FSDP) hold a part each of weights, gradients and optimizer, and borrow one layer after the other for as long as it computes. What is borrowed is not counted here, so this is a lower bound; for a model of many layers it comes close.
+
+# %%
+#| export
+def in_parts(
+    told: Estimate, # what `estimate` told of the whole model
+    parts: int,     # ranks that share it, 1 or more
+) -> Estimate:      # what one of them holds
+    "An estimate for one of several ranks that share the model."
+    kept = {n: getattr(told, n)/parts for n in ("weights_gib", "gradients_gib", "optimizer_gib")}
+    return replace(told, **kept, peak_mem_gib=told.peak_mem_gib - sum(getattr(told, n) - k for n, k in kept.items()))
+
+
+# %% tags=["check"]
+whole = Estimate(10, 10, 1.0, 1.0, 2.0, 0.5, 4.4, 1.0, 8)
+assert in_parts(whole, 1) == whole and abs(in_parts(whole, 4).peak_mem_gib - 1.4) < 1e-9 and in_parts(whole, 4).optimizer_gib == 0.5
+
+
+# %% [markdown]
 # ## Will it fit, and what would make it fit?
 #
 # A run that cannot fit is refused before anything is downloaded or loaded. "Cannot" means that the tensors alone, and what the process uses already, are more than the device has; of a GPU a twentieth is left for its own libraries. The sentence that refuses it says which single setting would make it fit, the mildest first: fewer samples at once (and more micro-batches for the same step) change nothing that is learned; checkpointing costs time; an adapter, 4 bits or shorter samples change the result.
@@ -567,12 +586,13 @@ def require_room(
     model,             # a transformers configuration, or a name
     recipe: Recipe,    # what a step does
     device: Device,    # where; its `memory_gib` is the limit
+    parts: int = 1,    # ranks that share weights, gradients and optimizer, 1 or more
 ) -> Estimate:         # the estimate; ValueError, with a setting that would fit, where the run cannot
     "Refuse a run that cannot fit."
     config = load_config(model, device.type) if isinstance(model, str) else model
-    told = estimate(config, recipe, device)
+    told = in_parts(estimate(config, recipe, device), parts)
     if told.peak_mem_gib <= room_gib(device): return told
-    helps = next((words for words, r in milder(recipe) if count(config, r, device)["peak"]/2**30 + told.in_use_gib <= room_gib(device)), None)
+    helps = next((words for words, r in milder(recipe) if in_parts(estimate(config, r, device), parts).peak_mem_gib <= room_gib(device)), None)
     raise ValueError(f"a step of this run needs at least {told.peak_mem_gib:.1f} GiB and {device.name} has {room_gib(device):.1f} GiB to give; "
                      + (f"it would fit with {helps}" if helps else "no setting of this model would fit; use a smaller base model"))
 

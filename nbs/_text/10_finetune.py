@@ -8,7 +8,7 @@
 #
 # All parts are there: scenes, tokens with weights, a base model, an adapter. This chapter joins them with the Trainer of Hugging Face, which brings checkpoints, resuming, mixed precision and several ranks. What it does not bring is added here: the loss and the held-out loss of the chapter on evaluation, which count each token by its weight, progress with the time left, and a refusal to call a run healthy that learned nothing.
 #
-# This chapter is the program. `simpsons-llm finetune`, `papermill nbs/10_finetune.ipynb out.ipynb -p max_steps 10` and "run all" do the same. Batches are padded here; packing them is the subject of a chapter of its own.
+# This chapter is the program. `simpsons-llm finetune`, `papermill nbs/10_finetune.ipynb out.ipynb -p max_steps 10` and "run all" do the same. `simpsons-llm launch -n 4 finetune` runs it once per rank; every cell below is reached by every rank.
 
 # %% tags=["parameters"]
 data = "springfield"        # a folder that prepare wrote; or a script, which is then prepared with the defaults
@@ -49,19 +49,34 @@ score_test = False          # at the end, once: score the test scenes before and
 trackers = "none"           # none, or trackio, wandb, tensorboard
 device = "auto"             # xpu, cuda, cpu; auto: the best there is
 dtype = "auto"              # bfloat16, float32; auto: as the device has it
+sharding = "auto"           # several ranks: none (DDP: each holds the whole model) or fsdp (each holds a part); auto: fsdp for mode=full and for what does not fit otherwise
+backend = "auto"            # how ranks talk: xccl, ccl, nccl, gloo; auto: the device's own
+group_timeout_s = 600.0     # longest wait for another rank, in seconds
+use_ipex = False            # intel-extension-for-pytorch: only with torch 2.8 and where it is installed
+
+# %% [markdown]
+# Who is this? A rank that believes to be alone among four must be seen at once. The line also completes the environment, before any library that reads it is loaded.
+
+# %%
+from simpsons_llm.distributed import who_am_i
+print(who_am_i(device, dtype, backend))
 
 # %%
 #| export
 import json
 import math
+import platform
 import shutil
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from simpsons_llm.batches import RankBatches, accumulation_steps, share_loader
 from simpsons_llm.cost import Recipe, require_room, with_time
-from simpsons_llm.device import complete_env, find_device, find_ranks, peak_memory_gib, reset_peak_memory, set_threads, synchronize
+from simpsons_llm.device import complete_env, find_device, find_ipex, find_ranks, load_ipex, peak_memory_gib, reset_peak_memory, set_threads, synchronize
+from simpsons_llm.distributed import gather, join_group, main_first, rank_env, total
+from simpsons_llm.fsdp import fsdp_arguments, gather_weights, sharded_trainer
 from simpsons_llm.evaluate import collator, heldout_loss, token_losses
 from simpsons_llm.job import JobConfig, Progress, append_jsonl, format_seconds, open_folder, provenance, read_json, read_jsonl, require, same_parameters, set_aside, write_json, write_text
 from simpsons_llm.model import QUANTIZATIONS, add_adapter, find_base, load_base, load_config, load_tokenizer, save_adapter, save_model, shape_of, trainable_parameters
@@ -109,6 +124,7 @@ RECIPES = {
 # %%
 #| export
 PACKINGS = ("auto", "flat", "rows", "none")
+SHARDINGS = ("auto", "none", "fsdp")
 
 
 @dataclass
@@ -152,6 +168,10 @@ class FinetuneConfig(JobConfig):
     trackers: str = "none"                  # none, or trackio, wandb, tensorboard
     device: str = "auto"                    # xpu, cuda, cpu; auto: the best there is
     dtype: str = "auto"                     # bfloat16, float32; auto: as the device has it
+    sharding: str = "auto"                  # several ranks: none (DDP: each holds the whole model) or fsdp (each holds a part); auto: fsdp for mode=full and for what does not fit otherwise
+    backend: str = "auto"                   # how ranks talk: xccl, ccl, nccl, gloo; auto: the device's own
+    group_timeout_s: float = 600.0          # longest wait for another rank, in seconds
+    use_ipex: bool = False                  # intel-extension-for-pytorch: only with torch 2.8 and where it is installed
 
     def check(self):
         from simpsons_llm.lora import LoRASettings
@@ -172,6 +192,12 @@ class FinetuneConfig(JobConfig):
         require(s["context_lines"] >= 0, f"context_lines={s['context_lines']} was given; expected 0 or more")
         require(self.trackers in ("none", "trackio", "wandb", "tensorboard"), f"trackers={self.trackers!r} was given; expected none, trackio, wandb or tensorboard")
         require(self.trackers == "none" or find_spec(self.trackers), f"trackers={self.trackers} was given, but {self.trackers} is not installed; pip install 'simpsons_llm[track]'")
+        require(self.sharding in SHARDINGS, f"sharding={self.sharding!r} was given; expected {', '.join(SHARDINGS)}")
+        require(self.sharding != "fsdp" or self.quantization == "none", "sharding=fsdp was given with quantization=nf4, whose packed weights are not shared out here; use one of the two")
+        require(self.backend in ("auto", "xccl", "ccl", "nccl", "gloo"), f"backend={self.backend!r} was given; expected auto, xccl, ccl, nccl or gloo")
+        require(self.group_timeout_s > 0, f"group_timeout_s={self.group_timeout_s} was given; expected more than 0 seconds")
+        ipex, why = find_ipex()
+        require(ipex or not self.use_ipex, f"use_ipex was given, but intel-extension-for-pytorch cannot be used: {why}")
         require(self.mode in ("lora", "full"), f"mode={self.mode!r} was given; expected lora or full")
         require(self.lora_plus_ratio >= 1, f"lora_plus_ratio={self.lora_plus_ratio} was given; expected 1 or more")
         require(self.quantization in QUANTIZATIONS, f"quantization={self.quantization!r} was given; expected {' or '.join(QUANTIZATIONS)}")
@@ -197,34 +223,9 @@ for wrong in (dict(recipe="soup"), dict(view="scenes", template="alpaca"), dict(
 
 
 # %% [markdown]
-# ## Batches that are what was asked for
-#
-# One optimizer step sees `global_batch_size` samples: `micro_batch_size` at once in each process (a *rank* of chapter 00), and as many micro-batches one after the other as it takes, the field's `gradient_accumulation_steps`. If the numbers do not multiply to what was asked for, the run is refused. The seed asked for 128 and got 120.
-
-# %%
-#| export
-def accumulation_steps(
-    global_batch_size: int, # samples for one optimizer step
-    micro_batch_size: int,  # samples at once on one rank
-    world_size: int = 1,    # ranks
-) -> int:                   # micro-batches for one optimizer step, on each rank
-    "How many micro-batches make a batch; ValueError if they cannot."
-    at_once = micro_batch_size*world_size
-    require(global_batch_size % at_once == 0, f"global_batch_size={global_batch_size} is not a multiple of micro_batch_size x ranks = {micro_batch_size} x {world_size}; "
-            f"use {at_once*max(1, round(global_batch_size/at_once))}, or another micro_batch_size")
-    return global_batch_size//at_once
-
-
-# %% tags=["check"]
-assert accumulation_steps(128, 16) == 8 and accumulation_steps(128, 16, 4) == 2
-try: accumulation_steps(128, 12); raise AssertionError  # the seed's numbers
-except ValueError as e: assert "use 132" in str(e)
-
-
-# %% [markdown]
 # ## The trainer
 #
-# Three things differ from the ordinary Trainer: the loss, how it is normalised over a global batch, and the evaluation. The loss of a step is $\sum w_t \, \ell_t / \sum w_t$ over *all* tokens of the global batch, not of each micro-batch. A batch is laid end to end; for a model that cannot have that, samples of similar length go into one batch, so that little has to be filled up. The class is made in a function, so that this module can be imported without loading transformers.
+# Three things differ from the ordinary Trainer: the loss, how it is normalised over a global batch, and the evaluation. The loss of a step is $\sum w_t \, \ell_t / \sum w_t$ over *all* tokens of the global batch, not of each micro-batch. Which samples a step sees, and which rank computes them, is decided in the chapter on batches. Evaluation too is shared out: each rank scores a part of the held-out samples, each sample once. A batch is laid end to end; for a model that cannot have that, samples of similar length go into one batch, so that little has to be filled up. The class is made in a function, so that this module can be imported without loading transformers.
 
 # %%
 #| export
@@ -236,23 +237,37 @@ def make_trainer(
     pad_id: int,  # the padding token
     callbacks: list = (), # transformers.TrainerCallbacks
     lora_plus_ratio: float = 1.0, # the learning rate of B over that of A
-):                # a Trainer with `real_tokens` and `learned_tokens` counted as it goes
-    "A Trainer that knows loss weights."
-    import torch
+    grouped: bool = False, # samples of similar length into one batch
+    use_ipex: bool = False, # prepare model and optimizer with Intel's extension
+):                # a Trainer with `real_tokens` and `learned_tokens` of all ranks counted as it goes, and `own_tokens` of this one
+    "A Trainer that knows loss weights, global batches and ranks."
     from transformers import Trainer
+    items = train if isinstance(train, PackedRows) else [s.features() for s in train]
+    lengths = [1]*len(train) if isinstance(train, PackedRows) else [len(s.input_ids) for s in train]
+    batches = RankBatches(lengths, arguments.per_device_train_batch_size*arguments.gradient_accumulation_steps*arguments.world_size, arguments.per_device_train_batch_size,
+                          arguments.process_index, arguments.world_size, arguments.seed, grouped)
+    optimizer = lora_plus(model, arguments, lora_plus_ratio) if lora_plus_ratio != 1 else None
 
-    class ScriptTrainer(Trainer):
-        real_tokens = learned_tokens = 0
+    class ScriptTrainer(sharded_trainer(Trainer)):
+        real_tokens = learned_tokens = own_tokens = earlier_tokens = 0
+
+        def get_train_dataloader(self): return share_loader(items, self.data_collator, batches, arguments.dataloader_pin_memory)
+
+        def create_optimizer(self, *given):
+            made = super().create_optimizer(*given)
+            if use_ipex: self.model, self.optimizer = with_ipex(self.model, self.optimizer); self.model_wrapped = self.model; made = self.optimizer
+            return made
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             losses, weights = token_losses(model, inputs)
-            self.real_tokens += int(inputs["lengths"].sum()); self.learned_tokens += int((weights > 0).sum())
-            loss = (losses*weights).sum()/num_items_in_batch
-            return loss*self.accelerator.num_processes  # gradients are averaged over ranks, the sum is meant
+            return (losses*weights).sum()/num_items_in_batch*self.accelerator.num_processes  # gradients are averaged over ranks, the sum is meant
 
-        def _get_num_items_in_batch(self, batches, device):  # the weight of the whole global batch
-            total = torch.stack([b["loss_weights"][:, 1:].sum() for b in batches]).sum().to(device)
-            return self.accelerator.gather(total).sum() if self.args.world_size > 1 else total
+        def _get_num_items_in_batch(self, parts, device):  # called once a step: the weight of the global batch; tokens are counted on the way
+            weights = [p["loss_weights"][:, 1:] for p in parts]
+            own = [sum(int(p["lengths"].sum()) for p, w in zip(parts, weights) if w.any()), sum(int((w > 0).sum()) for w in weights), sum(float(w.sum()) for w in weights)]
+            real, learned, weight = total(*own)
+            self.own_tokens += own[0]; self.real_tokens += int(real); self.learned_tokens += int(learned)
+            return weight
 
         def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
             loss = heldout_loss(self.accelerator.unwrap_model(self.model), valid, pad_id, arguments.per_device_eval_batch_size)
@@ -261,14 +276,28 @@ def make_trainer(
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
 
-    items = train if isinstance(train, PackedRows) else [s.features() for s in train]
-    faster = {}
-    if lora_plus_ratio != 1:
-        from peft.optimizers import create_loraplus_optimizer
-        faster["optimizers"] = create_loraplus_optimizer(model, torch.optim.AdamW, lr=arguments.learning_rate, loraplus_lr_ratio=lora_plus_ratio, fused="fused" in arguments.optim), None
-    trainer = ScriptTrainer(model=model, args=arguments, train_dataset=items, eval_dataset=[items[0]], data_collator=collator(model, pad_id), callbacks=list(callbacks), **faster)
+    trainer = ScriptTrainer(model=model, args=arguments, train_dataset=items, eval_dataset=[items[0]], data_collator=collator(model, pad_id), callbacks=list(callbacks), optimizers=(optimizer, None))
     trainer.model_accepts_loss_kwargs = trainer.loss_is_scaled_for_ga = True  # the loss above is already that of the global batch
     return trainer
+
+
+def with_ipex(
+    model,     # the model, before it is wrapped for several ranks
+    optimizer, # its optimizer
+):             # (model, optimizer), prepared
+    "Let Intel's extension prepare a model for training, in its own number type and with weights in their ordinary layout."
+    return load_ipex().optimize(model.train(), optimizer=optimizer, dtype=next(model.parameters()).dtype, inplace=True, weights_prepack=False)
+
+
+def lora_plus(
+    model,        # a PEFT model
+    arguments,    # transformers.TrainingArguments
+    ratio: float, # the learning rate of B over that of A
+):                # an AdamW with a rate for each
+    "The optimizer of LoRA+."
+    import torch
+    from peft.optimizers import create_loraplus_optimizer
+    return create_loraplus_optimizer(model, torch.optim.AdamW, lr=arguments.learning_rate, loraplus_lr_ratio=ratio, fused="fused" in arguments.optim)
 
 
 # %% [markdown]
@@ -281,17 +310,15 @@ def training_arguments(
     samples: int,           # number of training samples, or of rows
     device,                 # the `Device`
     world_size: int = 1,    # ranks
-    grouped: bool = False,  # samples of similar length into one batch
+    sharded: bool = False,  # each rank holds a part of the model
 ):                          # transformers.TrainingArguments
     "Our settings in the words of Trainer."
     from transformers import TrainingArguments
     s = config.resolved()
     accumulation = accumulation_steps(s["global_batch_size"], s["micro_batch_size"], world_size)
-    per_epoch = math.ceil(math.ceil(samples/(s["micro_batch_size"]*world_size))/accumulation)
-    steps = config.max_steps or math.ceil(s["epochs"]*per_epoch)
+    steps = config.max_steps or math.ceil(s["epochs"]*math.ceil(samples/s["global_batch_size"]))
     every = min(s["eval_steps"] or max(1, math.ceil(steps/4)), steps)
-    known = {f.name for f in fields(TrainingArguments)}  # two names differ between versions
-    order = {} if not grouped else {"train_sampling_strategy": "group_by_length"} if "train_sampling_strategy" in known else {"group_by_length": True}
+    known = {f.name for f in fields(TrainingArguments)}  # a name differs between versions
     recompute = {"activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing": True} if config.gradient_checkpointing else {}
     arguments = TrainingArguments(
         output_dir=str(Path(config.run)/"checkpoints"), max_steps=steps, per_device_train_batch_size=s["micro_batch_size"], per_device_eval_batch_size=s["micro_batch_size"],
@@ -300,7 +327,7 @@ def training_arguments(
         eval_strategy="steps", eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=config.save_total_limit, load_best_model_at_end=True,
         metric_for_best_model="eval_loss", greater_is_better=False, logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False, remove_unused_columns=False,
         report_to=config.trackers, run_name=Path(config.run).name, disable_tqdm=True,
-        dataloader_pin_memory=device.type != "cpu", ddp_find_unused_parameters=False, **order, **recompute)
+        dataloader_pin_memory=device.type != "cpu", ddp_find_unused_parameters=False, **recompute, **(fsdp_arguments() if sharded else {}))
     if world_size == 1: arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: never DataParallel
     return arguments
 
@@ -329,14 +356,15 @@ def make_reporter(
     show: bool,   # whether this rank writes and prints
     device,       # the `Device`: its work is waited for before the clock is read
     max_minutes: float = None, # time limit in minutes; None: no limit
-):                # a transformers.TrainerCallback with `step_s` (seconds in steps, without evaluation) and `stopped_early`
+):                # a transformers.TrainerCallback with `step_s` (seconds in steps, without evaluation) and `stopped_early`; `before` is called before the first step
     "A callback that writes metrics, shows progress and stops in time."
     from transformers import TrainerCallback
 
     class Reporter(TrainerCallback):
-        step_s, stopped_early, trainer = 0.0, False, None
+        step_s, earlier_s, stopped_early, trainer, before = 0.0, 0.0, False, None, None
 
         def on_train_begin(self, args, state, control, **_):
+            if self.before: self.before()
             self.begin, self.begin_tokens, self.begin_s = time.perf_counter(), self.trainer.real_tokens, self.step_s
             self.progress = Progress(state.max_steps, "train", every_s=5, show=show)
             if state.best_model_checkpoint: state.best_model_checkpoint = str(run/"checkpoints"/Path(state.best_model_checkpoint).name)  # the run may have been moved
@@ -345,7 +373,7 @@ def make_reporter(
 
         def on_step_end(self, args, state, control, **_):
             synchronize(device); self.step_s += time.perf_counter() - self.since
-            if max_minutes and time.perf_counter() - self.begin > 60*max_minutes and state.global_step < state.max_steps:
+            if max_minutes and gather(time.perf_counter() - self.begin > 60*max_minutes)[0] and state.global_step < state.max_steps:  # rank 0's clock counts
                 control.should_training_stop = control.should_evaluate = control.should_save = self.stopped_early = True
 
         def on_log(self, args, state, control, logs=None, **_):
@@ -381,13 +409,14 @@ def data_folder(
 
 def run_data(
     config: FinetuneConfig, # the settings
+    made: bool = False,     # another rank has prepared it
 ) -> tuple:                 # (split name -> `Scene`s, report)
     "Prepared data of a run; a script is prepared first."
     folder = data_folder(config)
     if folder != Path(config.data):
         if config.data != "springfield" and not Path(config.data).is_file():
             raise FileNotFoundError(f"no data at {config.data}; give a folder that prepare wrote, or a script file")
-        prepare(PrepareConfig(script=config.data, out=str(folder)))
+        if not made: prepare(PrepareConfig(script=config.data, out=str(folder)))
     return load_data(folder)
 
 
@@ -413,8 +442,6 @@ def make_samples(
             too_long[name] = len(long)
         return samples, too_long
     samples, too_long, _ = kept_samples(cache_key(maker, report["data_sha256"], targets=targets, **options), make)
-    for name, long in too_long.items():
-        if long: print(f"{name}: {long} lines are longer than max_seq_len={s['max_seq_len']} tokens by themselves and are not learned")
     return samples, too_long
 
 
@@ -427,6 +454,7 @@ def make_samples(
 #| export
 KEPT = {"lora": "adapter", "full": "model"} # what a run leaves, and the folder it is in
 LEAST_GAIN = 0.005  # nats per token; a run whose held-out loss falls by less is not called done
+MAY_CHANGE = ("run", "trackers", "max_minutes", "save_total_limit", "score_test", "micro_batch_size", "sharding", "backend", "group_timeout_s")  # when a run is resumed, perhaps on more or fewer ranks
 RESULTS = ["audit.html", "config.yaml", "metrics.jsonl", "checkpoints", "adapter", "model", "export", "summary.json", "loss.png"]
 
 
@@ -442,7 +470,7 @@ def open_run(
     if config.resume:
         before = yaml.safe_load((run/"config.yaml").read_text(encoding="utf8")) if (run/"config.yaml").is_file() else None
         require(before is not None and last_checkpoint(run), f"{config.run} has no checkpoint to resume from; run without resume")
-        changed = sorted(k for k in settings if before.get(k) != settings[k] and k not in ("run", "trackers", "max_minutes", "save_total_limit", "score_test"))
+        changed = sorted(k for k in settings if before.get(k) != settings[k] and k not in MAY_CHANGE)
         require(not changed, f"to resume, the settings must be those of the run; {', '.join(f'{k}: {before.get(k)} then, {settings[k]} now' for k in changed)}")
         if "optimizer_steps" in done and not done.get("stopped_early"): return done
     else:
@@ -460,12 +488,13 @@ def finetune(
     config: FinetuneConfig, # the settings
 ) -> dict:                  # the summary, also written as summary.json; ValueError or a file error, in one sentence, if it cannot be done
     "Fine-tune a base model on prepared scenes; returns and writes the summary."
-    ranks = find_ranks(); complete_env(ranks)  # before transformers is imported
+    ranks = find_ranks(); complete_env(ranks); rank_env(ranks)  # before transformers is imported
     device = find_device(config.device, config.dtype, ranks.local_rank)
     if device.type == "cpu": set_threads(ranks)
-    require(ranks.world_size == 1, f"{ranks.world_size} ranks were found (by {ranks.launcher}); this version fine-tunes in one process, so start it without a launcher")
     s = config.resolved()
     accumulation_steps(s["global_batch_size"], s["micro_batch_size"], ranks.world_size); find_base(config.base_model, device.type)
+    if config.use_ipex: load_ipex()
+    join_group(ranks, device, config.backend, config.group_timeout_s)
     run = open_folder(config.run)
     try: return train(config, ranks, device)
     except BaseException as e:
@@ -496,7 +525,8 @@ class Job:
     items: object          # what batches are made of: training `Sample`s, or `PackedRows` of them
     layout: str            # how samples share a batch, in words
     isolated: bool         # samples of a batch lie end to end and do not see each other
-    told: object           # what a step will cost: the `Estimate`
+    told: object           # what a step will cost on one rank: the `Estimate`
+    sharded: bool          # each rank holds a part of the model (FSDP)
     trainer: object = None # what `make_trainer` made
     reporter: object = None # what `make_reporter` made
 
@@ -519,14 +549,19 @@ def plan(
     device,                 # the `Device`
 ) -> Job:                   # all but trainer and reporter; ValueError or a file error where the run cannot be done
     "Everything that can be known before a weight is loaded."
-    s, (parts, report), name = config.resolved(), run_data(config), find_base(config.base_model, device.type).name
-    maker, shape = TextMaker(load_tokenizer(name), s["template"]), load_config(name, device.type)
-    samples, too_long = make_samples(config, maker, parts, report)
+    s, name = config.resolved(), find_base(config.base_model, device.type).name
+    with main_first(ranks):  # what it writes, others read
+        parts, report = run_data(config, not ranks.is_main)
+        maker, shape = TextMaker(load_tokenizer(name), s["template"]), load_config(name, device.type)
+        samples, too_long = make_samples(config, maker, parts, report)
+    for split, long in too_long.items():
+        if long and ranks.is_main: print(f"{split}: {long} lines are longer than max_seq_len={s['max_seq_len']} tokens by themselves and are not learned")
     counts = audit(samples["train"], maker)
     require(samples["valid"], f"no line of the validation scenes fits into max_seq_len={s['max_seq_len']} tokens; raise it")
     items, layout, isolated = lay_out(config, shape, samples["train"], device)
-    told = require_room(shape, step_recipe(config, samples["train"], isolated, ranks.world_size), device)
-    return Job(config, Path(config.run), ranks, device, maker, samples, counts, too_long, report, name, shape, items, layout, isolated, told)
+    told, sharded = share_model(config, shape, step_recipe(config, samples["train"], isolated, ranks.world_size), device, ranks.world_size)
+    return Job(config, Path(config.run), ranks, device, maker, samples, counts, too_long, report, name, shape, items, layout, isolated, told, sharded)
+
 
 
 def train(
@@ -538,11 +573,13 @@ def train(
     from transformers import PrinterCallback
     job = plan(config, ranks, device)
     run, samples = job.run, job.samples
-    model, _ = load_base(job.base, device if config.lora else replace(device, dtype="float32"), config.quantization)
+    where = replace(device, type="cpu", index=0) if job.sharded else device  # a sharded model goes to the devices in parts
+    model, _ = load_base(job.base, where if config.lora else replace(where, dtype="float32"), config.quantization)
     found = {"base_source": model.origin, "data_sha256": job.report["data_sha256"]}
     if job.isolated: use_isolated(model)
     if config.lora: model = add_adapter(model, config.lora, config.seed)
-    finished = open_run(config, run, found)  # nothing was moved before this line
+    with main_first(ranks): finished = open_run(config, run, found) if ranks.is_main else None  # nothing was moved before this line
+    finished = gather(finished)[0]
     if finished:
         print(f"{config.run} is finished ({finished['optimizer_steps']} steps); nothing is left to resume")
         return finished
@@ -551,8 +588,8 @@ def train(
         write_audit(samples["train"], job.maker, job.counts, run/"audit.html")
     if config.gradient_checkpointing and config.lora: model.enable_input_require_grads()
     job.reporter = make_reporter(run, ranks.is_main, device, config.max_minutes)
-    arguments = training_arguments(config, len(job.items), device, ranks.world_size, not job.isolated)
-    job.trainer = job.reporter.trainer = make_trainer(model, arguments, job.items, samples["valid"], job.maker.tokenizer.pad_token_id, [job.reporter], config.lora_plus_ratio)
+    arguments = training_arguments(config, len(job.items), device, ranks.world_size, job.sharded)
+    job.trainer = job.reporter.trainer = make_trainer(model, arguments, job.items, samples["valid"], job.maker.tokenizer.pad_token_id, [job.reporter], config.lora_plus_ratio, not job.isolated, config.use_ipex)
     job.trainer.remove_callback(PrinterCallback)  # our own lines instead of dicts
     if ranks.is_main: print(what_is_learned(job), flush=True)
     return measure(job)
@@ -577,6 +614,27 @@ def lay_out(
     if config.packing != "rows": return samples, "samples of a batch end to end", True
     rows = PackedRows(samples, config.row_len)
     return rows, f"{len(rows)} rows of {config.row_len} tokens, {rows.filling:.1%} full", True
+
+
+# %% [markdown]
+# With several ranks there is a second choice. Each may hold the whole model and exchange gradients (DDP), or each may hold a part of it and borrow the rest, layer by layer (FSDP). The first is faster and is taken for adapters; the second is for what does not fit on one device, and for full fine-tuning, where weights, gradients and two numbers of the optimizer for each come to 16 bytes a parameter.
+
+# %%
+#| export
+def share_model(
+    config: FinetuneConfig, # the settings
+    shape,                  # the base model's transformers configuration
+    recipe,                 # the training step, a `Recipe`
+    device,                 # the `Device`
+    world_size: int = 1,    # ranks
+) -> tuple:                 # (the `Estimate` for one rank, whether each holds only a part); ValueError where neither fits
+    "Choose how ranks share the model."
+    want = config.sharding if world_size > 1 and config.quantization == "none" else "none"
+    if want == "none" or want == "auto" and config.mode == "lora":
+        try: return require_room(shape, recipe, device), False
+        except ValueError:
+            if want == "none": raise
+    return require_room(shape, recipe, device, world_size), True
 
 
 # %% [markdown]
@@ -642,6 +700,7 @@ def what_is_learned(
         f"trainable parameters: {trainable:,} of {total:,} ({trainable/total:.2%})",
         f"to learn: {counts['samples']} samples, {counts['tokens']:,} tokens, {counts['learned_tokens']:,} of them learned; "
         f"{job.trainer.args.max_steps} steps of {config.resolved()['global_batch_size']} {'rows' if config.packing == 'rows' else 'samples'}; {job.layout}",
+        *([f"{job.ranks.world_size} ranks, " + ("each holds a part of the model (FSDP)" if job.sharded else "each holds the whole model (DDP)")] if job.ranks.world_size > 1 else []),
         f"peak memory of a step: {'at least ' if job.device.type == 'cpu' else ''}{job.told.peak_mem_gib:.1f} GiB of {job.device.memory_gib:.1f}"])
 
 
@@ -655,24 +714,39 @@ def measure(
 ) -> dict:    # the summary
     "Score the base, train, load the best step, save the adapter, and write the summary."
     run, trainer, resumed = job.run, job.trainer, last_checkpoint(job.run) if job.config.resume else 0
-    if job.config.resume: base = take_up(run, trainer, job.reporter)
-    else:
-        base = job.score("valid")
-        append_jsonl(run/"metrics.jsonl", {"step": 0, "epoch": 0, "valid_loss_nats": base})
-    losses = {"valid_loss_nats_base": base}
-    if job.config.score_test: losses["test_loss_nats_base"] = job.score("test")
-    reset_peak_memory(job.device); start = time.perf_counter()
+    losses, clock = {}, {}
+    def before():
+        row = take_up(run, trainer, job.reporter, job.ranks) if job.config.resume else {"step": 0, "epoch": 0, "valid_loss_nats": job.score("valid")}
+        if job.config.score_test and "test_loss_nats" not in row:
+            require(not (job.sharded and resumed), "score_test was given on resuming a sharded run that began without it, and its base cannot be scored any more; leave it out")
+            row["test_loss_nats"] = job.score("test")
+        if job.ranks.is_main and not job.config.resume: append_jsonl(run/"metrics.jsonl", row)
+        losses["valid_loss_nats_base"] = row["valid_loss_nats"]
+        if job.config.score_test: losses["test_loss_nats_base"] = row["test_loss_nats"]
+        reset_peak_memory(job.device); clock["start"] = time.perf_counter()
+    if job.sharded: job.reporter.before = before  # such a model is spread over the devices only when the trainer begins
+    else: before()                                # a checkpoint is not loaded yet, so this is the base
     if resumed >= trainer.args.max_steps: load_best(run, trainer, resumed)  # only the closing was missing
     else: trainer.train(resume_from_checkpoint=job.config.resume or None)
-    speed = {"tokens_per_s": trainer.real_tokens/max(job.reporter.step_s, 1e-9), "peak_mem_gib": peak_memory_gib(job.device), "train_s": time.perf_counter() - start}
+    speed = {"tokens_per_s": trainer.real_tokens/max(job.reporter.step_s, 1e-9), "peak_mem_gib": peak_memory_gib(job.device), "train_s": time.perf_counter() - clock["start"]}
     best_step, best = int(str(trainer.state.best_model_checkpoint).rsplit("-", 1)[1]), job.score("valid")
     require(abs(best - trainer.state.best_metric) < 1e-3*max(1, best), f"the checkpoint of step {best_step} scores {best:.4f} where {trainer.state.best_metric:.4f} "
             "was measured in training; it was not loaded as it was saved")
     losses |= {"valid_loss_nats_best": best, "best_step": best_step}
     if job.config.score_test: losses["test_loss_nats_best"] = job.score("test")
     summary = summarise(job, losses, speed, resumed)
-    if job.ranks.is_main: close_run(job, summary)
+    weights = gather_weights(trainer.model, lambda name: config_keeps(job.config, name)) if job.sharded else None  # all ranks give their part
+    with main_first(job.ranks):
+        if job.ranks.is_main: close_run(job, summary, weights)
     return summary
+
+
+def config_keeps(
+    config: FinetuneConfig, # the settings
+    name: str,              # a parameter's name
+) -> bool:                  # True for what the run leaves behind
+    "Does this parameter belong to the adapter, or to the whole model of mode=full?"
+    return config.mode == "full" or "lora_" in name
 
 
 # %% [markdown]
@@ -683,16 +757,20 @@ def measure(
 def summarise(
     job: Job,     # the run, after training
     losses: dict, # held-out losses in nats per token, and the step that was kept
-    speed: dict,  # tokens_per_s, peak_mem_gib, train_s (wall clock of this process, evaluations included)
+    speed: dict,  # tokens_per_s of all ranks together, peak_mem_gib and train_s (wall clock, evaluations included) of this one
     resumed: int, # the step it was resumed from; 0: from the beginning
 ) -> dict:        # the summary
     "What is written down about a run."
     config, trainer, report, base = job.config, job.trainer, job.report, base_of(job.trainer.model)
     lines = {f"{n}_lines": report["sets"][n]["learned_lines"] - job.too_long[n] for n in ("train", "valid")}
     gained = losses["valid_loss_nats_base"] - losses["valid_loss_nats_best"] >= LEAST_GAIN
+    own = {"rank": job.ranks.rank, "host": platform.node(), "device": f"{job.device.type}:{job.device.index}" if job.device.type != "cpu" else "cpu", "real_tokens": trainer.own_tokens,
+           "share": trainer.own_tokens/max(trainer.real_tokens - trainer.earlier_tokens, 1), "tokens_per_s": trainer.own_tokens/max(job.reporter.step_s - job.reporter.earlier_s, 1e-9), "peak_mem_gib": speed["peak_mem_gib"], "train_s": speed["train_s"]}
+    everybody = gather(own)
+    speed = {**speed, "peak_mem_gib": max(r["peak_mem_gib"] for r in everybody)}
     return {"status": "done" if gained else "not better than the base", "stopped_early": job.reporter.stopped_early, "resumed_from_step": resumed,
             "base_model": base.name_or_path, "base_source": base.origin, "mode": config.mode, "recipe": config.recipe, "settings": config.resolved(), "layout": job.layout,
-            "device": job.device.name, "dtype": job.device.dtype, "world_size": job.ranks.world_size, "launcher": job.ranks.launcher,
+            "device": job.device.name, "dtype": job.device.dtype, "world_size": job.ranks.world_size, "launcher": job.ranks.launcher, "sharded": job.sharded, "ranks": everybody,
             "trainable_parameters": trainable_parameters(trainer.model)[0], **lines, "too_long_lines": job.too_long,
             "learned_tokens": trainer.learned_tokens, "real_tokens": trainer.real_tokens, "optimizer_steps": trainer.state.global_step,
             **losses, **speed, "predicted": asdict(job.told), KEPT[config.mode]: KEPT[config.mode], "data_sha256": report["data_sha256"], "script_sha256": report["script_sha256"], "provenance": provenance()}
@@ -701,6 +779,7 @@ def summarise(
 def close_run(
     job: Job,      # the run, after training
     summary: dict, # what `summarise` made
+    weights: dict = None, # name -> tensor, of a sharded model; None: the model's own
 ):
     "Save adapter or model with its notes, the picture, and last the summary: a run whose summary has results is whole."
     import matplotlib.pyplot as plt
@@ -708,8 +787,8 @@ def close_run(
     notes = {
         "base_model": summary["base_model"], "base_source": summary["base_source"], "template": job.maker.template, "max_seq_len": summary["settings"]["max_seq_len"],
         "speakers": {n: job.report["all_speakers"][n] for n in names}, "recipe": job.config.recipe, "data_sha256": job.report["data_sha256"]}
-    if job.config.mode == "full": save_model(job.trainer.model, job.maker.tokenizer, job.run/"model", notes)
-    else: save_adapter(job.trainer.model, job.run/"adapter", notes)
+    if job.config.mode == "full": save_model(job.trainer.model, job.maker.tokenizer, job.run/"model", notes, weights)
+    else: save_adapter(job.trainer.model, job.run/"adapter", notes, weights)
     figure = plot_losses(job.run).figure
     figure.savefig(job.run/"loss.png", dpi=110); plt.close(figure)
     write_json(job.run/"summary.json", summary)
@@ -731,14 +810,17 @@ def take_up(
     run: Path, # a run's folder
     trainer,   # what `make_trainer` made; its counters go on
     reporter,  # what `make_reporter` made; its clock goes on
-) -> float:    # the base's held-out loss, as the run measured it when it began
+    ranks,     # the `Ranks`; rank 0 writes
+) -> dict:     # the row of step 0: the base's held-out losses, as the run measured them when it began
     "Make records and counters of a run fit to go on from its last checkpoint."
     lines = [line for line in (run/"metrics.jsonl").read_text(encoding="utf8").splitlines() if line.endswith("}")]  # the last may be half written
     rows = [row for row in map(json.loads, lines) if row["step"] <= last_checkpoint(run)]
-    write_text(run/"metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    gather(None)  # all have read it
+    if ranks.is_main: write_text(run/"metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     last = next((row for row in reversed(rows) if "real_tokens" in row), {"real_tokens": 0, "learned_tokens": 0, "step_s": 0.0})
     trainer.real_tokens, trainer.learned_tokens, reporter.step_s = last["real_tokens"], last["learned_tokens"], last["step_s"]
-    return next(row["valid_loss_nats"] for row in rows if row["step"] == 0)
+    trainer.earlier_tokens, reporter.earlier_s = trainer.real_tokens, reporter.step_s
+    return next(row for row in rows if row["step"] == 0)
 
 
 # %% [markdown]
@@ -755,6 +837,7 @@ def load_best(
     from transformers import TrainerState
     trainer.state = TrainerState.load_from_json(str(run/"checkpoints"/f"checkpoint-{step}"/"trainer_state.json"))
     best = run/"checkpoints"/Path(trainer.state.best_model_checkpoint).name
+    if trainer.args.device.type != trainer.model.device.type: trainer.model.to(trainer.args.device)
     if base_of(trainer.model) is not trainer.model: trainer.model.load_adapter(str(best), trainer.model.active_adapter, is_trainable=True)
     else: trainer.model.load_state_dict(type(trainer.model).from_pretrained(best, dtype=trainer.model.dtype).state_dict())
 
@@ -809,25 +892,31 @@ config = FinetuneConfig.from_names(globals())
 pd.Series({**config.resolved(), "seed": config.seed, "max_steps": config.max_steps}, name="setting").to_frame()
 
 # %%
-summary = finetune(config)
-print(summary_text(summary))
+summary, me = finetune(config), find_ranks()
+if me.is_main: print(summary_text(summary))
 
 # %% [markdown]
-# What was learned: one sample, token by token.
+# Who computed what: of several ranks, each shows itself, and rank 0 all of them.
 
 # %%
-HTML((Path(config.run)/"audit.html").read_text(encoding="utf8"))
+shares = pd.DataFrame(summary["ranks"]).set_index("rank").round(3)
+shares if me.is_main else shares.loc[[me.rank]]
+
+# %% [markdown]
+# The rest is the same for all ranks, and rank 0 shows it. What was learned: one sample, token by token.
+
+# %%
+HTML((Path(config.run)/"audit.html").read_text(encoding="utf8")) if me.is_main else None
 
 # %% [markdown]
 # Does it learn, and when would it stop learning? The held-out loss tells; the star marks the step that was kept.
 
 # %%
-plot_losses(config.run)
-plt.show()
+if me.is_main: plot_losses(config.run); plt.show()
 
 # %%
-facts = {k: v for k, v in summary.items() if not isinstance(v, dict)}
-pd.Series({k: round(v, 4) if isinstance(v, float) else v for k, v in facts.items()}, name="summary").to_frame()
+facts = {k: v for k, v in summary.items() if not isinstance(v, (dict, list))}
+pd.Series({k: round(v, 4) if isinstance(v, float) else v for k, v in facts.items()}, name="summary").to_frame() if me.is_main else None
 
 # %% [markdown]
 # What did it cost, and was that foreseen? Before the weights were loaded, the largest micro-batch was counted. On a CPU that count is a lower bound, since the system's memory also has holes that no tensor fills.
@@ -848,11 +937,12 @@ cost.assign(ratio=cost["predicted"]/cost["measured"]).round(3)
 # Does it speak? Three moments of a validation scene: the real line, the base model, the fine-tuned one.
 
 # %%
-where = find_device(config.device, config.dtype)
-again, tokenizer, notes = load_tuned(Path(config.run)/KEPT[config.mode], where)
-maker = TextMaker(tokenizer, notes["template"])
-parts, _ = load_data(data_folder(config))
-pd.DataFrame(before_after(again, maker, heldout_moments(parts["valid"], list(notes["speakers"])[:3], most_scenes=1), notes=notes))
+def speak():
+    again, tokenizer, notes = load_tuned(Path(config.run)/KEPT[config.mode], find_device(config.device, config.dtype))
+    parts, _ = load_data(data_folder(config))
+    return pd.DataFrame(before_after(again, TextMaker(tokenizer, notes["template"]), heldout_moments(parts["valid"], list(notes["speakers"])[:3], most_scenes=1), notes=notes))
+
+speak() if me.is_main else None
 
 # %%
 pd.Series(summary["provenance"], name="provenance").to_frame()

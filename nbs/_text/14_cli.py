@@ -10,7 +10,6 @@
 
 # %%
 #| export
-import builtins
 import inspect
 import re
 import sys
@@ -21,11 +20,12 @@ from typing import Annotated, List, Optional
 
 import typer
 
-import simpsons_llm
 from simpsons_llm.job import field_help, format_seconds, read_json
+from simpsons_llm.launch import JobError, exit_code
 
 # %%
 #| hide
+from simpsons_llm.launch import on_purpose
 import io
 import subprocess
 import tempfile
@@ -93,8 +93,11 @@ def do_finetune(
     config, # a FinetuneConfig
 ):
     "Fine-tune, and show what it brought."
+    from simpsons_llm.device import find_ranks
     from simpsons_llm.finetune import KEPT, finetune, summary_text
-    print(summary_text(finetune(config)))
+    summary = finetune(config)
+    if not find_ranks().is_main: return
+    print(summary_text(summary))
     kept = Path(config.run)/KEPT[config.mode]
     print(f"{KEPT[config.mode]}: {kept}; loss curve: {Path(config.run)/'loss.png'}; next: simpsons-llm infer --adapter {kept}")
 
@@ -220,12 +223,18 @@ def export(
 
 # %%
 #| export
+CHAPTER = typer.Argument(help="a job (prepare, finetune, infer), a chapter (10_finetune) or the path of a notebook")
+PARAMETER = typer.Option("-p", "--parameter", metavar="NAME VALUE", help="set a parameter; may be given several times")
+PARAMETERS = typer.Option("-f", "--file", help="YAML file with parameters; -p overrules it")
+CCL_DEBUG = typer.Option("--ccl-debug", help="let oneCCL tell what it does (CCL_LOG_LEVEL=debug)")
+
+
 @app.command()
 def run(
-    chapter: Annotated[str, typer.Argument(help="a job (prepare, finetune, infer), a chapter (10_finetune) or the path of a notebook")],
+    chapter: Annotated[str, CHAPTER],
     out: Annotated[str, typer.Option(help="folder for the executed notebook and what the job writes")] = "",
-    parameter: Annotated[Optional[List[str]], typer.Option("-p", "--parameter", metavar="NAME VALUE", help="set a parameter; may be given several times")] = None,
-    file: Annotated[Optional[str], typer.Option("-f", "--file", help="YAML file with parameters; -p overrules it")] = None,
+    parameter: Annotated[Optional[List[str]], PARAMETER] = None,
+    file: Annotated[Optional[str], PARAMETERS] = None,
 ):
     """Run a chapter under papermill, without a screen; the executed notebook is the log.
 
@@ -233,10 +242,100 @@ def run(
     simpsons-llm run finetune --out runs/x -p max_steps 10
     simpsons-llm run nbs/02_prepare.ipynb --out runs/data -p script my.csv
     simpsons-llm run finetune --out runs/x -f params.yaml -p seed 7"""
-    from simpsons_llm.launch import read_parameters, run_chapter
-    pairs = [(p.partition("=")[0], p.partition("=")[2] if "=" in p else None) for p in parameter or []]
-    notebook = run_chapter(chapter, out or f"runs/{Path(chapter).stem}", read_parameters(pairs, file))
-    print(f"executed notebook: {notebook}")
+    from simpsons_llm.launch import run_chapter
+    print(f"executed notebook: {run_chapter(chapter, out or f'runs/{Path(chapter).stem}', typed_parameters(parameter, file))}")
+
+
+def typed_parameters(
+    pairs: "list | None", # NAME=VALUE, as `join_parameters` wrote them
+    file: "str | None",   # a YAML file
+) -> dict:                # name -> value
+    "Parameters of a chapter from the command line."
+    from simpsons_llm.launch import read_parameters
+    return read_parameters([(p.partition("=")[0], p.partition("=")[2] if "=" in p else None) for p in pairs or []], file)
+
+
+# %% [markdown]
+# The same chapter on many cards. `launch` starts the ranks; `rank` is what each of them is, and what people with an `mpirun` of their own call; `runs` tells what came of it.
+
+# %%
+#| export
+@app.command()
+def launch(
+    chapter: Annotated[str, CHAPTER],
+    n: Annotated[Optional[int], typer.Option("-n", "--ranks", help="ranks in all; by default one per accelerator of this machine")] = None,
+    out: Annotated[str, typer.Option(help="the run's folder: one executed notebook a rank, and what the job writes")] = "",
+    parameter: Annotated[Optional[List[str]], PARAMETER] = None,
+    file: Annotated[Optional[str], PARAMETERS] = None,
+    launcher: Annotated[str, typer.Option(help="torchrun, mpich, intelmpi, openmpi, slurm; auto: slurm in an allocation, the mpirun on PATH for several hosts, else torchrun")] = "auto",
+    hosts: Annotated[str, typer.Option(help="host names with commas, such as a,b or a:4,b:4; or a hostfile with lines such as: a slots=4")] = "",
+    rsh: Annotated[str, typer.Option(help="program that starts a command on a host, called with the host and the command")] = "ssh",
+    ccl_debug: Annotated[bool, CCL_DEBUG] = False,
+):
+    """Run a chapter once per rank. If one rank fails, all end, and the message says which and why.
+
+    \b
+    simpsons-llm launch -n 4 finetune --out runs/x -p max_steps 100
+    simpsons-llm launch -n 4 finetune --out runs/x --launcher intelmpi -p base_model openlm-research/open_llama_3b
+    simpsons-llm launch -n 8 finetune --out runs/x --hosts node1,node2
+    simpsons-llm launch -n 2 nbs/02_prepare.ipynb --out runs/data"""
+    from simpsons_llm.device import find_device
+    from simpsons_llm.launch import launch as start
+    if n is None:
+        import torch
+        kind = find_device().type
+        if kind == "cpu" or hosts: raise ValueError(f"-n was not given, and {'there is no accelerator to count' if kind == 'cpu' else 'the hosts have not been asked for their cards'}; write -n 2 for two ranks")
+        n = getattr(torch, kind).device_count()
+    notebooks = start(chapter, out or f"runs/{Path(chapter).stem}", n, typed_parameters(parameter, file), launcher, hosts, rsh, ccl_debug)
+    print(f"executed notebooks: {notebooks[0]}" + (f" to {notebooks[-1].name}" if len(notebooks) > 1 else ""))
+
+
+@app.command()
+def rank(
+    chapter: Annotated[str, CHAPTER],
+    notebook: Annotated[str, typer.Argument(help="the executed notebook, with {rank} in its name; its folder is the run's")],
+    parameter: Annotated[Optional[List[str]], PARAMETER] = None,
+    file: Annotated[Optional[str], PARAMETERS] = None,
+    ccl_debug: Annotated[bool, CCL_DEBUG] = False,
+):
+    """Be one rank of a chapter: for an mpirun or srun of your own. `launch` does this for you.
+
+    \b
+    mpirun -n 4 simpsons-llm rank nbs/10_finetune.ipynb runs/x/rank{rank}.ipynb -p max_steps 100
+    srun --kill-on-bad-exit=1 -n 8 simpsons-llm rank finetune runs/x/rank{rank}.ipynb
+    torchrun --no-python --nproc-per-node 4 simpsons-llm rank finetune runs/x/rank{rank}.ipynb"""
+    from simpsons_llm.device import find_ranks
+    from simpsons_llm.launch import run_rank
+    executed = run_rank(chapter, notebook, typed_parameters(parameter, file), ccl_debug)
+    if find_ranks().is_main: print(f"executed notebook: {executed}")
+
+
+@app.command()
+def runs(
+    root: Annotated[str, typer.Argument(help="folder with runs, at any depth")] = "runs",
+    file: Annotated[Optional[str], typer.Option("--json", help="file for the list")] = None,
+):
+    """List runs, newest first: parameters, losses, speed, status.
+
+    \b
+    simpsons-llm runs
+    simpsons-llm runs runs/sweep --json runs.json"""
+    from rich.table import Table
+    from simpsons_llm.launch import list_runs
+    if not Path(root).is_dir(): raise FileNotFoundError(f"no folder at {root}; give a folder that holds runs, or start one: simpsons-llm finetune --run runs/x")
+    rows = list_runs(root)
+    if not rows: print(f"no run in {root}; start one: simpsons-llm finetune --run {root}/x"); return
+    table = Table(box=None)
+    columns = {"run": "run", "status": "status", "base_model": "base", "mode": "mode", "view": "view", "learning_rate": "rate", "world_size": "ranks", "optimizer_steps": "steps", "valid_loss_nats_base": "loss before", "valid_loss_nats_best": "best loss", "best_step": "at step", "tokens_per_s": "tokens/s", "peak_mem_gib": "GiB", "train_s": "time"}
+    for i, name in enumerate(columns.values()): table.add_column(name, justify="left" if i < 5 else "right", overflow="fold")
+    def cell(name, x):
+        if x is None: return "-"
+        if name == "train_s": return format_seconds(x)
+        if not isinstance(x, float): return str(x)
+        return f"{x:.4f}" if "loss" in name else f"{x:.1f}" if x >= 1 else f"{x:g}"
+    for r in rows: table.add_row(*(cell(name, r[name]) for name in columns))
+    print_table(table)
+    write_rows(rows, file)
 
 
 # %% [markdown]
@@ -363,6 +462,42 @@ def bench_costs(
     write_rows(measure(device, only), file)
 
 
+# %%
+#| export
+@bench.command("collectives")
+def bench_collectives(
+    n: Annotated[int, typer.Option("-n", "--ranks", help="ranks to start on this machine; 0: one per accelerator, 2 on a CPU, or those that a launcher started")] = 0,
+    sizes: Annotated[str, typer.Option(help="numbers in an array: auto (powers of 4), seed (1 to 786,432), or a list such as 1,1024,1048576")] = "auto",
+    dtypes: Annotated[str, typer.Option(help="number formats, with commas: float32, bfloat16, float16")] = "float32,bfloat16",
+    warmup: Annotated[int, typer.Option(help="calls before the clock counts, 0 or more")] = 10,
+    repeats: Annotated[int, typer.Option(help="calls that are timed, 1 or more")] = 10,
+    device: Annotated[str, typer.Option(help="xpu, cuda or cpu; auto: the best there is")] = "auto",
+    backend: Annotated[str, typer.Option(help="xccl, ccl, nccl or gloo; auto: the one for the device")] = "auto",
+    file: Annotated[Optional[str], typer.Option("--json", help="file for the results")] = None,
+    plot: Annotated[Optional[str], typer.Option(help="file for the picture, such as collectives.png")] = None,
+):
+    """Broadcast, all-reduce, all-gather and reduce-scatter between ranks: time, bandwidth, and whether every answer is right.
+
+    \b
+    simpsons-llm bench collectives -n 2
+    simpsons-llm bench collectives --sizes seed --json collectives.json --plot collectives.png
+    simpsons-llm bench collectives -n 4 --device cpu --sizes 1,1024,1048576 --dtypes float32
+    mpirun -n 2 simpsons-llm bench collectives"""
+    from rich.table import Table
+    from simpsons_llm.collectives import CollectivesConfig, in_bytes, measure, plot_bandwidth
+    from simpsons_llm.device import find_ranks
+    rows = measure(CollectivesConfig(sizes=sizes, dtypes=dtypes, warmup=warmup, repeats=repeats, device=device, backend=backend), n)
+    if not find_ranks().is_main: return
+    table = Table(box=None, title=f"{rows[0]['world_size']} ranks, {rows[0]['backend']}, {rows[0]['device']}; median of {repeats} calls, every answer right")
+    for name in ("", "numbers", "size", "µs", "fastest", "slowest", "algorithm GB/s", "bus GB/s"): table.add_column(name, justify="right" if name else "left", overflow="fold")
+    for r in rows:
+        if r["seconds"] is None: table.add_row(f"{r['op']}, {r['dtype']}: {r['note']}")
+        else: table.add_row(f"{r['op']}, {r['dtype']}", f"{r['elements']:,}", in_bytes(r["bytes"]), *(f"{r[k]*1e6:,.1f}" for k in ("seconds", "min_s", "max_s")), *(f"{r[k]:.3g}" for k in ("algorithm_gb_per_s", "bus_gb_per_s")))
+    print_table(table)
+    write_rows(rows, file)
+    if plot: plot_bandwidth(rows, file=plot); print(f"picture: {plot}")
+
+
 # %% [markdown]
 # ## One sentence for what was given wrongly
 #
@@ -370,22 +505,6 @@ def bench_costs(
 
 # %%
 #| export
-EXPECTED = (ValueError, TypeError, FileNotFoundError, PermissionError, ConnectionError)
-
-
-def on_purpose(
-    error: BaseException, # what was raised
-) -> bool:                # True: the user's input is at fault, and the message says how
-    "Was this error raised by the book's own code, to say what was given wrongly?"
-    if hasattr(error, "ename"):  # from a notebook: only the class's name is left
-        kind = getattr(builtins, error.ename, Exception)
-        return issubclass(kind, OSError) or issubclass(kind, EXPECTED) and "raise " in error.line
-    frames = traceback.extract_tb(error.__traceback__)
-    own = Path(simpsons_llm.__file__).parent.resolve()
-    if isinstance(error, OSError): return True  # a file, a folder or a network, whoever noticed
-    return isinstance(error, EXPECTED) and bool(frames) and Path(frames[-1].filename).resolve().is_relative_to(own) and "raise " in (frames[-1].line or "")
-
-
 def join_parameters(
     argv: list, # words of the command line
 ) -> list:      # the same with `-p NAME VALUE` written as `-p NAME=VALUE`
@@ -410,8 +529,9 @@ def main(
     except KeyboardInterrupt: print("interrupted", file=sys.stderr); code = 130
     except Exception as e:
         if debug: traceback.print_exc()
-        if on_purpose(e): print(f"error: {e}", file=sys.stderr); code = 2
-        else: print(f"unexpected {type(e).__name__}: {e}" + ("" if debug else "; add --debug for the traceback"), file=sys.stderr); code = 1
+        code = exit_code(e)
+        if code == 2 or isinstance(e, JobError): print(f"error: {e}", file=sys.stderr)
+        else: print(f"unexpected {type(e).__name__}: {e}" + ("" if debug else "; add --debug for the traceback"), file=sys.stderr)
     if argv is None: sys.exit(code)
     return code or 0
 

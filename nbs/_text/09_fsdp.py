@@ -1,0 +1,183 @@
+# %%
+#| default_exp fsdp
+
+# %% [markdown]
+# # Models in parts
+#
+# > When a model does not fit on one device, each rank holds a part of it: FSDP, through accelerate, with checkpoints that any number of ranks can read.
+#
+# With DDP every rank holds the whole model, and only gradients travel. For an adapter that is right: what is trained is small. In full fine-tuning each parameter needs 16 bytes (fp32 weight, gradient, and the two averages of AdamW), so 3 billion parameters ask for 48 GB before the first activation. *Fully sharded data parallel* cuts every parameter into as many parts as there are ranks. Before a layer computes, its parts are gathered (all-gather); afterwards they are dropped again; its gradients are summed so that each rank keeps the sum of its own part only (reduce-scatter). The optimizer then works on parts.
+#
+# The work is done by PyTorch's `fully_shard` ("FSDP2"), which accelerate calls for the Trainer. Two things are added here: the same on CPU ranks, where it can be tried and tested without a GPU, and checkpoints in the one form that a single process, DDP and FSDP all read.
+
+# %%
+#| export
+import os
+from pathlib import Path
+
+from simpsons_llm.distributed import group_ranks
+from simpsons_llm.job import require
+
+# %%
+#| hide
+import pandas as pd
+
+from simpsons_llm.distributed import start_ranks
+
+# %% [markdown]
+# ## Parts and wholes
+#
+# A parameter in parts is a `DTensor`: it has the shape of the whole, and holds a slice. To put it together, all ranks must take part; to cut one's own slice out of a whole that every rank has read from disk, nobody has to.
+
+# %%
+#| export
+def whole(
+    tensor, # a tensor, in parts or not
+):          # the whole of it, on the CPU
+    "Put a tensor together. All ranks must call it."
+    from torch.distributed.tensor import DTensor
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
+
+
+def share_of(
+    tensor,  # a whole tensor, the same on all ranks
+    like,    # a tensor that may be in parts
+):           # `tensor` in the same parts as `like`
+    "This rank's part of a whole. Nothing is sent."
+    from torch.distributed.tensor import DTensor, distribute_tensor
+    if not isinstance(like, DTensor) or tensor.shape != like.shape: return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def gather_weights(
+    model, # a model whose parameters are in parts
+    keep,  # parameter name -> whether it is wanted
+) -> dict: # name -> whole tensor, on the CPU; {} on all ranks but the first
+    "Weights of a sharded model, put together one by one. All ranks must call it."
+    main, out, seen = group_ranks().is_main, {}, {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not keep(name): continue
+        if id(tensor) not in seen: seen[id(tensor)] = _kept(tensor, main)  # a tied weight is gathered once, and stays one tensor
+        if main: out[name] = seen[id(tensor)]
+    return out
+
+
+def _kept(tensor, main):
+    "The whole on rank 0; None on the others, which only help to gather it."
+    t = whole(tensor)
+    return t if main else None
+
+
+def load_weights(
+    model,  # a model, in parts or not
+    folder, # a checkpoint: model*.safetensors or adapter_model.safetensors
+):
+    "Copy a checkpoint's weights into a model; each rank takes its part. ValueError if one has no home."
+    import torch
+    from safetensors.torch import load_file
+    folder, saved = Path(folder), {}
+    adapter = folder/"adapter_model.safetensors"
+    for f in [adapter] if adapter.is_file() else sorted(folder.glob("model*.safetensors")): saved |= load_file(f)
+    require(saved, f"{folder} holds no weights; expected model.safetensors or adapter_model.safetensors")
+    mine = model.state_dict()
+    if adapter.is_file():  # PEFT leaves the adapter's name out: lora_A.weight for lora_A.default.weight, lora_magnitude_vector for lora_magnitude_vector.default.weight
+        named = {k.replace(f".{model.active_adapter}.weight", ".weight").replace("lora_magnitude_vector.weight", "lora_magnitude_vector"): k for k in mine if "lora_" in k}
+        saved = {named.get(k, k): v for k, v in saved.items()}
+    homeless = [name for name in saved if name not in mine]
+    require(not homeless, f"{folder} has weights without a home in this model, such as {homeless[:1]}; it was saved from another model or with other settings")
+    with torch.no_grad():
+        for name, tensor in saved.items(): mine[name].copy_(share_of(tensor.to(mine[name].dtype), mine[name]))
+
+
+# %% [markdown]
+# ## The Trainer's part
+#
+# accelerate shards for accelerators only; on CPU ranks it would quietly train with DDP. Telling it otherwise is three assignments, after which everything is the same code. The checkpoint methods write whole tensors under the names that the Trainer uses without FSDP: `model.safetensors` or the adapter's file, `optimizer.pt`, `scheduler.pt`. They are gathered tensor by tensor, so that rank 0 needs the room of one model in its machine's memory, not each rank that of one on its card.
+
+# %%
+#| export
+def fsdp_arguments() -> dict: # keyword arguments for transformers.TrainingArguments
+    "FSDP2, one part for each decoder layer."
+    return {"fsdp": True, "fsdp_config": {"fsdp_version": 2, "version": 2, "state_dict_type": "FULL_STATE_DICT", "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
+
+
+def sharded_trainer(
+    trainer: type, # transformers.Trainer or a subclass
+) -> type:         # a subclass; without FSDP it behaves as before
+    "A Trainer whose sharded checkpoints are those of an unsharded one, and which shards on CPU ranks too."
+    import torch
+
+    class ShardedTrainer(trainer):
+        def create_accelerator_and_postprocess(self):
+            super().create_accelerator_and_postprocess()
+            from accelerate.state import DistributedType, PartialState
+            state = self.accelerator.state
+            if not self.args.fsdp or state.distributed_type != DistributedType.MULTI_CPU: return
+            from accelerate.utils import FullyShardedDataParallelPlugin
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            if state.mixed_precision != "no": state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
+            state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            self.is_fsdp_enabled = True
+
+        def save_model(self, output_dir=None, _internal_call=False):
+            if not self.is_fsdp_enabled: return super().save_model(output_dir, _internal_call)
+            adapter = hasattr(self.model, "get_base_model")
+            weights = gather_weights(self.model, lambda name: not adapter or "lora_" in name)
+            if self.args.should_save: self._save(output_dir or self.args.output_dir, state_dict=weights)
+
+        def _save_optimizer_and_scheduler(self, output_dir):
+            if not self.is_fsdp_enabled: return super()._save_optimizer_and_scheduler(output_dir)
+            state, main = self.optimizer.state_dict(), self.args.should_save
+            state["state"] = {i: {k: _kept(v, main) if torch.is_tensor(v) else v for k, v in s.items()} for i, s in state["state"].items()}
+            if main:
+                torch.save(state, os.path.join(output_dir, "optimizer.pt"))
+                torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, "scheduler.pt"))
+
+        def _load_from_checkpoint(self, checkpoint, model=None):
+            if not self.is_fsdp_enabled: return super()._load_from_checkpoint(checkpoint, model)
+            load_weights(model or self.model, checkpoint)
+
+        def _load_best_model(self):
+            if not self.is_fsdp_enabled: return super()._load_best_model()
+            load_weights(self.model, self.state.best_model_checkpoint)
+
+        def _load_optimizer_and_scheduler(self, checkpoint):
+            if not self.is_fsdp_enabled or checkpoint is None: return super()._load_optimizer_and_scheduler(checkpoint)
+            state = torch.load(os.path.join(checkpoint, "optimizer.pt"), map_location="cpu", weights_only=True, mmap=True)
+            mine = [p for g in self.optimizer.param_groups for p in g["params"]]
+            state["state"] = {i: {k: share_of(v, mine[i]) if torch.is_tensor(v) else v for k, v in s.items()} for i, s in state["state"].items()}
+            self.optimizer.load_state_dict(state)
+            self.lr_scheduler.load_state_dict(torch.load(os.path.join(checkpoint, "scheduler.pt"), weights_only=True))
+
+    return ShardedTrainer
+
+
+# %% [markdown]
+# What each of two ranks holds of a small model before and after it is cut, and that the whole comes back:
+
+# %% tags=["example"]
+said = start_ranks("""
+    join_group(ranks, find_device("cpu"))
+    import torch
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.device_mesh import init_device_mesh
+    from simpsons_llm.fsdp import gather_weights, share_of, whole
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.Linear(128, 32))
+    before = {k: v.detach().clone() for k, v in model.named_parameters()}
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in model: fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    held = sum(p.to_local().numel() for p in model.parameters())
+    back = all(torch.equal(whole(p), before[k]) for k, p in model.named_parameters())
+    cut = all(torch.equal(share_of(before[k], p).to_local(), p.to_local()) for k, p in model.named_parameters())
+    names = len(gather_weights(model, lambda name: name.endswith("weight")))
+    print(sum(v.numel() for v in before.values()), held, back, cut, names)""")
+pd.DataFrame([s.split() for s in said], columns=["numbers in all", "held by this rank", "the whole comes back", "parts are the same", "weights gathered"]).rename_axis("rank")
+
+# %% tags=["check"]
+assert [s.split()[2:] for s in said] == [["True", "True", "2"], ["True", "True", "0"]]
+assert all(int(s.split()[1])*2 == int(s.split()[0]) for s in said)
+
+# %% [markdown]
+# That a run with FSDP gives the losses of a run without, and that the checkpoints of either are resumed by the other, is tested with the job of the next chapters, whose trainer this is.
