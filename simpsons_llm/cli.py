@@ -450,7 +450,9 @@ def main(
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     try: code = app(join_parameters([w for w in words if w != "--debug"]), standalone_mode=True)
-    except SystemExit as e: code = e.code
+    except SystemExit as e:
+        code = e.code
+        if code == 130: print("interrupted", file=sys.stderr)  # typer made this of a KeyboardInterrupt
     except KeyboardInterrupt: print("interrupted", file=sys.stderr); code = 130
     except Exception as e:
         if debug: traceback.print_exc()

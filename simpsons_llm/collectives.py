@@ -222,7 +222,7 @@ def on_ranks(
     "Start ranks on this machine and let each call a function."
     require(n >= 2, f"{n} ranks were asked for; expected 2 or more, since one has nobody to talk to")
     with tempfile.TemporaryDirectory() as folder, open(Path(folder)/"errors", "w+") as errors:
-        program = "from simpsons_llm.collectives import answer_rank; answer_rank()"
+        program = "import simpsons_llm.collectives as ours; ours.answer_rank()"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), "--no-python", sys.executable, "-c", program, folder, function, json.dumps(arguments)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env={"OMP_NUM_THREADS": "1", **os.environ}) as process:
             for line in process.stdout: print(line, end="", flush=True)

@@ -23,7 +23,7 @@ from .batches import RankBatches, accumulation_steps, share_loader
 from .cost import Recipe, require_room, with_time
 from .device import complete_env, find_device, find_ipex, find_ranks, load_ipex, peak_memory_gib, reset_peak_memory, set_threads, synchronize
 from .distributed import gather, join_group, main_first, rank_env, total
-from .fsdp import fsdp_arguments, gather_weights, sharded_trainer
+from .fsdp import fsdp_arguments, gather_weights, load_weights, sharded_trainer
 from .evaluate import collator, heldout_loss, token_losses
 from .job import JobConfig, Progress, append_jsonl, format_seconds, open_folder, provenance, read_json, read_jsonl, require, same_parameters, set_aside, write_json, write_text
 from .model import QUANTIZATIONS, add_adapter, find_base, load_base, load_config, load_tokenizer, save_adapter, save_model, shape_of, trainable_parameters
@@ -148,7 +148,6 @@ def make_trainer(
     lengths = [1]*len(train) if isinstance(train, PackedRows) else [len(s.input_ids) for s in train]
     batches = RankBatches(lengths, arguments.per_device_train_batch_size*arguments.gradient_accumulation_steps*arguments.world_size, arguments.per_device_train_batch_size,
                           arguments.process_index, arguments.world_size, arguments.seed, grouped)
-    optimizer = lora_plus(model, arguments, lora_plus_ratio) if lora_plus_ratio != 1 else None
 
     class ScriptTrainer(sharded_trainer(Trainer)):
         real_tokens = learned_tokens = own_tokens = earlier_tokens = 0
@@ -156,8 +155,9 @@ def make_trainer(
         def get_train_dataloader(self): return share_loader(items, self.data_collator, batches, arguments.dataloader_pin_memory)
 
         def create_optimizer(self, *given):
+            if lora_plus_ratio != 1 and self.optimizer is None: self.optimizer = lora_plus(self.model, arguments, lora_plus_ratio)
             made = super().create_optimizer(*given)
-            if use_ipex: self.model, self.optimizer = with_ipex(self.model, self.optimizer); self.model_wrapped = self.model; made = self.optimizer
+            if use_ipex: with_ipex(self.model, self.optimizer)
             return made
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -178,7 +178,8 @@ def make_trainer(
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
 
-    trainer = ScriptTrainer(model=model, args=arguments, train_dataset=items, eval_dataset=[items[0]], data_collator=collator(model, pad_id), callbacks=list(callbacks), optimizers=(optimizer, None))
+    trainer = ScriptTrainer(model=model, args=arguments, train_dataset=items, eval_dataset=[items[0]], data_collator=collator(model, pad_id), callbacks=list(callbacks))
+    trainer.steps_per_epoch = math.ceil(len(items)/batches.sizes[0])
     trainer.model_accepts_loss_kwargs = trainer.loss_is_scaled_for_ga = True  # the loss above is already that of the global batch
     return trainer
 
@@ -186,9 +187,9 @@ def make_trainer(
 def with_ipex(
     model,     # the model, before it is wrapped for several ranks
     optimizer, # its optimizer
-):             # (model, optimizer), prepared
-    "Let Intel's extension prepare a model for training, in its own number type and with weights in their ordinary layout."
-    return load_ipex().optimize(model.train(), optimizer=optimizer, dtype=next(model.parameters()).dtype, inplace=True, weights_prepack=False)
+):             # (model, optimizer), prepared in place
+    "Let Intel's extension prepare a model for training; number types and the layout of weights stay as they are."
+    return load_ipex().optimize(model.train(), optimizer=optimizer, inplace=True, weights_prepack=False)
 
 
 def lora_plus(
@@ -216,7 +217,7 @@ def training_arguments(
     steps = config.max_steps or math.ceil(s["epochs"]*math.ceil(samples/s["global_batch_size"]))
     every = min(s["eval_steps"] or max(1, math.ceil(steps/4)), steps)
     known = {f.name for f in fields(TrainingArguments)}  # a name differs between versions
-    recompute = {"activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing": True} if config.gradient_checkpointing else {}
+    recompute = {"activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing": True} if config.gradient_checkpointing and not sharded else {}
     arguments = TrainingArguments(
         output_dir=str(Path(config.run)/"checkpoints"), max_steps=steps, per_device_train_batch_size=s["micro_batch_size"], per_device_eval_batch_size=s["micro_batch_size"],
         gradient_accumulation_steps=accumulation, learning_rate=s["learning_rate"], lr_scheduler_type="linear", warmup_steps=min(int(s["warmup_ratio"]*steps), steps - 1),
@@ -224,7 +225,7 @@ def training_arguments(
         eval_strategy="steps", eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=config.save_total_limit, load_best_model_at_end=True,
         metric_for_best_model="eval_loss", greater_is_better=False, logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False, remove_unused_columns=False,
         report_to=config.trackers, run_name=Path(config.run).name, disable_tqdm=True,
-        dataloader_pin_memory=device.type != "cpu", ddp_find_unused_parameters=False, **recompute, **(fsdp_arguments() if sharded else {}))
+        dataloader_pin_memory=device.type != "cpu", ddp_find_unused_parameters=False, **recompute, **(fsdp_arguments(config.gradient_checkpointing) if sharded else {}))
     if world_size == 1: arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: never DataParallel
     return arguments
 
@@ -262,7 +263,7 @@ def make_reporter(
             if not row: return
             t = self.trainer
             if "train_loss_nats" in row: row |= {"real_tokens": t.real_tokens, "learned_tokens": t.learned_tokens, "step_s": round(self.step_s, 4)}
-            if show: append_jsonl(run/"metrics.jsonl", {"step": state.global_step, "epoch": round(state.epoch or 0, 4), **row})
+            if show: append_jsonl(run/"metrics.jsonl", {"step": state.global_step, "epoch": round(state.global_step/t.steps_per_epoch, 4), **row})
             if "valid_loss_nats" in row:
                 if show: print(f"step {state.global_step}: held-out loss {row['valid_loss_nats']:.4f} nats per token", flush=True)
             elif "train_loss_nats" in row:
@@ -540,7 +541,9 @@ def measure(
         reset_peak_memory(job.device); clock["start"] = time.perf_counter()
     if job.sharded: job.reporter.before = before  # such a model is spread over the devices only when the trainer begins
     else: before()                                # a checkpoint is not loaded yet, so this is the base
-    if resumed >= trainer.args.max_steps: load_best(run, trainer, resumed)  # only the closing was missing
+    if resumed >= trainer.args.max_steps:  # only the closing was missing
+        if job.sharded: before()
+        load_best(run, trainer, resumed)
     else: trainer.train(resume_from_checkpoint=job.config.resume or None)
     speed = {"tokens_per_s": trainer.real_tokens/max(job.reporter.step_s, 1e-9), "peak_mem_gib": peak_memory_gib(job.device), "train_s": time.perf_counter() - clock["start"]}
     best_step, best = int(str(trainer.state.best_model_checkpoint).rsplit("-", 1)[1]), job.score("valid")
@@ -636,8 +639,8 @@ def load_best(
     from transformers import TrainerState
     trainer.state = TrainerState.load_from_json(str(run/"checkpoints"/f"checkpoint-{step}"/"trainer_state.json"))
     best = run/"checkpoints"/Path(trainer.state.best_model_checkpoint).name
-    if trainer.args.device.type != trainer.model.device.type: trainer.model.to(trainer.args.device)
-    if base_of(trainer.model) is not trainer.model: trainer.model.load_adapter(str(best), trainer.model.active_adapter, is_trainable=True)
+    if trainer.is_fsdp_enabled: trainer.shard(); load_weights(trainer.model, best)
+    elif base_of(trainer.model) is not trainer.model: trainer.model.load_adapter(str(best), trainer.model.active_adapter, is_trainable=True)
     else: trainer.model.load_state_dict(type(trainer.model).from_pretrained(best, dtype=trainer.model.dtype).state_dict())
 
 # %% ../nbs/10_finetune.ipynb #10-51

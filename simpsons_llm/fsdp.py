@@ -71,9 +71,12 @@ def load_weights(
         for name, tensor in saved.items(): mine[name].copy_(share_of(tensor.to(mine[name].dtype), mine[name]))
 
 # %% ../nbs/09_fsdp.ipynb #09-07
-def fsdp_arguments() -> dict: # keyword arguments for transformers.TrainingArguments
-    "FSDP2, one part for each decoder layer."
-    return {"fsdp": True, "fsdp_config": {"fsdp_version": 2, "version": 2, "state_dict_type": "FULL_STATE_DICT", "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
+def fsdp_arguments(
+    recompute: bool = False, # compute activations again instead of keeping them
+) -> dict: # keyword arguments for transformers.TrainingArguments
+    "FSDP2, one part for each decoder layer; gradients are cut after each micro-batch, so that no rank holds whole ones."
+    return {"fsdp": True, "fsdp_config": {"fsdp_version": 2, "version": 2, "state_dict_type": "FULL_STATE_DICT", "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", **({"activation_checkpointing": True} if recompute else {})},
+            "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}}
 
 
 def sharded_trainer(
@@ -87,12 +90,19 @@ def sharded_trainer(
             super().create_accelerator_and_postprocess()
             from accelerate.state import DistributedType, PartialState
             state = self.accelerator.state
-            if not self.args.fsdp or state.distributed_type != DistributedType.MULTI_CPU: return
-            from accelerate.utils import FullyShardedDataParallelPlugin
-            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
-            if state.mixed_precision != "no": state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
-            state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-            self.is_fsdp_enabled = True
+            if not self.args.fsdp: return
+            if state.distributed_type == DistributedType.MULTI_CPU:
+                from accelerate.utils import FullyShardedDataParallelPlugin
+                state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+                state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+                self.is_fsdp_enabled = True
+            if self.args.bf16:
+                from torch.distributed.fsdp import MixedPrecisionPolicy
+                state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+
+        def shard(self):
+            "Spread the model now, for work before or without training."
+            self.model = self.model_wrapped = self.accelerator.prepare(self.model)
 
         def save_model(self, output_dir=None, _internal_call=False):
             if not self.is_fsdp_enabled: return super().save_model(output_dir, _internal_call)

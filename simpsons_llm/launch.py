@@ -450,9 +450,9 @@ def launch_commands(
         root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if hasattr(os, "geteuid") and os.geteuid() == 0 else {}
         return [(["mpirun", "-n", str(n), "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none", *where, *carried, *program], root)]
     if launcher in ("mpich", "intelmpi"):
-        per_host = [x for h, k in hosts for x in (":", "-host" if launcher == "intelmpi" else "-hosts", h, "-n", str(k), *program)][1:]
-        ways = {"I_MPI_PIN": "0", "I_MPI_HYDRA_BOOTSTRAP_EXEC": rsh} if launcher == "intelmpi" else {}
-        return [(["mpirun", *(["-launcher-exec", rsh] if hosts and launcher == "mpich" else []), *(per_host or ["-n", str(n), *program])], ways)]
+        if launcher == "mpich": return [(["mpirun", *(["-launcher-exec", rsh, "-hosts", ",".join(f"{h}:{k}" for h, k in hosts)] if hosts else []), "-n", str(n), *program], {})]
+        per_host = [x for h, k in hosts for x in (":", "-host", h, "-n", str(k), *program)][1:]
+        return [(["mpirun", *(per_host or ["-n", str(n), *program])], {"I_MPI_PIN": "0", **({"I_MPI_HYDRA_BOOTSTRAP": "ssh", "I_MPI_HYDRA_BOOTSTRAP_EXEC": rsh} if hosts else {})})]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--no-python"]
     if not hosts: return [([*torchrun, "--standalone", "--nproc-per-node", str(n), *program], {})]
     require(len({k for _, k in hosts}) == 1, "torchrun wants the same number of ranks on every host; give them alike, or use an MPI")
@@ -526,7 +526,7 @@ def launch(
         for p in started: p.poll() is None and p.kill()
         left = end_processes(job, 5)
     notebooks = sorted(out.glob("rank*.ipynb"), key=lambda p: int(re.sub(r"\D", "", p.stem) or 0))
-    if code or left: raise JobError(out, code, launcher)
+    if code or left: raise JobError(out, code, launcher, n)
     require(len(notebooks) == n, f"{n} ranks were started by {launcher}, but {len(notebooks)} notebooks are in {out}; every rank must see this folder")
     return notebooks
 
@@ -556,17 +556,21 @@ class JobError(RuntimeError):
         out: Path,     # the run's folder
         code: int,     # the launcher's exit code
         launcher: str, # its name
+        n: int,        # ranks that were started
     ):
-        reports = sorted(map(read_json, out.glob(".failed-*.json")), key=lambda r: (r["follows"] or r["status"] == "interrupted", r["time"]))
+        told = list(map(read_json, out.glob(".failed-*.json")))
+        reports = sorted((r for r in told if r["status"] == "failed"), key=lambda r: (r["follows"], r["time"]))
+        silent = sorted(set(range(n)) - {r["rank"] for r in told})
         tail = (out/"launcher.log").read_text(encoding="utf8", errors="replace").strip().splitlines()[-15:]
         if reports: message = reports[0]["error"]
+        elif told and len(silent) == 1: message = f"rank {silent[0]} ended without a word, so somebody killed it, or the system did because memory ran out (see dmesg)"
         else: message = "\n".join([f"{launcher} ended with exit code {code} and no rank said why: one was killed, or could not start; its last words:", *tail])
         say_failed(out, message)
         super().__init__(f"{message}; all ranks were ended")
         self.code = reports[0]["code"] if reports else 1
         for p in out.glob(".failed-*.json"): p.unlink(missing_ok=True)
 
-# %% ../nbs/13_launch.ipynb #13-47
+# %% ../nbs/13_launch.ipynb #13-51
 def list_runs(
     root="runs", # folder that holds runs, at any depth
 ) -> list:       # one dict a run, newest first; runs without a readable summary say so

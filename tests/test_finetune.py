@@ -59,8 +59,8 @@ def test_micro_batches_give_the_same_as_one_batch(data, tmp_path):
 
 def test_packed_batches_give_the_same_as_padded_ones(data, tmp_path, monkeypatch):
     "The same order of samples, end to end and filled up: the same losses and adapter."
-    from simpsons_llm.finetune import training_arguments
-    monkeypatch.setattr("simpsons_llm.finetune.training_arguments", lambda *args: training_arguments(*args[:4], False))
+    from simpsons_llm.finetune import make_trainer
+    monkeypatch.setattr("simpsons_llm.finetune.make_trainer", lambda *args: make_trainer(*args[:7], False))
     for packing in ("none", "flat"):
         finetune(FinetuneConfig(data=data, run=str(tmp_path/packing), packing=packing, global_batch_size=4, micro_batch_size=2, max_steps=4, eval_steps=4, **TINY))
     same(tmp_path/"none", tmp_path/"flat", 1e-5)

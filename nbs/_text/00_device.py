@@ -783,7 +783,7 @@ def load_ipex(): # the module; ValueError where it may not be imported, or dies 
     if not ok: raise ValueError(f"use_ipex was given, but intel-extension-for-pytorch cannot be used: {why}")
     try: import intel_extension_for_pytorch
     except (Exception, SystemExit) as e:  # it does not die of ImportError alone
-        raise ValueError(f"use_ipex was given, but importing intel-extension-for-pytorch failed with {type(e).__name__}: {str(e)[:200]}; leave use_ipex out") from None
+        raise ValueError(f"use_ipex was given, but importing intel-extension-for-pytorch failed with {type(e).__name__}: {str(e)[:200]}; version 2.8 needs transformers below 5.24; or leave use_ipex out") from None
     return intel_extension_for_pytorch
 
 

@@ -232,7 +232,7 @@ def start_ranks(
 ) -> list:                 # what each rank printed, on one line
     "Run a piece of code once per rank, each in a process of its own on this machine's CPU."
     import subprocess, textwrap
-    program = "from simpsons_llm.distributed import *\nfrom simpsons_llm.device import *\nranks = find_ranks(); rank_env(ranks)\n" + textwrap.dedent(code)
+    program = "import importlib\nfor m in ('device', 'distributed'): globals().update(vars(importlib.import_module('simpsons_llm.' + m)))\nranks = find_ranks(); rank_env(ranks)\n" + textwrap.dedent(code)
     shared = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     started = [subprocess.Popen([sys.executable, "-c", program], env={**os.environ, **shared, "RANK": str(r), "LOCAL_RANK": str(r)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for r in range(world_size)]
     try: said = [p.communicate(timeout=timeout_s) for p in started]

@@ -238,6 +238,8 @@ def isolated_attention(
     import torch
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
     if cu_seq_lens_q is None: return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+    if torch.is_autocast_enabled(query.device.type):  # rotary positions make fp32 of queries and keys, which the kernel for all sequences would not take
+        query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
     groups = query.shape[1]//key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     kernel = varlen_kernel(query) if not dropout else None

@@ -76,7 +76,7 @@ from simpsons_llm.batches import RankBatches, accumulation_steps, share_loader
 from simpsons_llm.cost import Recipe, require_room, with_time
 from simpsons_llm.device import complete_env, find_device, find_ipex, find_ranks, load_ipex, peak_memory_gib, reset_peak_memory, set_threads, synchronize
 from simpsons_llm.distributed import gather, join_group, main_first, rank_env, total
-from simpsons_llm.fsdp import fsdp_arguments, gather_weights, sharded_trainer
+from simpsons_llm.fsdp import fsdp_arguments, gather_weights, load_weights, sharded_trainer
 from simpsons_llm.evaluate import collator, heldout_loss, token_losses
 from simpsons_llm.job import JobConfig, Progress, append_jsonl, format_seconds, open_folder, provenance, read_json, read_jsonl, require, same_parameters, set_aside, write_json, write_text
 from simpsons_llm.model import QUANTIZATIONS, add_adapter, find_base, load_base, load_config, load_tokenizer, save_adapter, save_model, shape_of, trainable_parameters
@@ -246,7 +246,6 @@ def make_trainer(
     lengths = [1]*len(train) if isinstance(train, PackedRows) else [len(s.input_ids) for s in train]
     batches = RankBatches(lengths, arguments.per_device_train_batch_size*arguments.gradient_accumulation_steps*arguments.world_size, arguments.per_device_train_batch_size,
                           arguments.process_index, arguments.world_size, arguments.seed, grouped)
-    optimizer = lora_plus(model, arguments, lora_plus_ratio) if lora_plus_ratio != 1 else None
 
     class ScriptTrainer(sharded_trainer(Trainer)):
         real_tokens = learned_tokens = own_tokens = earlier_tokens = 0
@@ -254,8 +253,9 @@ def make_trainer(
         def get_train_dataloader(self): return share_loader(items, self.data_collator, batches, arguments.dataloader_pin_memory)
 
         def create_optimizer(self, *given):
+            if lora_plus_ratio != 1 and self.optimizer is None: self.optimizer = lora_plus(self.model, arguments, lora_plus_ratio)
             made = super().create_optimizer(*given)
-            if use_ipex: self.model, self.optimizer = with_ipex(self.model, self.optimizer); self.model_wrapped = self.model; made = self.optimizer
+            if use_ipex: with_ipex(self.model, self.optimizer)
             return made
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -276,7 +276,8 @@ def make_trainer(
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
 
-    trainer = ScriptTrainer(model=model, args=arguments, train_dataset=items, eval_dataset=[items[0]], data_collator=collator(model, pad_id), callbacks=list(callbacks), optimizers=(optimizer, None))
+    trainer = ScriptTrainer(model=model, args=arguments, train_dataset=items, eval_dataset=[items[0]], data_collator=collator(model, pad_id), callbacks=list(callbacks))
+    trainer.steps_per_epoch = math.ceil(len(items)/batches.sizes[0])
     trainer.model_accepts_loss_kwargs = trainer.loss_is_scaled_for_ga = True  # the loss above is already that of the global batch
     return trainer
 
@@ -284,9 +285,9 @@ def make_trainer(
 def with_ipex(
     model,     # the model, before it is wrapped for several ranks
     optimizer, # its optimizer
-):             # (model, optimizer), prepared
-    "Let Intel's extension prepare a model for training, in its own number type and with weights in their ordinary layout."
-    return load_ipex().optimize(model.train(), optimizer=optimizer, dtype=next(model.parameters()).dtype, inplace=True, weights_prepack=False)
+):             # (model, optimizer), prepared in place
+    "Let Intel's extension prepare a model for training; number types and the layout of weights stay as they are."
+    return load_ipex().optimize(model.train(), optimizer=optimizer, inplace=True, weights_prepack=False)
 
 
 def lora_plus(
@@ -319,7 +320,7 @@ def training_arguments(
     steps = config.max_steps or math.ceil(s["epochs"]*math.ceil(samples/s["global_batch_size"]))
     every = min(s["eval_steps"] or max(1, math.ceil(steps/4)), steps)
     known = {f.name for f in fields(TrainingArguments)}  # a name differs between versions
-    recompute = {"activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing": True} if config.gradient_checkpointing else {}
+    recompute = {"activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing": True} if config.gradient_checkpointing and not sharded else {}
     arguments = TrainingArguments(
         output_dir=str(Path(config.run)/"checkpoints"), max_steps=steps, per_device_train_batch_size=s["micro_batch_size"], per_device_eval_batch_size=s["micro_batch_size"],
         gradient_accumulation_steps=accumulation, learning_rate=s["learning_rate"], lr_scheduler_type="linear", warmup_steps=min(int(s["warmup_ratio"]*steps), steps - 1),
@@ -327,7 +328,7 @@ def training_arguments(
         eval_strategy="steps", eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=config.save_total_limit, load_best_model_at_end=True,
         metric_for_best_model="eval_loss", greater_is_better=False, logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False, remove_unused_columns=False,
         report_to=config.trackers, run_name=Path(config.run).name, disable_tqdm=True,
-        dataloader_pin_memory=device.type != "cpu", ddp_find_unused_parameters=False, **recompute, **(fsdp_arguments() if sharded else {}))
+        dataloader_pin_memory=device.type != "cpu", ddp_find_unused_parameters=False, **recompute, **(fsdp_arguments(config.gradient_checkpointing) if sharded else {}))
     if world_size == 1: arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: never DataParallel
     return arguments
 
@@ -384,7 +385,7 @@ def make_reporter(
             if not row: return
             t = self.trainer
             if "train_loss_nats" in row: row |= {"real_tokens": t.real_tokens, "learned_tokens": t.learned_tokens, "step_s": round(self.step_s, 4)}
-            if show: append_jsonl(run/"metrics.jsonl", {"step": state.global_step, "epoch": round(state.epoch or 0, 4), **row})
+            if show: append_jsonl(run/"metrics.jsonl", {"step": state.global_step, "epoch": round(state.global_step/t.steps_per_epoch, 4), **row})
             if "valid_loss_nats" in row:
                 if show: print(f"step {state.global_step}: held-out loss {row['valid_loss_nats']:.4f} nats per token", flush=True)
             elif "train_loss_nats" in row:
@@ -726,7 +727,9 @@ def measure(
         reset_peak_memory(job.device); clock["start"] = time.perf_counter()
     if job.sharded: job.reporter.before = before  # such a model is spread over the devices only when the trainer begins
     else: before()                                # a checkpoint is not loaded yet, so this is the base
-    if resumed >= trainer.args.max_steps: load_best(run, trainer, resumed)  # only the closing was missing
+    if resumed >= trainer.args.max_steps:  # only the closing was missing
+        if job.sharded: before()
+        load_best(run, trainer, resumed)
     else: trainer.train(resume_from_checkpoint=job.config.resume or None)
     speed = {"tokens_per_s": trainer.real_tokens/max(job.reporter.step_s, 1e-9), "peak_mem_gib": peak_memory_gib(job.device), "train_s": time.perf_counter() - clock["start"]}
     best_step, best = int(str(trainer.state.best_model_checkpoint).rsplit("-", 1)[1]), job.score("valid")
@@ -837,8 +840,8 @@ def load_best(
     from transformers import TrainerState
     trainer.state = TrainerState.load_from_json(str(run/"checkpoints"/f"checkpoint-{step}"/"trainer_state.json"))
     best = run/"checkpoints"/Path(trainer.state.best_model_checkpoint).name
-    if trainer.args.device.type != trainer.model.device.type: trainer.model.to(trainer.args.device)
-    if base_of(trainer.model) is not trainer.model: trainer.model.load_adapter(str(best), trainer.model.active_adapter, is_trainable=True)
+    if trainer.is_fsdp_enabled: trainer.shard(); load_weights(trainer.model, best)
+    elif base_of(trainer.model) is not trainer.model: trainer.model.load_adapter(str(best), trainer.model.active_adapter, is_trainable=True)
     else: trainer.model.load_state_dict(type(trainer.model).from_pretrained(best, dtype=trainer.model.dtype).state_dict())
 
 
@@ -883,6 +886,61 @@ def summary_text(
     if fell < LEAST_GAIN: rows.append(f"WARNING: the held-out loss fell by less than {LEAST_GAIN} nats, so this adapter is hardly better than the base; try more steps, another learning_rate or more data")
     return "\n".join(rows)
 
+
+# %% [markdown]
+# ## XPU training
+#
+# For somebody with a machine of four Intel Data Center GPU Max 1550 cards, or several such machines. **Nothing in this section was run on an XPU**; what was run is said at its end.
+#
+# **Install.** PyTorch's own XPU build comes from its own index; `xccl`, through which the cards talk, is in it since version 2.8. The project's needs follow, without the pinned CPU build:
+#
+# ```
+# pip install torch --index-url https://download.pytorch.org/whl/xpu
+# pip install -e .
+# simpsons-llm doctor
+# ```
+#
+# The doctor should list `xpu:0` and its sisters, `bfloat16`, and `xccl` under `distributed`. The GPU driver and, in containers, `/dev/dri` must be there. `intel-extension-for-pytorch` and `oneccl-bind-pt` are not needed: both ended with version 2.8. Who must stay with torch 2.8 can have them (`pip install -e ".[ipex]"`, on an XPU from [Intel's index](https://pytorch-extension.intel.com/release-whl/stable/xpu/us/)) and ask for them with `use_ipex=true` and `backend=ccl`.
+#
+# **Tiles or cards?** A Max 1550 has two tiles with 64 GB each. By default (`ZE_FLAT_DEVICE_HIERARCHY=FLAT`) each tile is a device, so four cards are eight ranks; that is the faster way when the model fits into 64 GB. With `ZE_FLAT_DEVICE_HIERARCHY=COMPOSITE` a card is one device of 128 GB, and four cards are four ranks. `IPEX_TILE_AS_DEVICE=0` of older guides means COMPOSITE and is translated. Do not hide devices from single ranks with `ZE_AFFINITY_MASK`: every rank sees all, and takes the one of its local rank.
+#
+# **Start.** On one machine, by torchrun (which comes with PyTorch) or by an MPI:
+#
+# ```
+# simpsons-llm launch -n 8 finetune --out runs/x -p base_model openlm-research/open_llama_3b -p global_batch_size 64 -p micro_batch_size 8
+# simpsons-llm launch -n 8 finetune --out runs/x --launcher intelmpi -p global_batch_size 64 -p micro_batch_size 8
+# mpirun -n 8 simpsons-llm rank finetune runs/x/rank{rank}.ipynb -p global_batch_size 64 -p micro_batch_size 8
+# torchrun --nproc-per-node 8 --no-python simpsons-llm rank finetune runs/x/rank{rank}.ipynb -p global_batch_size 64 -p micro_batch_size 8
+# ```
+#
+# `global_batch_size` is what a step learns from, whatever the number of ranks; it must be a multiple of `micro_batch_size` times ranks. `-p mode full` trains all weights, in parts on the cards. Before a long run: `simpsons-llm estimate` with the same settings, and `simpsons-llm bench collectives` to see what the connection gives.
+#
+# **Several machines.** All must see the run's folder and have the same environment. With ssh between them, `--hosts node1,node2`; in an allocation of SLURM, `simpsons-llm launch` uses `srun`; with an mpirun of one's own, export `MASTER_ADDR` as the address of the first host on the fast network:
+#
+# ```
+# simpsons-llm launch -n 16 finetune --out runs/x --hosts node1,node2
+# sbatch --nodes 2 --ntasks-per-node 8 --wrap "simpsons-llm launch -n 16 finetune --out runs/x"
+# ```
+#
+# The Argonne Leadership Computing Facility runs its Max 1550 machines with `CCL_PROCESS_LAUNCHER=pmix CCL_ATL_TRANSPORT=mpi CCL_KVS_MODE=mpi FI_MR_CACHE_MONITOR=userfaultfd`. That asks for MPI inside the training process, which a kernel started by papermill cannot reach; there, run `mpirun ... simpsons-llm finetune --run runs/x` instead of `rank`: the same training without notebooks.
+#
+# **What failures mean.** `--ccl-debug` sets `CCL_LOG_LEVEL=debug`. Cures as reported in the issues that are named:
+#
+# | symptom | cure | reported in |
+# |---|---|---|
+# | "pidfd is not supported", or a hang in a container | `--cap-add SYS_PTRACE` (or `seccomp=unconfined`) for the container, `/dev/dri` mounted | oneCCL 217 |
+# | ranks with different `ZE_AFFINITY_MASK` hang | unset it; the local rank picks the device | oneCCL 217 |
+# | "fi_getinfo" finds 0 providers | `FI_PROVIDER_PATH` to the `prov` folder of Intel MPI, `FI_PROVIDER=tcp` | llm-d 2270 |
+# | "could not get local_idx/count" | `CCL_PROCESS_LAUNCHER=none`, `CCL_LOCAL_RANK`, `CCL_LOCAL_SIZE`; `rank` and `launch` set them | accelerate 2340 |
+# | torchrun fails where mpirun works | `--launcher intelmpi` | PyTorch 158722 |
+# | a hang with stale IPC handles | `CCL_ZE_CACHE_OPEN_IPC_HANDLES=0` | oneCCL 212 |
+# | filled-up batches need many times the memory | `packing=flat`: no boolean mask, so no slow attention path | torch-xpu-ops 2390 |
+# | "rank 3 of 8 did not meet the others" | was it started? is `MASTER_ADDR` reachable from its host? | this book |
+# | "ranks 0 and 1 are both on xpu:0" | let the launcher set the local rank; do not mask devices | this book |
+# | all ranks end, and the message names one | its notebook `rank{r}.ipynb` has the traceback | this book |
+# | "the kernel died without a word" | memory of the host: `dmesg`; fewer ranks per host, or `sharding=fsdp` | this book |
+#
+# **What was run on what.** Several ranks: on CPU only, with gloo, by torchrun, MPICH, Intel MPI and Open MPI on one machine, and by torchrun and MPICH between two hosts that were network namespaces of one machine. One rank: on one NVIDIA H100, through the same `torch.accelerator` calls that an XPU takes. `xpu`, `xccl` and tiles: tested against stand-ins that claim to be such devices. IPEX 2.8: on a CPU (`tests/ipex.sh`). SLURM's `srun` and `ccl`: not run at all, written from documentation.
 
 # %% [markdown]
 # ## From the parameters at the top

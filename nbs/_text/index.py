@@ -79,6 +79,14 @@ if demo:
 # papermill nbs/10_finetune.ipynb out.ipynb -p max_steps 10
 # ```
 #
+# The same once per rank, on many cards or machines, by torchrun, MPICH, Intel MPI, Open MPI or SLURM. Every rank leaves its notebook; if one fails, all end, and the message says which and why:
+#
+# ```
+# simpsons-llm launch -n 4 finetune --out runs/x -p max_steps 100
+# mpirun -n 4 simpsons-llm rank finetune runs/x/rank{rank}.ipynb -p max_steps 100
+# simpsons-llm runs
+# ```
+#
 # `--recipe seed` trains as the project did that this one carries on (rank 8, alpha 16, query and key projections, one sample a line). `simpsons-llm doctor` shows what the machine offers. Every command has `--help` with examples.
 
 # %% [markdown]
@@ -87,6 +95,7 @@ if demo:
 # | chapter | what it explains |
 # |---|---|
 # | [00 device](00_device.ipynb) | what am I running on: accelerator, number format, ranks |
+# | [00 distributed](00_distributed.ipynb) | ranks that meet, wait for each other and add up; the doctor |
 # | [00 job](00_job.ipynb) | what a job is: settings, folders, progress, provenance |
 # | [01 lines](01_lines.ipynb) | lines, scenes, and the public table with its damaged rows |
 # | [01 script](01_script.ipynb) | any script: text, Fountain, samples |
@@ -102,13 +111,16 @@ if demo:
 # | [06 publish](06_publish.ipynb) | one plain model to give away, with its card |
 # | [07 infer](07_infer.ipynb) | finishing a line, and how long it takes |
 # | [08 evaluate](08_evaluate.ipynb) | the held-out loss, per token |
+# | [09 batches](09_batches.ipynb) | which samples make a step, and which rank computes them |
 # | [09 cost](09_cost.ipynb) | memory, arithmetic and time, told before the weights are loaded |
-# | [10 finetune](10_finetune.ipynb) | fine-tuning with Trainer |
+# | [09 fsdp](09_fsdp.ipynb) | models in parts, one on each rank |
+# | [10 finetune](10_finetune.ipynb) | fine-tuning with Trainer, on one device or many; XPU training step by step |
 # | [12 bench](12_bench.ipynb) | ours beside the seed's way, measured |
-# | [13 launch](13_launch.ipynb) | chapters under papermill |
+# | [12 collectives](12_collectives.ipynb) | how fast ranks talk, and whether they get it right |
+# | [13 launch](13_launch.ipynb) | chapters under papermill, once per rank, on any launcher |
 # | [14 cli](14_cli.ipynb) | the command line |
 #
-# Chapters on the training loop by hand, the chat page, many ranks and more measures of a character are to come; their numbers are kept free. Read with `jupyter lab nbs`. After a change: `.ci/book` exports the modules and refreshes the text twins in `nbs/_text/`, which show changes of notebooks as plain text.
+# Chapters on the training loop by hand, the chat page and more measures of a character are to come; their numbers are kept free. Read with `jupyter lab nbs`. After a change: `.ci/book` exports the modules and refreshes the text twins in `nbs/_text/`, which show changes of notebooks as plain text.
 
 # %% [markdown]
 # ## As a library
@@ -123,7 +135,7 @@ script = read_script("springfield")
 # %% [markdown]
 # ## What was run where
 #
-# Everything in this repository runs on CPU (two cores, no AVX-512) in its tests. On one H100 (torch 2.11, transformers 5.17) fine-tuning ran in bf16 and fp32, with micro-batches, resumed, and under papermill, with the same losses as on the CPU; costs were predicted and measured there, and 75 runs compared places and ranks of adapters; that code is what XPU runs too. No Intel XPU was at hand: what concerns XPU follows Intel's and PyTorch's documentation and is tested against a stand-in. Several ranks are not part of this version.
+# Everything in this repository runs on CPU (two cores, no AVX-512) in its tests. On one H100 (torch 2.11, transformers 5.17) fine-tuning ran in bf16 and fp32, with micro-batches, resumed, and under papermill, with the same losses as on the CPU; costs were predicted and measured there, and 75 runs compared places and ranks of adapters; that code is what XPU runs too. No Intel XPU was at hand: what concerns XPU follows Intel's and PyTorch's documentation and is tested against a stand-in. Several ranks ran on CPU, on one machine and between two hosts that were network namespaces; several GPUs were not at hand, and SLURM was not run. Chapter 10 says what else was run on what.
 #
 # ## Licence
 #
