@@ -5,8 +5,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import sys
+
 import pytest
 
+CLI = [sys.executable, "-c", "from simpsons_llm.cli import main; main()"]  # the command line, whatever PATH says
 TINY = dict(base_model="tiny", max_seq_len=1200, learning_rate=3e-3, r=4, lora_alpha=8)
 
 

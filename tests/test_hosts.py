@@ -7,7 +7,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from simpsons_llm.launch import SELF, mpi_kind
+from conftest import CLI
+from simpsons_llm.launch import mpi_kind
 
 HOSTS = {"10.77.31.1": "slA", "10.77.31.2": "slB"}
 
@@ -49,7 +50,7 @@ def test_two_hosts(launcher, hosts, tmp_path):
     rsh, na, nb = hosts
     if launcher != "torchrun" and mpi_kind() != launcher: pytest.skip(f"the mpirun of {launcher} is not on PATH")
     notebook(tmp_path/"own.ipynb")
-    command = [*SELF, "launch", "-n", "2", "own.ipynb", "--out", "run", "--launcher", launcher, "--hosts", ",".join(HOSTS), "--rsh", str(rsh)]
+    command = [*CLI, "launch", "-n", "2", "own.ipynb", "--out", "run", "--launcher", launcher, "--hosts", ",".join(HOSTS), "--rsh", str(rsh)]
     done = subprocess.run(["ip", "netns", "exec", na, *command], cwd=tmp_path, capture_output=True, text=True, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr + (tmp_path/"run"/"launcher.log").read_text()
     said = [nbformat.read(tmp_path/"run"/f"rank{r}.ipynb", 4).cells[-1].outputs[0].text for r in range(2)]

@@ -797,6 +797,13 @@ with with_versions(torch="2.13.0"): assert find_ipex() == (False, "not installed
 find_ipex(), why
 
 # %% [markdown]
+# `tests/ipex.sh` builds an environment with PyTorch 2.8 and IPEX 2.8.0 for the CPU and runs the finetune chapter there under papermill, once without and once with the extension. The end of what it printed:
+
+# %% tags=["example"]
+kept = (Path("_results")/"ipex.txt").read_text(encoding="utf8")
+print("\n".join(line for line in kept.splitlines() if line.startswith(("ok   ", "seconds in", "all is well", " ok  intel", " ok  torch"))))
+
+# %% [markdown]
 # ## What to remember
 #
 # - `find_ranks()` then `complete_env(...)` come first, before transformers; `find_device(local_rank=...)` after them.

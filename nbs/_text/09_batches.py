@@ -17,6 +17,7 @@ from simpsons_llm.job import require
 import matplotlib.pyplot as plt
 import pandas as pd
 
+
 # %% [markdown]
 # ## The sizes
 #

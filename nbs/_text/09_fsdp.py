@@ -24,6 +24,7 @@ import pandas as pd
 
 from simpsons_llm.distributed import start_ranks
 
+
 # %% [markdown]
 # ## Parts and wholes
 #

@@ -449,7 +449,7 @@ def make_samples(
 # %% [markdown]
 # ## The job
 #
-# A run under a name that was used before sets the earlier results aside first; `resume` goes on where the last checkpoint stands, but only with the same settings, since the steps still to come depend on all of them.
+# A run under a name that was used before sets the earlier results aside first; `resume` goes on where the last checkpoint stands, but only with the same settings, since the steps still to come depend on all of them. How many ranks share the work, and how, may differ: it changes nothing but the time.
 
 # %%
 #| export
@@ -990,6 +990,7 @@ pd.DataFrame({"predicted": {"trainable parameters": told["trainable"], "peak mem
 timed = estimate_run(plan(config, find_ranks(), find_device(config.device, config.dtype)))
 cost = pd.DataFrame({"predicted": {"peak memory, GiB": timed.peak_mem_gib - timed.in_use_gib + told["in_use_gib"], "tokens/s": timed.tokens_per_s}, "measured": {"peak memory, GiB": summary["peak_mem_gib"], "tokens/s": summary["tokens_per_s"]}})
 cost.assign(ratio=cost["predicted"]/cost["measured"]).round(3)
+
 
 # %% [markdown]
 # Does it speak? Three moments of a validation scene: the real line, the base model, the fine-tuned one.

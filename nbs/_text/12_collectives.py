@@ -36,6 +36,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown, display
 
+
 # %% [markdown]
 # ## Four operations
 #
@@ -341,7 +342,6 @@ def bench_collectives(
 if find_ranks().world_size == 1:
     try: bench_collectives(); raise AssertionError
     except ValueError as e: print(e)
-
 
 # %% [markdown]
 # ## Ranks on this machine

@@ -583,7 +583,15 @@ def run_rank(
 # %%
 #| export
 LAUNCHERS = ("auto", "torchrun", "mpich", "intelmpi", "openmpi", "slurm")
-SELF = [sys.executable, "-c", "from simpsons_llm.cli import main; main()"]  # this program, whatever PATH says
+RANK = [sys.executable, "-c", "import simpsons_llm.launch as launch; launch.answer_launch()"]  # one rank's process, whatever PATH says
+
+
+def answer_launch():
+    "What a process that `launch` started does: be one rank."
+    chapter, notebook, parameters, ccl_debug = sys.argv[1:5]
+    try: run_rank(chapter, notebook, read_json(parameters), ccl_debug == "True")
+    except KeyboardInterrupt: sys.exit(130)
+    except Exception as e: print(f"error: {e}", file=sys.stderr); sys.exit(exit_code(e))
 
 
 def mpi_kind(
@@ -732,8 +740,7 @@ def launch(
     for old in out.glob(".failed-*.json"): old.unlink()
     set_aside(out, [p.name for p in out.glob("rank*.ipynb")])
     job, began = uuid.uuid4().hex[:12], time.perf_counter()
-    given = out/".parameters.json"; write_json(given, parameters or {})  # JSON is YAML too; text stays text on its way
-    program = [*SELF, "rank", str(chapter), str(out/"rank{rank}.ipynb"), "-f", str(given), *(["--ccl-debug"] if ccl_debug else [])]
+    program = [*RANK, str(chapter), str(out/"rank{rank}.ipynb"), str(write_json(out/".parameters.json", parameters or {})), str(ccl_debug)]
     own = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
     env = {**own, "SIMPSONS_LLM_JOB": job}
     if where: env["MASTER_ADDR"] = where[0][0]
@@ -741,7 +748,8 @@ def launch(
     try:
         with log:
             for command, more in launch_commands(launcher, n, program, where, rsh, free_port(), env):
-                started.append(subprocess.Popen(command, env={**env, **more}, stderr=log, start_new_session=True))
+                started.append(subprocess.Popen(command, env={**env, **more}, stdout=subprocess.PIPE, stderr=log, text=True, errors="replace", start_new_session=True))
+                threading.Thread(target=show_lines, args=[started[-1].stdout], daemon=True).start()
             code = watch(started)
     except KeyboardInterrupt:
         for p in started: p.poll() is None and p.terminate()
@@ -755,6 +763,13 @@ def launch(
     if code or left: raise JobError(out, code, launcher, n)
     require(len(notebooks) == n, f"{n} ranks were started by {launcher}, but {len(notebooks)} notebooks are in {out}; every rank must see this folder")
     return notebooks
+
+
+def show_lines(
+    stream, # a process's output
+):
+    "Show lines as they come, in a terminal and in a notebook alike."
+    for line in stream: print(line, end="", flush=True)
 
 
 def watch(
@@ -806,17 +821,17 @@ own = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("word = 'nothing
     "import time\ntime.sleep(60*(word == 'fail'))\nprint(f'rank {r.rank} of {r.world_size} says {word}')")])
 with tempfile.TemporaryDirectory() as folder:
     nbformat.write(own, Path(folder)/"own.ipynb")
-    said = subprocess.run([*SELF, "launch", "-n", "2", f"{folder}/own.ipynb", "--out", f"{folder}/run", "-p", "word", "woohoo"], capture_output=True, text=True)
-    texts = [nbformat.read(p, 4).cells[-1].outputs[0].text for p in sorted(Path(folder, "run").glob("rank*.ipynb"))]
-    failed = subprocess.run([*SELF, "launch", "-n", "2", f"{folder}/own.ipynb", "--out", f"{folder}/torn", "-p", "word", "fail"], capture_output=True, text=True)
+    with redirect_stdout(io.StringIO()) as said: notebooks = launch(f"{folder}/own.ipynb", f"{folder}/run", 2, {"word": "woohoo"})
+    texts = [nbformat.read(p, 4).cells[-1].outputs[0].text for p in notebooks]
+    try: launch(f"{folder}/own.ipynb", f"{folder}/torn", 2, {"word": "fail"})
+    except JobError as e: failed = e
     kept = sorted(p.name for p in Path(folder, "torn").glob("*.ipynb"))
-print(said.stdout.replace(folder, "FOLDER")); print(failed.stderr.replace(folder, "FOLDER"))
+print(said.getvalue()); print(str(failed).replace(folder, "FOLDER"))
 texts
 
 # %% tags=["check"]
-assert said.returncode == 0 and texts == [f"rank {r} of 2 says woohoo\n" for r in range(2)] and "rank 1 of 2 says" not in said.stdout
-assert failed.returncode == 2 and "rank 1: ValueError: the film is torn" in failed.stderr and kept == ["rank0.ipynb", "rank1.ipynb"]
-
+assert texts == [f"rank {r} of 2 says woohoo\n" for r in range(2)] and said.getvalue() == texts[0]
+assert exit_code(failed) == 2 and "rank 1: ValueError: the film is torn" in str(failed) and kept == ["rank0.ipynb", "rank1.ipynb"]
 
 # %% [markdown]
 # ## How fast a job ends
