@@ -20,7 +20,7 @@ from typing import Annotated, List, Optional
 import typer
 
 from .job import field_help, format_seconds, read_json
-from .launch import JobError, exit_code
+from .execute import JobError, exit_code
 
 # %% ../nbs/14_cli.ipynb #14-05
 KINDS = {"str": str, "int": int, "float": float, "bool": bool}
@@ -200,7 +200,7 @@ def run(
     simpsons-llm run finetune --out runs/x -p max_steps 10
     simpsons-llm run nbs/02_prepare.ipynb --out runs/data -p script my.csv
     simpsons-llm run finetune --out runs/x -f params.yaml -p seed 7"""
-    from simpsons_llm.launch import run_chapter
+    from simpsons_llm.execute import run_chapter
     print(f"executed notebook: {run_chapter(chapter, out or f'runs/{Path(chapter).stem}', typed_parameters(parameter, file))}")
 
 
@@ -209,7 +209,7 @@ def typed_parameters(
     file: "str | None",   # a YAML file
 ) -> dict:                # name -> value
     "Parameters of a chapter from the command line."
-    from simpsons_llm.launch import read_parameters
+    from simpsons_llm.execute import read_parameters
     return read_parameters([(p.partition("=")[0], p.partition("=")[2] if "=" in p else None) for p in pairs or []], file)
 
 # %% ../nbs/14_cli.ipynb #14-17
@@ -242,7 +242,7 @@ def launch(
     notebooks = start(chapter, out or f"runs/{Path(chapter).stem}", n, typed_parameters(parameter, file), launcher, hosts, rsh, ccl_debug)
     print(f"executed notebooks: {notebooks[0]}" + (f" to {notebooks[-1].name}" if len(notebooks) > 1 else ""))
 
-
+# %% ../nbs/14_cli.ipynb #14-18
 @app.command()
 def rank(
     chapter: Annotated[str, CHAPTER],
@@ -262,7 +262,7 @@ def rank(
     executed = run_rank(chapter, notebook, typed_parameters(parameter, file), ccl_debug)
     if find_ranks().is_main: print(f"executed notebook: {executed}")
 
-
+# %% ../nbs/14_cli.ipynb #14-19
 @app.command()
 def runs(
     root: Annotated[str, typer.Argument(help="folder with runs, at any depth")] = "runs",
@@ -290,7 +290,7 @@ def runs(
     print_table(table)
     write_rows(rows, file)
 
-# %% ../nbs/14_cli.ipynb #14-19
+# %% ../nbs/14_cli.ipynb #14-21
 @app.command()
 def doctor():
     """Show what this machine offers and what is missing: devices, memory, backends, versions.
@@ -307,7 +307,7 @@ def doctor():
     print_table(table)
     if any(r["ok"] is False for r in rows): raise typer.Exit(1)
 
-# %% ../nbs/14_cli.ipynb #14-21
+# %% ../nbs/14_cli.ipynb #14-23
 @app.command()
 def demo(
     out: Annotated[str, typer.Option(help="folder for everything the demo writes")] = "runs/demo",
@@ -321,7 +321,7 @@ def demo(
     simpsons-llm demo"""
     import time
     from simpsons_llm.finetune import summary_text
-    from simpsons_llm.launch import run_chapter
+    from simpsons_llm.execute import run_chapter
     begin, folder = time.perf_counter(), Path(out)
     print("1/3  prepare the script that comes with the package", flush=True)
     notebooks = [run_chapter("prepare", folder/"data")]
@@ -335,7 +335,7 @@ def demo(
     print(f"loss curve: {folder/'finetune'/'loss.png'}\nexecuted notebooks: {', '.join(map(str, notebooks))}")
     print(f"the demo took {format_seconds(time.perf_counter() - begin)}; ask Homer yourself:\n  simpsons-llm infer --adapter {folder/'finetune'/'adapter'} --speaker \"Homer Simpson\" \"Marge Simpson: Homer, the dog is wearing your tie again.\"")
 
-# %% ../nbs/14_cli.ipynb #14-23
+# %% ../nbs/14_cli.ipynb #14-25
 bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, help="Measure the book's way beside the seed's way, and predictions beside what they predict.")
 app.add_typer(bench, name="bench")
 JSON_FILE = typer.Option("--json", help="file for the results: rows of name, ours, seed, ratio, unit, device, versions")
@@ -382,7 +382,7 @@ def bench_prepare(
     except ValueError: raise ValueError(f"--sizes {sizes!r} was given; expected whole numbers with commas, such as 10000,100000") from None
     show_bench(measure(lines, base_model, more), file)
 
-# %% ../nbs/14_cli.ipynb #14-24
+# %% ../nbs/14_cli.ipynb #14-26
 @bench.command("costs")
 def bench_costs(
     device: Annotated[str, typer.Option(help="xpu, cuda or cpu; auto: the best there is")] = "auto",
@@ -397,7 +397,7 @@ def bench_costs(
     from simpsons_llm.bench import bench_costs as measure
     write_rows(measure(device, only), file)
 
-# %% ../nbs/14_cli.ipynb #14-25
+# %% ../nbs/14_cli.ipynb #14-27
 @bench.command("collectives")
 def bench_collectives(
     n: Annotated[int, typer.Option("-n", "--ranks", help="ranks to start on this machine; 0: one per accelerator, 2 on a CPU, or those that a launcher started")] = 0,
@@ -431,7 +431,7 @@ def bench_collectives(
     write_rows(rows, file)
     if plot: plot_bandwidth(rows, file=plot); print(f"picture: {plot}")
 
-# %% ../nbs/14_cli.ipynb #14-27
+# %% ../nbs/14_cli.ipynb #14-29
 def join_parameters(
     argv: list, # words of the command line
 ) -> list:      # the same with `-p NAME VALUE` written as `-p NAME=VALUE`
@@ -442,7 +442,7 @@ def join_parameters(
         if out[-1] in ("-p", "--parameter") and len(words) > 1 and re.fullmatch(r"\w+", words[0]) and not words[1].startswith("-p"): out.append(f"{words.pop(0)}={words.pop(0)}")
     return out
 
-# %% ../nbs/14_cli.ipynb #14-28
+# %% ../nbs/14_cli.ipynb #14-30
 def main(
     argv: list = None, # words of the command line; None: those of this process
 ) -> int:              # exit code: 0 done, 2 wrong input, 1 a mistake in the program, 130 interrupted

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Ranks', 'find_ranks', 'complete_env', 'Device', 'backend_for', 'memory_gib', 'find_device', 'synchronize',
-           'reset_peak_memory', 'peak_memory_gib', 'set_threads', 'find_ipex', 'load_ipex']
+           'reset_peak_memory', 'peak_memory_gib', 'set_threads', 'find_ipex', 'require_ipex', 'load_ipex']
 
 # %% ../nbs/00_device.ipynb #00-02
 import os, platform, sys, warnings
@@ -363,10 +363,15 @@ def find_ipex() -> tuple: # (may it be imported, why or why not)
                    "uninstall the extension, or install the torch it needs")
 
 # %% ../nbs/00_device.ipynb #00-61
-def load_ipex(): # the module; ValueError where it may not be imported, or dies of it
-    "Import Intel's extension, if it fits."
+def require_ipex():
+    "Raise ValueError where Intel's extension may not be imported. Imports nothing."
     ok, why = find_ipex()
     if not ok: raise ValueError(f"use_ipex was given, but intel-extension-for-pytorch cannot be used: {why}")
+
+
+def load_ipex(): # the module; ValueError where it may not be imported, or dies of it
+    "Import Intel's extension, if it fits."
+    require_ipex()
     try: import intel_extension_for_pytorch
     except (Exception, SystemExit) as e:  # it does not die of ImportError alone
         raise ValueError(f"use_ipex was given, but importing intel-extension-for-pytorch failed with {type(e).__name__}: {str(e)[:200]}; version 2.8 needs transformers below 5.24; or leave use_ipex out") from None

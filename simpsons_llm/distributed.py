@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['interface_to', 'rank_env', 'free_port', 'in_group', 'group_ranks', 'gather', 'total', 'join_group', 'leave_group',
-           'RankFailed', 'main_first', 'start_ranks', 'who_am_i', 'doctor']
+           'RankFailed', 'on_main', 'main_first', 'start_ranks', 'who_am_i', 'doctor']
 
 # %% ../nbs/00_distributed.ipynb #00-02
 import atexit, os, platform, shutil, socket, struct, sys
@@ -145,19 +145,31 @@ class RankFailed(RuntimeError):
     "Another rank failed, so this one cannot go on."
 
 
+def on_main(
+    ranks: Ranks, # this rank
+    do,           # called without arguments, on rank 0 alone
+):                # what it returned there, on every rank; RankFailed on the others if it failed
+    "Let rank 0 do something, and tell all what came of it. All ranks must call it."
+    found = error = None
+    if ranks.is_main:
+        try: found = do()
+        except BaseException as e: gather((None, f"{type(e).__name__}: {e}")); raise
+    found, error = gather((found, None))[0]
+    if error: raise RankFailed(f"rank 0 failed: {error}")
+    return found
+
+
 @contextmanager
 def main_first(
     ranks: Ranks, # this rank
 ):
     "The block runs on rank 0, then on all others; RankFailed there if rank 0 failed."
-    if ranks.is_main:
-        try: yield
-        except BaseException as e: gather(f"{type(e).__name__}: {e}"); raise
-        gather(None)
-    else:
-        error = gather(None)[0]
-        if error: raise RankFailed(f"rank 0 failed: {error}")
-        yield
+    if not ranks.is_main: on_main(ranks, None)  # wait for the end of rank 0's block
+    try: yield
+    except BaseException as e:
+        if ranks.is_main: gather((None, f"{type(e).__name__}: {e}"))
+        raise
+    if ranks.is_main: on_main(ranks, lambda: None)
 
 # %% ../nbs/00_distributed.ipynb #00-17
 def start_ranks(

@@ -6,8 +6,8 @@
 __all__ = ['RECIPES', 'PACKINGS', 'SHARDINGS', 'KEPT', 'LEAST_GAIN', 'MAY_CHANGE', 'RESULTS', 'FinetuneConfig', 'make_trainer',
            'with_ipex', 'lora_plus', 'training_arguments', 'make_reporter', 'data_folder', 'run_data', 'make_samples',
            'open_run', 'finetune', 'Job', 'plan', 'train', 'lay_out', 'share_model', 'step_recipe', 'costs',
-           'estimate_run', 'what_is_learned', 'measure', 'config_keeps', 'summarise', 'close_run', 'last_checkpoint',
-           'take_up', 'load_best', 'plot_losses', 'summary_text']
+           'estimate_run', 'what_is_learned', 'measure', 'summarise', 'close_run', 'last_checkpoint', 'take_up',
+           'load_best', 'plot_losses', 'summary_text']
 
 # %% ../nbs/10_finetune.ipynb #10-05
 import json
@@ -21,8 +21,8 @@ from pathlib import Path
 
 from .batches import RankBatches, accumulation_steps, share_loader
 from .cost import Recipe, require_room, with_time
-from .device import complete_env, find_device, find_ipex, find_ranks, load_ipex, peak_memory_gib, reset_peak_memory, set_threads, synchronize
-from .distributed import gather, join_group, main_first, rank_env, total
+from .device import complete_env, find_device, find_ranks, load_ipex, peak_memory_gib, require_ipex, reset_peak_memory, set_threads, synchronize
+from .distributed import gather, join_group, main_first, on_main, rank_env, total
 from .fsdp import fsdp_arguments, gather_weights, load_weights, sharded_trainer
 from .evaluate import collator, heldout_loss, token_losses
 from .job import JobConfig, Progress, append_jsonl, format_seconds, open_folder, provenance, read_json, read_jsonl, require, same_parameters, set_aside, write_json, write_text
@@ -114,8 +114,7 @@ class FinetuneConfig(JobConfig):
         require(self.sharding != "fsdp" or self.quantization == "none", "sharding=fsdp was given with quantization=nf4, whose packed weights are not shared out here; use one of the two")
         require(self.backend in ("auto", "xccl", "ccl", "nccl", "gloo"), f"backend={self.backend!r} was given; expected auto, xccl, ccl, nccl or gloo")
         require(self.group_timeout_s > 0, f"group_timeout_s={self.group_timeout_s} was given; expected more than 0 seconds")
-        ipex, why = find_ipex()
-        require(ipex or not self.use_ipex, f"use_ipex was given, but intel-extension-for-pytorch cannot be used: {why}")
+        if self.use_ipex: require_ipex()
         require(self.mode in ("lora", "full"), f"mode={self.mode!r} was given; expected lora or full")
         require(self.lora_plus_ratio >= 1, f"lora_plus_ratio={self.lora_plus_ratio} was given; expected 1 or more")
         require(self.quantization in QUANTIZATIONS, f"quantization={self.quantization!r} was given; expected {' or '.join(QUANTIZATIONS)}")
@@ -423,8 +422,7 @@ def train(
     found = {"base_source": model.origin, "data_sha256": job.report["data_sha256"]}
     if job.isolated: use_isolated(model)
     if config.lora: model = add_adapter(model, config.lora, config.seed)
-    with main_first(ranks): finished = open_run(config, run, found) if ranks.is_main else None  # nothing was moved before this line
-    finished = gather(finished)[0]
+    finished = on_main(ranks, lambda: open_run(config, run, found))  # nothing was moved before this line
     if finished:
         print(f"{config.run} is finished ({finished['optimizer_steps']} steps); nothing is left to resume")
         return finished
@@ -552,18 +550,9 @@ def measure(
     losses |= {"valid_loss_nats_best": best, "best_step": best_step}
     if job.config.score_test: losses["test_loss_nats_best"] = job.score("test")
     summary = summarise(job, losses, speed, resumed)
-    weights = gather_weights(trainer.model, lambda name: config_keeps(job.config, name)) if job.sharded else None  # all ranks give their part
-    with main_first(job.ranks):
-        if job.ranks.is_main: close_run(job, summary, weights)
+    weights = gather_weights(trainer.model) if job.sharded else None  # all ranks give their part
+    on_main(job.ranks, lambda: close_run(job, summary, weights))
     return summary
-
-
-def config_keeps(
-    config: FinetuneConfig, # the settings
-    name: str,              # a parameter's name
-) -> bool:                  # True for what the run leaves behind
-    "Does this parameter belong to the adapter, or to the whole model of mode=full?"
-    return config.mode == "full" or "lora_" in name
 
 # %% ../nbs/10_finetune.ipynb #10-45
 def summarise(

@@ -32,13 +32,12 @@ def share_of(
 
 
 def gather_weights(
-    model, # a model whose parameters are in parts
-    keep,  # parameter name -> whether it is wanted
+    model, # a model whose parameters are in parts; with an adapter of PEFT, only that is gathered
 ) -> dict: # name -> whole tensor, on the CPU; {} on all ranks but the first
-    "Weights of a sharded model, put together one by one. All ranks must call it."
-    main, out, seen = group_ranks().is_main, {}, {}
+    "What a sharded model leaves behind, put together tensor by tensor. All ranks must call it."
+    main, adapter, out, seen = group_ranks().is_main, hasattr(model, "get_base_model"), {}, {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if not keep(name): continue
+        if adapter and "lora_" not in name: continue
         if id(tensor) not in seen: seen[id(tensor)] = _kept(tensor, main)  # a tied weight is gathered once, and stays one tensor
         if main: out[name] = seen[id(tensor)]
     return out
@@ -49,7 +48,7 @@ def _kept(tensor, main):
     t = whole(tensor)
     return t if main else None
 
-
+# %% ../nbs/09_fsdp.ipynb #09-06
 def load_weights(
     model,  # a model, in parts or not
     folder, # a checkpoint: model*.safetensors or adapter_model.safetensors
@@ -70,7 +69,7 @@ def load_weights(
     with torch.no_grad():
         for name, tensor in saved.items(): mine[name].copy_(share_of(tensor.to(mine[name].dtype), mine[name]))
 
-# %% ../nbs/09_fsdp.ipynb #09-07
+# %% ../nbs/09_fsdp.ipynb #09-08
 def fsdp_arguments(
     recompute: bool = False, # compute activations again instead of keeping them
 ) -> dict: # keyword arguments for transformers.TrainingArguments
@@ -106,8 +105,7 @@ def sharded_trainer(
 
         def save_model(self, output_dir=None, _internal_call=False):
             if not self.is_fsdp_enabled: return super().save_model(output_dir, _internal_call)
-            adapter = hasattr(self.model, "get_base_model")
-            weights = gather_weights(self.model, lambda name: not adapter or "lora_" in name)
+            weights = gather_weights(self.model)
             if self.args.should_save: self._save(output_dir or self.args.output_dir, state_dict=weights)
 
         def _save_optimizer_and_scheduler(self, output_dir):

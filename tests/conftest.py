@@ -28,3 +28,23 @@ def run(data, tmp_path_factory):
     from simpsons_llm.finetune import FinetuneConfig, finetune
     folder = tmp_path_factory.mktemp("runs")/"tiny"
     return folder, finetune(FinetuneConfig(data=data, run=str(folder), max_steps=12, eval_steps=4, **TINY))
+
+
+def weights(run):
+    "What a run left: its adapter's tensors, or the whole model's."
+    from safetensors.torch import load_file
+    folder = run/"adapter" if (run/"adapter").is_dir() else run/"model"
+    return {k: v for f in folder.glob("*model*.safetensors") for k, v in load_file(f).items()}
+
+
+def same(a, b, tolerance=1e-5):
+    "Losses, gradient norms, counts and what was saved."
+    from simpsons_llm.job import read_jsonl
+    rows = [read_jsonl(r/"metrics.jsonl") for r in (a, b)]
+    assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]] and len(rows[0]) > 4
+    for x, y in zip(*rows):
+        assert x.keys() == y.keys()
+        for name in x.keys() - {"step_s"}: assert abs(x[name] - y[name]) <= tolerance, (x, y)
+    one, other = weights(a), weights(b)
+    assert one.keys() == other.keys() and one
+    assert all((v - other[k]).abs().max() <= tolerance for k, v in one.items())

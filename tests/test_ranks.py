@@ -10,32 +10,14 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from safetensors.torch import load_file
 
-from conftest import CLI, TINY
+from conftest import CLI, TINY, same
 from simpsons_llm.finetune import FinetuneConfig, finetune
-from simpsons_llm.job import append_jsonl, read_json, read_jsonl
+from simpsons_llm.job import append_jsonl, read_json
 from simpsons_llm.launch import mpi_kind
 
 SETTINGS = dict(max_steps=6, eval_steps=3, global_batch_size=8, micro_batch_size=1, **TINY)
 BY_HAND = pytest.mark.skipif(not os.environ.get("SIMPSONS_LLM_LONG"), reason="long; run by hand with SIMPSONS_LLM_LONG=1")
-
-
-def weights(run):
-    folder = run/"adapter" if (run/"adapter").is_dir() else run/"model"
-    return {k: v for f in folder.glob("*model*.safetensors") for k, v in load_file(f).items()}
-
-
-def same(a, b, tolerance=1e-5):
-    "Losses, gradient norms, counts and what was saved."
-    rows = [read_jsonl(r/"metrics.jsonl") for r in (a, b)]
-    assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]] and len(rows[0]) > 6
-    for x, y in zip(*rows):
-        assert x.keys() == y.keys()
-        for name in x.keys() - {"step_s"}: assert abs(x[name] - y[name]) <= tolerance, (x, y)
-    one, other = weights(a), weights(b)
-    assert one.keys() == other.keys() and one
-    assert all((v - other[k]).abs().max() <= tolerance for k, v in one.items())
 
 
 def start(*words, cwd, **env):

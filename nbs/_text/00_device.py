@@ -777,10 +777,15 @@ def find_ipex() -> tuple: # (may it be imported, why or why not)
 
 # %%
 #| export
-def load_ipex(): # the module; ValueError where it may not be imported, or dies of it
-    "Import Intel's extension, if it fits."
+def require_ipex():
+    "Raise ValueError where Intel's extension may not be imported. Imports nothing."
     ok, why = find_ipex()
     if not ok: raise ValueError(f"use_ipex was given, but intel-extension-for-pytorch cannot be used: {why}")
+
+
+def load_ipex(): # the module; ValueError where it may not be imported, or dies of it
+    "Import Intel's extension, if it fits."
+    require_ipex()
     try: import intel_extension_for_pytorch
     except (Exception, SystemExit) as e:  # it does not die of ImportError alone
         raise ValueError(f"use_ipex was given, but importing intel-extension-for-pytorch failed with {type(e).__name__}: {str(e)[:200]}; version 2.8 needs transformers below 5.24; or leave use_ipex out") from None

@@ -205,19 +205,31 @@ class RankFailed(RuntimeError):
     "Another rank failed, so this one cannot go on."
 
 
+def on_main(
+    ranks: Ranks, # this rank
+    do,           # called without arguments, on rank 0 alone
+):                # what it returned there, on every rank; RankFailed on the others if it failed
+    "Let rank 0 do something, and tell all what came of it. All ranks must call it."
+    found = error = None
+    if ranks.is_main:
+        try: found = do()
+        except BaseException as e: gather((None, f"{type(e).__name__}: {e}")); raise
+    found, error = gather((found, None))[0]
+    if error: raise RankFailed(f"rank 0 failed: {error}")
+    return found
+
+
 @contextmanager
 def main_first(
     ranks: Ranks, # this rank
 ):
     "The block runs on rank 0, then on all others; RankFailed there if rank 0 failed."
-    if ranks.is_main:
-        try: yield
-        except BaseException as e: gather(f"{type(e).__name__}: {e}"); raise
-        gather(None)
-    else:
-        error = gather(None)[0]
-        if error: raise RankFailed(f"rank 0 failed: {error}")
-        yield
+    if not ranks.is_main: on_main(ranks, None)  # wait for the end of rank 0's block
+    try: yield
+    except BaseException as e:
+        if ranks.is_main: gather((None, f"{type(e).__name__}: {e}"))
+        raise
+    if ranks.is_main: on_main(ranks, lambda: None)
 
 
 # %% [markdown]
@@ -246,12 +258,13 @@ def start_ranks(
 # %% tags=["example"]
 said = start_ranks("""
     print("backend", join_group(ranks, find_device("cpu")))
-    with main_first(ranks): print("after rank 0:", not ranks.is_main)
+    with main_first(ranks): print("after rank 0:", not ranks.is_main, end=" ")
+    print("all know", on_main(ranks, lambda: f"rank {ranks.rank}"))
     print("all:", gather(ranks.rank*10), total(1, ranks.rank))""")
 pd.Series(said, name="said").rename_axis("rank").to_frame()
 
 # %% tags=["check"]
-assert said == [f"backend gloo after rank 0: {late} all: [0, 10] [2.0, 1.0]" for late in (False, True)]
+assert said == [f"backend gloo after rank 0: {late} all know rank 0 all: [0, 10] [2.0, 1.0]" for late in (False, True)]
 failed = start_ranks("""
     join_group(ranks, find_device("cpu"))
     try:

@@ -51,13 +51,12 @@ def share_of(
 
 
 def gather_weights(
-    model, # a model whose parameters are in parts
-    keep,  # parameter name -> whether it is wanted
+    model, # a model whose parameters are in parts; with an adapter of PEFT, only that is gathered
 ) -> dict: # name -> whole tensor, on the CPU; {} on all ranks but the first
-    "Weights of a sharded model, put together one by one. All ranks must call it."
-    main, out, seen = group_ranks().is_main, {}, {}
+    "What a sharded model leaves behind, put together tensor by tensor. All ranks must call it."
+    main, adapter, out, seen = group_ranks().is_main, hasattr(model, "get_base_model"), {}, {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if not keep(name): continue
+        if adapter and "lora_" not in name: continue
         if id(tensor) not in seen: seen[id(tensor)] = _kept(tensor, main)  # a tied weight is gathered once, and stays one tensor
         if main: out[name] = seen[id(tensor)]
     return out
@@ -69,6 +68,8 @@ def _kept(tensor, main):
     return t if main else None
 
 
+# %%
+#| export
 def load_weights(
     model,  # a model, in parts or not
     folder, # a checkpoint: model*.safetensors or adapter_model.safetensors
@@ -132,8 +133,7 @@ def sharded_trainer(
 
         def save_model(self, output_dir=None, _internal_call=False):
             if not self.is_fsdp_enabled: return super().save_model(output_dir, _internal_call)
-            adapter = hasattr(self.model, "get_base_model")
-            weights = gather_weights(self.model, lambda name: not adapter or "lora_" in name)
+            weights = gather_weights(self.model)
             if self.args.should_save: self._save(output_dir or self.args.output_dir, state_dict=weights)
 
         def _save_optimizer_and_scheduler(self, output_dir):
@@ -182,12 +182,12 @@ said = start_ranks("""
     held = sum(p.to_local().numel() for p in model.parameters())
     back = all(torch.equal(whole(p), before[k]) for k, p in model.named_parameters())
     cut = all(torch.equal(share_of(before[k], p).to_local(), p.to_local()) for k, p in model.named_parameters())
-    names = len(gather_weights(model, lambda name: name.endswith("weight")))
+    names = len(gather_weights(model))
     print(sum(v.numel() for v in before.values()), held, back, cut, names)""")
 pd.DataFrame([s.split() for s in said], columns=["numbers in all", "held by this rank", "the whole comes back", "parts are the same", "weights gathered"]).rename_axis("rank")
 
 # %% tags=["check"]
-assert [s.split()[2:] for s in said] == [["True", "True", "2"], ["True", "True", "0"]]
+assert [s.split()[2:] for s in said] == [["True", "True", "4"], ["True", "True", "0"]]
 assert all(int(s.split()[1])*2 == int(s.split()[0]) for s in said)
 
 # %% [markdown]

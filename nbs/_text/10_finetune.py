@@ -74,8 +74,8 @@ from pathlib import Path
 
 from simpsons_llm.batches import RankBatches, accumulation_steps, share_loader
 from simpsons_llm.cost import Recipe, require_room, with_time
-from simpsons_llm.device import complete_env, find_device, find_ipex, find_ranks, load_ipex, peak_memory_gib, reset_peak_memory, set_threads, synchronize
-from simpsons_llm.distributed import gather, join_group, main_first, rank_env, total
+from simpsons_llm.device import complete_env, find_device, find_ranks, load_ipex, peak_memory_gib, require_ipex, reset_peak_memory, set_threads, synchronize
+from simpsons_llm.distributed import gather, join_group, main_first, on_main, rank_env, total
 from simpsons_llm.fsdp import fsdp_arguments, gather_weights, load_weights, sharded_trainer
 from simpsons_llm.evaluate import collator, heldout_loss, token_losses
 from simpsons_llm.job import JobConfig, Progress, append_jsonl, format_seconds, open_folder, provenance, read_json, read_jsonl, require, same_parameters, set_aside, write_json, write_text
@@ -196,8 +196,7 @@ class FinetuneConfig(JobConfig):
         require(self.sharding != "fsdp" or self.quantization == "none", "sharding=fsdp was given with quantization=nf4, whose packed weights are not shared out here; use one of the two")
         require(self.backend in ("auto", "xccl", "ccl", "nccl", "gloo"), f"backend={self.backend!r} was given; expected auto, xccl, ccl, nccl or gloo")
         require(self.group_timeout_s > 0, f"group_timeout_s={self.group_timeout_s} was given; expected more than 0 seconds")
-        ipex, why = find_ipex()
-        require(ipex or not self.use_ipex, f"use_ipex was given, but intel-extension-for-pytorch cannot be used: {why}")
+        if self.use_ipex: require_ipex()
         require(self.mode in ("lora", "full"), f"mode={self.mode!r} was given; expected lora or full")
         require(self.lora_plus_ratio >= 1, f"lora_plus_ratio={self.lora_plus_ratio} was given; expected 1 or more")
         require(self.quantization in QUANTIZATIONS, f"quantization={self.quantization!r} was given; expected {' or '.join(QUANTIZATIONS)}")
@@ -579,8 +578,7 @@ def train(
     found = {"base_source": model.origin, "data_sha256": job.report["data_sha256"]}
     if job.isolated: use_isolated(model)
     if config.lora: model = add_adapter(model, config.lora, config.seed)
-    with main_first(ranks): finished = open_run(config, run, found) if ranks.is_main else None  # nothing was moved before this line
-    finished = gather(finished)[0]
+    finished = on_main(ranks, lambda: open_run(config, run, found))  # nothing was moved before this line
     if finished:
         print(f"{config.run} is finished ({finished['optimizer_steps']} steps); nothing is left to resume")
         return finished
@@ -738,18 +736,9 @@ def measure(
     losses |= {"valid_loss_nats_best": best, "best_step": best_step}
     if job.config.score_test: losses["test_loss_nats_best"] = job.score("test")
     summary = summarise(job, losses, speed, resumed)
-    weights = gather_weights(trainer.model, lambda name: config_keeps(job.config, name)) if job.sharded else None  # all ranks give their part
-    with main_first(job.ranks):
-        if job.ranks.is_main: close_run(job, summary, weights)
+    weights = gather_weights(trainer.model) if job.sharded else None  # all ranks give their part
+    on_main(job.ranks, lambda: close_run(job, summary, weights))
     return summary
-
-
-def config_keeps(
-    config: FinetuneConfig, # the settings
-    name: str,              # a parameter's name
-) -> bool:                  # True for what the run leaves behind
-    "Does this parameter belong to the adapter, or to the whole model of mode=full?"
-    return config.mode == "full" or "lora_" in name
 
 
 # %% [markdown]

@@ -21,11 +21,11 @@ from typing import Annotated, List, Optional
 import typer
 
 from simpsons_llm.job import field_help, format_seconds, read_json
-from simpsons_llm.launch import JobError, exit_code
+from simpsons_llm.execute import JobError, exit_code
 
 # %%
 #| hide
-from simpsons_llm.launch import on_purpose
+from simpsons_llm.execute import on_purpose
 import io
 import subprocess
 import tempfile
@@ -242,7 +242,7 @@ def run(
     simpsons-llm run finetune --out runs/x -p max_steps 10
     simpsons-llm run nbs/02_prepare.ipynb --out runs/data -p script my.csv
     simpsons-llm run finetune --out runs/x -f params.yaml -p seed 7"""
-    from simpsons_llm.launch import run_chapter
+    from simpsons_llm.execute import run_chapter
     print(f"executed notebook: {run_chapter(chapter, out or f'runs/{Path(chapter).stem}', typed_parameters(parameter, file))}")
 
 
@@ -251,7 +251,7 @@ def typed_parameters(
     file: "str | None",   # a YAML file
 ) -> dict:                # name -> value
     "Parameters of a chapter from the command line."
-    from simpsons_llm.launch import read_parameters
+    from simpsons_llm.execute import read_parameters
     return read_parameters([(p.partition("=")[0], p.partition("=")[2] if "=" in p else None) for p in pairs or []], file)
 
 
@@ -290,6 +290,8 @@ def launch(
     print(f"executed notebooks: {notebooks[0]}" + (f" to {notebooks[-1].name}" if len(notebooks) > 1 else ""))
 
 
+# %%
+#| export
 @app.command()
 def rank(
     chapter: Annotated[str, CHAPTER],
@@ -310,6 +312,8 @@ def rank(
     if find_ranks().is_main: print(f"executed notebook: {executed}")
 
 
+# %%
+#| export
 @app.command()
 def runs(
     root: Annotated[str, typer.Argument(help="folder with runs, at any depth")] = "runs",
@@ -378,7 +382,7 @@ def demo(
     simpsons-llm demo"""
     import time
     from simpsons_llm.finetune import summary_text
-    from simpsons_llm.launch import run_chapter
+    from simpsons_llm.execute import run_chapter
     begin, folder = time.perf_counter(), Path(out)
     print("1/3  prepare the script that comes with the package", flush=True)
     notebooks = [run_chapter("prepare", folder/"data")]

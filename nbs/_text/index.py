@@ -117,7 +117,8 @@ if demo:
 # | [10 finetune](10_finetune.ipynb) | fine-tuning with Trainer, on one device or many; XPU training step by step |
 # | [12 bench](12_bench.ipynb) | ours beside the seed's way, measured |
 # | [12 collectives](12_collectives.ipynb) | how fast ranks talk, and whether they get it right |
-# | [13 launch](13_launch.ipynb) | chapters under papermill, once per rank, on any launcher |
+# | [13 execute](13_execute.ipynb) | a chapter under papermill |
+# | [13 launch](13_launch.ipynb) | the same once per rank, on any launcher |
 # | [14 cli](14_cli.ipynb) | the command line |
 #
 # Chapters on the training loop by hand, the chat page and more measures of a character are to come; their numbers are kept free. Read with `jupyter lab nbs`. After a change: `.ci/book` exports the modules and refreshes the text twins in `nbs/_text/`, which show changes of notebooks as plain text.
