@@ -10,7 +10,7 @@ import pytest
 from simpsons_llm.cli import main
 
 BIN = Path(sys.executable).parent
-TINY = ["--base-model", "tiny", "--max-seq-len", "1200"]
+TINY = ["--base-model", "tiny", "--max-seq-len", "600"]
 
 
 def cli(*words, cwd, ok=0, **env):
@@ -42,7 +42,7 @@ def test_infer_with_the_seeds_sampling_and_a_benchmark(place):
 
 
 def test_a_chapter_by_name_with_parameters_and_a_file(place):
-    (place/"params.yaml").write_text("base_model: tiny\nmax_seq_len: 1200\nmax_steps: 5\neval_steps: 2\n")
+    (place/"params.yaml").write_text("base_model: tiny\nmax_seq_len: 600\nmax_steps: 5\neval_steps: 2\n")
     done = cli("run", "finetune", "--out", "runs/y", "-p", "max_steps", "2", "-p", "data=runs/data", "-f", "params.yaml", cwd=place)
     assert "runs/y/rank0.ipynb" in done.stdout and "held-out loss" in done.stdout
     assert json.loads((place/"runs/y/summary.json").read_text())["optimizer_steps"] == 2
@@ -73,7 +73,7 @@ def test_papermill_by_hand_leaves_prepared_data_alone(place):
     "The checks of a chapter never write where a user's results are."
     from simpsons_llm.job import find_chapter, sha256
     before = sha256(place/"runs/data/train.jsonl")
-    words = ["-p", "data", "runs/data", "-p", "base_model", "tiny", "-p", "max_seq_len", "1200", "-p", "max_steps", "2", "-p", "run", "runs/z"]
+    words = ["-p", "data", "runs/data", "-p", "base_model", "tiny", "-p", "max_seq_len", "600", "-p", "max_steps", "2", "-p", "run", "runs/z"]
     subprocess.run([sys.executable, "-m", "papermill", "--no-progress-bar", str(find_chapter("finetune")), "byhand.ipynb", *words], cwd=place, check=True, capture_output=True)
     assert sha256(place/"runs/data/train.jsonl") == before and (place/"runs/z/summary.json").is_file()
 
