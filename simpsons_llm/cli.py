@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'app', 'CHAPTER', 'PARAMETER', 'PARAMETERS', 'CCL_DEBUG', 'bench', 'JSON_FILE', 'option', 'job_command',
-           'do_prepare', 'do_finetune', 'do_estimate', 'do_infer', 'show_before_after', 'print_table', 'add_jobs',
+           'do_prepare', 'do_train', 'do_estimate', 'do_infer', 'show_before_after', 'print_table', 'add_jobs',
            'export', 'run', 'typed_parameters', 'launch', 'rank', 'runs', 'doctor', 'demo', 'show_bench', 'write_rows',
            'bench_prepare', 'bench_costs', 'bench_collectives', 'join_parameters', 'main']
 
@@ -67,13 +67,15 @@ def do_prepare(
     print(f"written to {config.out}; next: simpsons-llm finetune --data {config.out} --run runs/x")
 
 
-def do_finetune(
-    config, # a FinetuneConfig
+def do_train(
+    config, # a FinetuneConfig, or a LoopConfig
 ):
-    "Fine-tune, and show what it brought."
+    "Train, and show what it brought."
     from simpsons_llm.device import find_ranks
-    from simpsons_llm.finetune import KEPT, finetune, summary_text
-    summary = finetune(config)
+    from simpsons_llm.finetune import FinetuneConfig, finetune
+    from simpsons_llm.lifecycle import KEPT, summary_text
+    from simpsons_llm.loop import loop
+    summary = finetune(config) if isinstance(config, FinetuneConfig) else loop(config)
     if not find_ranks().is_main: return
     print(summary_text(summary))
     kept = Path(config.run)/KEPT[config.mode]
@@ -84,7 +86,7 @@ def do_estimate(
     config, # a FinetuneConfig
 ):
     "Tell what a run would cost, without running it."
-    from simpsons_llm.finetune import costs
+    from simpsons_llm.lifecycle import costs
     for name, rows in costs(config).items():
         print(name)
         for key, value in rows.items(): print(f"  {key:22}{value}")
@@ -124,9 +126,10 @@ def print_table(
 
 # %% ../nbs/14_cli.ipynb #14-11
 def add_jobs():
-    "Register the three jobs; their dataclasses are light to import."
+    "Register the jobs; their dataclasses are light to import."
     from simpsons_llm.finetune import FinetuneConfig
     from simpsons_llm.infer import InferConfig
+    from simpsons_llm.loop import LoopConfig
     from simpsons_llm.prepare import PrepareConfig
     app.command("prepare")(job_command(PrepareConfig, do_prepare, """Turn a script into scenes to learn from, to choose by and to judge by.
 
@@ -134,13 +137,19 @@ def add_jobs():
     simpsons-llm prepare --script simpsons_script_lines.csv --out runs/data
     simpsons-llm prepare --script my.csv --speakers "Homer Simpson,Marge Simpson"
     simpsons-llm prepare --script samples.json --split scene"""))
-    app.command("finetune")(job_command(FinetuneConfig, do_finetune, """Fine-tune a base model on prepared data; leaves an adapter in the run's folder.
+    app.command("finetune")(job_command(FinetuneConfig, do_train, """Fine-tune a base model on prepared data; leaves an adapter in the run's folder.
 
     \b
     simpsons-llm finetune --data runs/data --run runs/x
     simpsons-llm finetune --data runs/data --base-model openlm-research/open_llama_3b --recipe seed
     simpsons-llm finetune --data runs/data --run runs/full --mode full
     simpsons-llm finetune --data runs/data --run runs/quick --max-steps 10"""))
+    app.command("loop")(job_command(LoopConfig, do_train, """Train with the loop that is written out in chapter 09: the same as finetune, step for step, without Trainer. A few steps unless epochs or max-steps say more.
+
+    \b
+    simpsons-llm loop --data runs/data --run runs/byhand --max-steps 20
+    simpsons-llm loop --data runs/data --mode full --epochs 1
+    simpsons-llm loop --data runs/data --run runs/byhand --max-steps 20 --resume"""))
     app.command("estimate")(job_command(FinetuneConfig, do_estimate, """Tell what a fine-tuning run would cost: memory, arithmetic, time. No weights are loaded; a run that cannot fit is refused.
 
     \b
@@ -320,7 +329,7 @@ def demo(
     \b
     simpsons-llm demo"""
     import time
-    from simpsons_llm.finetune import summary_text
+    from simpsons_llm.lifecycle import summary_text
     from simpsons_llm.execute import run_chapter
     begin, folder = time.perf_counter(), Path(out)
     print("1/3  prepare the script that comes with the package", flush=True)

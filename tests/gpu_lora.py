@@ -63,7 +63,8 @@ def changes(out, data):
 
     from simpsons_llm.device import find_device
     from simpsons_llm.evaluate import heldout_loss
-    from simpsons_llm.finetune import FinetuneConfig, make_samples, run_data
+    from simpsons_llm.finetune import FinetuneConfig
+    from simpsons_llm.lifecycle import make_samples, run_data
     from simpsons_llm.model import load_base, load_tuned, merge
     from simpsons_llm.prompt import TextMaker
     from simpsons_llm.spectra import add_changes, effective_rank, noise_like, rank_for, shares_held, singular_values, weight_changes

@@ -41,8 +41,9 @@ def test_job_chapters_have_the_parameters_of_their_dataclass():
     from simpsons_llm.finetune import FinetuneConfig
     from simpsons_llm.infer import InferConfig
     from simpsons_llm.job import field_help, find_chapter, same_parameters
+    from simpsons_llm.loop import LoopConfig
     from simpsons_llm.prepare import PrepareConfig
-    for cls, name in ((PrepareConfig, "prepare"), (InferConfig, "infer"), (FinetuneConfig, "finetune"), (CollectivesConfig, "collectives")):
+    for cls, name in ((PrepareConfig, "prepare"), (InferConfig, "infer"), (LoopConfig, "loop"), (FinetuneConfig, "finetune"), (CollectivesConfig, "collectives")):
         assert same_parameters(cls, name)
         source = "".join(next(c["source"] for c in cells(find_chapter(name)) if "parameters" in c["metadata"].get("tags", [])))
         comments = dict(re.findall(r"^(\w+) = .*?\s# (.*)$", source, re.M))

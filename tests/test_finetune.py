@@ -7,7 +7,8 @@ import torch
 
 from conftest import TINY, same, weights
 from simpsons_llm.evaluate import heldout_loss
-from simpsons_llm.finetune import FinetuneConfig, finetune, make_samples, run_data
+from simpsons_llm.finetune import FinetuneConfig, finetune
+from simpsons_llm.lifecycle import make_samples, run_data
 from simpsons_llm.job import read_jsonl
 
 
@@ -46,7 +47,7 @@ def test_micro_batches_give_the_same_as_one_batch(data, tmp_path):
 def test_packed_batches_give_the_same_as_padded_ones(data, tmp_path, monkeypatch):
     "The same order of samples, end to end and filled up: the same losses and adapter."
     from simpsons_llm.finetune import make_trainer
-    monkeypatch.setattr("simpsons_llm.finetune.make_trainer", lambda *args: make_trainer(*args[:7], False))
+    monkeypatch.setattr("simpsons_llm.finetune.make_trainer", lambda *args: make_trainer(*args[:8], False))
     for packing in ("none", "flat"):
         finetune(FinetuneConfig(data=data, run=str(tmp_path/packing), packing=packing, global_batch_size=4, micro_batch_size=2, max_steps=4, eval_steps=4, **TINY))
     same(tmp_path/"none", tmp_path/"flat", 1e-5)
@@ -60,7 +61,7 @@ def test_rows_of_a_fixed_length_learn_every_sample_once(data, tmp_path, capsys):
 
 
 def test_packing_is_refused_where_the_model_cannot(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("simpsons_llm.finetune.can_isolate", lambda model: "its layers look back over a window only")
+    monkeypatch.setattr("simpsons_llm.lifecycle.can_isolate", lambda model: "its layers look back over a window only")
     with pytest.raises(ValueError, match="packing=flat was given, but this model cannot be packed: its layers"): finetune(FinetuneConfig(data=data, run=str(tmp_path/"x"), packing="flat", **TINY))
     assert finetune(FinetuneConfig(data=data, run=str(tmp_path/"y"), max_steps=1, **TINY))["optimizer_steps"] == 1
 
@@ -139,12 +140,12 @@ def test_a_run_that_learns_nothing_does_not_look_healthy(data, tmp_path):
     assert still["valid_loss_nats_best"] != still["valid_loss_nats_base"]  # even three steps move something at an ordinary rate
     summary = finetune(FinetuneConfig(data=data, run=str(tmp_path/"x"), max_steps=3, eval_steps=3, **{**TINY, "learning_rate": 1e-9}))
     assert summary["status"] == "not better than the base"
-    from simpsons_llm.finetune import summary_text
+    from simpsons_llm.lifecycle import summary_text
     assert "WARNING" in summary_text(summary)
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(data, tmp_path, monkeypatch):
-    import simpsons_llm.finetune as module
+    import simpsons_llm.loop as module
     real = module.token_losses
     monkeypatch.setattr(module, "token_losses", lambda model, batch: tuple(x*float("nan") if model.training and i == 0 else x for i, x in enumerate(real(model, batch))))
     with pytest.raises(ValueError, match="train_loss_nats is nan at step 1"): finetune(FinetuneConfig(data=data, run=str(tmp_path/"x"), max_steps=3, **TINY))
@@ -213,7 +214,7 @@ def test_full_fine_tuning_takes_a_tenth_of_the_rate():
 
 
 def test_a_run_that_cannot_fit_is_refused_before_weights_are_loaded(data, tmp_path, monkeypatch):
-    import simpsons_llm.finetune as F
+    import simpsons_llm.lifecycle as F
     monkeypatch.setattr(F, "load_base", lambda *_: pytest.fail("weights were loaded"))
     monkeypatch.setattr("simpsons_llm.cost.milder", lambda recipe: [])  # what would help is tested with the costs
     monkeypatch.setattr(F, "find_device", lambda *a: __import__("dataclasses").replace(find(*a), memory_gib=0.01))

@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from conftest import CLI, TINY, same
+from conftest import CLI, TINY, cut, same
 from simpsons_llm.finetune import FinetuneConfig, finetune
 from simpsons_llm.job import append_jsonl, read_json
 from simpsons_llm.launch import mpi_kind
@@ -69,26 +69,17 @@ if resumed.is_dir(): finetune(FinetuneConfig(run=str(resumed), resume=True, **se
 """
 
 
-def cut(source, folder, name):
-    "A copy of a run that was killed after its third step."
-    to = shutil.copytree(source, folder/name)
-    for left in ("checkpoints/checkpoint-6", "adapter", "model", "summary.json"):
-        if (to/left).is_dir(): shutil.rmtree(to/left)
-        else: (to/left).unlink(missing_ok=True)
-    return to
-
-
 @pytest.mark.parametrize("mode, n", [("full", 2), pytest.param("full", 4, marks=BY_HAND), pytest.param("lora", 2, marks=BY_HAND), pytest.param("lora", 4, marks=BY_HAND)])
 def test_a_model_in_parts_learns_the_same_and_resumes_in_any_number_of_ranks(mode, n, alone, data, tmp_path):
     settings = dict(data=data, mode=mode, sharding="fsdp", **SETTINGS)
-    other = cut(alone/mode, tmp_path, "from_one_rank")
+    other = cut(alone/mode, tmp_path/"from_one_rank", 3)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), "--no-python", sys.executable, "-c", "import json" + RESUME]
     done = subprocess.run([*torchrun, json.dumps(settings), tmp_path/"sharded", other], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert read_json(tmp_path/"sharded"/"summary.json")["sharded"] and "each holds a part of the model (FSDP)" in done.stdout
     same(alone/mode, tmp_path/"sharded")
     same(alone/mode, other)                                    # one rank's checkpoint, gone on with in parts
-    back = cut(tmp_path/"sharded", tmp_path, "back_to_one")
+    back = cut(tmp_path/"sharded", tmp_path/"back_to_one", 3)
     finetune(FinetuneConfig(run=str(back), resume=True, **settings))
     same(alone/mode, back)                                     # and the other way round
 

@@ -149,13 +149,16 @@ except ValueError as e: assert "max_steps=0" in str(e)
 # %%
 #| export
 def field_help(
-    cls, # a JobConfig subclass with a `check` of its own
+    cls, # a JobConfig subclass; one in a notebook needs a `check` of its own
 ) -> dict: # field name -> the comment beside the field
-    "What each setting means, read from the comments in the class."
-    source = "".join(linecache.getlines(cls.check.__code__.co_filename))  # a module's file or a notebook's cell
-    body = next(n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ClassDef) and n.name == cls.__name__)
-    found = re.findall(r"^\s+(\w+)\s*:[^#\n]*#[ ]*(.+)$", ast.get_source_segment(source, body), re.M)
-    return {name: text.strip() for name, text in found if name in {f.name for f in fields(cls)}}
+    "What each setting means, read from the comments in the class and in those that it extends."
+    found = {}
+    for c in reversed([c for c in cls.__mro__ if issubclass(c, JobConfig) and c is not JobConfig]):
+        file = c.check.__code__.co_filename if "check" in vars(c) else sys.modules[c.__module__].__file__  # a notebook's cell, or a module's file
+        source = "".join(linecache.getlines(file))
+        body = next(n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ClassDef) and n.name == c.__name__)
+        found |= dict(re.findall(r"^\s+(\w+)\s*:[^#\n]*#[ ]*(.+)$", "\n".join(source.splitlines()[body.lineno - 1:body.end_lineno]), re.M))
+    return {f.name: found[f.name].strip() for f in fields(cls) if f.name in found}
 
 
 # %% tags=["example"]

@@ -11,6 +11,7 @@
 # %%
 #| export
 from simpsons_llm.job import require
+from simpsons_llm.packing import PackedRows
 
 # %%
 #| hide
@@ -189,6 +190,16 @@ except ValueError as e: assert "no sample" in str(e)
 
 # %%
 #| export
+def as_features(
+    train,       # `Sample`s, or `PackedRows` of them
+) -> tuple:      # (what a collator takes, one for each sample or row; their lengths; rows are all as long)
+    "Training samples as batches are made of them."
+    if isinstance(train, PackedRows): return train, [1]*len(train)
+    return [s.features() for s in train], [len(s.input_ids) for s in train]
+
+
+# %%
+#| export
 class _WithFillers:
     "Items, and below zero the same as fillers."
     def __init__(self, items): self.items = items
@@ -203,12 +214,13 @@ def share_loader(
     pin_memory: bool = False, # keep batches where a GPU can fetch them
 ):                        # a torch DataLoader with set_epoch
     "Batches of one rank."
+    import torch
     from torch.utils.data import DataLoader
     def together(features):
         batch = collate([{k: v for k, v in f.items() if k != "filler"} for f in features])
         if "filler" in features[0]: batch["loss_weights"].zero_(); batch["labels"].fill_(-100)
         return batch
-    loader = DataLoader(_WithFillers(items), batch_sampler=sampler, collate_fn=together, pin_memory=pin_memory)
+    loader = DataLoader(_WithFillers(items), batch_sampler=sampler, collate_fn=together, pin_memory=pin_memory, generator=torch.Generator())  # one of its own: dropout's numbers stay as they are
     loader.set_epoch = sampler.set_epoch
     return loader
 

@@ -1,0 +1,744 @@
+# %%
+#| default_exp lifecycle
+
+# %% [markdown]
+# # The life of a run
+#
+# > What surrounds the steps: data, plan, records, samples of text, and what is left at the end, the same for whoever does the steps.
+#
+# Take the training itself away, and most of a training program is still there. It finds its data, decides how samples share a batch, refuses what cannot fit, writes down each step, tells the time left, lets the model speak now and then, keeps the best checkpoint, and sums up. All that stands here, once. The steps are done by an *engine*: the loop of the next chapter, or the Trainer of chapter 10. An engine has a `name`, a `model`, the number of the `step` it has reached, the `best` step with its loss, and `learn`, which takes it to the end.
+
+# %%
+#| export
+import json
+import math
+import platform
+import shutil
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from simpsons_llm.batches import accumulation_steps
+from simpsons_llm.cost import Recipe, require_room, with_time
+from simpsons_llm.device import complete_env, find_device, find_ranks, load_ipex, peak_memory_gib, reset_peak_memory, set_threads, synchronize
+from simpsons_llm.distributed import gather, join_group, main_first, on_main, rank_env, total
+from simpsons_llm.evaluate import heldout_loss
+from simpsons_llm.fsdp import gather_weights
+from simpsons_llm.hyperparameters import RunLength, TrainConfig, run_length
+from simpsons_llm.infer import Sampling, finish_lines, heldout_moments
+from simpsons_llm.job import Progress, append_jsonl, format_seconds, open_folder, provenance, read_json, read_jsonl, require, set_aside, write_json, write_text
+from simpsons_llm.model import add_adapter, find_base, load_base, load_config, load_tokenizer, save_adapter, save_model, shape_of, trainable_parameters
+from simpsons_llm.packing import PackedRows, base_of, can_isolate, packs_well, use_isolated
+from simpsons_llm.prepare import PrepareConfig, load_data, prepare
+from simpsons_llm.prompt import TextMaker
+from simpsons_llm.samples import audit, cache_key, kept_samples, row_samples, scene_samples, write_audit
+
+# %%
+#| hide
+import tempfile
+
+import pandas as pd
+import torch
+
+pd.set_option("display.max_colwidth", 110)
+
+# %% [markdown]
+# ## Data for the run
+#
+# A folder of prepared data is read as it is. A script is prepared first, into the run's folder. The label audit of the chapter on prompts stands before every training.
+
+# %%
+#| export
+def data_folder(
+    config: TrainConfig, # the settings
+) -> Path:                  # what `load_data` reads
+    "Where the prepared data of a run lies."
+    return Path(config.data) if Path(config.data).is_dir() else Path(config.run)/"data"
+
+
+def run_data(
+    config: TrainConfig, # the settings
+    made: bool = False,     # another rank has prepared it
+) -> tuple:                 # (split name -> `Scene`s, report)
+    "Prepared data of a run; a script is prepared first."
+    folder = data_folder(config)
+    if folder != Path(config.data):
+        if config.data != "springfield" and not Path(config.data).is_file():
+            raise FileNotFoundError(f"no data at {config.data}; give a folder that prepare wrote, or a script file")
+        if not made: prepare(PrepareConfig(script=config.data, out=str(folder)))
+    return load_data(folder)
+
+
+# %% [markdown]
+# Then scenes become samples, in the view that was asked for. Lines that are too long are told, not dropped in silence.
+
+# %%
+#| export
+def make_samples(
+    config: TrainConfig, # the settings
+    maker: TextMaker,       # tokenizer and template
+    parts: dict,            # split name -> `Scene`s
+    report: dict,           # the data's report
+) -> tuple:                 # (split name -> `Sample`s, split name -> number of lines too long to learn)
+    "Samples of all splits in the view that was asked for; kept ones if nothing has changed."
+    s, targets = config.resolved(), report["speakers"]
+    options = {k: s[k] for k in ("view", "max_seq_len", "context_lines", "context_weight")}
+    def make():
+        samples, too_long = {}, {}
+        for name, scenes in parts.items():
+            if s["view"] == "rows": samples[name], long = row_samples(scenes, maker, targets, s["max_seq_len"], s["context_lines"])
+            else: samples[name], long = scene_samples(scenes, maker, targets, s["max_seq_len"], s["context_weight"])
+            too_long[name] = len(long)
+        return samples, too_long
+    samples, too_long, _ = kept_samples(cache_key(maker, report["data_sha256"], targets=targets, **options), make)
+    return samples, too_long
+
+
+# %% [markdown]
+# ## The plan
+#
+# All that a run consists of travels as one record:
+
+# %%
+#| export
+@dataclass
+class Job:
+    "All that a run consists of."
+    config: TrainConfig    # the settings
+    run: Path              # the run's folder
+    ranks: object          # the `Ranks`
+    device: object         # the `Device`
+    maker: TextMaker       # tokenizer and template
+    samples: dict          # split name -> `Sample`s
+    counts: dict           # what `audit` counted in the training samples
+    too_long: dict         # split name -> number of lines that were too long to learn
+    report: dict           # the data's report
+    base: str              # the base model's name
+    shape: object          # its transformers configuration
+    items: object          # what batches are made of: training `Sample`s, or `PackedRows` of them
+    layout: str            # how samples share a batch, in words
+    isolated: bool         # samples of a batch lie end to end and do not see each other
+    told: object           # what a step will cost on one rank: the `Estimate`
+    sharded: bool          # each rank holds a part of the model (FSDP)
+    length: RunLength      # how many steps, and what happens at which
+    moments: list          # where text is sampled: what `heldout_moments` chose in a validation scene
+    recorder: object = None # the `Recorder`
+    engine: object = None  # what does the steps
+
+    def score(self,
+        split: str, # "valid" or "test"
+    ) -> float:     # nats per learned token
+        "The held-out loss of the model as it is now. All ranks must call it."
+        progress = Progress(len(self.samples[split]), f"score {split}", "samples", show=self.ranks.is_main)
+        return heldout_loss(self.engine.model, self.samples[split], self.maker.tokenizer.pad_token_id, self.config.resolved()["micro_batch_size"], progress)
+
+
+# %% [markdown]
+# Everything that can be wrong with data, names or settings shows before the earlier results are set aside:
+
+# %%
+#| export
+def plan(
+    config: TrainConfig, # the settings
+    ranks,                  # the `Ranks`
+    device,                 # the `Device`
+) -> Job:                   # all but engine and recorder; ValueError or a file error where the run cannot be done
+    "Everything that can be known before a weight is loaded."
+    s, name = config.resolved(), find_base(config.base_model, device.type).name
+    with main_first(ranks):  # what it writes, others read
+        parts, report = run_data(config, not ranks.is_main)
+        maker, shape = TextMaker(load_tokenizer(name), s["template"]), load_config(name, device.type)
+        samples, too_long = make_samples(config, maker, parts, report)
+    for split, long in too_long.items():
+        if long and ranks.is_main: print(f"{split}: {long} lines are longer than max_seq_len={s['max_seq_len']} tokens by themselves and are not learned")
+    counts = audit(samples["train"], maker)
+    require(samples["valid"], f"no line of the validation scenes fits into max_seq_len={s['max_seq_len']} tokens; raise it")
+    items, layout, isolated = lay_out(config, shape, samples["train"], device)
+    length = run_length(config, len(items))
+    moments = heldout_moments(parts["valid"], (report["speakers"] or list(report["all_speakers"]))[:3], most_scenes=1)
+    told, sharded = share_model(config, shape, step_recipe(config, samples["train"], isolated, ranks.world_size), device, ranks.world_size)
+    return Job(config, Path(config.run), ranks, device, maker, samples, counts, too_long, report, name, shape, items, layout, isolated, told, sharded, length, moments)
+
+
+# %% [markdown]
+# How samples share a batch depends on the model and the device. Asked for and impossible is an error; `auto` takes what is possible and fast:
+
+# %%
+#| export
+def lay_out(
+    config: TrainConfig, # the settings
+    shape,                  # the base model's transformers configuration
+    samples: list,          # training `Sample`s
+    device,                 # the `Device`
+) -> tuple:                 # (samples or `PackedRows`, the layout in words, whether attention must be isolated); ValueError if it cannot be had
+    "Choose how samples share a batch."
+    reason = can_isolate(shape_of(shape))
+    require(not reason or config.packing in ("auto", "none"), f"packing={config.packing} was given, but this model cannot be packed: {reason}; use packing=none")
+    if config.packing == "auto" and not reason and not packs_well(device): reason = f"on {device.type} in {device.dtype} that is faster"
+    if reason or config.packing == "none": return samples, "batches of similar length, filled up" + (f" ({reason})" if reason else ""), False
+    if config.packing != "rows": return samples, "samples of a batch end to end", True
+    rows = PackedRows(samples, config.row_len)
+    return rows, f"{len(rows)} rows of {config.row_len} tokens, {rows.filling:.1%} full", True
+
+
+# %% [markdown]
+# With several ranks there is a second choice. Each may hold the whole model and exchange gradients (DDP), or each may hold a part of it and borrow the rest, layer by layer (FSDP). The first is faster and is taken for adapters; the second is for what does not fit on one device, and for full fine-tuning, where weights, gradients and two numbers of the optimizer for each come to 16 bytes a parameter.
+
+# %%
+#| export
+def share_model(
+    config: TrainConfig, # the settings
+    shape,                  # the base model's transformers configuration
+    recipe,                 # the training step, a `Recipe`
+    device,                 # the `Device`
+    world_size: int = 1,    # ranks
+) -> tuple:                 # (the `Estimate` for one rank, whether each holds only a part); ValueError where neither fits
+    "Choose how ranks share the model."
+    want = config.sharding if world_size > 1 and config.quantization == "none" else "none"
+    if want == "none" or want == "auto" and config.mode == "lora":
+        try: return require_room(shape, recipe, device), False
+        except ValueError:
+            if want == "none": raise
+    return require_room(shape, recipe, device, world_size), True
+
+
+# %% [markdown]
+# What a step costs is decided by its largest micro-batch. The chapter on costs counts it, and refuses a run that cannot fit while nothing has been loaded yet.
+
+# %%
+#| export
+def step_recipe(
+    config: TrainConfig, # the settings
+    samples: list,          # training `Sample`s
+    isolated: bool,         # samples of a batch end to end
+    world_size: int = 1,    # ranks
+    largest: bool = True,   # the largest micro-batch; False: one of average size
+) -> Recipe:                # for `estimate`
+    "A run's training step, as the chapter on costs describes it."
+    s, sizes = config.resolved(), sorted(((len(x.input_ids), x.learned) for x in samples), reverse=True)
+    n = min(s["micro_batch_size"], len(sizes))
+    if config.packing == "rows": sizes = [(config.row_len, config.row_len)]*n
+    if not largest: sizes = [tuple(round(sum(column)/len(sizes)) for column in zip(*sizes))]*n
+    lengths, learned = zip(*sizes[:n])
+    return Recipe(config.lora, lengths, sum(learned) if isolated else max(lengths) - 1, isolated, accumulation_steps(s["global_batch_size"], s["micro_batch_size"], world_size), config.gradient_checkpointing, config.quantization)
+
+
+# %% [markdown]
+# The same before any run, for `simpsons-llm estimate`: how much, how long, and on what it rests. The tokens of an epoch are those of the real samples.
+
+# %%
+#| export
+def costs(
+    config: TrainConfig, # the settings
+) -> dict:                  # heading -> {what: value with unit}; ValueError where the run cannot fit
+    "What a run would cost, measured on a few layers of the model."
+    device, ranks = find_device(config.device, config.dtype), find_ranks()
+    if device.type == "cpu": set_threads(ranks)
+    job = plan(config, ranks, device)
+    told, average = estimate_run(job), step_recipe(config, job.samples["train"], job.isolated, largest=False)
+    steps = job.length.steps
+    tokens = steps*average.tokens*average.gradient_accumulation_steps
+    return {f"{job.base} on {device.name} ({device.dtype}), {job.layout}": {}, "the largest step:": told.table(),
+            "the run:": {"steps": f"{steps:,}", "tokens": f"{tokens:,}", "training time": f"{format_seconds(tokens/told.tokens_per_s)}, evaluations not counted"}}
+
+
+def estimate_run(
+    job: Job,   # what `plan` made
+):              # the `Estimate` of its largest step, with its time
+    "What a step costs, this device's speed measured too."
+    return with_time(job.told, job.shape, step_recipe(job.config, job.samples["train"], job.isolated, job.ranks.world_size), job.device)
+
+
+# %%
+job = plan(TrainConfig(run="runs/never", base_model="tiny", max_seq_len=600), find_ranks(), find_device("cpu"))
+print(job.layout, "|", job.length)
+costs(TrainConfig(run="runs/never", base_model="tiny", max_seq_len=600))["the run:"]
+
+# %% tags=["check"]
+assert not Path("runs/never/config.yaml").exists() and job.length.steps == math.ceil(len(job.samples["train"])/2) and not job.sharded
+assert len(job.moments) == 3 and all(scene in load_data(data_folder(job.config))[0]["valid"] for scene, *_ in job.moments)
+try: lay_out(TrainConfig(packing="rows", max_seq_len=64, row_len=64), job.shape, job.samples["train"], job.device); raise AssertionError
+except ValueError as e: assert "more than a row of 64" in str(e)
+
+# %% [markdown]
+# What is about to be learned is shown first: how many parameters, how many tokens. The same stands in `audit.html` in the run's folder, with one sample in colours.
+
+# %%
+#| export
+def what_is_learned(
+    job: Job, # the run
+) -> str:     # four lines for people
+    "The run in words, before it begins."
+    model, config, counts = job.engine.model, job.config, job.counts
+    trainable, total = trainable_parameters(model)
+    return "\n".join([
+        f"{base_of(model).name_or_path} on {job.device.name} ({job.device.dtype}); recipe {config.recipe}",
+        f"trainable parameters: {trainable:,} of {total:,} ({trainable/total:.2%})",
+        f"to learn: {counts['samples']} samples, {counts['tokens']:,} tokens, {counts['learned_tokens']:,} of them learned; "
+        f"{job.length.steps} steps of {config.resolved()['global_batch_size']} {'rows' if config.packing == 'rows' else 'samples'}; {job.layout}",
+        *([f"{job.ranks.world_size} ranks, " + ("each holds a part of the model (FSDP)" if job.sharded else "each holds the whole model (DDP)")] if job.ranks.world_size > 1 else []),
+        f"peak memory of a step: {'at least ' if job.device.type == 'cpu' else ''}{job.told.peak_mem_gib:.1f} GiB of {job.device.memory_gib:.1f}"])
+
+
+# %% [markdown]
+# ## Samples of text
+#
+# A loss says how well the model guesses, not how it talks. So it is asked, now and then, at three moments of one validation scene: always the same moments, chosen by rule, and always the most likely words, so that whatever changes is what was learned. In training a model drops out parts of itself and draws random numbers; sampling switches that off and leaves the numbers as they were. Of several ranks, the first asks alone, unless each holds only a part of the model.
+
+# %%
+#| export
+SAYS = Sampling(max_new_tokens=40, do_sample=False, repetition_penalty=1.0)
+
+
+def text_samples(
+    model,            # the model in training, with or without adapter
+    maker: TextMaker, # tokenizer and template
+    moments: list,    # what `heldout_moments` chose
+) -> list:            # rows: before (the line before), speaker, real, said
+    "What the model would say now, beside the real lines."
+    import torch
+    was_training, device = model.training, next(model.parameters()).device
+    devices = {} if device.type == "cpu" else {"devices": [device], "device_type": device.type}
+    model.eval()
+    with torch.random.fork_rng(**devices or {"devices": []}):
+        said = finish_lines(model, maker, [(scene.location, scene.lines[:i], who) for scene, i, who, _ in moments], SAYS)
+    model.train(was_training)
+    return [{"before": f"{s.lines[i - 1].speaker}: {s.lines[i - 1].text}", "speaker": who, "real": real or "(says nothing in this scene)", "said": text} for (s, i, who, real), text in zip(moments, said)]
+
+
+# %%
+model, tokenizer = load_base("tiny", find_device("cpu"))
+pd.DataFrame(text_samples(model, job.maker, job.moments))
+
+# %% [markdown]
+# The tiny model knows no language; it stands in where only the machinery matters. A model that is packed, in training and half-way through its random numbers says the same, and draws the same number next:
+
+# %% tags=["check"]
+before = text_samples(model, job.maker, job.moments)
+use_isolated(model.train()); torch.manual_seed(5); expected = torch.rand(1); torch.manual_seed(5)
+assert text_samples(model, job.maker, job.moments) == before and model.training and torch.rand(1) == expected
+
+# %% [markdown]
+# ## Trackers
+#
+# `metrics.jsonl` and `loss.png` need no service. Who keeps many runs beside each other may have them in [trackio](https://github.com/gradio-app/trackio) (local), [Weights & Biases](https://wandb.ai) or TensorBoard as well, through accelerate's trackers. Without a login, `wandb` writes into the run's folder and says how to send it later.
+
+# %%
+#| export
+def open_tracker(
+    name: str,      # none, trackio, wandb or tensorboard
+    run: Path,      # the run's folder; its name is the run's name
+    settings: dict, # shown beside the curves
+):                  # an accelerate tracker with `log` and `finish`, or None
+    "Begin a run in a tracker."
+    if name == "none": return None
+    import os
+
+    from accelerate import tracking
+    if name == "tensorboard": tracker = tracking.TensorBoardTracker("", logging_dir=str(run/"tensorboard"))
+    elif name == "trackio": tracker = tracking.TrackioTracker("simpsons_llm", name=run.name, embed=False)
+    else:
+        import wandb
+        offline = {} if os.environ.get("WANDB_MODE") or wandb.api.api_key else {"mode": "offline"}
+        if offline: print(f"wandb: not logged in, so the run is kept in {run/'wandb'}; `wandb sync` sends it later", flush=True)
+        tracker = tracking.WandBTracker("simpsons_llm", name=run.name, dir=str(run), **offline)
+    tracker.main_process_only = False  # only the first rank has one at all
+    tracker.start()
+    tracker.store_init_configuration({k: v for k, v in settings.items() if isinstance(v, (str, int, float))})
+    return tracker
+
+
+# %% [markdown]
+# ## Telling how it goes
+#
+# The recorder counts tokens, keeps the time of the steps, writes `metrics.jsonl` as it comes, tells progress and time left, stops a run whose loss is not a number, and says when the time is up. It works out the weight by which a step's loss is divided, since it must look at all tokens of the global batch anyway.
+#
+# At the end of an epoch it also writes two perplexities, $e^{\text{loss}}$: how many tokens the model hesitates between, on average. That of training comes from the losses of the epoch's steps, each counted by the tokens it learned from, and so it lags behind: half of those steps were made by a model that knew less.
+
+# %%
+#| export
+@dataclass
+class Recorder:
+    "What happened so far, in numbers, in metrics.jsonl, and on the screen."
+    run: Path              # the run's folder
+    ranks: object          # the `Ranks`; the first one writes and prints
+    device: object         # the `Device`: its work is waited for before the clock is read
+    length: RunLength      # what happens when
+    say: object            # called for samples of text; gives rows
+    max_minutes: float = None # time limit in minutes; None: no limit
+    tracker: object = None # what `open_tracker` gave
+    real_tokens: int = 0   # tokens that went through the model, on all ranks
+    learned_tokens: int = 0 # of them, those that were learned
+    own_tokens: int = 0    # real tokens on this rank, in this process
+    earlier_tokens: int = 0 # real tokens before the run was resumed
+    step_s: float = 0.0    # seconds in steps, without evaluation
+    earlier_s: float = 0.0 # the same before the run was resumed
+    stopped_early: bool = False # the time was up
+    rows: list = field(default_factory=list) # of metrics.jsonl
+
+    def write(self,
+        step: int, # 0..steps
+        **values,  # what is known after it
+    ):
+        "Add a row to metrics.jsonl, and its numbers to the tracker."
+        row = {"step": step, "epoch": round(step/self.length.epoch_steps, 4), **values}
+        self.rows.append(row)
+        if self.ranks.is_main: append_jsonl(self.run/"metrics.jsonl", row)
+        if self.tracker: self.tracker.log({k: v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}, step=step)
+
+    def begin(self):
+        "Start the clock."
+        self.begun, self.begun_tokens, self.begun_s = time.perf_counter(), self.real_tokens, self.step_s
+        self.progress = Progress(self.length.steps, "train", every_s=5, show=self.ranks.is_main)
+
+    def count(self,
+        parts: list, # this rank's micro-batches of one step
+    ) -> float:      # the loss weights of the global batch, added up over all ranks
+        "Count the tokens of a step before it is made. All ranks must call it."
+        weights = [p["loss_weights"][:, 1:] for p in parts]
+        own = [sum(int(p["lengths"].sum()) for p, w in zip(parts, weights) if w.any()), sum(int((w > 0).sum()) for w in weights), sum(float(w.sum()) for w in weights)]
+        real, learned, weight = total(*own)
+        self.own_tokens += own[0]; self.real_tokens += int(real); self.learned_tokens += int(learned)
+        return weight
+
+    def step_begins(self):
+        "The first micro-batch follows."
+        synchronize(self.device); self.since = time.perf_counter()
+
+    def step_ends(self,
+        step: int, # 1..steps
+    ) -> bool:     # whether the run must stop here
+        "The optimizer has stepped. All ranks must call it."
+        synchronize(self.device); self.step_s += time.perf_counter() - self.since
+        if self.max_minutes and step < self.length.steps: self.stopped_early = bool(gather(time.perf_counter() - self.begun > 60*self.max_minutes)[0])  # rank 0's clock counts
+        return self.stopped_early
+
+    def learned(self,
+        step: int,            # 1..steps
+        loss: float,          # of the step's global batch, nats per unit of weight
+        grad_norm: float,     # before it was clipped
+        learning_rate: float, # the step's
+    ):
+        "A step is done."
+        for name, value in (("train_loss_nats", loss), ("grad_norm", grad_norm)):
+            require(math.isfinite(value), f"{name} is {value} at step {step}; the run was stopped; try a lower learning_rate, or dtype=float32")
+        self.write(step, train_loss_nats=loss, grad_norm=grad_norm, learning_rate=learning_rate, real_tokens=self.real_tokens, learned_tokens=self.learned_tokens, step_s=round(self.step_s, 4))
+        self.progress(step, f"loss {loss:.3f}  {(self.real_tokens - self.begun_tokens)/max(self.step_s - self.begun_s, 1e-9):.0f} tokens/s")
+        if self.length.samples(step): self.speak(step)
+
+    def evaluated(self,
+        step: int,   # 1..steps
+        loss: float, # held-out, nats per token
+    ):
+        "The held-out loss was measured."
+        require(math.isfinite(loss), f"the held-out loss is {loss} at step {step}; the run was stopped; try a lower learning_rate, or dtype=float32")
+        epoch = step % self.length.epoch_steps == 0
+        values = {"valid_loss_nats": loss, "valid_perplexity": math.exp(loss), **({"train_perplexity": self.train_perplexity(step)} if epoch else {})}
+        self.write(step, **values)
+        if self.ranks.is_main: print(f"step {step}: held-out loss {loss:.4f} nats per token" + (f"; epoch {step//self.length.epoch_steps}: perplexity {values['train_perplexity']:.2f} in training, {math.exp(loss):.2f} held out" if epoch else ""), flush=True)
+
+    def train_perplexity(self,
+        step: int, # the last of an epoch
+    ) -> float:    # of the epoch's steps, each by the tokens it learned from
+        "How the epoch went, from the rows that were written."
+        rows = {r["step"]: r for r in self.rows if "train_loss_nats" in r and r["step"] <= step}
+        mine = range(step - self.length.epoch_steps + 1, step + 1)
+        tokens = [rows[k]["learned_tokens"] - rows.get(k - 1, {"learned_tokens": 0})["learned_tokens"] for k in mine]
+        return math.exp(sum(n*rows[k]["train_loss_nats"] for n, k in zip(tokens, mine))/sum(tokens))
+
+    def speak(self,
+        step: int, # 0..steps
+    ):
+        "Let the model speak. All ranks must call it."
+        rows = self.say()
+        if not rows: return
+        self.write(step, samples=rows)
+        for r in rows[:1]: print(f"  {r['speaker']}: {r['said'][:120]}", flush=True)
+
+
+# %% [markdown]
+# A run that was killed had gone on past its last checkpoint. What it wrote after that is done again, so those rows are taken out of the file, and the counters go on from the last row that stays.
+
+# %%
+#| export
+def last_checkpoint(
+    run: Path, # a run's folder
+) -> int:      # its step; 0 if there is none
+    "The step of the newest checkpoint that is whole."
+    return max((int(p.parent.name.rsplit("-", 1)[1]) for p in (run/"checkpoints").glob("checkpoint-*/trainer_state.json")), default=0)
+
+
+def take_up(
+    recorder: Recorder, # of a run that goes on; its counters are set
+) -> dict:              # the row of step 0: the base's held-out losses, as the run measured them when it began
+    "Make the records of a run fit to go on from its last checkpoint. All ranks must call it."
+    file, done = recorder.run/"metrics.jsonl", last_checkpoint(recorder.run)
+    lines = [line for line in file.read_text(encoding="utf8").splitlines() if line.endswith("}")]  # the last may be half written
+    recorder.rows = [row for row in map(json.loads, lines) if row["step"] <= done]
+    gather(None)  # all have read it
+    if recorder.ranks.is_main: write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in recorder.rows))
+    last = next((row for row in reversed(recorder.rows) if "real_tokens" in row), {"real_tokens": 0, "learned_tokens": 0, "step_s": 0.0})
+    recorder.real_tokens, recorder.learned_tokens, recorder.step_s = last["real_tokens"], last["learned_tokens"], last["step_s"]
+    recorder.earlier_tokens, recorder.earlier_s = recorder.real_tokens, recorder.step_s
+    return next(row for row in recorder.rows if row["step"] == 0)
+
+
+# %% [markdown]
+# Two steps of one epoch, told by hand; a third one that goes wrong:
+
+# %%
+folder = Path(tempfile.mkdtemp())
+recorder = Recorder(folder, find_ranks(), find_device("cpu"), RunLength(3, 2, 2, -1, 0), say=lambda: [])
+recorder.begin()
+for step, loss in ((1, 3.0), (2, 2.0)):
+    recorder.step_begins(); recorder.learned_tokens += 100*step; recorder.step_ends(step)
+    recorder.learned(step, loss, 1.0, 1e-3)
+recorder.evaluated(2, 2.5)
+try: recorder.learned(3, float("nan"), 1.0, 1e-3)
+except ValueError as e: print(e)
+
+# %% tags=["check"]
+epoch = read_jsonl(folder/"metrics.jsonl")[-1]
+assert math.isclose(epoch["train_perplexity"], math.exp((100*3 + 200*2)/300)) and math.isclose(epoch["valid_perplexity"], math.exp(2.5)) and epoch["epoch"] == 1
+
+# %% [markdown]
+# ## The job
+#
+# A run under a name that was used before sets the earlier results aside first; `resume` goes on where the last checkpoint stands, but only with the same settings, since the steps still to come depend on all of them. How many ranks share the work, and how, may differ: it changes nothing but the time.
+
+# %%
+#| export
+KEPT = {"lora": "adapter", "full": "model"} # what a run leaves, and the folder it is in
+LEAST_GAIN = 0.005  # nats per token; a run whose held-out loss falls by less is not called done
+MAY_CHANGE = ("run", "trackers", "max_minutes", "save_total_limit", "score_test", "micro_batch_size", "sharding", "backend", "group_timeout_s", "use_ipex")  # when a run is resumed, perhaps on more or fewer ranks
+RESULTS = ["audit.html", "config.yaml", "metrics.jsonl", "checkpoints", "adapter", "model", "export", "summary.json", "loss.png", "tensorboard", "wandb"]
+
+
+def open_run(
+    config: TrainConfig, # the settings
+    run: Path,              # the run's folder
+    found: dict,            # what the settings stand for: base_source and data_sha256
+) -> dict | None:           # the summary of a finished run that should be resumed; None if there is something to do
+    "Set earlier results aside, or check that they can be resumed; then write config.yaml."
+    import yaml
+    settings, done = {**config.to_dict(), "resume": False, "found": found}, {}
+    if (run/"summary.json").is_file(): done = read_json(run/"summary.json")
+    if config.resume:
+        before = yaml.safe_load((run/"config.yaml").read_text(encoding="utf8")) if (run/"config.yaml").is_file() else None
+        require(before is not None and last_checkpoint(run), f"{config.run} has no checkpoint to resume from; run without resume")
+        changed = sorted(k for k in settings if before.get(k) != settings[k] and k not in MAY_CHANGE)
+        require(not changed, f"to resume, the settings must be those of the run; {', '.join(f'{k}: {before.get(k)} then, {settings[k]} now' for k in changed)}")
+        if "optimizer_steps" in done and not done.get("stopped_early"): return done
+    else:
+        if "optimizer_steps" in done: shutil.rmtree(run/"checkpoints", ignore_errors=True)  # a finished run needs them no more
+        set_aside(run, RESULTS)
+    write_text(run/"config.yaml", yaml.safe_dump(settings, sort_keys=False))
+
+
+# %% [markdown]
+# The outermost function asks where it runs, refuses what cannot work before anything is moved or loaded, and makes sure that a run which fails says so in its summary.
+
+# %%
+#| export
+def run_job(
+    config: TrainConfig, # the settings
+    make_engine,         # called with the `Job` and the model; gives the engine
+) -> dict:               # the summary, also written as summary.json; ValueError or a file error, in one sentence, if it cannot be done
+    "Train a base model on prepared scenes; returns and writes the summary."
+    ranks = find_ranks(); complete_env(ranks); rank_env(ranks)  # before transformers is imported
+    device = find_device(config.device, config.dtype, ranks.local_rank)
+    if device.type == "cpu": set_threads(ranks)
+    s = config.resolved()
+    accumulation_steps(s["global_batch_size"], s["micro_batch_size"], ranks.world_size); find_base(config.base_model, device.type)
+    if config.use_ipex: load_ipex()
+    join_group(ranks, device, config.backend, config.group_timeout_s)
+    run = open_folder(config.run)
+    try: return begin_run(plan(config, ranks, device), make_engine)
+    except BaseException as e:
+        begun = not (run/"summary.json").is_file() or read_json(run/"summary.json").get("status") == "running"
+        if ranks.is_main and begun: write_json(run/"summary.json", {"status": "interrupted" if isinstance(e, KeyboardInterrupt) else "failed", "error": f"{type(e).__name__}: {e}"})
+        raise
+
+
+def begin_run(
+    job: Job,    # what `plan` made
+    make_engine, # called with the `Job` and the model; gives the engine
+) -> dict:       # the summary
+    "Load the model, open the run, build the engine, and hand over to `measure`."
+    config, run, ranks = job.config, job.run, job.ranks
+    where = replace(job.device, type="cpu", index=0) if job.sharded else job.device  # a sharded model goes to the devices in parts
+    model, _ = load_base(job.base, where if config.lora else replace(where, dtype="float32"), config.quantization)
+    found = {"base_source": model.origin, "data_sha256": job.report["data_sha256"]}
+    if job.isolated: use_isolated(model)
+    if config.lora: model = add_adapter(model, config.lora, config.seed)
+    finished = on_main(ranks, lambda: open_run(config, run, found))  # nothing was moved before this line
+    if finished:
+        print(f"{config.run} is finished ({finished['optimizer_steps']} steps); nothing is left to resume")
+        return finished
+    if ranks.is_main:
+        write_json(run/"summary.json", {"status": "running"})
+        write_audit(job.samples["train"], job.maker, job.counts, run/"audit.html")
+    if config.gradient_checkpointing and config.lora: model.enable_input_require_grads()
+    job.recorder = Recorder(run, ranks, job.device, job.length, lambda: text_samples(job.engine.model, job.maker, job.moments) if ranks.is_main or job.sharded else [], config.max_minutes)
+    job.engine = make_engine(job, model)
+    if ranks.is_main: print(what_is_learned(job), flush=True)
+    try:
+        if ranks.is_main: job.recorder.tracker = open_tracker(config.trackers, run, config.to_dict())
+        return measure(job)
+    finally:
+        if job.recorder.tracker: job.recorder.tracker.finish()
+
+
+# %% [markdown]
+# Before the first step a fresh adapter changes nothing, so the held-out loss is that of the base. (LoftQ's base is rounded to 4 bits, and that is what is measured.) Afterwards the best step is loaded and its loss is measured again: what is saved is what was measured.
+
+# %%
+#| export
+def measure(
+    job: Job, # the run, ready to start
+) -> dict:    # the summary
+    "Score the base, train, load the best step, save it, and write the summary."
+    run, engine, recorder, resumed = job.run, job.engine, job.recorder, last_checkpoint(job.run) if job.config.resume else 0
+    losses, clock = {}, {}
+    def first():  # the model is where it will be trained, and no checkpoint is loaded yet, so this is the base
+        row = take_up(recorder) if job.config.resume else {"valid_loss_nats": job.score("valid")}
+        if job.config.score_test and "test_loss_nats" not in row:
+            require(not (job.sharded and resumed), "score_test was given on resuming a sharded run that began without it, and its base cannot be scored any more; leave it out")
+            row["test_loss_nats"] = job.score("test")
+        if not job.config.resume:
+            recorder.write(0, **row)
+            if job.length.samples(0): recorder.speak(0)
+        losses["valid_loss_nats_base"] = row["valid_loss_nats"]
+        if job.config.score_test: losses["test_loss_nats_base"] = row["test_loss_nats"]
+        reset_peak_memory(job.device); clock["start"] = time.perf_counter()
+    engine.learn(resumed, first)
+    speed = {"tokens_per_s": recorder.real_tokens/max(recorder.step_s, 1e-9), "peak_mem_gib": peak_memory_gib(job.device), "train_s": time.perf_counter() - clock["start"]}
+    (best_step, told), best = engine.best, job.score("valid")
+    require(abs(best - told) < 1e-3*max(1, best), f"the checkpoint of step {best_step} scores {best:.4f} where {told:.4f} was measured in training; it was not loaded as it was saved")
+    losses |= {"valid_loss_nats_best": best, "best_step": best_step}
+    if job.config.score_test: losses["test_loss_nats_best"] = job.score("test")
+    summary = summarise(job, losses, speed, resumed)
+    weights = gather_weights(engine.model) if job.sharded else None  # all ranks give their part
+    on_main(job.ranks, lambda: close_run(job, summary, weights))
+    return summary
+
+
+# %% [markdown]
+# The summary names all that shaped the result, so that two runs can be told apart, and one repeated:
+
+# %%
+#| export
+def summarise(
+    job: Job,     # the run, after training
+    losses: dict, # held-out losses in nats per token, and the step that was kept
+    speed: dict,  # tokens_per_s of all ranks together, peak_mem_gib and train_s (wall clock, evaluations included) of this one
+    resumed: int, # the step it was resumed from; 0: from the beginning
+) -> dict:        # the summary
+    "What is written down about a run."
+    config, engine, rec, report, base = job.config, job.engine, job.recorder, job.report, base_of(job.engine.model)
+    lines = {f"{n}_lines": report["sets"][n]["learned_lines"] - job.too_long[n] for n in ("train", "valid")}
+    gained = losses["valid_loss_nats_base"] - losses["valid_loss_nats_best"] >= LEAST_GAIN
+    own = {"rank": job.ranks.rank, "host": platform.node(), "device": f"{job.device.type}:{job.device.index}" if job.device.type != "cpu" else "cpu", "real_tokens": rec.own_tokens,
+           "share": rec.own_tokens/max(rec.real_tokens - rec.earlier_tokens, 1), "tokens_per_s": rec.own_tokens/max(rec.step_s - rec.earlier_s, 1e-9), "peak_mem_gib": speed["peak_mem_gib"], "train_s": speed["train_s"]}
+    everybody = gather(own)
+    speed = {**speed, "peak_mem_gib": max(r["peak_mem_gib"] for r in everybody)}
+    return {"status": "done" if gained else "not better than the base", "engine": engine.name, "stopped_early": rec.stopped_early, "resumed_from_step": resumed,
+            "base_model": base.name_or_path, "base_source": base.origin, "mode": config.mode, "recipe": config.recipe, "settings": config.resolved(), "layout": job.layout,
+            "device": job.device.name, "dtype": job.device.dtype, "world_size": job.ranks.world_size, "launcher": job.ranks.launcher, "sharded": job.sharded, "ranks": everybody,
+            "trainable_parameters": trainable_parameters(engine.model)[0], **lines, "too_long_lines": job.too_long,
+            "learned_tokens": rec.learned_tokens, "real_tokens": rec.real_tokens, "optimizer_steps": engine.step,
+            **losses, "valid_perplexity_best": math.exp(losses["valid_loss_nats_best"]), **speed, "predicted": asdict(job.told), KEPT[config.mode]: KEPT[config.mode], "data_sha256": report["data_sha256"], "script_sha256": report["script_sha256"], "provenance": provenance()}
+
+
+def close_run(
+    job: Job,      # the run, after training
+    summary: dict, # what `summarise` made
+    weights: dict = None, # name -> tensor, of a sharded model; None: the model's own
+):
+    "Save adapter or model with its notes, the picture, and last the summary: a run whose summary has results is whole."
+    import matplotlib.pyplot as plt
+    names = job.report["speakers"] or list(job.report["all_speakers"])
+    notes = {
+        "base_model": summary["base_model"], "base_source": summary["base_source"], "template": job.maker.template, "max_seq_len": summary["settings"]["max_seq_len"],
+        "speakers": {n: job.report["all_speakers"][n] for n in names}, "recipe": job.config.recipe, "data_sha256": job.report["data_sha256"]}
+    if job.config.mode == "full": save_model(job.engine.model, job.maker.tokenizer, job.run/"model", notes, weights)
+    else: save_adapter(job.engine.model, job.run/"adapter", notes, weights)
+    figure = plot_losses(job.run).figure
+    figure.savefig(job.run/"loss.png", dpi=110); plt.close(figure)
+    write_json(job.run/"summary.json", summary)
+
+
+# %% [markdown]
+# The picture of a run is drawn from the file that the run wrote, so it can be drawn again at any time:
+
+# %%
+#| export
+def plot_losses(
+    run,     # a run's folder
+    ax=None, # matplotlib axes; None: make some
+):           # the axes
+    "Training and held-out loss over the steps, the kept step marked."
+    import matplotlib.pyplot as plt
+    ax = ax or plt.subplots(figsize=(6.4, 4))[1]
+    rows = read_jsonl(Path(run)/"metrics.jsonl")
+    for name, label, style in (("train_loss_nats", "train", dict(color="#b9a100", lw=1, alpha=0.8)), ("valid_loss_nats", "held out (valid)", dict(color="#1f5fa8", marker="o"))):
+        ax.plot([r["step"] for r in rows if name in r], [r[name] for r in rows if name in r], label=label, **style)
+    valid = [r for r in rows if "valid_loss_nats" in r]
+    if valid:
+        best = min(valid, key=lambda r: r["valid_loss_nats"])
+        ax.plot(best["step"], best["valid_loss_nats"], "*", ms=15, color="#c0504d", label=f"kept: step {best['step']}, {best['valid_loss_nats']:.3f}")
+    ax.set_xlabel("optimizer steps"); ax.set_ylabel("loss (nats per token)"); ax.legend(frameon=False); ax.spines[["top", "right"]].set_visible(False)
+    ax.figure.tight_layout()
+    return ax
+
+
+# %% [markdown]
+# And the sentences that a person wants to read at the end:
+
+# %%
+#| export
+def summary_text(
+    summary: dict, # what `finetune` returned
+) -> str:          # a few lines for people
+    "The summary in words."
+    s, fell = summary, summary["valid_loss_nats_base"] - summary["valid_loss_nats_best"]
+    rows = [f"held-out loss in nats per token: {s['valid_loss_nats_base']:.4f} before, {s['valid_loss_nats_best']:.4f} after (step {s['best_step']} of {s['optimizer_steps']}), a change of {-fell:+.4f}"]
+    if "test_loss_nats_base" in s: rows.append(f"test scenes, scored once: {s['test_loss_nats_base']:.4f} before, {s['test_loss_nats_best']:.4f} after")
+    rows.append(f"{s['real_tokens']:,} tokens in {format_seconds(s['train_s'])} ({s['tokens_per_s']:.0f} tokens/s while training), peak memory {s['peak_mem_gib']:.1f} GiB")
+    if s["stopped_early"]: rows.append("stopped early: the time allowed was up")
+    if fell < LEAST_GAIN: rows.append(f"WARNING: the held-out loss fell by less than {LEAST_GAIN} nats, so this adapter is hardly better than the base; try more steps, another learning_rate or more data")
+    return "\n".join(rows)
+
+
+# %% [markdown]
+# From the same file, as tables: the perplexities, and what the model said as it learned, each moment in a row.
+
+# %%
+#| export
+def perplexities(
+    run, # a run's folder
+):       # a pandas frame: step, epoch, valid, and train at the end of each epoch
+    "How many tokens the model hesitates between, evaluation by evaluation."
+    import pandas as pd
+    rows = [r for r in read_jsonl(Path(run)/"metrics.jsonl") if "valid_loss_nats" in r]
+    frame = pd.DataFrame({"step": [r["step"] for r in rows], "epoch": [r["epoch"] for r in rows], "valid perplexity": [math.exp(r["valid_loss_nats"]) for r in rows]})
+    if any("train_perplexity" in r for r in rows): frame["train perplexity of the epoch"] = [r.get("train_perplexity") for r in rows]
+    return frame.set_index("step")
+
+
+def what_was_said(
+    run,           # a run's folder
+    most: int = 4, # how many moments of the run to show, the first and the last always
+):                 # a pandas frame: one row for each place in the scene, with the real line and one column for each step
+    "Samples of text, side by side."
+    import pandas as pd
+    rows = [r for r in read_jsonl(Path(run)/"metrics.jsonl") if "samples" in r]
+    if not rows: return pd.DataFrame()
+    picked = sorted({round(i*(len(rows) - 1)/max(min(most, len(rows)) - 1, 1)) for i in range(min(most, len(rows)))})
+    frame = pd.DataFrame([{k: s[k] for k in ("before", "speaker", "real")} for s in rows[0]["samples"]])
+    for i in picked: frame[f"step {rows[i]['step']}"] = [s["said"] for s in rows[i]["samples"]]
+    return frame
+
+
+# %% [markdown]
+# What makes a run here are its settings and an engine; the two chapters to come bring one each.
