@@ -1,7 +1,7 @@
 "Packaging. Every fact comes from settings.ini; the wheel carries the chapters, so that a job runs without a checkout."
 from configparser import ConfigParser
 from pathlib import Path
-from shutil import copy2
+from shutil import copy2, copytree
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
@@ -19,6 +19,7 @@ class BuildWithChapters(build_py):
         to = Path(self.build_lib)/cfg['lib_path']/'chapters'
         to.mkdir(parents=True, exist_ok=True)
         for nb in sorted((here/cfg['nbs_path']).glob('[0-9]*.ipynb')): copy2(nb, to)
+        copytree(here/cfg['nbs_path']/'_results', to/'_results', dirs_exist_ok=True)  # what chapters show that is not run everywhere
 
 
 setup(

@@ -27,7 +27,8 @@ from .packing import to_device
 class LoopConfig(TrainConfig):
     "Settings of the loop job."
     run: str = "runs/loop"                  # the run's folder
-    epochs: "float | None" = 0.15           # passes over the data; the book takes a look at the loop, a whole run is 1
+    epochs: "float | None" = 0.1            # passes over the data; the book takes a look at the loop, a whole run is 1
+    eval_steps: "int | None" = 3            # optimizer steps between evaluations, each of which also saves a checkpoint; so do the end of each epoch and of the run
 
 # %% ../nbs/09_loop.ipynb #09-11
 def weighted_loss(
@@ -39,7 +40,7 @@ def weighted_loss(
     losses, weights = token_losses(model, batch)
     return (losses*weights).sum()/weight
 
-# %% ../nbs/09_loop.ipynb #09-13
+# %% ../nbs/09_loop.ipynb #09-14
 def sum_gradients(
     parameters: list, # those that are trained, on every rank in the same order
 ):
@@ -61,7 +62,7 @@ def same_start(
     torch.distributed.broadcast(flat, 0)
     for p, d in zip(parameters, flat.split([p.numel() for p in parameters])): p.data.copy_(d.view_as(p.data))
 
-# %% ../nbs/09_loop.ipynb #09-15
+# %% ../nbs/09_loop.ipynb #09-16
 class Loop:
     "Training, written out."
     name = "loop"
@@ -144,7 +145,7 @@ class Loop:
     ):             # its folder
         return self.job.run/"checkpoints"/f"checkpoint-{step}"
 
-# %% ../nbs/09_loop.ipynb #09-17
+# %% ../nbs/09_loop.ipynb #09-18
 def random_state(
     device, # a torch.device
 ) -> dict:  # of the CPU, and of the accelerator where there is one
@@ -193,7 +194,7 @@ def load_checkpoint(
     torch.set_rng_state(mine["cpu"])
     if "device" in mine and loop.device.type != "cpu": torch.get_device_module(loop.device).set_rng_state(mine["device"], loop.device)
 
-# %% ../nbs/09_loop.ipynb #09-19
+# %% ../nbs/09_loop.ipynb #09-20
 def loop(
     config: LoopConfig, # the settings
 ) -> dict:              # the summary, also written as summary.json; ValueError or a file error, in one sentence, if it cannot be done

@@ -30,14 +30,14 @@ def few_steps(
         losses.append(loss.item())
     return losses
 
-# %% ../nbs/09_pitfalls.ipynb #09-35
+# %% ../nbs/09_pitfalls.ipynb #09-39
 def whole_prompt(
     sample: Sample, # one that learns its answer
 ) -> Sample:        # the same, with each token learned
     "As if labels were inputs."
     return replace(sample, loss_weights=[1.0]*len(sample.input_ids))
 
-# %% ../nbs/09_pitfalls.ipynb #09-40
+# %% ../nbs/09_pitfalls.ipynb #09-47
 def other_words(
     sample: Sample, # one whose learned tokens stand at its end
     tokenizer,      # the tokenizer of its text

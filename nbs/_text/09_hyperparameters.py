@@ -150,6 +150,7 @@ for wrong in (dict(recipe="soup"), dict(view="scenes", template="alpaca"), dict(
     try: TrainConfig(**wrong); raise AssertionError(wrong)
     except ValueError as e: assert next(iter(wrong)) in str(e), e
 
+
 # %% [markdown]
 # ## How long, and when to look
 #
@@ -206,6 +207,7 @@ assert length.steps == 123 and all(length.evaluates(k) for k in (41, 82, 123)) a
 assert not any(run_length(TrainConfig(sample_steps=0), 82).samples(k) for k in range(42)) and run_length(TrainConfig(sample_steps=10), 82).samples(20)
 assert run_length(TrainConfig(max_steps=1), 82) == RunLength(1, 41, 1, 0, 0)
 
+
 # %% [markdown]
 # ## The optimizer
 #
@@ -243,6 +245,7 @@ groups = make_optimizer(model, 1e-3, lora_plus_ratio=16.0).param_groups
 assert {(g["lr"], "lora_B" in names[id(p)]) for g in groups for p in g["params"]} == {(1e-3, False), (16e-3, True)}
 (only,) = make_optimizer(model, 1e-3).param_groups
 assert sum(p.numel() for p in only["params"]) == sum(p.numel() for g in groups for p in g["params"]) > 0 and only["weight_decay"] == 0
+
 
 # %% [markdown]
 # ## The learning rate

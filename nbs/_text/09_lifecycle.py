@@ -42,6 +42,7 @@ import torch
 
 pd.set_option("display.max_colwidth", 110)
 
+
 # %% [markdown]
 # ## Data for the run
 #
@@ -260,6 +261,7 @@ assert len(job.moments) == 3 and all(scene in load_data(data_folder(job.config))
 try: lay_out(TrainConfig(packing="rows", max_seq_len=64, row_len=64), job.shape, job.samples["train"], job.device); raise AssertionError
 except ValueError as e: assert "more than a row of 64" in str(e)
 
+
 # %% [markdown]
 # What is about to be learned is shown first: how many parameters, how many tokens. The same stands in `audit.html` in the run's folder, with one sample in colours.
 
@@ -317,6 +319,7 @@ pd.DataFrame(text_samples(model, job.maker, job.moments))
 before = text_samples(model, job.maker, job.moments)
 use_isolated(model.train()); torch.manual_seed(5); expected = torch.rand(1); torch.manual_seed(5)
 assert text_samples(model, job.maker, job.moments) == before and model.training and torch.rand(1) == expected
+
 
 # %% [markdown]
 # ## Trackers
@@ -738,7 +741,6 @@ def what_was_said(
     frame = pd.DataFrame([{k: s[k] for k in ("before", "speaker", "real")} for s in rows[0]["samples"]])
     for i in picked: frame[f"step {rows[i]['step']}"] = [s["said"] for s in rows[i]["samples"]]
     return frame
-
 
 # %% [markdown]
 # What makes a run here are its settings and an engine; the two chapters to come bring one each.

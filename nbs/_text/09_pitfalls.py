@@ -6,7 +6,7 @@
 #
 # > Mistakes that raise no error, each with a small run that shows what it costs, and with what guards against it here.
 #
-# A training program that is wrong seldom stops. It prints losses, writes checkpoints, and learns nothing, or half as well as it could. The eight mistakes of this chapter are not invented: each was found in a program that this book carries on, and each is common. For each there is a run of seconds with a model of a hundred thousand parameters that knows nothing yet, once with the mistake and once without. Three of them concern what a model knows already; those were also run with SmolLM2-135M on a GPU (`tests/gpu_lessons.py`), and the results are shown beside.
+# A training program that is wrong seldom stops. It prints losses, writes checkpoints, and learns nothing, or half as well as it could. The eight mistakes of this chapter are not invented: each was found in a program that this book carries on, and each is common. For each there is a run of seconds with a model of a hundred thousand parameters that knows nothing yet, with the mistake and without. Three of them concern what a model knows already; those were also run with SmolLM2-135M on a GPU (`tests/gpu_lessons.py`), and the results are shown beside.
 
 # %%
 #| export
@@ -21,7 +21,6 @@ from simpsons_llm.samples import Sample
 import tempfile
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
@@ -140,11 +139,11 @@ assert not torch.allclose(cleared, whole, atol=1e-2)
 
 # %%
 def three_epochs(wrap_again):
-    "Mean training loss of each epoch of eight steps."
-    model = fresh(); optimizer, told = make_optimizer(model, 1e-2), []
+    "Mean training loss of each epoch of twelve steps."
+    model = fresh(); optimizer, told = make_optimizer(model, 3e-3), []
     for epoch in range(3):
         if epoch and wrap_again: model = add_adapter(model.merge_and_unload(), LoRASettings(r=8, lora_alpha=16), seed=0)
-        told.append(sum(few_steps(model, optimizer, batches[:8]))/8)
+        told.append(sum(few_steps(model, optimizer, batches[:12]))/12)
     return told
 
 epochs = pd.DataFrame({"merged and wrapped again": three_epochs(True), "left alone": three_epochs(False)}, index=pd.RangeIndex(1, 4, name="epoch"))
@@ -155,7 +154,7 @@ epochs.round(3)
 
 # %% tags=["check"]
 again, left = epochs["merged and wrapped again"], epochs["left alone"]
-assert abs(again[3] - again[2]) < 1e-5 and left[3] < left[2] - 0.005 and again[2] < again[1]
+assert abs(again[3] - again[2]) < 1e-5 and again[2] < again[1] and left[3] < left[2] - 0.01 and left[3] < again[3] - 0.01
 
 
 # %% [markdown]
@@ -226,23 +225,40 @@ assert torch.allclose(gradient(pair), gradient([one_batch]), atol=1e-5)     # we
 # %% [markdown]
 # ## 6. A warmup as long as the run
 #
-# `warmup_steps=100` in a run of 100 steps is a learning rate that rises to the end. The large steps come last, with none after them to settle down. How much that costs depends on the rate: where it is so low that a run does not get far, later large steps even help. So each schedule is given its choice of rates. Forty steps of the tiny model, trained whole, and its held-out loss:
+# `warmup_steps=100` in a run of 100 steps is a learning rate that rises to the end. The large steps come last, and none after them to settle down. What that costs depends on the rate and on what the model has to lose. SmolLM2 with the seed's recipe, 36 steps, one seed, five peak rates, and the held-out loss:
 
 # %%
-some = sorted(job.samples["valid"], key=lambda s: len(s.input_ids))[:20]
+measured = pd.DataFrame(read_jsonl(chapters_dir()/"_results"/"gpu_lessons.jsonl"))
+real = measured[~measured["whole_prompt"].fillna(False).astype(bool) & (measured["seed"] == 42)]
+real = real.pivot_table(index="learning_rate", columns="warmup", values="valid_loss_nats_best")[["tenth", "all"]].rename(columns={"tenth": "a tenth of the run", "all": "all of the run"}).rename_axis(index="peak rate", columns=None)
+real.round(4)
 
-def schedule_run(rate, warmup, steps=40):
-    "The held-out loss after a run."
-    model = fresh(False); optimizer = make_optimizer(model, rate)
-    few_steps(model, optimizer, batches[:steps], make_schedule(optimizer, warmup, steps))
-    return heldout_loss(model, some, 0)
-
-warmups = pd.DataFrame({name: {rate: schedule_run(rate, warmup) for rate in (3e-3, 1e-2, 3e-2)} for name, warmup in (("a tenth of the run", 4), ("all of the run", 40))}).rename_axis("peak rate")
-warmups.round(3)
+# %% [markdown]
+# Below the best rate the two are alike, or the long one is a little ahead: such a run never steps too far. At the best of these rates (0.01) the warmup that lasts all the run costs 0.016 nats; the rate that is too high it forgives, being lower for most of the run.
 
 # %% tags=["check"]
-assert warmups["a tenth of the run"].min() < warmups["all of the run"].min()
+best = real.min()
+assert best["a tenth of the run"] < best["all of the run"] - 0.01 and real["a tenth of the run"].idxmin() == 0.01
 
+# %% [markdown]
+# And the tiny model, which begins from nothing and has nothing to lose? Its first steps are the wild ones, and 120 steps are too few to settle anyway:
+
+# %%
+shuffled = torch.randperm(len(job.items), generator=torch.Generator().manual_seed(0))[:120]
+single = [collate(job.items[i]) for i in shuffled]
+
+def schedule_run(rate, warmup):
+    "The held-out loss after a run of the tiny model, trained whole."
+    model = fresh(False); optimizer = make_optimizer(model, rate)
+    few_steps(model, optimizer, single, make_schedule(optimizer, warmup, len(single)))
+    return heldout_loss(model, short, 0)
+
+short = sorted(job.samples["valid"], key=lambda s: len(s.input_ids))[:15]
+pd.DataFrame({name: {rate: schedule_run(rate, warmup) for rate in (3e-3, 1e-2)} for name, warmup in (("a tenth of the run", 12), ("all of the run", 120))}).rename_axis("peak rate").round(3)
+
+
+# %% [markdown]
+# Here the long one wins. So it is a fault less because it is always the worse than because nobody chose it: a setting of 100 steps became all of a run that happened to have 100. Here the warmup is a share of the run, and cannot be all of it.
 
 # %% [markdown]
 # ## 7. The whole prompt in the loss
@@ -262,6 +278,7 @@ def whole_prompt(
 rows = plan(LoopConfig(run=folder, base_model="tiny", max_seq_len=1200, view="rows", template="alpaca", context_lines=1), find_ranks(), find_device("cpu"))
 train, heldout = rows.samples["train"][:160], rows.samples["valid"][:40]
 share = sum(s.learned for s in train)/sum(len(s.input_ids) for s in train)
+print(f"{share:.0%} of the tokens belong to answers")
 
 def learn(samples, steps=40):
     "Training losses, and the held-out loss of the answers alone."
@@ -274,11 +291,22 @@ answering, told, answers = learn(train)
 pd.DataFrame({"training loss at the end": [sum(told_all[-5:])/5, sum(told[-5:])/5], "held-out loss of the answers": [answers_all, answers]}, index=["whole prompt", "answer alone"]).round(3)
 
 # %% tags=["check"]
-assert share < 0.25 and sum(told_all[-5:])/5 < answers_all - 0.5 and abs(sum(told[-5:])/5 - answers) < 0.5
-
+assert share < 0.25 and answers_all - sum(told_all[-5:])/5 > 0.1 and abs(sum(told[-5:])/5 - answers) < 0.1
 
 # %% [markdown]
-# In these samples one token in six belongs to an answer. The first row's training loss promises what the second column does not keep; the second row's is about what it seems. A model that begins from nothing gains from any text, prompts too, so the two do not differ much in the last column. One that knows English already has nothing to gain from learning a form by heart; that comparison is made below.
+# The training loss of the first row promises what the second column does not keep; that of the second row is about what it seems. A model that begins from nothing gains from any text, prompts too, so the two answer equally well here. One that knows English has nothing to gain from learning a form by heart. SmolLM2 with the seed's recipe, three seeds each:
+
+# %%
+prompts = measured[measured["kind"] == "prompt"]
+fell = (prompts["valid_loss_nats_base"] - prompts["valid_loss_nats_best"]).groupby(prompts["whole_prompt"].map({True: "whole prompt in the loss", False: "answer alone"}))
+fell.agg(["mean", "min", "max", "count"]).round(3).rename_axis("by how much the held-out loss fell")
+
+# %% [markdown]
+# Learning the whole prompt gave away four fifths of what could be learned in these 36 steps.
+
+# %% tags=["check"]
+assert fell.max()["whole prompt in the loss"] < 0.25*fell.min()["answer alone"]
+
 
 # %% [markdown]
 # ## 8. Asked in other words than it was taught
@@ -313,4 +341,15 @@ try: other_words(heldout[0], tokenizer, "### Antwort:", "x"); raise AssertionErr
 except ValueError as e: assert "### Antwort:" in str(e)
 
 # %% [markdown]
-# The tiny model has not learned to read headings in forty steps, so it hardly minds. In this book it cannot happen: training and serving take their text from one function, and a check holds the bytes equal.
+# The tiny model has not learned to read headings in forty steps, so it does not mind. SmolLM2 does, after the three runs from above, though the answers are the same and only one word before them is another:
+
+# %%
+answer = prompts[~prompts["whole_prompt"].astype(bool)].astype({"seed": int}).set_index("seed")
+words = pd.DataFrame({"### Response:": answer["valid_loss_nats_best"], "### Output:": answer["other_words_nats"]})
+words.assign(worse=words["### Output:"] - words["### Response:"]).round(4)
+
+# %% tags=["check"]
+assert (words["### Output:"] - words["### Response:"] > 0.01).all()
+
+# %% [markdown]
+# The wrong word alone costs 0.013 nats, a fifteenth of what the training brought, and it stood beside other differences. In this book it cannot happen: training and serving take their text from one function, and a check holds the bytes equal.

@@ -87,7 +87,7 @@ if demo:
 # simpsons-llm runs
 # ```
 #
-# `--recipe seed` trains as the project did that this one carries on (rank 8, alpha 16, query and key projections, one sample a line). `simpsons-llm doctor` shows what the machine offers. Every command has `--help` with examples.
+# `simpsons-llm loop` trains with a loop that is written out instead of Trainer, step for step the same. Either way the run's `metrics.jsonl` holds losses, perplexities and what the model said on the way, and `--trackers` sends the numbers to trackio, Weights & Biases or TensorBoard too. `--recipe seed` trains as the project did that this one carries on (rank 8, alpha 16, query and key projections, one sample a line). `simpsons-llm doctor` shows what the machine offers. Every command has `--help` with examples.
 
 # %% [markdown]
 # ## The book
@@ -114,6 +114,10 @@ if demo:
 # | [09 batches](09_batches.ipynb) | which samples make a step, and which rank computes them |
 # | [09 cost](09_cost.ipynb) | memory, arithmetic and time, told before the weights are loaded |
 # | [09 fsdp](09_fsdp.ipynb) | models in parts, one on each rank |
+# | [09 hyperparameters](09_hyperparameters.ipynb) | two recipes, the settings of a run, its length, optimizer and learning rate |
+# | [09 lifecycle](09_lifecycle.ipynb) | what surrounds the steps: plan, records, samples of text, summary |
+# | [09 loop](09_loop.ipynb) | training written out: every line between data and adapter |
+# | [09 pitfalls](09_pitfalls.ipynb) | eight ways to train nothing, each with its run |
 # | [10 finetune](10_finetune.ipynb) | fine-tuning with Trainer, on one device or many; XPU training step by step |
 # | [12 bench](12_bench.ipynb) | ours beside the seed's way, measured |
 # | [12 collectives](12_collectives.ipynb) | how fast ranks talk, and whether they get it right |
@@ -121,7 +125,7 @@ if demo:
 # | [13 launch](13_launch.ipynb) | the same once per rank, on any launcher |
 # | [14 cli](14_cli.ipynb) | the command line |
 #
-# Chapters on the training loop by hand, the chat page and more measures of a character are to come; their numbers are kept free. Read with `jupyter lab nbs`. After a change: `.ci/book` exports the modules and refreshes the text twins in `nbs/_text/`, which show changes of notebooks as plain text.
+# Chapters on the chat page and more measures of a character are to come; their numbers are kept free. Read with `jupyter lab nbs`. After a change: `.ci/book` exports the modules and refreshes the text twins in `nbs/_text/`, which show changes of notebooks as plain text.
 
 # %% [markdown]
 # ## As a library
