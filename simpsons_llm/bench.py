@@ -20,7 +20,7 @@ from pathlib import Path
 from .cost import Recipe, build, estimate
 from .device import find_device, find_ranks, peak_memory_gib, reset_peak_memory, synchronize
 from .finetune import FinetuneConfig, make_trainer, training_arguments
-from .hyperparameters import run_length
+from .config import run_length
 from .job import Progress, in_process, provenance, require
 from .lifecycle import Recorder
 from .model import load_config, load_tokenizer

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NF4_BYTES', 'DEPTHS', 'book_lora', 'Recipe', 'live_memory', 'short_config', 'build', 'without_numbers', 'make_batch',
-           'micro_step', 'update', 'make_optimizer', 'count_step', 'depths', 'extrapolate', 'count', 'squeezed',
-           'measure_steps', 'measure_alone', 'measure', 'Estimate', 'parameter_counts', 'estimate', 'with_time',
-           'plot_memory', 'in_parts', 'room_gib', 'milder', 'require_room']
+           'micro_step', 'update', 'count_step', 'depths', 'extrapolate', 'count', 'squeezed', 'measure_steps',
+           'measure_alone', 'measure', 'Estimate', 'parameter_counts', 'estimate', 'with_time', 'plot_memory',
+           'in_parts', 'room_gib', 'milder', 'require_room']
 
 # %% ../nbs/09_cost.ipynb #09-02
 import copy
@@ -17,6 +17,7 @@ import time
 import weakref
 from dataclasses import asdict, dataclass, field, replace
 
+from .config import make_optimizer
 from .device import Device, find_device, find_ranks, peak_memory_gib, reset_peak_memory, set_threads, synchronize
 from .evaluate import token_losses
 from .job import in_process, require
@@ -181,13 +182,6 @@ def update(
     torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
     optimizer.step(); optimizer.zero_grad()
 
-
-def make_optimizer(model): # AdamW over what is trainable
-    "The optimizer of the book: two averages for each trained number; on a GPU in one kernel, which needs no room for in-between results."
-    import torch
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(trained, lr=1e-5, fused=trained[0].device.type != "cpu")
-
 # %% ../nbs/09_cost.ipynb #09-16
 def count_step(
     config,         # a transformers configuration
@@ -205,7 +199,7 @@ def count_step(
         for t in (*model.parameters(), *model.buffers()): live.add(t)
         trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
         weights = live.now
-        optimizer, batch = make_optimizer(model), make_batch(recipe, device.torch)
+        optimizer, batch = make_optimizer(model, 1e-5, fused=device.type != "cpu"), make_batch(recipe, device.torch)
         with live:
             with flops: micro_step(model, batch, device.dtype)
             update(model, optimizer)
@@ -275,7 +269,7 @@ def measure_steps(
     reset_peak_memory(device)
     start = peak_memory_gib(device)
     model = build(config, recipe, device.dtype, device.torch)
-    optimizer, batch, micro, updates = make_optimizer(model), make_batch(recipe, device.torch), [], []
+    optimizer, batch, micro, updates = make_optimizer(model, 1e-5, fused=device.type != "cpu"), make_batch(recipe, device.torch), [], []
     def timed(f, *args):
         synchronize(device); begin = time.perf_counter(); f(*args); synchronize(device)
         return time.perf_counter() - begin

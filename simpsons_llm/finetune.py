@@ -14,7 +14,7 @@ from .batches import RankBatches, accumulation_steps, as_features, share_loader
 from .device import load_ipex, require_ipex
 from .evaluate import collator, heldout_loss
 from .fsdp import fsdp_arguments, load_weights, sharded_trainer
-from .hyperparameters import TrainConfig, make_optimizer, make_schedule, run_length
+from .config import TrainConfig, make_optimizer, make_schedule, run_length
 from .job import require, same_parameters
 from .lifecycle import Job, run_job
 from .loop import weighted_loss

@@ -23,7 +23,7 @@ from .device import complete_env, find_device, find_ranks, load_ipex, peak_memor
 from .distributed import gather, join_group, main_first, on_main, rank_env, total
 from .evaluate import heldout_loss
 from .fsdp import gather_weights
-from .hyperparameters import RunLength, TrainConfig, run_length
+from .config import RunLength, TrainConfig, run_length
 from .infer import Sampling, finish_lines, heldout_moments
 from .job import Progress, append_jsonl, format_seconds, open_folder, provenance, read_json, read_jsonl, require, set_aside, write_json, write_text
 from .model import add_adapter, find_base, load_base, load_config, load_tokenizer, save_adapter, save_model, shape_of, trainable_parameters

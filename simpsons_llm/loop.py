@@ -17,7 +17,7 @@ from .batches import RankBatches, as_features, share_loader
 from .distributed import gather, in_group, on_main, total
 from .evaluate import collator, heldout_loss, token_losses
 from .fsdp import load_weights
-from .hyperparameters import TrainConfig, make_optimizer, make_schedule
+from .config import TrainConfig, make_optimizer, make_schedule
 from .job import same_parameters, write_json
 from .lifecycle import Job, run_job
 from .packing import to_device

@@ -12,7 +12,8 @@ def four_bits():
     import torch
     from transformers import AutoModelForCausalLM
 
-    from simpsons_llm.cost import Recipe, estimate, make_batch, make_optimizer, micro_step, update
+    from simpsons_llm.config import make_optimizer
+    from simpsons_llm.cost import Recipe, estimate, make_batch, micro_step, update
     from simpsons_llm.device import find_device, peak_memory_gib, reset_peak_memory
     from simpsons_llm.model import OPEN_LLAMA, add_adapter, load_base, load_config, load_tokenizer
     from simpsons_llm.packing import use_isolated
@@ -27,7 +28,7 @@ def four_bits():
     held = getattr(torch, device.type).memory_allocated()/2**30
     use_isolated(base)
     model = add_adapter(base, recipe.lora).train()
-    optimizer, batch = make_optimizer(model), make_batch(recipe, device.torch)
+    optimizer, batch = make_optimizer(model, 1e-5, fused=True), make_batch(recipe, device.torch)
     reset_peak_memory(device)
     for _ in range(3): micro_step(model, batch, device.dtype); update(model, optimizer)
     peak = peak_memory_gib(device)

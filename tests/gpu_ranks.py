@@ -13,7 +13,7 @@ SETTINGS = dict(base_model="tiny", max_seq_len=1200, learning_rate=3e-3, r=4, lo
 
 def one(out, name, mode, way, more):
     "One run in a process of its own."
-    from simpsons_llm import finetune as F
+    from simpsons_llm import finetune as F, lifecycle as L
     if way != "alone":
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29611")
         import torch
@@ -22,8 +22,8 @@ def one(out, name, mode, way, more):
         d = find_device()
         getattr(torch, d.type).set_device(0)
         dist.init_process_group(f"cpu:gloo,{d.type}:{d.backend}", rank=0, world_size=1)
-        share = F.share_model
-        if way == "fsdp": F.share_model = lambda *a: (share(*a)[0], True)
+        share = L.share_model
+        if way == "fsdp": L.share_model = lambda *a: (share(*a)[0], True)
     s = F.finetune(F.FinetuneConfig(data=str(out/"data"), run=str(out/name), mode=mode, **{**SETTINGS, **more}))
     print("RESULT", json.dumps({k: s[k] for k in ("sharded", "valid_loss_nats_base", "valid_loss_nats_best", "tokens_per_s", "peak_mem_gib", "device", "layout")}), flush=True)
 

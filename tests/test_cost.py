@@ -33,9 +33,10 @@ def test_few_layers_tell_all(name):
 
 def real_step(config, recipe):
     "The same with real numbers: what is alive, and what autograd says that it saved."
-    from simpsons_llm.cost import build, make_optimizer, micro_step, update
+    from simpsons_llm.config import make_optimizer
+    from simpsons_llm.cost import build, micro_step, update
     model = build(config, recipe, "float32", torch.device("cpu"))
-    optimizer, batch, saved, found, live = make_optimizer(model), make_batch(recipe, torch.device("cpu")), {}, {}, live_memory()
+    optimizer, batch, saved, found, live = make_optimizer(model, 1e-5), make_batch(recipe, torch.device("cpu")), {}, {}, live_memory()
     def keep(t): saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes(); return t
     own = [*model.parameters(), *model.buffers(), *[v for v in batch.values() if hasattr(v, "untyped_storage")]]
     for t in own: live.add(t)
@@ -119,7 +120,8 @@ def test_the_command(capsys, data):
 def test_four_bits_are_counted_as_they_are(tmp_path):
     "A real step with a 4-bit base, tensor by tensor, beside the count; skipped where bitsandbytes is missing."
     pytest.importorskip("bitsandbytes")
-    from simpsons_llm.cost import make_optimizer, micro_step, update
+    from simpsons_llm.config import make_optimizer
+    from simpsons_llm.cost import micro_step, update
     from simpsons_llm.model import add_adapter, load_base, tiny_model
     from simpsons_llm.packing import use_isolated
     model, tokenizer = tiny_model()
@@ -131,7 +133,7 @@ def test_four_bits_are_counted_as_they_are(tmp_path):
     states = {id(q): q for m in model.modules() if (q := getattr(getattr(m, "weight", None), "quant_state", None))}.values()  # an adapter's layer shows its base's weight again
     scales = [t for q in states for t in (q.absmax, q.state2.absmax)]
     for t in (*model.parameters(), *model.buffers(), *scales): live.add(t)
-    weights, optimizer = live.now, make_optimizer(model)
+    weights, optimizer = live.now, make_optimizer(model, 1e-5)
     for v in batch.values():
         if hasattr(v, "untyped_storage"): live.add(v)
     with live:

@@ -188,5 +188,5 @@ def test_trackers_without_a_network(name, data, tmp_path, monkeypatch):
 
 
 def test_a_tracker_that_is_not_there_is_refused(monkeypatch):
-    monkeypatch.setattr("simpsons_llm.hyperparameters.find_spec", lambda name: None)
+    monkeypatch.setattr("simpsons_llm.config.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="trackio is not installed; pip install"): LoopConfig(trackers="trackio")

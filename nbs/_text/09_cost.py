@@ -18,6 +18,7 @@ import time
 import weakref
 from dataclasses import asdict, dataclass, field, replace
 
+from simpsons_llm.config import make_optimizer
 from simpsons_llm.device import Device, find_device, find_ranks, peak_memory_gib, reset_peak_memory, set_threads, synchronize
 from simpsons_llm.evaluate import token_losses
 from simpsons_llm.job import in_process, require
@@ -233,13 +234,6 @@ def update(
     optimizer.step(); optimizer.zero_grad()
 
 
-def make_optimizer(model): # AdamW over what is trainable
-    "The optimizer of the book: two averages for each trained number; on a GPU in one kernel, which needs no room for in-between results."
-    import torch
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(trained, lr=1e-5, fused=trained[0].device.type != "cpu")
-
-
 # %% [markdown]
 # Now a step can be counted. Its first run makes the optimizer's averages; the second is the one that counts. With accumulation it has two micro-batches, since the gradients of the first are still there when the second is computed. PyTorch's own counter adds up the arithmetic of the matrix products on the way. Attention is left out there, because not every kernel is known to it, and added by its formula: for $n$ tokens with a causal mask, $2 n^2 D$ operations forward, where $D$ is the width of all heads together, and twice that backward.
 
@@ -261,7 +255,7 @@ def count_step(
         for t in (*model.parameters(), *model.buffers()): live.add(t)
         trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
         weights = live.now
-        optimizer, batch = make_optimizer(model), make_batch(recipe, device.torch)
+        optimizer, batch = make_optimizer(model, 1e-5, fused=device.type != "cpu"), make_batch(recipe, device.torch)
         with live:
             with flops: micro_step(model, batch, device.dtype)
             update(model, optimizer)
@@ -350,7 +344,7 @@ def measure_steps(
     reset_peak_memory(device)
     start = peak_memory_gib(device)
     model = build(config, recipe, device.dtype, device.torch)
-    optimizer, batch, micro, updates = make_optimizer(model), make_batch(recipe, device.torch), [], []
+    optimizer, batch, micro, updates = make_optimizer(model, 1e-5, fused=device.type != "cpu"), make_batch(recipe, device.torch), [], []
     def timed(f, *args):
         synchronize(device); begin = time.perf_counter(); f(*args); synchronize(device)
         return time.perf_counter() - begin

@@ -24,7 +24,7 @@ from simpsons_llm.device import complete_env, find_device, find_ranks, load_ipex
 from simpsons_llm.distributed import gather, join_group, main_first, on_main, rank_env, total
 from simpsons_llm.evaluate import heldout_loss
 from simpsons_llm.fsdp import gather_weights
-from simpsons_llm.hyperparameters import RunLength, TrainConfig, run_length
+from simpsons_llm.config import RunLength, TrainConfig, run_length
 from simpsons_llm.infer import Sampling, finish_lines, heldout_moments
 from simpsons_llm.job import Progress, append_jsonl, format_seconds, open_folder, provenance, read_json, read_jsonl, require, set_aside, write_json, write_text
 from simpsons_llm.model import add_adapter, find_base, load_base, load_config, load_tokenizer, save_adapter, save_model, shape_of, trainable_parameters

@@ -72,7 +72,7 @@ from simpsons_llm.batches import RankBatches, as_features, share_loader
 from simpsons_llm.distributed import gather, in_group, on_main, total
 from simpsons_llm.evaluate import collator, heldout_loss, token_losses
 from simpsons_llm.fsdp import load_weights
-from simpsons_llm.hyperparameters import TrainConfig, make_optimizer, make_schedule
+from simpsons_llm.config import TrainConfig, make_optimizer, make_schedule
 from simpsons_llm.job import same_parameters, write_json
 from simpsons_llm.lifecycle import Job, run_job
 from simpsons_llm.packing import to_device

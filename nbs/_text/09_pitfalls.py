@@ -26,7 +26,7 @@ import torch
 
 from simpsons_llm.device import find_device, find_ranks
 from simpsons_llm.evaluate import collator, heldout_loss
-from simpsons_llm.hyperparameters import make_optimizer, make_schedule
+from simpsons_llm.config import make_optimizer, make_schedule
 from simpsons_llm.job import chapters_dir, read_jsonl
 from simpsons_llm.lifecycle import plan
 from simpsons_llm.loop import LoopConfig

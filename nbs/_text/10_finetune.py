@@ -6,7 +6,7 @@
 #
 # > The workhorse: prepared scenes in, an adapter that speaks out, with everything in between written down.
 #
-# All parts are there: scenes, tokens with weights, a base model, an adapter. This chapter joins them with the Trainer of Hugging Face, which brings checkpoints, resuming, mixed precision and several ranks. What it does not bring is added here: the loss and the held-out loss of the chapter on evaluation, which count each token by its weight, progress with the time left, and a refusal to call a run healthy that learned nothing.
+# All parts are there: scenes, tokens with weights, a base model, an adapter, and what surrounds the steps of a run. The loop by hand showed the steps themselves. This chapter lets the Trainer of Hugging Face do them, which brings what a page of code leaves out: models that are spread over several devices, more ways to compute with less memory, and the experience of many users. It is told our loss, our batches and our evaluation, which count each token by its weight; everything else (records, progress, samples of text, a refusal to call a run healthy that learned nothing) is the same as for the loop.
 #
 # This chapter is the program. `simpsons-llm finetune`, `papermill nbs/10_finetune.ipynb out.ipynb -p max_steps 10` and "run all" do the same. `simpsons-llm launch -n 4 finetune` runs it once per rank; every cell below is reached by every rank.
 
@@ -71,7 +71,7 @@ from simpsons_llm.batches import RankBatches, accumulation_steps, as_features, s
 from simpsons_llm.device import load_ipex, require_ipex
 from simpsons_llm.evaluate import collator, heldout_loss
 from simpsons_llm.fsdp import fsdp_arguments, load_weights, sharded_trainer
-from simpsons_llm.hyperparameters import TrainConfig, make_optimizer, make_schedule, run_length
+from simpsons_llm.config import TrainConfig, make_optimizer, make_schedule, run_length
 from simpsons_llm.job import require, same_parameters
 from simpsons_llm.lifecycle import Job, run_job
 from simpsons_llm.loop import weighted_loss

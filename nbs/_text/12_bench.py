@@ -23,7 +23,7 @@ from pathlib import Path
 from simpsons_llm.cost import Recipe, build, estimate
 from simpsons_llm.device import find_device, find_ranks, peak_memory_gib, reset_peak_memory, synchronize
 from simpsons_llm.finetune import FinetuneConfig, make_trainer, training_arguments
-from simpsons_llm.hyperparameters import run_length
+from simpsons_llm.config import run_length
 from simpsons_llm.job import Progress, in_process, provenance, require
 from simpsons_llm.lifecycle import Recorder
 from simpsons_llm.model import load_config, load_tokenizer

@@ -112,9 +112,9 @@ if demo:
 # | [07 infer](07_infer.ipynb) | finishing a line, and how long it takes |
 # | [08 evaluate](08_evaluate.ipynb) | the held-out loss, per token |
 # | [09 batches](09_batches.ipynb) | which samples make a step, and which rank computes them |
+# | [09 config](09_config.ipynb) | two recipes, the settings of a run, its length, optimizer and learning rate |
 # | [09 cost](09_cost.ipynb) | memory, arithmetic and time, told before the weights are loaded |
 # | [09 fsdp](09_fsdp.ipynb) | models in parts, one on each rank |
-# | [09 hyperparameters](09_hyperparameters.ipynb) | two recipes, the settings of a run, its length, optimizer and learning rate |
 # | [09 lifecycle](09_lifecycle.ipynb) | what surrounds the steps: plan, records, samples of text, summary |
 # | [09 loop](09_loop.ipynb) | training written out: every line between data and adapter |
 # | [09 pitfalls](09_pitfalls.ipynb) | eight ways to train nothing, each with its run |

@@ -1,12 +1,12 @@
 # %%
-#| default_exp hyperparameters
+#| default_exp config
 
 # %% [markdown]
 # # Hyperparameters
 #
 # > Two recipes, one set of settings, the optimizer and its learning rate: what is decided before the first step.
 #
-# A training run is described by some forty numbers and names. Two chapters train from the same description: the next one but one with a loop that is written out, chapter 10 with the Trainer of Hugging Face. What the description means is settled here, once: which values a recipe gives, which do not go together, how many steps a run has and when it is looked at, what the optimizer is, and how the learning rate rises and falls.
+# A training run is described by some forty numbers and names. Two chapters train from the same description: one with a loop that is written out, chapter 10 with the Trainer of Hugging Face. What the description means is settled here, once: which values a recipe gives, which do not go together, how many steps a run has and when it is looked at, what the optimizer is, and how the learning rate rises and falls.
 
 # %%
 #| export
