@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEAVE_OUT', 'GRACE_S', 'FOLDER', 'EXPECTED', 'job_notebook', 'plain_value', 'read_parameters', 'check_parameters',
-           'private_kernel', 'Interrupter', 'run_chapter', 'raised_in', 'ChapterError', 'JobError', 'on_purpose',
-           'exit_code']
+           'private_kernel', 'Interrupter', 'without', 'run_chapter', 'raised_in', 'ChapterError', 'JobError',
+           'on_purpose', 'exit_code']
 
 # %% ../nbs/13_execute.ipynb #13-02
 import builtins
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import traceback
+from contextlib import contextmanager
 from pathlib import Path
 
 import simpsons_llm
@@ -128,7 +129,19 @@ class Interrupter:
     def __exit__(self, *_):
         for number, handler in self.before.items(): signal.signal(number, handler)
 
-# %% ../nbs/13_execute.ipynb #13-17
+# %% ../nbs/13_execute.ipynb #13-18
+@contextmanager
+def without(
+    module: str, # a module's name
+):
+    "While this lasts, a module that is not loaded yet cannot be imported."
+    held = sys.modules.get(module)
+    sys.modules[module] = held  # None means: cannot be imported
+    try: yield
+    finally:
+        if held is None: del sys.modules[module]
+
+# %% ../nbs/13_execute.ipynb #13-20
 FOLDER = ("run", "out")  # the parameter that names a job's folder, where the chapter has it
 
 
@@ -141,9 +154,10 @@ def run_chapter(
 ) -> Path:                  # the executed notebook
     "Run a chapter under papermill; ChapterError if it fails, KeyboardInterrupt if it was interrupted."
     import logging
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
+    with without("rfc3987_syntax"):
+        import papermill
+        from nbclient.exceptions import DeadKernelError
+        from papermill.exceptions import PapermillExecutionError
     chapter, known, given = find_chapter(name), parameters_of(find_chapter(name)), dict(parameters or {})
     check_parameters(given, chapter)
     out = open_folder(out)
@@ -167,7 +181,7 @@ def run_chapter(
         finally: os.environ.update({"MPLBACKEND": backend} if backend else {})
     return executed
 
-# %% ../nbs/13_execute.ipynb #13-19
+# %% ../nbs/13_execute.ipynb #13-22
 def raised_in(
     traceback: list, # a notebook's traceback, as Jupyter colours it
 ) -> str:            # the line that its last arrow points at
@@ -187,7 +201,7 @@ class ChapterError(RuntimeError):
         super().__init__(f"{evalue} (the notebook with the traceback: {notebook})")
         self.ename, self.evalue, self.notebook, self.line = ename, evalue, Path(notebook), line
 
-# %% ../nbs/13_execute.ipynb #13-20
+# %% ../nbs/13_execute.ipynb #13-23
 class JobError(RuntimeError):
     "A job of which a rank failed."
     def __init__(self,

@@ -388,7 +388,7 @@ def job_error(
     for p in out.glob(".failed-*.json"): p.unlink(missing_ok=True)
     return JobError(f"{message}; all ranks were ended", reports[0]["code"] if reports else 1)
 
-# %% ../nbs/13_launch.ipynb #13-34
+# %% ../nbs/13_launch.ipynb #13-40
 def list_runs(
     root="runs", # folder that holds runs, at any depth
 ) -> list:       # one dict a run, newest first; runs without a readable summary say so

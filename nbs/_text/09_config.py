@@ -107,32 +107,8 @@ class TrainConfig(JobConfig):
 
     def check(self):
         from simpsons_llm.lora import LoRASettings
-        require(self.recipe in RECIPES, f"recipe={self.recipe!r} was given; expected {' or '.join(RECIPES)}")
+        check_settings(self)
         s = self.resolved()
-        require(s["view"] in ("rows", "scenes"), f"view={s['view']!r} was given; expected rows or scenes")
-        require(s["template"] in TEMPLATES, f"template={s['template']!r} was given; expected {', '.join(TEMPLATES)}")
-        require(s["view"] == "rows" or s["template"] in BLOCKS, f"view=scenes needs template=script or chat, not {s['template']}; or use view=rows")
-        require(self.packing in PACKINGS, f"packing={self.packing!r} was given; expected {', '.join(PACKINGS)}")
-        require(self.packing != "rows" or self.row_len >= s["max_seq_len"], f"row_len={self.row_len} was given; expected at least max_seq_len={s['max_seq_len']}, so that every sample fits into a row")
-        require(s["max_seq_len"] >= 16, f"max_seq_len={s['max_seq_len']} was given; expected 16 or more")
-        require(0 <= s["context_weight"] <= 1, f"context_weight={s['context_weight']} was given; expected 0..1")
-        require(0 < s["learning_rate"] < 1, f"learning_rate={s['learning_rate']} was given; expected a number above 0 and below 1")
-        require(0 <= s["warmup_ratio"] < 1, f"warmup_ratio={s['warmup_ratio']} was given; expected 0 or more, below 1 (the rate must come down again)")
-        for name in ("global_batch_size", "micro_batch_size", "epochs", "max_steps", "max_minutes", "eval_steps", "save_total_limit", "max_grad_norm"):
-            value = s.get(name, getattr(self, name))
-            require(value is None or value > 0, f"{name}={value} was given; expected more than 0")
-        require(self.sample_steps is None or self.sample_steps >= 0, f"sample_steps={self.sample_steps} was given; expected 0 or more")
-        require(s["context_lines"] >= 0, f"context_lines={s['context_lines']} was given; expected 0 or more")
-        require(self.trackers in ("none", "trackio", "wandb", "tensorboard"), f"trackers={self.trackers!r} was given; expected none, trackio, wandb or tensorboard")
-        require(self.trackers == "none" or find_spec(self.trackers), f"trackers={self.trackers} was given, but {self.trackers} is not installed; pip install 'simpsons_llm[track]'")
-        require(self.backend in ("auto", "xccl", "ccl", "nccl", "gloo"), f"backend={self.backend!r} was given; expected auto, xccl, ccl, nccl or gloo")
-        require(self.group_timeout_s > 0, f"group_timeout_s={self.group_timeout_s} was given; expected more than 0 seconds")
-        require(self.mode in ("lora", "full"), f"mode={self.mode!r} was given; expected lora or full")
-        require(self.lora_plus_ratio >= 1, f"lora_plus_ratio={self.lora_plus_ratio} was given; expected 1 or more")
-        require(self.quantization in QUANTIZATIONS, f"quantization={self.quantization!r} was given; expected {' or '.join(QUANTIZATIONS)}")
-        only_lora = [n for n in ("use_rslora", "use_dora", "init_lora_weights", "lora_plus_ratio", "quantization") if getattr(self, n) != getattr(type(self), n)]
-        require(self.mode == "lora" or not only_lora, f"mode=full was given with {only_lora and only_lora[0]}, which belongs to an adapter; leave it out, or use mode=lora")
-        require(self.quantization == "none" or self.init_lora_weights == "default", f"quantization={self.quantization} was given with init_lora_weights={self.init_lora_weights}, which changes the base's weights; use one of the two")
         self.lora = None if self.mode == "full" else LoRASettings(s["r"], s["lora_alpha"], s["lora_dropout"], s["target_modules"], self.use_rslora, self.use_dora, self.init_lora_weights)
 
     def resolved(self) -> dict:
@@ -141,6 +117,42 @@ class TrainConfig(JobConfig):
         if self.mode == "full": defaults["learning_rate"] /= 10
         return {n: v if getattr(self, n) is None else getattr(self, n) for n, v in defaults.items()}
 
+
+# %% [markdown]
+# Refused is what cannot work, in one sentence and before anything is loaded: values out of range, and settings that do not go together.
+
+# %%
+#| export
+def check_settings(
+    config: TrainConfig, # the settings
+):
+    "ValueError for the first setting that cannot be: what was given, what was expected."
+    require(config.recipe in RECIPES, f"recipe={config.recipe!r} was given; expected {' or '.join(RECIPES)}")
+    s = config.resolved()
+    require(s["view"] in ("rows", "scenes"), f"view={s['view']!r} was given; expected rows or scenes")
+    require(s["template"] in TEMPLATES, f"template={s['template']!r} was given; expected {', '.join(TEMPLATES)}")
+    require(s["view"] == "rows" or s["template"] in BLOCKS, f"view=scenes needs template=script or chat, not {s['template']}; or use view=rows")
+    require(config.packing in PACKINGS, f"packing={config.packing!r} was given; expected {', '.join(PACKINGS)}")
+    require(config.packing != "rows" or config.row_len >= s["max_seq_len"], f"row_len={config.row_len} was given; expected at least max_seq_len={s['max_seq_len']}, so that every sample fits into a row")
+    require(s["max_seq_len"] >= 16, f"max_seq_len={s['max_seq_len']} was given; expected 16 or more")
+    require(0 <= s["context_weight"] <= 1, f"context_weight={s['context_weight']} was given; expected 0..1")
+    require(0 < s["learning_rate"] < 1, f"learning_rate={s['learning_rate']} was given; expected a number above 0 and below 1")
+    require(0 <= s["warmup_ratio"] < 1, f"warmup_ratio={s['warmup_ratio']} was given; expected 0 or more, below 1 (the rate must come down again)")
+    for name in ("global_batch_size", "micro_batch_size", "epochs", "max_steps", "max_minutes", "eval_steps", "save_total_limit", "max_grad_norm"):
+        value = s.get(name, getattr(config, name))
+        require(value is None or value > 0, f"{name}={value} was given; expected more than 0")
+    require(config.sample_steps is None or config.sample_steps >= 0, f"sample_steps={config.sample_steps} was given; expected 0 or more")
+    require(s["context_lines"] >= 0, f"context_lines={s['context_lines']} was given; expected 0 or more")
+    require(config.trackers in ("none", "trackio", "wandb", "tensorboard"), f"trackers={config.trackers!r} was given; expected none, trackio, wandb or tensorboard")
+    require(config.trackers == "none" or find_spec(config.trackers), f"trackers={config.trackers} was given, but {config.trackers} is not installed; pip install 'simpsons_llm[track]'")
+    require(config.backend in ("auto", "xccl", "ccl", "nccl", "gloo"), f"backend={config.backend!r} was given; expected auto, xccl, ccl, nccl or gloo")
+    require(config.group_timeout_s > 0, f"group_timeout_s={config.group_timeout_s} was given; expected more than 0 seconds")
+    require(config.mode in ("lora", "full"), f"mode={config.mode!r} was given; expected lora or full")
+    require(config.lora_plus_ratio >= 1, f"lora_plus_ratio={config.lora_plus_ratio} was given; expected 1 or more")
+    require(config.quantization in QUANTIZATIONS, f"quantization={config.quantization!r} was given; expected {' or '.join(QUANTIZATIONS)}")
+    only_lora = [n for n in ("use_rslora", "use_dora", "init_lora_weights", "lora_plus_ratio", "quantization") if getattr(config, n) != getattr(type(config), n)]
+    require(config.mode == "lora" or not only_lora, f"mode=full was given with {only_lora and only_lora[0]}, which belongs to an adapter; leave it out, or use mode=lora")
+    require(config.quantization == "none" or config.init_lora_weights == "default", f"quantization={config.quantization} was given with init_lora_weights={config.init_lora_weights}, which changes the base's weights; use one of the two")
 
 
 # %% tags=["check"]

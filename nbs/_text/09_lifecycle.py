@@ -4,29 +4,29 @@
 # %% [markdown]
 # # The life of a run
 #
-# > What surrounds the steps: data, plan, records, samples of text, and what is left at the end, the same for whoever does the steps.
+# > What surrounds the steps: data, plan, and what is left at the end, the same for whoever does the steps.
 #
-# Take the training itself away, and most of a training program is still there. It finds its data, decides how samples share a batch, refuses what cannot fit, writes down each step, tells the time left, lets the model speak now and then, keeps the best checkpoint, and sums up. All that stands here, once. The steps are done by an *engine*: the loop of the next chapter, or the Trainer of chapter 10. An engine has a `name`, a `model`, the number of the `step` it has reached, the `best` step with its loss, and `learn`, which takes it to the end.
+# Take the training itself away, and most of a training program is still there. It finds its data, decides how samples share a batch, refuses what cannot fit, goes on after a kill, keeps the best checkpoint, and sums up. All that stands here, once; what is told on the way stands in the chapter before. The steps are done by an *engine*: the loop of the next chapter, or the Trainer of chapter 10. An engine has a `name`, a `model`, the number of the `step` it has reached, the `best` step with its loss, and `learn`, which takes it to the end.
 
 # %%
 #| export
-import json
 import math
 import platform
 import shutil
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from simpsons_llm.batches import accumulation_steps
 from simpsons_llm.cost import Recipe, require_room, with_time
-from simpsons_llm.device import complete_env, find_device, find_ranks, load_ipex, peak_memory_gib, reset_peak_memory, set_threads, synchronize
-from simpsons_llm.distributed import gather, join_group, main_first, on_main, rank_env, total
+from simpsons_llm.device import complete_env, find_device, find_ranks, load_ipex, peak_memory_gib, reset_peak_memory, set_threads
+from simpsons_llm.distributed import gather, join_group, main_first, on_main, rank_env
 from simpsons_llm.evaluate import heldout_loss
 from simpsons_llm.fsdp import gather_weights
 from simpsons_llm.config import RunLength, TrainConfig, run_length
-from simpsons_llm.infer import Sampling, finish_lines, heldout_moments
-from simpsons_llm.job import Progress, append_jsonl, format_seconds, open_folder, provenance, read_json, read_jsonl, require, set_aside, write_json, write_text
+from simpsons_llm.history import Recorder, last_checkpoint, open_tracker, plot_losses, take_up, text_samples
+from simpsons_llm.infer import heldout_moments
+from simpsons_llm.job import Progress, format_seconds, open_folder, provenance, read_json, require, set_aside, write_json, write_text
 from simpsons_llm.model import add_adapter, find_base, load_base, load_config, load_tokenizer, save_adapter, save_model, shape_of, trainable_parameters
 from simpsons_llm.packing import PackedRows, base_of, can_isolate, packs_well, use_isolated
 from simpsons_llm.prepare import PrepareConfig, load_data, prepare
@@ -38,9 +38,6 @@ from simpsons_llm.samples import audit, cache_key, kept_samples, row_samples, sc
 import tempfile
 
 import pandas as pd
-import torch
-
-pd.set_option("display.max_colwidth", 110)
 
 
 # %% [markdown]
@@ -283,228 +280,6 @@ def what_is_learned(
 
 
 # %% [markdown]
-# ## Samples of text
-#
-# A loss says how well the model guesses, not how it talks. So it is asked, now and then, at three moments of one validation scene: always the same moments, chosen by rule, and always the most likely words, so that whatever changes is what was learned. In training a model drops out parts of itself and draws random numbers; sampling switches that off and leaves the numbers as they were. Of several ranks, the first asks alone, unless each holds only a part of the model.
-
-# %%
-#| export
-SAYS = Sampling(max_new_tokens=40, do_sample=False, repetition_penalty=1.0)
-
-
-def text_samples(
-    model,            # the model in training, with or without adapter
-    maker: TextMaker, # tokenizer and template
-    moments: list,    # what `heldout_moments` chose
-) -> list:            # rows: before (the line before), speaker, real, said
-    "What the model would say now, beside the real lines."
-    import torch
-    was_training, device = model.training, next(model.parameters()).device
-    devices = {} if device.type == "cpu" else {"devices": [device], "device_type": device.type}
-    model.eval()
-    with torch.random.fork_rng(**devices or {"devices": []}):
-        said = finish_lines(model, maker, [(scene.location, scene.lines[:i], who) for scene, i, who, _ in moments], SAYS)
-    model.train(was_training)
-    return [{"before": f"{s.lines[i - 1].speaker}: {s.lines[i - 1].text}", "speaker": who, "real": real or "(says nothing in this scene)", "said": text} for (s, i, who, real), text in zip(moments, said)]
-
-
-# %%
-model, tokenizer = load_base("tiny", find_device("cpu"))
-pd.DataFrame(text_samples(model, job.maker, job.moments))
-
-# %% [markdown]
-# The tiny model knows no language; it stands in where only the machinery matters. A model that is packed, in training and half-way through its random numbers says the same, and draws the same number next:
-
-# %% tags=["check"]
-before = text_samples(model, job.maker, job.moments)
-use_isolated(model.train()); torch.manual_seed(5); expected = torch.rand(1); torch.manual_seed(5)
-assert text_samples(model, job.maker, job.moments) == before and model.training and torch.rand(1) == expected
-
-
-# %% [markdown]
-# ## Trackers
-#
-# `metrics.jsonl` and `loss.png` need no service. Who keeps many runs beside each other may have them in [trackio](https://github.com/gradio-app/trackio) (local), [Weights & Biases](https://wandb.ai) or TensorBoard as well, through accelerate's trackers. Without a login, `wandb` writes into the run's folder and says how to send it later.
-
-# %%
-#| export
-def open_tracker(
-    name: str,      # none, trackio, wandb or tensorboard
-    run: Path,      # the run's folder; its name is the run's name
-    settings: dict, # shown beside the curves
-):                  # an accelerate tracker with `log` and `finish`, or None
-    "Begin a run in a tracker."
-    if name == "none": return None
-    import os
-
-    from accelerate import tracking
-    if name == "tensorboard": tracker = tracking.TensorBoardTracker("", logging_dir=str(run/"tensorboard"))
-    elif name == "trackio": tracker = tracking.TrackioTracker("simpsons_llm", name=run.name, embed=False)
-    else:
-        import wandb
-        offline = {} if os.environ.get("WANDB_MODE") or wandb.api.api_key else {"mode": "offline"}
-        if offline: print(f"wandb: not logged in, so the run is kept in {run/'wandb'}; `wandb sync` sends it later", flush=True)
-        tracker = tracking.WandBTracker("simpsons_llm", name=run.name, dir=str(run), **offline)
-    tracker.main_process_only = False  # only the first rank has one at all
-    tracker.start()
-    tracker.store_init_configuration({k: v for k, v in settings.items() if isinstance(v, (str, int, float))})
-    return tracker
-
-
-# %% [markdown]
-# ## Telling how it goes
-#
-# The recorder counts tokens, keeps the time of the steps, writes `metrics.jsonl` as it comes, tells progress and time left, stops a run whose loss is not a number, and says when the time is up. It works out the weight by which a step's loss is divided, since it must look at all tokens of the global batch anyway.
-#
-# At the end of an epoch it also writes two perplexities, $e^{\text{loss}}$: how many tokens the model hesitates between, on average. That of training comes from the losses of the epoch's steps, each counted by the tokens it learned from, and so it lags behind: half of those steps were made by a model that knew less.
-
-# %%
-#| export
-@dataclass
-class Recorder:
-    "What happened so far, in numbers, in metrics.jsonl, and on the screen."
-    run: Path              # the run's folder
-    ranks: object          # the `Ranks`; the first one writes and prints
-    device: object         # the `Device`: its work is waited for before the clock is read
-    length: RunLength      # what happens when
-    say: object            # called for samples of text; gives rows
-    max_minutes: float = None # time limit in minutes; None: no limit
-    tracker: object = None # what `open_tracker` gave
-    real_tokens: int = 0   # tokens that went through the model, on all ranks
-    learned_tokens: int = 0 # of them, those that were learned
-    own_tokens: int = 0    # real tokens on this rank, in this process
-    earlier_tokens: int = 0 # real tokens before the run was resumed
-    step_s: float = 0.0    # seconds in steps, without evaluation
-    earlier_s: float = 0.0 # the same before the run was resumed
-    stopped_early: bool = False # the time was up
-    rows: list = field(default_factory=list) # of metrics.jsonl
-
-    def write(self,
-        step: int, # 0..steps
-        **values,  # what is known after it
-    ):
-        "Add a row to metrics.jsonl, and its numbers to the tracker."
-        row = {"step": step, "epoch": round(step/self.length.epoch_steps, 4), **values}
-        self.rows.append(row)
-        if self.ranks.is_main: append_jsonl(self.run/"metrics.jsonl", row)
-        if self.tracker: self.tracker.log({k: v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}, step=step)
-
-    def begin(self):
-        "Start the clock."
-        self.begun, self.begun_tokens, self.begun_s = time.perf_counter(), self.real_tokens, self.step_s
-        self.progress = Progress(self.length.steps, "train", every_s=5, show=self.ranks.is_main)
-
-    def count(self,
-        parts: list, # this rank's micro-batches of one step
-    ) -> float:      # the loss weights of the global batch, added up over all ranks
-        "Count the tokens of a step before it is made. All ranks must call it."
-        weights = [p["loss_weights"][:, 1:] for p in parts]
-        own = [sum(int(p["lengths"].sum()) for p, w in zip(parts, weights) if w.any()), sum(int((w > 0).sum()) for w in weights), sum(float(w.sum()) for w in weights)]
-        real, learned, weight = total(*own)
-        self.own_tokens += own[0]; self.real_tokens += int(real); self.learned_tokens += int(learned)
-        return weight
-
-    def step_begins(self):
-        "The first micro-batch follows."
-        synchronize(self.device); self.since = time.perf_counter()
-
-    def step_ends(self,
-        step: int, # 1..steps
-    ) -> bool:     # whether the run must stop here
-        "The optimizer has stepped. All ranks must call it."
-        synchronize(self.device); self.step_s += time.perf_counter() - self.since
-        if self.max_minutes and step < self.length.steps: self.stopped_early = bool(gather(time.perf_counter() - self.begun > 60*self.max_minutes)[0])  # rank 0's clock counts
-        return self.stopped_early
-
-    def learned(self,
-        step: int,            # 1..steps
-        loss: float,          # of the step's global batch, nats per unit of weight
-        grad_norm: float,     # before it was clipped
-        learning_rate: float, # the step's
-    ):
-        "A step is done."
-        for name, value in (("train_loss_nats", loss), ("grad_norm", grad_norm)):
-            require(math.isfinite(value), f"{name} is {value} at step {step}; the run was stopped; try a lower learning_rate, or dtype=float32")
-        self.write(step, train_loss_nats=loss, grad_norm=grad_norm, learning_rate=learning_rate, real_tokens=self.real_tokens, learned_tokens=self.learned_tokens, step_s=round(self.step_s, 4))
-        self.progress(step, f"loss {loss:.3f}  {(self.real_tokens - self.begun_tokens)/max(self.step_s - self.begun_s, 1e-9):.0f} tokens/s")
-        if self.length.samples(step): self.speak(step)
-
-    def evaluated(self,
-        step: int,   # 1..steps
-        loss: float, # held-out, nats per token
-    ):
-        "The held-out loss was measured."
-        require(math.isfinite(loss), f"the held-out loss is {loss} at step {step}; the run was stopped; try a lower learning_rate, or dtype=float32")
-        epoch = step % self.length.epoch_steps == 0
-        values = {"valid_loss_nats": loss, "valid_perplexity": math.exp(loss), **({"train_perplexity": self.train_perplexity(step)} if epoch else {})}
-        self.write(step, **values)
-        if self.ranks.is_main: print(f"step {step}: held-out loss {loss:.4f} nats per token" + (f"; epoch {step//self.length.epoch_steps}: perplexity {values['train_perplexity']:.2f} in training, {math.exp(loss):.2f} held out" if epoch else ""), flush=True)
-
-    def train_perplexity(self,
-        step: int, # the last of an epoch
-    ) -> float:    # of the epoch's steps, each by the tokens it learned from
-        "How the epoch went, from the rows that were written."
-        rows = {r["step"]: r for r in self.rows if "train_loss_nats" in r and r["step"] <= step}
-        mine = range(step - self.length.epoch_steps + 1, step + 1)
-        tokens = [rows[k]["learned_tokens"] - rows.get(k - 1, {"learned_tokens": 0})["learned_tokens"] for k in mine]
-        return math.exp(sum(n*rows[k]["train_loss_nats"] for n, k in zip(tokens, mine))/sum(tokens))
-
-    def speak(self,
-        step: int, # 0..steps
-    ):
-        "Let the model speak. All ranks must call it."
-        rows = self.say()
-        if not rows: return
-        self.write(step, samples=rows)
-        for r in rows[:1]: print(f"  {r['speaker']}: {r['said'][:120]}", flush=True)
-
-
-# %% [markdown]
-# A run that was killed had gone on past its last checkpoint. What it wrote after that is done again, so those rows are taken out of the file, and the counters go on from the last row that stays.
-
-# %%
-#| export
-def last_checkpoint(
-    run: Path, # a run's folder
-) -> int:      # its step; 0 if there is none
-    "The step of the newest checkpoint that is whole."
-    return max((int(p.parent.name.rsplit("-", 1)[1]) for p in (run/"checkpoints").glob("checkpoint-*/trainer_state.json")), default=0)
-
-
-def take_up(
-    recorder: Recorder, # of a run that goes on; its counters are set
-) -> dict:              # the row of step 0: the base's held-out losses, as the run measured them when it began
-    "Make the records of a run fit to go on from its last checkpoint. All ranks must call it."
-    file, done = recorder.run/"metrics.jsonl", last_checkpoint(recorder.run)
-    lines = [line for line in file.read_text(encoding="utf8").splitlines() if line.endswith("}")]  # the last may be half written
-    recorder.rows = [row for row in map(json.loads, lines) if row["step"] <= done]
-    gather(None)  # all have read it
-    if recorder.ranks.is_main: write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in recorder.rows))
-    last = next((row for row in reversed(recorder.rows) if "real_tokens" in row), {"real_tokens": 0, "learned_tokens": 0, "step_s": 0.0})
-    recorder.real_tokens, recorder.learned_tokens, recorder.step_s = last["real_tokens"], last["learned_tokens"], last["step_s"]
-    recorder.earlier_tokens, recorder.earlier_s = recorder.real_tokens, recorder.step_s
-    return next(row for row in recorder.rows if row["step"] == 0)
-
-
-# %% [markdown]
-# Two steps of one epoch, told by hand; a third one that goes wrong:
-
-# %%
-folder = Path(tempfile.mkdtemp())
-recorder = Recorder(folder, find_ranks(), find_device("cpu"), RunLength(3, 2, 2, -1, 0), say=lambda: [])
-recorder.begin()
-for step, loss in ((1, 3.0), (2, 2.0)):
-    recorder.step_begins(); recorder.learned_tokens += 100*step; recorder.step_ends(step)
-    recorder.learned(step, loss, 1.0, 1e-3)
-recorder.evaluated(2, 2.5)
-try: recorder.learned(3, float("nan"), 1.0, 1e-3)
-except ValueError as e: print(e)
-
-# %% tags=["check"]
-epoch = read_jsonl(folder/"metrics.jsonl")[-1]
-assert math.isclose(epoch["train_perplexity"], math.exp((100*3 + 200*2)/300)) and math.isclose(epoch["valid_perplexity"], math.exp(2.5)) and epoch["epoch"] == 1
-
-# %% [markdown]
 # ## The job
 #
 # A run under a name that was used before sets the earlier results aside first; `resume` goes on where the last checkpoint stands, but only with the same settings, since the steps still to come depend on all of them. How many ranks share the work, and how, may differ: it changes nothing but the time.
@@ -582,7 +357,7 @@ def begin_run(
         write_json(run/"summary.json", {"status": "running"})
         write_audit(job.samples["train"], job.maker, job.counts, run/"audit.html")
     if config.gradient_checkpointing and config.lora: model.enable_input_require_grads()
-    job.recorder = Recorder(run, ranks, job.device, job.length, lambda: text_samples(job.engine.model, job.maker, job.moments) if ranks.is_main or job.sharded else [], config.max_minutes)
+    job.recorder = Recorder(ranks, job.device, job.length, run, lambda: text_samples(job.engine.model, job.maker, job.moments) if ranks.is_main or job.sharded else [], max_minutes=config.max_minutes)
     job.engine = make_engine(job, model)
     if ranks.is_main: print(what_is_learned(job), flush=True)
     try:
@@ -672,30 +447,6 @@ def close_run(
 
 
 # %% [markdown]
-# The picture of a run is drawn from the file that the run wrote, so it can be drawn again at any time:
-
-# %%
-#| export
-def plot_losses(
-    run,     # a run's folder
-    ax=None, # matplotlib axes; None: make some
-):           # the axes
-    "Training and held-out loss over the steps, the kept step marked."
-    import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(6.4, 4))[1]
-    rows = read_jsonl(Path(run)/"metrics.jsonl")
-    for name, label, style in (("train_loss_nats", "train", dict(color="#b9a100", lw=1, alpha=0.8)), ("valid_loss_nats", "held out (valid)", dict(color="#1f5fa8", marker="o"))):
-        ax.plot([r["step"] for r in rows if name in r], [r[name] for r in rows if name in r], label=label, **style)
-    valid = [r for r in rows if "valid_loss_nats" in r]
-    if valid:
-        best = min(valid, key=lambda r: r["valid_loss_nats"])
-        ax.plot(best["step"], best["valid_loss_nats"], "*", ms=15, color="#c0504d", label=f"kept: step {best['step']}, {best['valid_loss_nats']:.3f}")
-    ax.set_xlabel("optimizer steps"); ax.set_ylabel("loss (nats per token)"); ax.legend(frameon=False); ax.spines[["top", "right"]].set_visible(False)
-    ax.figure.tight_layout()
-    return ax
-
-
-# %% [markdown]
 # And the sentences that a person wants to read at the end:
 
 # %%
@@ -714,33 +465,29 @@ def summary_text(
 
 
 # %% [markdown]
-# From the same file, as tables: the perplexities, and what the model said as it learned, each moment in a row.
+# ## An engine that does nothing
+#
+# The least engine there is: it lets the base be scored, makes no step, and says so. All the rest happens as in a run of hours, and the end of it shows that such a run is not taken for one that worked:
 
 # %%
-#| export
-def perplexities(
-    run, # a run's folder
-):       # a pandas frame: step, epoch, valid, and train at the end of each epoch
-    "How many tokens the model hesitates between, evaluation by evaluation."
-    import pandas as pd
-    rows = [r for r in read_jsonl(Path(run)/"metrics.jsonl") if "valid_loss_nats" in r]
-    frame = pd.DataFrame({"step": [r["step"] for r in rows], "epoch": [r["epoch"] for r in rows], "valid perplexity": [math.exp(r["valid_loss_nats"]) for r in rows]})
-    if any("train_perplexity" in r for r in rows): frame["train perplexity of the epoch"] = [r.get("train_perplexity") for r in rows]
-    return frame.set_index("step")
+class Idle:
+    "An engine without a step."
+    name = "idle"
+    def __init__(self, job, model): self.job, self.model, self.step = job, model, 0
+    def learn(self, resumed, first):
+        first()
+        self.best = 0, self.job.score("valid")
 
+run = Path(tempfile.mkdtemp())/"idle"
+summary = run_job(TrainConfig(run=str(run), base_model="tiny", max_seq_len=600), Idle)
+print(summary_text(summary))
 
-def what_was_said(
-    run,           # a run's folder
-    most: int = 4, # how many moments of the run to show, the first and the last always
-):                 # a pandas frame: one row for each place in the scene, with the real line and one column for each step
-    "Samples of text, side by side."
-    import pandas as pd
-    rows = [r for r in read_jsonl(Path(run)/"metrics.jsonl") if "samples" in r]
-    if not rows: return pd.DataFrame()
-    picked = sorted({round(i*(len(rows) - 1)/max(min(most, len(rows)) - 1, 1)) for i in range(min(most, len(rows)))})
-    frame = pd.DataFrame([{k: s[k] for k in ("before", "speaker", "real")} for s in rows[0]["samples"]])
-    for i in picked: frame[f"step {rows[i]['step']}"] = [s["said"] for s in rows[i]["samples"]]
-    return frame
+# %%
+pd.Series({"status": summary["status"], "what it left": ", ".join(sorted(p.name for p in run.iterdir()))}).to_frame("run")
+
+# %% tags=["check"]
+assert summary["status"] == "not better than the base" and summary["optimizer_steps"] == 0 and summary["valid_loss_nats_best"] == summary["valid_loss_nats_base"]
+assert {"config.yaml", "metrics.jsonl", "summary.json", "audit.html", "adapter", "loss.png", "data"} <= {p.name for p in run.iterdir()}
 
 # %% [markdown]
 # What makes a run here are its settings and an engine; the two chapters to come bring one each.

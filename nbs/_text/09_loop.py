@@ -85,7 +85,8 @@ import torch
 
 from simpsons_llm.device import find_ranks
 from simpsons_llm.job import chapters_dir, read_jsonl
-from simpsons_llm.lifecycle import perplexities, plot_losses, summary_text, what_was_said
+from simpsons_llm.history import perplexities, plot_losses, what_was_said
+from simpsons_llm.lifecycle import summary_text
 from simpsons_llm.model import tiny_model
 
 pd.set_option("display.max_colwidth", 110)
@@ -149,6 +150,8 @@ def sum_gradients(
     "Add up the gradients of all ranks, in place. All ranks must call it."
     if not in_group(): return
     import torch
+    for p in parameters:
+        if p.grad is None: p.grad = torch.zeros_like(p)  # a part that this rank had no use for, another may have had
     flat = torch.nn.utils.parameters_to_vector([p.grad for p in parameters])
     torch.distributed.all_reduce(flat)
     for p, g in zip(parameters, flat.split([p.numel() for p in parameters])): p.grad.copy_(g.view_as(p.grad))
@@ -166,16 +169,14 @@ def same_start(
 
 
 # %% [markdown]
-# ## The loop
+# ## What the loop needs
 #
-# `train` is the page that this chapter is about. Read it from top to bottom: what comes before the first line and after the last one stands in the chapter on the life of a run, and what it calls is one line or one library function each. Three things around it are worth a look. The batches of a step come from its number alone, so a resumed run skips those that were learned. On an accelerator the forward pass runs in bfloat16 (`autocast`), while the trained weights stay in 32 bits. And the best step is loaded at the end.
+# A model that is ready, an optimizer, a schedule, batches, and a place to begin. On an accelerator the forward pass runs in bfloat16 (`autocast`), while the trained weights stay in 32 bits. The batches of a step come from its number alone, so a resumed run skips those that were learned.
 
 # %%
 #| export
-class Loop:
-    "Training, written out."
-    name = "loop"
-
+class TrainState:
+    "All that changes while a model is trained, and the batches that change it."
     def __init__(self,
         job: Job, # the run
         model,    # the model, ready to be trained
@@ -205,6 +206,18 @@ class Loop:
                 if number >= done: yield parts
                 if self.step >= self.job.length.steps: return
 
+
+# %% [markdown]
+# ## The loop
+#
+# `train` is the page that this chapter is about. Read it from top to bottom: what comes before the first line and after the last one stands in the chapter on the life of a run, and what it calls is one line or one library function each. At the end, the best step is loaded.
+
+# %%
+#| export
+class Loop(TrainState):
+    "Training, written out."
+    name = "loop"
+
     def train(self):
         "From this step to the last."
         import torch
@@ -226,14 +239,15 @@ class Loop:
             self.optimizer.zero_grad()                                  # once a step, not once a micro-batch
             self.step += 1
             stop = recorder.step_ends(self.step)
-            recorder.learned(self.step, total(loss.item())[0], norm.item(), rate)
+            recorder.learned(self.step, total(loss.item())[0], norm.item(), rate)  # for metrics.jsonl and the progress line
+            if length.samples(self.step): recorder.speak(self.step)     # lines of text
             if stop or length.evaluates(self.step):
                 self.evaluate()
                 save_checkpoint(self)
             if stop: break
 
     def evaluate(self):
-        "The held-out loss; the lowest so far is remembered."
+        "The held-out loss and its perplexity; the lowest so far is remembered."
         valid, pad_id = self.job.samples["valid"], self.job.maker.tokenizer.pad_token_id
         loss = heldout_loss(self.model, valid, pad_id, self.job.config.resolved()["micro_batch_size"])
         self.job.recorder.evaluated(self.step, loss)

@@ -25,7 +25,7 @@ from simpsons_llm.device import find_device, find_ranks, peak_memory_gib, reset_
 from simpsons_llm.finetune import FinetuneConfig, make_trainer, training_arguments
 from simpsons_llm.config import run_length
 from simpsons_llm.job import Progress, in_process, provenance, require
-from simpsons_llm.lifecycle import Recorder
+from simpsons_llm.history import Meter
 from simpsons_llm.model import load_config, load_tokenizer
 from simpsons_llm.packing import PackedRows
 from simpsons_llm.prepare import split_scenes
@@ -295,8 +295,7 @@ def cost_of(
         settings = FinetuneConfig(run=folder, micro_batch_size=n, global_batch_size=n*recipe.gradient_accumulation_steps, max_steps=steps, gradient_checkpointing=recipe.gradient_checkpointing, eval_steps=steps + 1)
         arguments = training_arguments(settings, len(samples), device)
         arguments.eval_strategy = arguments.save_strategy = "no"; arguments.load_best_model_at_end = False
-        recorder = Recorder(Path(folder), find_ranks(), device, run_length(settings, len(samples)), None)
-        trainer = make_trainer(model, arguments, samples, samples[:1], 0, recorder.count, [Clock()], grouped=not recipe.packed)
+        trainer = make_trainer(model, arguments, samples, samples[:1], 0, Meter(find_ranks(), device, run_length(settings, len(samples))).count, [Clock()], grouped=not recipe.packed)
         reset_peak_memory(device)
         trainer.train()
     step_s, peak = sorted(times[2:])[len(times[2:])//2], peak_memory_gib(device)

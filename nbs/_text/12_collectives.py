@@ -502,10 +502,25 @@ if main: display(Markdown(f"In this run, in {first['dtype']}: " + "; ".join(f"{o
 # What is a good number? It depends on what lies between the ranks.
 #
 # - **gloo on one machine**: the run above. Ranks copy through the machine's memory, with the cores that also compute; other work on them shows in the slowest calls.
+# - **NVLink, two H200**: shown below.
 # - **NVLink, eight H100**: a developer of NCCL [names](https://github.com/NVIDIA/nccl-tests/issues/212) 450 GB/s as the rate of the line and about 370 GB/s of bus bandwidth as what a program can reach; an all-reduce shows about 480 GB/s, because the switch adds there and fewer bytes travel than the factor assumes. Such values need arrays larger than 256 MB: `--sizes 268435456`.
 # - **Intel's Xe Link**: no figure stands here, since none was found that was measured in this way.
 #
 # More telling than a list is a second machine of the same kind, or yesterday's `collectives.json`: two runs that should be equal and are not have a reason, such as another network interface than was meant. `simpsons-llm doctor` shows the environment that decides it.
+#
+# ## Two GPUs
+#
+# The same chapter's measurement on two NVIDIA H200 of one machine, with NCCL (`simpsons-llm bench collectives -n 2`), kept beside the book:
+
+# %% tags=["example"]
+gpus = read_json(Path("_results")/"collectives_nccl.json")
+plot_bandwidth(gpus); plt.show()
+
+# %% tags=["example"]
+table_of(gpus).tail(4).round(1).rename_axis(columns="bus GB/s")
+
+# %% [markdown]
+# A call takes about as long for four bytes as for some MiB, and at 64 MiB the lines still rise: latency decides nearly all the way, so gradients want few, large messages. The last rows are beyond the 64 GB/s of a PCIe 5 slot; these cards are linked directly.
 #
 # ## What it means for training
 #

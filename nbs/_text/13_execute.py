@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import traceback
+from contextlib import contextmanager
 from pathlib import Path
 
 import simpsons_llm
@@ -204,6 +205,31 @@ class Interrupter:
         for number, handler in self.before.items(): signal.signal(number, handler)
 
 
+# %% [markdown]
+# A rank should start at once. Where JupyterLab is installed, `jsonschema`, which papermill brings in, builds a grammar of web addresses with `rfc3987_syntax` as soon as it is imported: 1 to 3 s for each rank, and a notebook holds nothing that would be checked with it. So it is left out.
+
+# %%
+#| export
+@contextmanager
+def without(
+    module: str, # a module's name
+):
+    "While this lasts, a module that is not loaded yet cannot be imported."
+    held = sys.modules.get(module)
+    sys.modules[module] = held  # None means: cannot be imported
+    try: yield
+    finally:
+        if held is None: del sys.modules[module]
+
+
+# %% tags=["check"]
+with without("wave"):
+    try: import wave; raise AssertionError
+    except ImportError: pass
+import wave
+with without("wave"): import wave as again
+assert again is wave and sys.modules["wave"] is wave
+
 # %%
 #| export
 FOLDER = ("run", "out")  # the parameter that names a job's folder, where the chapter has it
@@ -218,9 +244,10 @@ def run_chapter(
 ) -> Path:                  # the executed notebook
     "Run a chapter under papermill; ChapterError if it fails, KeyboardInterrupt if it was interrupted."
     import logging
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
+    with without("rfc3987_syntax"):
+        import papermill
+        from nbclient.exceptions import DeadKernelError
+        from papermill.exceptions import PapermillExecutionError
     chapter, known, given = find_chapter(name), parameters_of(find_chapter(name)), dict(parameters or {})
     check_parameters(given, chapter)
     out = open_folder(out)

@@ -564,6 +564,31 @@ Markdown(f"The slowest end took {rows[rows.kind == 'failure'].seconds.max():.1f}
 # %% tags=["check"]
 assert failures.shape == (4, 8) and failures.max().max() < 10 and len(starts) == 20   # 4 launchers, 4 ways before and after
 
+# %% [markdown]
+# ## On two GPUs
+#
+# `tests/gpu_several.py` launched the chapters on one and on two NVIDIA H200 of one machine (PyTorch 2.11, NCCL). Both engines, an adapter and whole models, whole and in parts, by torchrun and by MPICH: how far are the losses of two ranks from those of one?
+
+# %% tags=["example"]
+gpus = pd.read_json(Path("_results")/"gpu_several.jsonl", lines=True)
+pairs = gpus[(gpus["kind"] == "run") & (gpus["world_size"] == 2)].set_index(["base", "dtype", "engine", "mode", "launcher"])
+pairs["first rank's share"] = [ranks[0][1] for ranks in pairs["ranks"]]
+pairs[["sharded", "furthest_from_one_nats", "first rank's share", "peak_mem_gib", "seconds"]].round({"first rank's share": 3, "peak_mem_gib": 2, "seconds": 0})
+
+# %% [markdown]
+# In fp32 they are equal to 4.8e-7; what bf16 rounds away is larger. (The seconds are those of the whole `launch`, kernels, notebooks and checkpoints included.) And when a rank comes to grief while the other waits for it in an all-reduce on its card?
+
+# %% tags=["example"]
+torn = gpus[gpus["kind"] == "failure"].set_index("how")
+torn[["seconds", "code", "kernels_left", "message"]].astype({"code": int, "kernels_left": int}).round(1)
+
+# %% [markdown]
+# A collective on a GPU cannot be interrupted: its rank does not listen to the polite signal, and is killed after four seconds. So it takes somewhat longer than on a CPU, and ends all the same.
+
+# %% tags=["check"]
+assert (pairs.query("dtype == 'float32'")["furthest_from_one_nats"] < 1e-6).all() and len(pairs.query("dtype == 'float32'")) == 6 and (pairs["furthest_from_one_nats"] < 0.01).all()
+assert len(torn) == 2 and (torn["seconds"] < 10).all() and (torn["code"] > 0).all() and (torn["kernels_left"] == 0).all() and (gpus[gpus["kind"] == "resume"]["equal_within"] == 1e-5).all()
+
 
 # %% [markdown]
 # ## Runs at a glance

@@ -115,7 +115,8 @@ if demo:
 # | [09 config](09_config.ipynb) | two recipes, the settings of a run, its length, optimizer and learning rate |
 # | [09 cost](09_cost.ipynb) | memory, arithmetic and time, told before the weights are loaded |
 # | [09 fsdp](09_fsdp.ipynb) | models in parts, one on each rank |
-# | [09 lifecycle](09_lifecycle.ipynb) | what surrounds the steps: plan, records, samples of text, summary |
+# | [09 history](09_history.ipynb) | what a run tells: losses, perplexities, samples of text, trackers |
+# | [09 lifecycle](09_lifecycle.ipynb) | what surrounds the steps: data, plan, resuming, summary |
 # | [09 loop](09_loop.ipynb) | training written out: every line between data and adapter |
 # | [09 pitfalls](09_pitfalls.ipynb) | eight ways to train nothing, each with its run |
 # | [10 finetune](10_finetune.ipynb) | fine-tuning with Trainer, on one device or many; XPU training step by step |
@@ -140,7 +141,7 @@ script = read_script("springfield")
 # %% [markdown]
 # ## What was run where
 #
-# Everything in this repository runs on CPU (two cores, no AVX-512) in its tests. On one H100 (torch 2.11, transformers 5.17) fine-tuning ran in bf16 and fp32, with micro-batches, resumed, and under papermill, with the same losses as on the CPU; costs were predicted and measured there, and 75 runs compared places and ranks of adapters; that code is what XPU runs too. No Intel XPU was at hand: what concerns XPU follows Intel's and PyTorch's documentation and is tested against a stand-in. Several ranks ran on CPU, on one machine and between two hosts that were network namespaces; several GPUs were not at hand, and SLURM was not run. Chapter 10 says what else was run on what.
+# Everything in this repository runs on CPU (two cores, no AVX-512) in its tests. On one H100 (torch 2.11, transformers 5.17) fine-tuning ran in bf16 and fp32, with micro-batches, resumed, and under papermill, with the same losses as on the CPU; costs were predicted and measured there, and 75 runs compared places and ranks of adapters; that code is what XPU runs too. No Intel XPU was at hand: what concerns XPU follows Intel's and PyTorch's documentation and is tested against a stand-in. Several ranks ran on CPU, on one machine and between two hosts that were network namespaces; on two NVIDIA H200 of one machine two ranks trained adapters and whole models, with DDP and FSDP, as one does (fp32 losses within 4.8e-7). More GPUs were not at hand, and SLURM was not run. Chapter 10 says what else was run on what.
 #
 # ## Licence
 #

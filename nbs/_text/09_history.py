@@ -1,0 +1,355 @@
+# %%
+#| default_exp history
+
+# %% [markdown]
+# # What a run tells
+#
+# > Losses, perplexities, samples of text and the time left, as they come and afterwards, all from one file.
+#
+# A run of hours is watched, compared and sometimes mourned, and all that anybody has of it is what it wrote down. So each number goes into `metrics.jsonl` in the run's folder at once, one JSON object a line: a row for each step, for each evaluation, and for each time the model was asked to speak. Whatever is shown (progress lines, pictures, tables, a tracker in the browser) comes from those rows. Who makes the steps does not matter here; two later chapters do, and both write through the `Recorder` below, so their runs can be laid side by side.
+
+# %%
+#| export
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from simpsons_llm.config import RunLength
+from simpsons_llm.device import synchronize
+from simpsons_llm.distributed import gather, total
+from simpsons_llm.infer import Sampling, finish_lines
+from simpsons_llm.job import Progress, append_jsonl, read_jsonl, require, write_text
+from simpsons_llm.prompt import TextMaker
+
+# %%
+#| hide
+import tempfile
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+
+from simpsons_llm.device import find_device, find_ranks
+from simpsons_llm.infer import heldout_moments
+from simpsons_llm.model import tiny_model
+from simpsons_llm.packing import use_isolated
+from simpsons_llm.prepare import split_scenes
+from simpsons_llm.script import read_script
+
+pd.set_option("display.max_colwidth", 110)
+
+# %% [markdown]
+# ## Samples of text
+#
+# A loss says how well the model guesses, not how it talks. So it is asked, now and then, at three moments of one validation scene: always the same moments, chosen by rule, and always the most likely words, so that whatever changes is what was learned. In training a model drops out parts of itself and draws random numbers; sampling switches that off and leaves the numbers as they were. Of several ranks, the first asks alone, unless each holds only a part of the model.
+
+# %%
+#| export
+SAYS = Sampling(max_new_tokens=40, do_sample=False, repetition_penalty=1.0)
+
+
+def text_samples(
+    model,            # the model in training, with or without adapter
+    maker: TextMaker, # tokenizer and template
+    moments: list,    # what `heldout_moments` chose
+) -> list:            # rows: before (the line before), speaker, real, said
+    "What the model would say now, beside the real lines."
+    import torch
+    was_training, device = model.training, next(model.parameters()).device
+    devices = {} if device.type == "cpu" else {"devices": [device], "device_type": device.type}
+    model.eval()
+    with torch.random.fork_rng(**devices or {"devices": []}):
+        said = finish_lines(model, maker, [(scene.location, scene.lines[:i], who) for scene, i, who, _ in moments], SAYS)
+    model.train(was_training)
+    return [{"before": f"{s.lines[i - 1].speaker}: {s.lines[i - 1].text}", "speaker": who, "real": real or "(says nothing in this scene)", "said": text} for (s, i, who, real), text in zip(moments, said)]
+
+
+# %%
+model, tokenizer = tiny_model()
+maker = TextMaker(tokenizer, "script")
+moments = heldout_moments(split_scenes(read_script("springfield").scenes)["valid"], ["Homer Simpson", "Marge Simpson", "Bart Simpson"], most_scenes=1)
+pd.DataFrame(text_samples(model, maker, moments))
+
+# %% [markdown]
+# The tiny model knows no language; it stands in where only the machinery matters. A model that is packed, in training and half-way through its random numbers says the same, and draws the same number next:
+
+# %% tags=["check"]
+before = text_samples(model, maker, moments)
+use_isolated(model.train()); torch.manual_seed(5); expected = torch.rand(1); torch.manual_seed(5)
+assert text_samples(model, maker, moments) == before and model.training and torch.rand(1) == expected
+
+
+# %% [markdown]
+# ## Trackers
+#
+# `metrics.jsonl` and `loss.png` need no service. Who keeps many runs beside each other may have them in [trackio](https://github.com/gradio-app/trackio) (local), [Weights & Biases](https://wandb.ai) or TensorBoard as well, through accelerate's trackers. Without a login, `wandb` writes into the run's folder and says how to send it later.
+
+# %%
+#| export
+def open_tracker(
+    name: str,      # none, trackio, wandb or tensorboard
+    run: Path,      # the run's folder; its name is the run's name
+    settings: dict, # shown beside the curves
+):                  # an accelerate tracker with `log` and `finish`, or None
+    "Begin a run in a tracker."
+    if name == "none": return None
+    import os
+
+    from accelerate import tracking
+    if name == "tensorboard": tracker = tracking.TensorBoardTracker("", logging_dir=str(run/"tensorboard"))
+    elif name == "trackio": tracker = tracking.TrackioTracker("simpsons_llm", name=run.name, embed=False)
+    else:
+        import wandb
+        offline = {} if os.environ.get("WANDB_MODE") or wandb.api.api_key else {"mode": "offline"}
+        if offline: print(f"wandb: not logged in, so the run is kept in {run/'wandb'}; `wandb sync` sends it later", flush=True)
+        tracker = tracking.WandBTracker("simpsons_llm", name=run.name, dir=str(run), **offline)
+    tracker.main_process_only = False  # only the first rank has one at all
+    tracker.start()
+    tracker.store_init_configuration({k: v for k, v in settings.items() if isinstance(v, (str, int, float))})
+    return tracker
+
+
+# %% [markdown]
+# ## Counting
+#
+# How many tokens, how many of them learned, in how many seconds? The meter looks at each step's micro-batches before they are computed, and adds up over all ranks. It works out the weight by which a step's loss is divided, since that is a sum over the global batch too. Steps are timed without evaluations; work that a device still has in its queue is waited for. And it knows when the time that was allowed is up.
+
+# %%
+#| export
+@dataclass
+class Meter:
+    "Tokens and seconds of a run."
+    ranks: object          # the `Ranks`
+    device: object         # the `Device`: its work is waited for before the clock is read
+    length: RunLength      # what happens when
+    max_minutes: float = field(default=None, kw_only=True) # time limit in minutes; None: no limit
+    real_tokens: int = field(default=0, init=False)    # tokens that went through the model, on all ranks
+    learned_tokens: int = field(default=0, init=False) # of them, those that were learned
+    own_tokens: int = field(default=0, init=False)     # real tokens on this rank, in this process
+    earlier_tokens: int = field(default=0, init=False) # real tokens before the run was resumed
+    step_s: float = field(default=0.0, init=False)     # seconds in steps, without evaluation
+    earlier_s: float = field(default=0.0, init=False)  # the same before the run was resumed
+    stopped_early: bool = field(default=False, init=False) # the time was up
+
+    def begin(self):
+        "Start the clock, and the telling of progress."
+        self.begun, self.begun_tokens, self.begun_s = time.perf_counter(), self.real_tokens, self.step_s
+        self.progress = Progress(self.length.steps, "train", every_s=5, show=self.ranks.is_main)
+
+    def count(self,
+        parts: list, # this rank's micro-batches of one step
+    ) -> float:      # the loss weights of the global batch, added up over all ranks
+        "Count the tokens of a step before it is made. All ranks must call it."
+        weights = [p["loss_weights"][:, 1:] for p in parts]
+        own = [sum(int(p["lengths"].sum()) for p, w in zip(parts, weights) if w.any()), sum(int((w > 0).sum()) for w in weights), sum(float(w.sum()) for w in weights)]
+        real, learned, weight = total(*own)
+        self.own_tokens += own[0]; self.real_tokens += int(real); self.learned_tokens += int(learned)
+        return weight
+
+    def step_begins(self):
+        "The first micro-batch follows."
+        synchronize(self.device); self.since = time.perf_counter()
+
+    def step_ends(self,
+        step: int, # 1..steps
+    ) -> bool:     # whether the run must stop here
+        "The optimizer has stepped. All ranks must call it."
+        synchronize(self.device); self.step_s += time.perf_counter() - self.since
+        if self.max_minutes and step < self.length.steps: self.stopped_early = bool(gather(time.perf_counter() - self.begun > 60*self.max_minutes)[0])  # rank 0's clock counts
+        return self.stopped_early
+
+
+# %% [markdown]
+# ## Telling how it goes
+#
+# The recorder is a meter that speaks. It writes `metrics.jsonl` as it comes, tells progress and time left, and stops a run whose loss is not a number.
+#
+# At the end of an epoch it also writes two perplexities, $e^{\text{loss}}$: how many tokens the model hesitates between, on average. That of training comes from the losses of the epoch's steps, each counted by the tokens it learned from, and so it lags behind: half of those steps were made by a model that knew less.
+
+# %%
+#| export
+@dataclass
+class Recorder(Meter):
+    "What happened so far, in numbers, in metrics.jsonl, and on the screen."
+    run: Path              # the run's folder
+    say: object            # called for samples of text; gives rows
+    tracker: object = None # what `open_tracker` gave
+    rows: list = field(default_factory=list, init=False) # of metrics.jsonl
+
+    def write(self,
+        step: int, # 0..steps
+        **values,  # what is known after it
+    ):
+        "Add a row to metrics.jsonl, and its numbers to the tracker."
+        row = {"step": step, "epoch": round(step/self.length.epoch_steps, 4), **values}
+        self.rows.append(row)
+        if self.ranks.is_main: append_jsonl(self.run/"metrics.jsonl", row)
+        if self.tracker: self.tracker.log({k: v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}, step=step)
+
+    def learned(self,
+        step: int,            # 1..steps
+        loss: float,          # of the step's global batch, nats per unit of weight
+        grad_norm: float,     # before it was clipped
+        learning_rate: float, # the step's
+    ):
+        "A step is done."
+        for name, value in (("train_loss_nats", loss), ("grad_norm", grad_norm)):
+            require(math.isfinite(value), f"{name} is {value} at step {step}; the run was stopped; try a lower learning_rate, or dtype=float32")
+        self.write(step, train_loss_nats=loss, grad_norm=grad_norm, learning_rate=learning_rate, real_tokens=self.real_tokens, learned_tokens=self.learned_tokens, step_s=round(self.step_s, 4))
+        self.progress(step, f"loss {loss:.3f}  {(self.real_tokens - self.begun_tokens)/max(self.step_s - self.begun_s, 1e-9):.0f} tokens/s")
+
+    def evaluated(self,
+        step: int,   # 1..steps
+        loss: float, # held-out, nats per token
+    ):
+        "The held-out loss was measured."
+        require(math.isfinite(loss), f"the held-out loss is {loss} at step {step}; the run was stopped; try a lower learning_rate, or dtype=float32")
+        epoch = step % self.length.epoch_steps == 0
+        values = {"valid_loss_nats": loss, "valid_perplexity": math.exp(loss), **({"train_perplexity": self.train_perplexity(step)} if epoch else {})}
+        self.write(step, **values)
+        if self.ranks.is_main: print(f"step {step}: held-out loss {loss:.4f} nats per token" + (f"; epoch {step//self.length.epoch_steps}: perplexity {values['train_perplexity']:.2f} in training, {math.exp(loss):.2f} held out" if epoch else ""), flush=True)
+
+    def train_perplexity(self,
+        step: int, # the last of an epoch
+    ) -> float:    # of the epoch's steps, each by the tokens it learned from
+        "How the epoch went, from the rows that were written."
+        rows = {r["step"]: r for r in self.rows if "train_loss_nats" in r and r["step"] <= step}
+        mine = range(step - self.length.epoch_steps + 1, step + 1)
+        tokens = [rows[k]["learned_tokens"] - rows.get(k - 1, {"learned_tokens": 0})["learned_tokens"] for k in mine]
+        return math.exp(sum(n*rows[k]["train_loss_nats"] for n, k in zip(tokens, mine))/sum(tokens))
+
+    def speak(self,
+        step: int, # 0..steps
+    ):
+        "Let the model speak, and write it down. All ranks must call it."
+        rows = self.say()
+        if not rows: return
+        self.write(step, samples=rows)
+        for r in rows[:1]: print(f"  {r['speaker']}: {r['said'][:120]}", flush=True)
+
+
+# %% [markdown]
+# A run that was killed had gone on past its last checkpoint. What it wrote after that is done again, so those rows are taken out of the file, and the counters go on from the last row that stays.
+
+# %%
+#| export
+def last_checkpoint(
+    run: Path, # a run's folder
+) -> int:      # its step; 0 if there is none
+    "The step of the newest checkpoint that is whole."
+    return max((int(p.parent.name.rsplit("-", 1)[1]) for p in (run/"checkpoints").glob("checkpoint-*/trainer_state.json")), default=0)
+
+
+def take_up(
+    recorder: Recorder, # of a run that goes on; its counters are set
+) -> dict:              # the row of step 0: the base's held-out losses, as the run measured them when it began
+    "Make the records of a run fit to go on from its last checkpoint. All ranks must call it."
+    file, done = recorder.run/"metrics.jsonl", last_checkpoint(recorder.run)
+    lines = [line for line in file.read_text(encoding="utf8").splitlines() if line.endswith("}")]  # the last may be half written
+    recorder.rows = [row for row in map(json.loads, lines) if row["step"] <= done]
+    gather(None)  # all have read it
+    if recorder.ranks.is_main: write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in recorder.rows))
+    last = next((row for row in reversed(recorder.rows) if "real_tokens" in row), {"real_tokens": 0, "learned_tokens": 0, "step_s": 0.0})
+    recorder.real_tokens, recorder.learned_tokens, recorder.step_s = last["real_tokens"], last["learned_tokens"], last["step_s"]
+    recorder.earlier_tokens, recorder.earlier_s = recorder.real_tokens, recorder.step_s
+    return next(row for row in recorder.rows if row["step"] == 0)
+
+
+# %% [markdown]
+# Two steps of one epoch, told by hand; a third one that goes wrong:
+
+# %%
+folder = Path(tempfile.mkdtemp())
+recorder = Recorder(find_ranks(), find_device("cpu"), RunLength(3, 2, 2, -1, 0), folder, say=lambda: [])
+recorder.begin()
+for step, loss in ((1, 3.0), (2, 2.0)):
+    recorder.step_begins(); recorder.learned_tokens += 100*step; recorder.step_ends(step)
+    recorder.learned(step, loss, 1.0, 1e-3)
+recorder.evaluated(2, 2.5)
+try: recorder.learned(3, float("nan"), 1.0, 1e-3)
+except ValueError as e: print(e)
+
+# %% tags=["check"]
+epoch = read_jsonl(folder/"metrics.jsonl")[-1]
+assert math.isclose(epoch["train_perplexity"], math.exp((100*3 + 200*2)/300)) and math.isclose(epoch["valid_perplexity"], math.exp(2.5)) and epoch["epoch"] == 1
+
+
+# %% [markdown]
+# ## Looking at it
+#
+# The picture of a run is drawn from the file that the run wrote, so it can be drawn again at any time, also while it runs:
+
+# %%
+#| export
+def plot_losses(
+    run,     # a run's folder
+    ax=None, # matplotlib axes; None: make some
+):           # the axes
+    "Training and held-out loss over the steps, the kept step marked."
+    import matplotlib.pyplot as plt
+    ax = ax or plt.subplots(figsize=(6.4, 4))[1]
+    rows = read_jsonl(Path(run)/"metrics.jsonl")
+    for name, label, style in (("train_loss_nats", "train", dict(color="#b9a100", lw=1, alpha=0.8)), ("valid_loss_nats", "held out (valid)", dict(color="#1f5fa8", marker="o"))):
+        ax.plot([r["step"] for r in rows if name in r], [r[name] for r in rows if name in r], label=label, **style)
+    valid = [r for r in rows if "valid_loss_nats" in r]
+    if valid:
+        best = min(valid, key=lambda r: r["valid_loss_nats"])
+        ax.plot(best["step"], best["valid_loss_nats"], "*", ms=15, color="#c0504d", label=f"kept: step {best['step']}, {best['valid_loss_nats']:.3f}")
+    ax.set_xlabel("optimizer steps"); ax.set_ylabel("loss (nats per token)"); ax.legend(frameon=False); ax.spines[["top", "right"]].set_visible(False)
+    ax.figure.tight_layout()
+    return ax
+
+
+# %% [markdown]
+# The two steps from above. The held-out loss that was lowest is marked: it is the step that a run keeps.
+
+# %%
+plot_losses(folder); plt.show()
+
+
+# %% [markdown]
+# From the same file, as tables: the perplexities, and what the model said as it learned, each moment in a row.
+
+# %%
+#| export
+def perplexities(
+    run, # a run's folder
+):       # a pandas frame: step, epoch, valid, and train at the end of each epoch
+    "How many tokens the model hesitates between, evaluation by evaluation."
+    import pandas as pd
+    rows = [r for r in read_jsonl(Path(run)/"metrics.jsonl") if "valid_loss_nats" in r]
+    frame = pd.DataFrame({"step": [r["step"] for r in rows], "epoch": [r["epoch"] for r in rows], "valid perplexity": [math.exp(r["valid_loss_nats"]) for r in rows]})
+    if any("train_perplexity" in r for r in rows): frame["train perplexity of the epoch"] = [r.get("train_perplexity") for r in rows]
+    return frame.set_index("step")
+
+
+def what_was_said(
+    run,           # a run's folder
+    most: int = 4, # how many moments of the run to show, the first and the last always
+):                 # a pandas frame: one row for each place in the scene, with the real line and one column for each step
+    "Samples of text, side by side."
+    import pandas as pd
+    rows = [r for r in read_jsonl(Path(run)/"metrics.jsonl") if "samples" in r]
+    if not rows: return pd.DataFrame()
+    picked = sorted({round(i*(len(rows) - 1)/max(min(most, len(rows)) - 1, 1)) for i in range(min(most, len(rows)))})
+    frame = pd.DataFrame([{k: s[k] for k in ("before", "speaker", "real")} for s in rows[0]["samples"]])
+    for i in picked: frame[f"step {rows[i]['step']}"] = [s["said"] for s in rows[i]["samples"]]
+    return frame
+
+
+# %%
+recorder.say = lambda: text_samples(model, maker, moments)
+for step in (0, 2): recorder.speak(step)
+what_was_said(folder)
+
+# %%
+perplexities(folder).round(2)
+
+# %% tags=["check"]
+said = what_was_said(folder)
+assert list(said.columns) == ["before", "speaker", "real", "step 0", "step 2"] and (said["step 0"] == said["step 2"]).all() and len(said) == len(moments)
+assert perplexities(folder).loc[2, "train perplexity of the epoch"] == epoch["train_perplexity"]
+ax = plot_losses(folder)
+assert [list(line.get_ydata()) for line in ax.lines] == [[3.0, 2.0], [2.5], [2.5]]; plt.close(ax.figure)
