@@ -7,7 +7,7 @@ __all__ = ['SHARDINGS', 'FinetuneConfig', 'make_trainer', 'with_ipex', 'training
            'finetune']
 
 # %% ../nbs/10_finetune.ipynb #10-05
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from .batches import RankBatches, accumulation_steps, as_features, share_loader
@@ -103,8 +103,6 @@ def training_arguments(
     from transformers import TrainingArguments
     s = config.resolved()
     accumulation, length = accumulation_steps(s["global_batch_size"], s["micro_batch_size"], world_size), run_length(config, samples)
-    known = {f.name for f in fields(TrainingArguments)}  # a name differs between versions
-    recompute = {"activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing": True} if config.gradient_checkpointing and not sharded else {}
     arguments = TrainingArguments(
         output_dir=str(Path(config.run)/"checkpoints"), max_steps=length.steps, per_device_train_batch_size=s["micro_batch_size"], per_device_eval_batch_size=s["micro_batch_size"],
         gradient_accumulation_steps=accumulation, learning_rate=s["learning_rate"], lr_scheduler_type="linear", warmup_steps=length.warmup_steps,
@@ -112,7 +110,7 @@ def training_arguments(
         eval_strategy="steps", eval_steps=length.eval_steps, save_strategy="steps", save_steps=length.eval_steps, save_total_limit=config.save_total_limit, load_best_model_at_end=True,
         metric_for_best_model="eval_loss", greater_is_better=False, logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False, remove_unused_columns=False,
         report_to="none", disable_tqdm=True,
-        dataloader_pin_memory=device.type != "cpu", ddp_find_unused_parameters=False, **recompute, **(fsdp_arguments(config.gradient_checkpointing) if sharded else {}))
+        dataloader_pin_memory=device.type != "cpu", ddp_find_unused_parameters=False, **(fsdp_arguments(config.gradient_checkpointing) if sharded else {}))
     if world_size == 1: arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: never DataParallel
     return arguments
 

@@ -25,7 +25,7 @@ from .config import RunLength, TrainConfig, run_length
 from .history import Recorder, last_checkpoint, open_tracker, plot_losses, take_up, text_samples
 from .infer import heldout_moments
 from .job import Progress, format_seconds, open_folder, provenance, read_json, require, set_aside, write_json, write_text
-from .model import add_adapter, find_base, load_base, load_config, load_tokenizer, save_adapter, save_model, shape_of, trainable_parameters
+from .model import add_adapter, find_base, load_base, load_config, load_tokenizer, recompute_activations, save_adapter, save_model, shape_of, trainable_parameters
 from .packing import PackedRows, base_of, can_isolate, packs_well, use_isolated
 from .prepare import PrepareConfig, load_data, prepare
 from .prompt import TextMaker
@@ -275,7 +275,7 @@ def begin_run(
     if ranks.is_main:
         write_json(run/"summary.json", {"status": "running"})
         write_audit(job.samples["train"], job.maker, job.counts, run/"audit.html")
-    if config.gradient_checkpointing and config.lora: model.enable_input_require_grads()
+    if config.gradient_checkpointing: recompute_activations(model, layers=not job.sharded)
     job.recorder = Recorder(ranks, job.device, job.length, run, lambda: text_samples(job.engine.model, job.maker, job.moments) if ranks.is_main or job.sharded else [], max_minutes=config.max_minutes)
     job.engine = make_engine(job, model)
     if ranks.is_main: print(what_is_learned(job), flush=True)

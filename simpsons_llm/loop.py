@@ -74,7 +74,6 @@ class TrainState:
         import torch
         config, s, device = job.config, job.config.resolved(), job.device
         self.job, self.model, self.device, self.step, self.best = job, model, torch.device(device.torch), 0, (0, math.inf)
-        if config.gradient_checkpointing: model.gradient_checkpointing_enable()
         if device.dtype == "bfloat16": model.forward = torch.autocast(device.type, torch.bfloat16)(model.forward)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         same_start(self.parameters)

@@ -6,8 +6,8 @@
 __all__ = ['SMOLLM2', 'TINY', 'OPEN_LLAMA', 'WHEEL', 'QUANTIZATIONS', 'SHAPES', 'NOTES', 'Base', 'installed_gguf', 'fetch_gguf',
            'smollm2_folder', 'load_gguf', 'in_hub_cache', 'hub_reachable', 'find_base', 'tiny_model',
            'separate_padding', 'local_source', 'load_tokenizer', 'nf4_config', 'load_base', 'load_config', 'shape_of',
-           'add_adapter', 'trainable_parameters', 'subtract_start', 'save_adapter', 'adapter_notes', 'load_adapter',
-           'merge', 'save_model', 'is_whole_model', 'load_tuned', 'untuned']
+           'add_adapter', 'trainable_parameters', 'recompute_activations', 'subtract_start', 'save_adapter',
+           'adapter_notes', 'load_adapter', 'merge', 'save_model', 'is_whole_model', 'load_tuned', 'untuned']
 
 # %% ../nbs/06_model.ipynb #06-02
 import io
@@ -306,6 +306,15 @@ def trainable_parameters(
     return trainable, total
 
 # %% ../nbs/06_model.ipynb #06-43
+def recompute_activations(
+    model,                # in training, with or without adapter
+    layers: bool = True,  # False: something else (FSDP) sees to the layers
+):
+    "Compute each layer's activations again in the backward pass instead of keeping them."
+    if hasattr(model, "get_base_model"): model.enable_input_require_grads()
+    if layers: (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()  # the second is its older name
+
+# %% ../nbs/06_model.ipynb #06-46
 def subtract_start(
     folder,         # a saved adapter that started as PiSSA; rewritten in place
     at_start: dict, # its weights before training
@@ -321,7 +330,7 @@ def subtract_start(
     grown = 2**0.5 if config["use_rslora"] else 2  # so that the scaling stays what it was
     write_json(folder/"adapter_config.json", {**config, "r": 2*config["r"], "lora_alpha": grown*config["lora_alpha"], "init_lora_weights": True})
 
-# %% ../nbs/06_model.ipynb #06-44
+# %% ../nbs/06_model.ipynb #06-47
 NOTES = "simpsons_llm.json"
 
 
@@ -338,7 +347,7 @@ def save_adapter(
     write_json(folder/NOTES, notes)
     return folder
 
-# %% ../nbs/06_model.ipynb #06-46
+# %% ../nbs/06_model.ipynb #06-49
 def adapter_notes(
     folder, # what `save_adapter` wrote
 ) -> dict:  # its notes; FileNotFoundError if there is no adapter
@@ -349,7 +358,7 @@ def adapter_notes(
     if (folder/NOTES).is_file(): return read_json(folder/NOTES)
     return {"base_model": read_json(folder/"adapter_config.json").get("base_model_name_or_path"), "template": "script"}
 
-# %% ../nbs/06_model.ipynb #06-48
+# %% ../nbs/06_model.ipynb #06-51
 def load_adapter(
     folder,                 # an adapter's folder
     device: Device,         # where to put it
@@ -372,14 +381,14 @@ def load_adapter(
     require(saved == wanted, f"{misfit}: {len(saved - wanted)} of its keys have no place and {len(wanted - saved)} places have no key, such as {next(iter(saved ^ wanted), '')}")
     return model.eval(), tokenizer, notes
 
-# %% ../nbs/06_model.ipynb #06-50
+# %% ../nbs/06_model.ipynb #06-53
 def merge(
     model, # a PEFT model, or a plain one
 ):         # the base model with the adapter added into its weights; a plain model as it is
     "One plain model: answers the same, faster."
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
-# %% ../nbs/06_model.ipynb #06-57
+# %% ../nbs/06_model.ipynb #06-60
 def save_model(
     model,       # a transformers model
     tokenizer,   # its tokenizer
@@ -411,7 +420,7 @@ def load_tuned(
     model, tokenizer = load_base(str(folder), device)
     return model.eval(), tokenizer, read_json(Path(folder)/NOTES)
 
-# %% ../nbs/06_model.ipynb #06-59
+# %% ../nbs/06_model.ipynb #06-62
 @contextmanager
 def untuned(
     model,       # what `load_tuned` gave

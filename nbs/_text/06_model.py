@@ -464,6 +464,28 @@ except ValueError as e: assert "trainable" in str(e)
 
 
 # %% [markdown]
+# Training keeps each layer's activations for the backward pass. They can be computed again instead (*gradient checkpointing*): far less memory, about a third more time. A layer takes part only if its input wants a gradient, and the output of a frozen embedding does not; with an adapter it is told to.
+
+# %%
+#| export
+def recompute_activations(
+    model,                # in training, with or without adapter
+    layers: bool = True,  # False: something else (FSDP) sees to the layers
+):
+    "Compute each layer's activations again in the backward pass instead of keeping them."
+    if hasattr(model, "get_base_model"): model.enable_input_require_grads()
+    if layers: (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()  # the second is its older name
+
+
+# %% tags=["check"]
+again = add_adapter(tiny_model()[0], LoRASettings(r=4)).train()
+ids = torch.arange(12).view(1, 12)
+def gradients(): again.zero_grad(); again(input_ids=ids, labels=ids).loss.backward(); return [p.grad.clone() for p in again.parameters() if p.requires_grad]
+kept = gradients(); recompute_activations(again)
+assert any(getattr(m, "gradient_checkpointing", False) for m in again.modules()) and all(torch.equal(a, b) for a, b in zip(kept, gradients()))
+
+
+# %% [markdown]
 # ## Saving and loading an adapter
 #
 # An adapter is useless without the facts of its training: the base model and the form of its prompts. They lie beside the weights, so `infer --adapter FOLDER` needs nothing else. Weights are safetensors, which hold numbers and no code.

@@ -22,7 +22,7 @@ from simpsons_llm.config import make_optimizer
 from simpsons_llm.device import Device, find_device, find_ranks, peak_memory_gib, reset_peak_memory, set_threads, synchronize
 from simpsons_llm.evaluate import token_losses
 from simpsons_llm.job import in_process, require
-from simpsons_llm.model import add_adapter, load_config, shape_of
+from simpsons_llm.model import add_adapter, load_config, recompute_activations, shape_of
 from simpsons_llm.packing import can_isolate, use_isolated
 
 # %%
@@ -161,10 +161,8 @@ def build(
     else:
         with torch.device(where): model = AutoModelForCausalLM.from_config(config, dtype=kept_in)
     if recipe.packed: use_isolated(model)
-    if recipe.lora:
-        model = add_adapter(model, replace(recipe.lora, init_lora_weights="default"))  # another start costs nothing in a step
-        model.enable_input_require_grads() if recipe.gradient_checkpointing else None
-    if recipe.gradient_checkpointing: getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    if recipe.lora: model = add_adapter(model, replace(recipe.lora, init_lora_weights="default"))  # another start costs nothing in a step
+    if recipe.gradient_checkpointing: recompute_activations(model)
     model.train()
     return model
 
