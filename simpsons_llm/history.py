@@ -202,11 +202,12 @@ def plot_losses(
     if valid:
         best = min(valid, key=lambda r: r["valid_loss_nats"])
         ax.plot(best["step"], best["valid_loss_nats"], "*", ms=15, color="#c0504d", label=f"kept: step {best['step']}, {best['valid_loss_nats']:.3f}")
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("optimizer steps"); ax.set_ylabel("loss (nats per token)"); ax.legend(frameon=False); ax.spines[["top", "right"]].set_visible(False)
     ax.figure.tight_layout()
     return ax
 
-# %% ../nbs/09_history.ipynb #09-25
+# %% ../nbs/09_history.ipynb #09-27
 def perplexities(
     run, # a run's folder
 ):       # a pandas frame: step, epoch, valid, and train at the end of each epoch

@@ -31,11 +31,14 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
+from simpsons_llm.config import make_optimizer
 from simpsons_llm.device import find_device, find_ranks
+from simpsons_llm.evaluate import collator, heldout_loss, token_losses
 from simpsons_llm.infer import heldout_moments
 from simpsons_llm.model import tiny_model
 from simpsons_llm.packing import use_isolated
 from simpsons_llm.prepare import split_scenes
+from simpsons_llm.samples import scene_samples
 from simpsons_llm.script import read_script
 
 pd.set_option("display.max_colwidth", 110)
@@ -297,16 +300,37 @@ def plot_losses(
     if valid:
         best = min(valid, key=lambda r: r["valid_loss_nats"])
         ax.plot(best["step"], best["valid_loss_nats"], "*", ms=15, color="#c0504d", label=f"kept: step {best['step']}, {best['valid_loss_nats']:.3f}")
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("optimizer steps"); ax.set_ylabel("loss (nats per token)"); ax.legend(frameon=False); ax.spines[["top", "right"]].set_visible(False)
     ax.figure.tight_layout()
     return ax
 
 
 # %% [markdown]
-# The two steps from above. The held-out loss that was lowest is marked: it is the step that a run keeps.
+# A record to look at: the tiny model learns for two epochs of twelve steps, as plainly as can be (what is missing here stands in the chapter on the loop).
 
 # %%
-plot_losses(folder); plt.show()
+parts, run = split_scenes(read_script("springfield").scenes), Path(tempfile.mkdtemp())
+train, valid = (scene_samples(parts[name][:n], maker, (), 600, 0.1)[0][:n] for name, n in (("train", 24), ("valid", 8)))
+collate, optimizer = collator(model, tokenizer.pad_token_id), make_optimizer(model, 3e-3)
+recorder = Recorder(find_ranks(), find_device("cpu"), RunLength(24, 12, 6, -1, 0), run, say=lambda: text_samples(model, maker, moments))
+recorder.begin(); recorder.write(0, valid_loss_nats=heldout_loss(model, valid, 0)); recorder.speak(0)
+for step in range(1, 25):
+    at = 2*(step - 1) % 24
+    batch = collate([s.features() for s in train[at:at + 2]])
+    weight = recorder.count([batch]); recorder.step_begins()
+    losses, weights = token_losses(model, batch)
+    loss = (losses*weights).sum()/weight
+    loss.backward(); norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0); optimizer.step(); optimizer.zero_grad()
+    recorder.step_ends(step); recorder.learned(step, loss.item(), norm.item(), 3e-3)
+    if step % 6 == 0: recorder.evaluated(step, heldout_loss(model, valid, 0))
+recorder.speak(24)
+
+# %% [markdown]
+# The held-out loss that was lowest is marked: it is the step that a run keeps.
+
+# %%
+plot_losses(run); plt.show()
 
 
 # %% [markdown]
@@ -340,16 +364,17 @@ def what_was_said(
 
 
 # %%
-recorder.say = lambda: text_samples(model, maker, moments)
-for step in (0, 2): recorder.speak(step)
-what_was_said(folder)
+perplexities(run).round(2)
+
+# %% [markdown]
+# The epoch's own perplexity is above the held-out one at its end, although those scenes were learned: it is a mean over steps of which the first knew less. And the text of a model that has seen a few thousand letters in its life:
 
 # %%
-perplexities(folder).round(2)
+what_was_said(run)
 
 # %% tags=["check"]
-said = what_was_said(folder)
-assert list(said.columns) == ["before", "speaker", "real", "step 0", "step 2"] and (said["step 0"] == said["step 2"]).all() and len(said) == len(moments)
-assert perplexities(folder).loc[2, "train perplexity of the epoch"] == epoch["train_perplexity"]
+said, table = what_was_said(run), perplexities(run)
+assert list(said.columns) == ["before", "speaker", "real", "step 0", "step 24"] and (said["step 0"] != said["step 24"]).any() and len(said) == len(moments)
+assert list(table.index) == [0, 6, 12, 18, 24] and table["train perplexity of the epoch"].notna().sum() == 2 and table.loc[12, "train perplexity of the epoch"] > table.loc[12, "valid perplexity"]
 ax = plot_losses(folder)
 assert [list(line.get_ydata()) for line in ax.lines] == [[3.0, 2.0], [2.5], [2.5]]; plt.close(ax.figure)

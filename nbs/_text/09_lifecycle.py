@@ -37,8 +37,6 @@ from simpsons_llm.samples import audit, cache_key, kept_samples, row_samples, sc
 #| hide
 import tempfile
 
-import pandas as pd
-
 
 # %% [markdown]
 # ## Data for the run
@@ -483,7 +481,7 @@ summary = run_job(TrainConfig(run=str(run), base_model="tiny", max_seq_len=600),
 print(summary_text(summary))
 
 # %%
-pd.Series({"status": summary["status"], "what it left": ", ".join(sorted(p.name for p in run.iterdir()))}).to_frame("run")
+summary["status"], sorted(p.name for p in run.iterdir())
 
 # %% tags=["check"]
 assert summary["status"] == "not better than the base" and summary["optimizer_steps"] == 0 and summary["valid_loss_nats_best"] == summary["valid_loss_nats_base"]

@@ -571,7 +571,7 @@ assert failures.shape == (4, 8) and failures.max().max() < 10 and len(starts) ==
 
 # %% tags=["example"]
 gpus = pd.read_json(Path("_results")/"gpu_several.jsonl", lines=True)
-pairs = gpus[(gpus["kind"] == "run") & (gpus["world_size"] == 2)].set_index(["base", "dtype", "engine", "mode", "launcher"])
+pairs = gpus[(gpus["kind"] == "run") & (gpus["world_size"] == 2)].astype({"sharded": bool}).set_index(["base", "dtype", "engine", "mode", "launcher"])
 pairs["first rank's share"] = [ranks[0][1] for ranks in pairs["ranks"]]
 pairs[["sharded", "furthest_from_one_nats", "first rank's share", "peak_mem_gib", "seconds"]].round({"first rank's share": 3, "peak_mem_gib": 2, "seconds": 0})
 
@@ -579,6 +579,7 @@ pairs[["sharded", "furthest_from_one_nats", "first rank's share", "peak_mem_gib"
 # In fp32 they are equal to 4.8e-7; what bf16 rounds away is larger. (The seconds are those of the whole `launch`, kernels, notebooks and checkpoints included.) And when a rank comes to grief while the other waits for it in an all-reduce on its card?
 
 # %% tags=["example"]
+pd.set_option("display.max_colwidth", 200)
 torn = gpus[gpus["kind"] == "failure"].set_index("how")
 torn[["seconds", "code", "kernels_left", "message"]].astype({"code": int, "kernels_left": int}).round(1)
 
