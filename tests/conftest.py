@@ -12,7 +12,7 @@ import sys
 import pytest
 
 CLI = [sys.executable, "-c", "from simpsons_llm.cli import main; main()"]  # the command line, whatever PATH says
-TINY = dict(base_model="tiny", max_seq_len=600, learning_rate=3e-3, r=4, lora_alpha=8)
+TINY = dict(base_model="tiny", max_seq_len=600, learning_rate=3e-3, r=4, lora_alpha=8, sample_steps=0)
 
 
 @pytest.fixture(scope="session")

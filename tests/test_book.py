@@ -1,6 +1,7 @@
 "The book as a whole: made files are up to date, notebooks and data are fit to ship."
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -95,8 +96,12 @@ def test_the_script_repeats_no_sentence():
 
 
 def test_the_wheel_carries_chapters_and_data(tmp_path):
-    "An installed package runs its chapters without a checkout."
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(ROOT)], check=True, capture_output=True)
+    "An installed package runs its chapters without a checkout; it is built from the source archive, which must have all that belongs in it."
+    top = ("setup.py", "settings.ini", "MANIFEST.in", "README.md", "LICENSE")
+    for name in top: shutil.copy2(ROOT/name, tmp_path/name)
+    for name in ("nbs", "simpsons_llm"): shutil.copytree(ROOT/name, tmp_path/name, ignore=shutil.ignore_patterns("runs", "__pycache__"))
+    subprocess.run([sys.executable, "setup.py", "-q", "sdist", "-d", "archive"], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), *map(str, (tmp_path/"archive").glob("*.tar.gz"))], check=True, capture_output=True)
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    assert {f"simpsons_llm/chapters/{p.name}" for p in CHAPTERS if p.stem[0].isdigit()} <= set(names)
+    assert {f"simpsons_llm/chapters/{p.name}" for p in CHAPTERS if p.stem[0].isdigit()} | {f"simpsons_llm/chapters/_results/{p.name}" for p in (ROOT/"nbs"/"_results").iterdir()} <= set(names)
     assert "simpsons_llm/data/springfield.csv" in names and not any(n.startswith(("tests/", "nbs/")) for n in names)

@@ -14,7 +14,7 @@ from simpsons_llm.job import read_json, read_jsonl
 from simpsons_llm.history import perplexities, what_was_said
 from simpsons_llm.loop import LoopConfig, loop
 
-FIFTY = dict(max_steps=50, eval_steps=25, global_batch_size=4, micro_batch_size=1, sample_steps=25, **TINY)
+FIFTY = {**TINY, **dict(max_steps=50, eval_steps=25, global_batch_size=4, micro_batch_size=1, sample_steps=25)}
 FEW = dict(max_steps=6, epochs=1, eval_steps=3, **TINY)
 ENGINES = [(FinetuneConfig, finetune), (LoopConfig, loop)]
 
@@ -109,7 +109,7 @@ def test_text_and_perplexities_of_each_epoch(config, train, tmp_path):
     (tmp_path/"script.txt").write_text("\n\n".join(blocks))
     prepare(PrepareConfig(script=str(tmp_path/"script.txt"), split="scene", valid_share=0.2, test_share=0.2, out=str(tmp_path/"data")))
     run = tmp_path/"run"
-    summary = train(config(data=str(tmp_path/"data"), run=str(run), epochs=2, eval_steps=1000, **TINY))
+    summary = train(config(data=str(tmp_path/"data"), run=str(run), epochs=2, eval_steps=1000, **{**TINY, "sample_steps": None}))
     rows = read_jsonl(run/"metrics.jsonl")
     ends = [r for r in rows if "train_perplexity" in r]
     assert [r["epoch"] for r in ends] == [1.0, 2.0] and ends[-1]["step"] == summary["optimizer_steps"]
@@ -126,7 +126,7 @@ def test_text_and_perplexities_of_each_epoch(config, train, tmp_path):
 
 def test_no_text_where_none_was_asked_for(data, tmp_path):
     for config, train in ENGINES:
-        train(config(data=data, run=str(tmp_path/train.__name__), max_steps=2, sample_steps=0, **TINY))
+        train(config(data=data, run=str(tmp_path/train.__name__), max_steps=2, **TINY))
         assert not any("samples" in r for r in read_jsonl(tmp_path/train.__name__/"metrics.jsonl")) and what_was_said(tmp_path/train.__name__).empty
 
 
@@ -175,7 +175,7 @@ def tracked_runs(data, tmp_path_factory):
     code = ("import json, sys; from simpsons_llm.loop import *; from simpsons_llm.finetune import *\nfor name in sys.argv[2:]:\n"
             "    for c, f in ((FinetuneConfig, finetune), (LoopConfig, loop)): f(c(run=f'{name}/{f.__name__}', trackers=name, **json.loads(sys.argv[1])))")
     env = {k: v for k, v in os.environ.items() if k not in ("WANDB_API_KEY", "WANDB_MODE")} | {"HOME": str(where), "TRACKIO_DIR": str(where/"kept")}
-    settings = dict(data=data, max_steps=4, epochs=1, eval_steps=2, **TINY)
+    settings = dict(data=data, max_steps=3, eval_steps=3, **TINY)
     done = subprocess.run([sys.executable, "-c", code, json.dumps(settings), *filter(find_spec, TRACKERS)], cwd=where, capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     return where
@@ -192,7 +192,7 @@ def test_trackers_without_a_network(name, tracked_runs):
                 if k in ("step", "samples"): continue
                 assert any(step == row["step"] and float(value) == pytest.approx(v, rel=1e-5, abs=1e-9) for step, value in there[k]), (k, v)
                 numbers += 1
-        assert numbers > 30 and (run/"loss.png").is_file()
+        assert numbers > 20 and (run/"loss.png").is_file()
 
 
 def test_a_tracker_that_is_not_there_is_refused(monkeypatch):

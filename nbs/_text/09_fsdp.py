@@ -23,6 +23,7 @@ from simpsons_llm.job import require
 import pandas as pd
 
 from simpsons_llm.distributed import start_ranks
+from simpsons_llm.job import chapters_dir
 
 
 # %% [markdown]
@@ -196,7 +197,7 @@ assert all(int(s.split()[1])*2 == int(s.split()[0]) for s in said)
 # On a GPU, the model is loaded on the CPU, cut, and moved to the cards, NCCL beside gloo. A group of a single rank takes the same way. `tests/gpu_ranks.py` did that on an H100 with a tiny model, beside the same run alone and with DDP (8 steps; the tiny model's speed says nothing about larger ones):
 
 # %% tags=["example"]
-found = pd.read_json(Path("_results")/"gpu_ranks.jsonl", lines=True)
+found = pd.read_json(chapters_dir()/"_results"/"gpu_ranks.jsonl", lines=True)
 found[["mode", "way", "dtype"]] = found.pop("name").str.split("-", expand=True)
 found.set_index(["mode", "way", "dtype"])[["sharded", "valid_loss_nats_best", "furthest_from_alone_nats", "peak_mem_gib"]]
 
@@ -207,7 +208,7 @@ assert (found[found["dtype"] == "float32"].furthest_from_alone_nats < 1e-5).all(
 # And two GPUs of one machine, two H200, by `tests/gpu_several.py`: SmolLM2 trained whole in bf16 for 20 steps of 16 samples, on one card, on two that each hold all of it (DDP), and on two that each hold half (FSDP). What does half a model save, and what does it cost?
 
 # %% tags=["example"]
-several = pd.read_json(Path("_results")/"gpu_several.jsonl", lines=True)
+several = pd.read_json(chapters_dir()/"_results"/"gpu_several.jsonl", lines=True)
 several = several[several["kind"] == "run"]
 whole_model = several[(several["base"] == "smollm2-135m") & (several["mode"] == "full")]
 table = whole_model.assign(way=[("FSDP" if s else "DDP") if n > 1 else "one card" for n, s in zip(whole_model["world_size"], whole_model["sharded"])]).set_index("way")

@@ -36,6 +36,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown, display
 
+from simpsons_llm.job import chapters_dir
+
 
 # %% [markdown]
 # ## Four operations
@@ -513,7 +515,7 @@ if main: display(Markdown(f"In this run, in {first['dtype']}: " + "; ".join(f"{o
 # The same chapter's measurement on two NVIDIA H200 of one machine, with NCCL (`simpsons-llm bench collectives -n 2`), kept beside the book:
 
 # %% tags=["example"]
-gpus = read_json(Path("_results")/"collectives_nccl.json")
+gpus = read_json(chapters_dir()/"_results"/"collectives_nccl.json")
 plot_bandwidth(gpus); plt.show()
 
 # %% tags=["example"]

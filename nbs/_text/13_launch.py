@@ -42,6 +42,8 @@ import nbformat
 import pandas as pd
 from IPython.display import Markdown
 
+from simpsons_llm.job import chapters_dir
+
 
 # %% [markdown]
 # ## One rank of many
@@ -553,7 +555,7 @@ assert exit_code(failed) == 2 and "rank 1: ValueError: the film is torn" in str(
 # `tests/launchers.sh` lets one of two ranks come to grief in four ways (its cell raises, its kernel exits, its kernel is killed, its `rank` process is killed), before and after the ranks have met, under four launchers, and starts 32 ranks twenty times. These are its results, on two cores; seconds from the mishap to the end of `launch`, with all notebooks kept and no process left, which the tests check.
 
 # %% tags=["example"]
-rows = pd.read_json(Path("_results")/"launchers.jsonl", lines=True)
+rows = pd.read_json(chapters_dir()/"_results"/"launchers.jsonl", lines=True)
 failures = rows[rows.kind == "failure"].pivot_table(index="launcher", columns=["how", "when"], values="seconds").round(1)
 failures
 
@@ -570,7 +572,7 @@ assert failures.shape == (4, 8) and failures.max().max() < 10 and len(starts) ==
 # `tests/gpu_several.py` launched the chapters on one and on two NVIDIA H200 of one machine (PyTorch 2.11, NCCL). Both engines, an adapter and whole models, whole and in parts, by torchrun and by MPICH: how far are the losses of two ranks from those of one?
 
 # %% tags=["example"]
-gpus = pd.read_json(Path("_results")/"gpu_several.jsonl", lines=True)
+gpus = pd.read_json(chapters_dir()/"_results"/"gpu_several.jsonl", lines=True)
 pairs = gpus[(gpus["kind"] == "run") & (gpus["world_size"] == 2)].astype({"sharded": bool}).set_index(["base", "dtype", "engine", "mode", "launcher"])
 pairs["first rank's share"] = [ranks[0][1] for ranks in pairs["ranks"]]
 pairs[["sharded", "furthest_from_one_nats", "first rank's share", "peak_mem_gib", "seconds"]].round({"first rank's share": 3, "peak_mem_gib": 2, "seconds": 0})
