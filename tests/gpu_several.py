@@ -82,7 +82,7 @@ def failures(out, ranks):
     for how in ("raise", "kill"):
         done = subprocess.run([*CLI, "launch", "-n", str(ranks), str(out/"grief.ipynb"), "--out", str(out/how), "-p", "how", how], cwd=out, capture_output=True, text=True, timeout=200)
         left = subprocess.run(["pgrep", "-fc", "ipykernel_launcher"], capture_output=True, text=True).stdout.strip()
-        keep(out, kind="failure", how=how, seconds=time.time() - float((out/"grief").read_text()), code=done.returncode, kernels_left=int(left), message=done.stderr.strip().splitlines()[-1][-300:])
+        keep(out, kind="failure", how=how, seconds=time.time() - float((out/"grief").read_text()), code=done.returncode, kernels_left=int(left), message=done.stderr.strip().splitlines()[-1].replace(f"{out}/", "")[-300:])
 
 
 def main(out, part, ranks=2):
