@@ -159,8 +159,8 @@ class Recorder(Meter):
     def speak(self,
         step: int, # 0..steps
     ):
-        "Let the model speak, and write it down. All ranks must call it."
-        rows = self.say()
+        "Let the model speak if text is due after this step, and write it down. All ranks must call it."
+        rows = self.say() if self.length.samples(step) else []
         if not rows: return
         self.write(step, samples=rows)
         for r in rows[:1]: print(f"  {r['speaker']}: {r['said'][:120]}", flush=True)

@@ -122,7 +122,7 @@ class Loop(TrainState):
             self.step += 1
             stop = recorder.step_ends(self.step)
             recorder.learned(self.step, total(loss.item())[0], norm.item(), rate)  # for metrics.jsonl and the progress line
-            if length.samples(self.step): recorder.speak(self.step)     # lines of text
+            recorder.speak(self.step)                                   # lines of text, where they are due
             if stop or length.evaluates(self.step):
                 self.evaluate()
                 save_checkpoint(self)

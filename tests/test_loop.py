@@ -91,6 +91,18 @@ def test_a_time_limit_keeps_what_was_learned(data, tmp_path):
     assert summary["stopped_early"] and 0 < summary["optimizer_steps"] < 400 and summary["best_step"] == summary["optimizer_steps"]
 
 
+def test_a_parameter_without_a_gradient_on_this_rank_gets_that_of_the_others(monkeypatch):
+    "Such as an expert that none of this rank's tokens chose."
+    import torch
+    import simpsons_llm.loop as module
+    used, unused = (torch.nn.Parameter(torch.ones(2, 3)) for _ in range(2))
+    used.grad = torch.full((2, 3), 2.0)
+    monkeypatch.setattr(module, "in_group", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.add_(1.0))  # the other rank's gradients are ones
+    module.sum_gradients([used, unused])
+    assert (used.grad == 3).all() and (unused.grad == 1).all()
+
+
 def test_a_loss_that_is_not_a_number_stops_the_run(data, tmp_path, monkeypatch):
     import simpsons_llm.loop as module
     real = module.weighted_loss

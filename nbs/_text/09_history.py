@@ -226,8 +226,8 @@ class Recorder(Meter):
     def speak(self,
         step: int, # 0..steps
     ):
-        "Let the model speak, and write it down. All ranks must call it."
-        rows = self.say()
+        "Let the model speak if text is due after this step, and write it down. All ranks must call it."
+        rows = self.say() if self.length.samples(step) else []
         if not rows: return
         self.write(step, samples=rows)
         for r in rows[:1]: print(f"  {r['speaker']}: {r['said'][:120]}", flush=True)
@@ -313,7 +313,7 @@ def plot_losses(
 parts, run = split_scenes(read_script("springfield").scenes), Path(tempfile.mkdtemp())
 train, valid = (scene_samples(parts[name][:n], maker, (), 600, 0.1)[0][:n] for name, n in (("train", 24), ("valid", 8)))
 collate, optimizer = collator(model, tokenizer.pad_token_id), make_optimizer(model, 3e-3)
-recorder = Recorder(find_ranks(), find_device("cpu"), RunLength(24, 12, 6, -1, 0), run, say=lambda: text_samples(model, maker, moments))
+recorder = Recorder(find_ranks(), find_device("cpu"), RunLength(24, 12, 6, 24, 0), run, say=lambda: text_samples(model, maker, moments))
 recorder.begin(); recorder.write(0, valid_loss_nats=heldout_loss(model, valid, 0)); recorder.speak(0)
 for step in range(1, 25):
     at = 2*(step - 1) % 24

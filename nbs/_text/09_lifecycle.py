@@ -383,7 +383,7 @@ def measure(
             row["test_loss_nats"] = job.score("test")
         if not job.config.resume:
             recorder.write(0, **row)
-            if job.length.samples(0): recorder.speak(0)
+            recorder.speak(0)
         losses["valid_loss_nats_base"] = row["valid_loss_nats"]
         if job.config.score_test: losses["test_loss_nats_base"] = row["test_loss_nats"]
         reset_peak_memory(job.device); clock["start"] = time.perf_counter()

@@ -252,7 +252,7 @@ def make_reporter(
         def on_log(self, args, state, control, logs=None, **_):
             if "loss" in logs:
                 recorder.learned(state.global_step, logs["loss"], logs["grad_norm"], logs["learning_rate"])
-                if length.samples(state.global_step): recorder.speak(state.global_step)
+                recorder.speak(state.global_step)
             if "eval_loss" in logs: recorder.evaluated(state.global_step, logs["eval_loss"])
 
     return Reporter()
