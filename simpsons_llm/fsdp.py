@@ -70,11 +70,9 @@ def load_weights(
         for name, tensor in saved.items(): mine[name].copy_(share_of(tensor.to(mine[name].dtype), mine[name]))
 
 # %% ../nbs/09_fsdp.ipynb #09-08
-def fsdp_arguments(
-    recompute: bool = False, # compute activations again instead of keeping them
-) -> dict: # keyword arguments for transformers.TrainingArguments
+def fsdp_arguments() -> dict: # keyword arguments for transformers.TrainingArguments
     "FSDP2, one part for each decoder layer; gradients are cut after each micro-batch, so that no rank holds whole ones."
-    return {"fsdp": True, "fsdp_config": {"fsdp_version": 2, "version": 2, "state_dict_type": "FULL_STATE_DICT", "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", **({"activation_checkpointing": True} if recompute else {})},
+    return {"fsdp": True, "fsdp_config": {"fsdp_version": 2, "version": 2, "state_dict_type": "FULL_STATE_DICT", "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"},
             "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}}
 
 

@@ -275,7 +275,7 @@ def begin_run(
     if ranks.is_main:
         write_json(run/"summary.json", {"status": "running"})
         write_audit(job.samples["train"], job.maker, job.counts, run/"audit.html")
-    if config.gradient_checkpointing: recompute_activations(model, layers=not job.sharded)
+    if config.gradient_checkpointing: recompute_activations(model)
     job.recorder = Recorder(ranks, job.device, job.length, run, lambda: text_samples(job.engine.model, job.maker, job.moments) if ranks.is_main or job.sharded else [], max_minutes=config.max_minutes)
     job.engine = make_engine(job, model)
     if ranks.is_main: print(what_is_learned(job), flush=True)

@@ -307,12 +307,11 @@ def trainable_parameters(
 
 # %% ../nbs/06_model.ipynb #06-43
 def recompute_activations(
-    model,                # in training, with or without adapter
-    layers: bool = True,  # False: something else (FSDP) sees to the layers
+    model, # in training, with or without adapter; before it is cut into parts (FSDP)
 ):
     "Compute each layer's activations again in the backward pass instead of keeping them."
     if hasattr(model, "get_base_model"): model.enable_input_require_grads()
-    if layers: (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()  # the second is its older name
+    (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()  # the second is its older name
 
 # %% ../nbs/06_model.ipynb #06-46
 def subtract_start(

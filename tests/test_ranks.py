@@ -84,6 +84,15 @@ def test_a_model_in_parts_learns_the_same_and_resumes_in_any_number_of_ranks(mod
     same(alone/mode, back)                                     # and the other way round
 
 
+def test_an_adapter_in_parts_is_saved_where_activations_are_computed_again(alone, data, tmp_path):
+    settings = dict(data=data, sharding="fsdp", gradient_checkpointing=True, **SETTINGS)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", sys.executable, "-c", "import json" + RESUME]
+    done = subprocess.run([*torchrun, json.dumps(settings), tmp_path/"sharded", tmp_path/"none"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert read_json(tmp_path/"sharded"/"summary.json")["sharded"]
+    same(alone/"lora", tmp_path/"sharded")
+
+
 def test_what_cannot_be_shared_out_is_refused(data):
     for wrong, says in (({"sharding": "zero"}, "sharding"), ({"backend": "mpi"}, "backend"), ({"group_timeout_s": 0}, "group_timeout_s"), ({"use_ipex": True}, "use_ipex")):
         with pytest.raises(ValueError, match=says): FinetuneConfig(data=data, **wrong)

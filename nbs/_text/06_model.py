@@ -469,20 +469,21 @@ except ValueError as e: assert "trainable" in str(e)
 # %%
 #| export
 def recompute_activations(
-    model,                # in training, with or without adapter
-    layers: bool = True,  # False: something else (FSDP) sees to the layers
+    model, # in training, with or without adapter; before it is cut into parts (FSDP)
 ):
     "Compute each layer's activations again in the backward pass instead of keeping them."
     if hasattr(model, "get_base_model"): model.enable_input_require_grads()
-    if layers: (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()  # the second is its older name
+    (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()  # the second is its older name
 
 
 # %% tags=["check"]
 again = add_adapter(tiny_model()[0], LoRASettings(r=4)).train()
 ids = torch.arange(12).view(1, 12)
 def gradients(): again.zero_grad(); again(input_ids=ids, labels=ids).loss.backward(); return [p.grad.clone() for p in again.parameters() if p.requires_grad]
-kept = gradients(); recompute_activations(again)
+kept, names = gradients(), list(again.state_dict()) + [n for n, _ in again.named_modules()]
+recompute_activations(again)
 assert any(getattr(m, "gradient_checkpointing", False) for m in again.modules()) and all(torch.equal(a, b) for a, b in zip(kept, gradients()))
+assert names == list(again.state_dict()) + [n for n, _ in again.named_modules()]  # by which PEFT finds what to save
 
 
 # %% [markdown]

@@ -96,14 +96,14 @@ def load_weights(
 # ## The Trainer's part
 #
 # accelerate shards for accelerators only; on CPU ranks it would quietly train with DDP. Telling it otherwise is three assignments, after which everything is the same code. In bfloat16 its policy would also sum gradients in bfloat16; here they are summed in fp32. The checkpoint methods write whole tensors under the names that the Trainer uses without FSDP: `model.safetensors` or the adapter's file, `optimizer.pt`, `scheduler.pt`. They are gathered tensor by tensor, so that rank 0 needs the room of one model in its machine's memory, not each rank that of one on its card.
+#
+# Activations, where they are to be computed again, are so by the layers themselves (`recompute_activations`) and not by FSDP's own wrapper: that renames the layers, and PEFT then finds no adapter to save. The weights are fetched as often either way.
 
 # %%
 #| export
-def fsdp_arguments(
-    recompute: bool = False, # compute activations again instead of keeping them
-) -> dict: # keyword arguments for transformers.TrainingArguments
+def fsdp_arguments() -> dict: # keyword arguments for transformers.TrainingArguments
     "FSDP2, one part for each decoder layer; gradients are cut after each micro-batch, so that no rank holds whole ones."
-    return {"fsdp": True, "fsdp_config": {"fsdp_version": 2, "version": 2, "state_dict_type": "FULL_STATE_DICT", "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", **({"activation_checkpointing": True} if recompute else {})},
+    return {"fsdp": True, "fsdp_config": {"fsdp_version": 2, "version": 2, "state_dict_type": "FULL_STATE_DICT", "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"},
             "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}}
 
 

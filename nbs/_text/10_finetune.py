@@ -215,7 +215,7 @@ def training_arguments(
         eval_strategy="steps", eval_steps=length.eval_steps, save_strategy="steps", save_steps=length.eval_steps, save_total_limit=config.save_total_limit, load_best_model_at_end=True,
         metric_for_best_model="eval_loss", greater_is_better=False, logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False, remove_unused_columns=False,
         report_to="none", disable_tqdm=True,
-        dataloader_pin_memory=device.type != "cpu", ddp_find_unused_parameters=False, **(fsdp_arguments(config.gradient_checkpointing) if sharded else {}))
+        dataloader_pin_memory=device.type != "cpu", ddp_find_unused_parameters=False, **(fsdp_arguments() if sharded else {}))
     if world_size == 1: arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: never DataParallel
     return arguments
 
