@@ -15,6 +15,7 @@ from .device import load_ipex, require_ipex
 from .evaluate import collator, heldout_loss
 from .fsdp import fsdp_arguments, load_weights, sharded_trainer
 from .config import TrainConfig, make_optimizer, make_schedule, run_length
+from .history import STATE, checkpoint_folder, new_checkpoint, thin_out
 from .job import require, same_parameters
 from .lifecycle import Job, run_job
 from .loop import weighted_loss
@@ -30,6 +31,8 @@ class FinetuneConfig(TrainConfig):
     sharding: str = "auto"                  # several ranks: none (DDP: each holds the whole model) or fsdp (each holds a part); auto: fsdp for mode=full and for what does not fit otherwise
     use_ipex: bool = False                  # intel-extension-for-pytorch: only with torch 2.8 and where it is installed
 
+    exchange = "buckets"                    # no setting: how DDP sends gradients
+
     def check(self):
         super().check()
         require(self.sharding in SHARDINGS, f"sharding={self.sharding!r} was given; expected {', '.join(SHARDINGS)}")
@@ -43,11 +46,13 @@ def make_trainer(
     train,        # `Sample`s, or `PackedRows` of them
     valid: list,  # `Sample`s
     pad_id: int,  # the padding token
-    count,        # called with this rank's micro-batches of a step, gives the weight of the global batch: `Recorder.count`
+    meter,        # the `Recorder`, or a `Meter`: counts each step's micro-batches, and hears their losses
+    run,          # the run's folder
     callbacks: list = (), # transformers.TrainerCallbacks
     lora_plus_ratio: float = 1.0, # the learning rate of B over that of A
     grouped: bool = False, # samples of similar length into one batch
     use_ipex: bool = False, # prepare model and optimizer with Intel's extension
+    keep: int = 3, # checkpoints to keep
 ):                # a Trainer
     "A Trainer that knows loss weights, global batches and ranks."
     from transformers import Trainer
@@ -68,9 +73,9 @@ def make_trainer(
             return super().create_scheduler(num_training_steps, optimizer)
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            return weighted_loss(model, inputs, num_items_in_batch)*self.accelerator.num_processes  # gradients are averaged over ranks, the sum is meant
+            return weighted_loss(model, inputs, num_items_in_batch, meter.hear)*self.accelerator.num_processes  # gradients are averaged over ranks, the sum is meant
 
-        def _get_num_items_in_batch(self, parts, device): return count(parts)  # called once a step
+        def _get_num_items_in_batch(self, parts, device): return meter.count(parts)  # called once a step
 
         def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
             loss = heldout_loss(self.accelerator.unwrap_model(self.model), valid, pad_id, arguments.per_device_eval_batch_size)
@@ -78,6 +83,18 @@ def make_trainer(
             self.log(metrics)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
+
+        def _save_checkpoint(self, model, trial):
+            best = self.state.best_global_step
+            self.state.best_model_checkpoint = str(checkpoint_folder(run, best))
+            with new_checkpoint(run, self.state.global_step) as part:
+                self.save_model(str(part), _internal_call=True)
+                self._save_optimizer_and_scheduler(str(part))
+                self._save_rng_state(str(part))
+                if self.args.should_save:
+                    self.state.stateful_callbacks["TrainerControl"] = self.control.state()
+                    self.state.save_to_json(str(part/STATE))
+            if self.args.should_save: thin_out(run, keep, best)
 
     trainer = ScriptTrainer(model=model, args=arguments, train_dataset=items, eval_dataset=[items[0]], data_collator=collator(model, pad_id), callbacks=list(callbacks))
     trainer.model_accepts_loss_kwargs = trainer.loss_is_scaled_for_ga = True  # the loss above is already that of the global batch
@@ -107,7 +124,7 @@ def training_arguments(
         output_dir=str(Path(config.run)/"checkpoints"), max_steps=length.steps, per_device_train_batch_size=s["micro_batch_size"], per_device_eval_batch_size=s["micro_batch_size"],
         gradient_accumulation_steps=accumulation, learning_rate=s["learning_rate"], lr_scheduler_type="linear", warmup_steps=length.warmup_steps,
         weight_decay=0.0, max_grad_norm=config.max_grad_norm, optim="adamw_torch" if device.type == "cpu" else "adamw_torch_fused", seed=config.seed, bf16=device.dtype == "bfloat16", use_cpu=device.type == "cpu",
-        eval_strategy="steps", eval_steps=length.eval_steps, save_strategy="steps", save_steps=length.eval_steps, save_total_limit=config.save_total_limit, load_best_model_at_end=True,
+        eval_strategy="steps", eval_steps=length.eval_steps, save_strategy="steps", save_steps=length.eval_steps, load_best_model_at_end=True,
         metric_for_best_model="eval_loss", greater_is_better=False, logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False, remove_unused_columns=False,
         report_to="none", disable_tqdm=True,
         dataloader_pin_memory=device.type != "cpu", ddp_find_unused_parameters=False, **(fsdp_arguments() if sharded else {}))
@@ -158,7 +175,7 @@ class TrainerEngine:
         config = job.config
         self.job, self.reporter = job, make_reporter(job)
         arguments = training_arguments(config, len(job.items), job.device, job.ranks.world_size, job.sharded)
-        self.trainer = make_trainer(model, arguments, job.items, job.samples["valid"], job.maker.tokenizer.pad_token_id, job.recorder.count, [self.reporter], config.lora_plus_ratio, not job.isolated, config.use_ipex)
+        self.trainer = make_trainer(model, arguments, job.items, job.samples["valid"], job.maker.tokenizer.pad_token_id, job.recorder, job.run, [self.reporter], config.lora_plus_ratio, not job.isolated, config.use_ipex, config.save_total_limit)
         self.trainer.remove_callback(PrinterCallback)  # our own lines instead of dicts
 
     @property
@@ -180,16 +197,16 @@ class TrainerEngine:
         if sharded and not finished: self.reporter.first = first
         else: first()
         if finished: self.load_best(resumed)
-        else: self.trainer.train(resume_from_checkpoint=resumed > 0 or None)
+        else: self.trainer.train(resume_from_checkpoint=str(checkpoint_folder(self.job.run, resumed)) if resumed else None)
 
     def load_best(self,
         step: int, # of the last checkpoint
     ):
         "Bring the trainer to where training ended: its state, and what was learned up to the best step."
         from transformers import TrainerState
-        trainer, folder = self.trainer, self.job.run/"checkpoints"
-        trainer.state = TrainerState.load_from_json(str(folder/f"checkpoint-{step}"/"trainer_state.json"))
-        load_weights(trainer.model, folder/Path(trainer.state.best_model_checkpoint).name)
+        trainer, folder = self.trainer, checkpoint_folder(self.job.run, step)
+        trainer.state = TrainerState.load_from_json(str(folder/STATE))
+        load_weights(trainer.model, folder.with_name(Path(trainer.state.best_model_checkpoint).name))
 
 # %% ../nbs/10_finetune.ipynb #10-19
 def finetune(

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['SAMPLING', 'Sampling', 'InferConfig', 'batch_prompts', 'ask_batch', 'answer_text', 'finish_lines', 'lines_of',
-           'stream_line', 'bench_answer', 'heldout_moments', 'before_after', 'infer']
+           'stream_line', 'bench_answer', 'heldout_moments', 'before_after', 'infer', 'answer']
 
 # %% ../nbs/07_infer.ipynb #07-03
 import statistics
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 
 from .device import find_device, synchronize
-from .job import JobConfig, open_folder, require, same_parameters, write_json
+from .job import JobConfig, hold_folder, open_folder, require, same_parameters, write_json
 from .model import is_whole_model, load_base, load_tuned, merge, untuned
 from .prepare import find_speaker, load_data
 from .prompt import TextMaker, prompt_ids
@@ -232,6 +233,16 @@ def infer(
     config: InferConfig, # the settings
 ) -> dict:               # ValueError or FileNotFoundError if it cannot be done; else speaker, answers; before_after rows when data was given; timing when bench was
     "Answer as a character; show held-out moments and timing when asked to."
+    with hold_folder(config.out, "infer") if config.out else nullcontext():
+        result = answer(config)
+        if config.out: write_json(open_folder(config.out)/"answers.json", {"settings": config.to_dict(), **result})
+    return result
+
+
+def answer(
+    config: InferConfig, # the settings; `out` is not used
+) -> dict:               # as `infer`
+    "All of `infer` but the writing."
     device = find_device(config.device, config.dtype)
     tuned = config.adapter or (config.base_model if is_whole_model(config.base_model) else None)  # a whole model of this book brings its notes
     if tuned:
@@ -252,5 +263,4 @@ def infer(
     request = (config.location, lines_of(config.prompt), speaker)
     result = {"speaker": speaker, "answers": finish_lines(model, maker, [request]*config.answers, config.settings(), config.random_seed), **result}
     if config.bench: result["timing"] = {"device": device.name, "dtype": device.dtype, **bench_answer(model, maker, request, config.settings(), device=device)}
-    if config.out: write_json(open_folder(config.out)/"answers.json", {"settings": config.to_dict(), **result})
     return result

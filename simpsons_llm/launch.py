@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LAUNCHERS', 'RANK', 'CARRIED', 'Hydra', 'first_host', 'own_address', 'job_name', 'meet', 'say_failed', 'run_rank',
            'answer_launch', 'mpi_kind', 'choose_launcher', 'read_hosts', 'launch_commands', 'processes_of',
-           'end_processes', 'launch', 'show_lines', 'watch', 'job_error', 'list_runs']
+           'end_processes', 'launch', 'start_all', 'show_lines', 'watch', 'job_error', 'list_runs']
 
 # %% ../nbs/13_launch.ipynb #13-02
 import hashlib
@@ -22,12 +22,13 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
 
 from .device import Ranks, complete_env, find_ranks
 from .distributed import free_port, rank_env
 from .execute import GRACE_S, JobError, check_parameters, exit_code, run_chapter
-from .job import find_chapter, open_folder, read_json, require, set_aside, write_json
+from .job import find_chapter, hold_folder, open_folder, read_json, require, set_aside, write_json
 
 # %% ../nbs/13_launch.ipynb #13-05
 class Hydra:
@@ -162,8 +163,13 @@ def run_rank(
     executed = Path(notebook.replace("{rank}", str(ranks.rank)))
     hydra, began = Hydra.find(), time.time()
     report = executed.parent/f".failed-{hashlib.sha256(job_name(os.environ).encode()).hexdigest()[:8]}-{ranks.rank}.json"
+    folder, held = open_folder(executed.parent), ExitStack()
+    if ranks.is_main:
+        try: held.enter_context(hold_folder(folder, f"rank {Path(name).stem}"))
+        except ValueError as e:  # another job is at work in there, so nothing is written, no report either
+            if hydra: print(f"error: {e}", file=sys.stderr, flush=True); hydra.abort(2); time.sleep(2)
+            raise
     try:
-        folder = open_folder(executed.parent)
         if ranks.world_size > 1 and "MASTER_PORT" not in os.environ:
             address, port = meet(ranks, folder, hydra)
             complete_env(ranks, master_addr=address, master_port=port)
@@ -184,6 +190,7 @@ def run_rank(
         if ranks.is_main:
             for note in executed.parent.glob(".meet-*"):
                 if note.stat().st_mtime >= began - 1: note.unlink(missing_ok=True)
+        held.close()
     if hydra: hydra.finish()
     return executed
 
@@ -316,6 +323,20 @@ def launch(
     chapter = find_chapter(name); check_parameters(dict(parameters or {}), chapter)
     where = read_hosts(hosts, n); launcher = choose_launcher(launcher, bool(where))
     out = open_folder(out)
+    with hold_folder(out, f"launch {chapter.stem}"): return start_all(chapter, out, n, parameters, launcher, where, rsh, ccl_debug)
+
+
+def start_all(
+    chapter: Path,    # a notebook
+    out: Path,        # the run's folder, held for this job
+    n: int,           # ranks in all
+    parameters: dict, # name -> value
+    launcher: str,    # one of LAUNCHERS but auto
+    where: list,      # (host, ranks on it); empty: this machine
+    rsh: str,         # how to reach a host
+    ccl_debug: bool,  # let oneCCL tell what it does
+) -> list:            # as `launch`
+    "Start the ranks, and see to their end."
     for old in out.glob(".failed-*.json"): old.unlink()
     set_aside(out, [p.name for p in out.glob("rank*.ipynb")])
     job, began = uuid.uuid4().hex[:12], time.perf_counter()

@@ -9,15 +9,15 @@ __all__ = ['LoopConfig', 'weighted_loss', 'sum_gradients', 'same_start', 'TrainS
 # %% ../nbs/09_loop.ipynb #09-05
 import json
 import math
-import shutil
 from dataclasses import dataclass
 from itertools import islice
 
 from .batches import RankBatches, as_features, share_loader
-from .distributed import gather, in_group, on_main, total
+from .distributed import gather, in_group, total
 from .evaluate import collator, heldout_loss, token_losses
 from .fsdp import load_weights
 from .config import TrainConfig, make_optimizer, make_schedule
+from .history import STATE, checkpoint_folder, new_checkpoint, thin_out
 from .job import same_parameters, write_json
 from .lifecycle import Job, run_job
 from .packing import to_device
@@ -35,9 +35,11 @@ def weighted_loss(
     model,         # a causal language model
     batch: dict,   # a micro-batch, on the model's device
     weight: float, # the loss weights of the global batch, added up
+    hear=None,     # called with losses and weights, both B x K: `Recorder.hear`
 ):                 # a scalar: this micro-batch's part of the step's loss
     "What a micro-batch adds to the loss of a step."
     losses, weights = token_losses(model, batch)
+    if hear: hear(losses, weights)
     return (losses*weights).sum()/weight
 
 # %% ../nbs/09_loop.ipynb #09-14
@@ -110,7 +112,7 @@ class Loop(TrainState):
             weight, loss = recorder.count(parts), 0.0
             recorder.step_begins()
             for part in parts:                                          # gradients of the micro-batches add up
-                part_loss = weighted_loss(self.model, to_device(part, self.device), weight)
+                part_loss = weighted_loss(self.model, to_device(part, self.device), weight, recorder.hear)
                 part_loss.backward()
                 loss += part_loss.detach()
             sum_gradients(self.parameters)                              # and those of the ranks
@@ -143,12 +145,7 @@ class Loop(TrainState):
         first()
         if resumed: load_checkpoint(self, resumed)
         if self.step < self.job.length.steps: self.train()
-        load_weights(self.model, self.folder(self.best[0]))
-
-    def folder(self,
-        step: int, # of a checkpoint
-    ):             # its folder
-        return self.job.run/"checkpoints"/f"checkpoint-{step}"
+        load_weights(self.model, checkpoint_folder(self.job.run, self.best[0]))
 
 # %% ../nbs/09_loop.ipynb #09-20
 def random_state(
@@ -164,21 +161,15 @@ def save_checkpoint(
 ):
     "Write all that is needed to go on, and let go of old checkpoints. All ranks must call it."
     import torch
-    to = loop.folder(loop.step)
-    part, length, states = to.with_name(f".{to.name}"), loop.job.length, gather(random_state(loop.device))
-    def write():
-        shutil.rmtree(part, ignore_errors=True); part.mkdir(parents=True)
-        loop.model.save_pretrained(part)
-        for name, what in (("optimizer", loop.optimizer.state_dict()), ("scheduler", loop.schedule.state_dict()), ("random", states)): torch.save(what, part/f"{name}.pt")
-        best, loss = loop.best
-        write_json(part/"trainer_state.json", {
-            "global_step": loop.step, "max_steps": length.steps, "epoch": loop.step/length.epoch_steps, "best_metric": loss, "best_global_step": best, "best_model_checkpoint": str(loop.folder(best)),
-            "train_batch_size": loop.sampler.sizes[1], "logging_steps": 1, "eval_steps": length.eval_steps, "save_steps": length.eval_steps, "stateful_callbacks": {"TrainerControl": {"args": {}, "attributes": {}}}})
-        if to.exists(): shutil.rmtree(to)
-        part.rename(to)
-        kept = sorted((int(p.name.rsplit("-", 1)[1]) for p in to.parent.glob("checkpoint-*")), key=lambda k: (k != best, -k))
-        for old in kept[max(loop.job.config.save_total_limit, 1 + (best != loop.step)):]: shutil.rmtree(loop.folder(old))
-    on_main(loop.job.ranks, write)
+    run, length, (best, loss), states = loop.job.run, loop.job.length, loop.best, gather(random_state(loop.device))
+    with new_checkpoint(run, loop.step) as part:
+        if loop.job.ranks.is_main:
+            loop.model.save_pretrained(part)
+            for name, what in (("optimizer", loop.optimizer.state_dict()), ("scheduler", loop.schedule.state_dict()), ("random", states)): torch.save(what, part/f"{name}.pt")
+            write_json(part/STATE, {
+                "global_step": loop.step, "max_steps": length.steps, "epoch": loop.step/length.epoch_steps, "best_metric": loss, "best_global_step": best, "best_model_checkpoint": str(checkpoint_folder(run, best)),
+                "train_batch_size": loop.sampler.sizes[1], "logging_steps": 1, "eval_steps": length.eval_steps, "save_steps": length.eval_steps, "stateful_callbacks": {"TrainerControl": {"args": {}, "attributes": {}}}})
+    if loop.job.ranks.is_main: thin_out(run, loop.job.config.save_total_limit, best)
 
 
 def load_checkpoint(
@@ -187,11 +178,11 @@ def load_checkpoint(
 ):
     "Bring a loop to where it was."
     import torch
-    at = loop.folder(step)
+    at = checkpoint_folder(loop.job.run, step)
     load_weights(loop.model, at)
     loop.optimizer.load_state_dict(torch.load(at/"optimizer.pt", map_location="cpu", weights_only=True))
     loop.schedule.load_state_dict(torch.load(at/"scheduler.pt", weights_only=True))
-    state = json.loads((at/"trainer_state.json").read_text(encoding="utf8"))
+    state = json.loads((at/STATE).read_text(encoding="utf8"))
     loop.step, loop.best = state["global_step"], (int(state["best_model_checkpoint"].rsplit("-", 1)[1]), state["best_metric"])
     states = torch.load(at/"random.pt", weights_only=True) if (at/"random.pt").is_file() else []
     if len(states) != loop.job.ranks.world_size: return  # another number of ranks draws other numbers

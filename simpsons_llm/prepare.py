@@ -6,11 +6,13 @@
 __all__ = ['SPLITS', 'SHUFFLES', 'MIN_WORDS', 'NGRAM', 'KINDS', 'PrepareConfig', 'find_speaker', 'find_speakers', 'is_target',
            'split_scenes', 'deal', 'best_deal', 'plain_words', 'ngrams', 'leak_report', 'running_gags',
            'random_rows_leak', 'scene_to_dict', 'scene_from_dict', 'samples_of', 'plot_speakers', 'plot_lengths',
-           'describe', 'refuse_leak', 'prepare', 'save_plots', 'report_text', 'load_data']
+           'describe', 'refuse_leak', 'Prepared', 'scenes_text', 'read_and_split', 'write_prepared', 'prepare',
+           'save_plots', 'report_text', 'load_data']
 
 # %% ../nbs/02_prepare.ipynb #02-03
 import csv
 import difflib
+import hashlib
 import json
 import random
 import re
@@ -19,7 +21,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .job import JobConfig, open_folder, provenance, read_json, read_jsonl, require, same_parameters, sha256, write_json, write_text
+from .job import JobConfig, hold_folder, open_folder, provenance, read_json, read_jsonl, require, same_parameters, sha256, write_json, write_text
 from .lines import Line, Scene
 from .script import READERS, read_script
 
@@ -301,10 +303,26 @@ def refuse_leak(
                      + (f" and {len(lines) - 5} more" if len(lines) > 5 else "") + f"; use split=episode or another split_seed, or accept it with a max_leak of {max(leak['line_share'], leak['ngram_share']) + 0.0005:.3f} or more if these are running gags")
 
 # %% ../nbs/02_prepare.ipynb #02-44
-def prepare(
-    config: PrepareConfig, # the settings
-) -> dict:                 # the report, also written as report.json; ValueError or a file error, in one sentence, if it cannot be done
-    "Read, split and write a script; returns and writes the report."
+@dataclass(frozen=True)
+class Prepared:
+    "A script, read and split, not written anywhere yet."
+    parts: dict         # split name -> `Scene`s
+    report: dict        # what report.json will hold
+    rejected: list      # `Rejected` rows, all of them
+    context_lines: int  # lines before the answer in the JSON samples
+
+
+def scenes_text(
+    scenes: list, # `Scene`s
+) -> str:         # one JSON object a line
+    "Scenes as they are kept."
+    return "".join(json.dumps(scene_to_dict(s), ensure_ascii=False) + "\n" for s in scenes)
+
+
+def read_and_split(
+    config: PrepareConfig, # the settings; `out` is not used
+) -> Prepared:             # ValueError or a file error, in one sentence, if it cannot be done
+    "All of `prepare` but the writing."
     script = read_script(config.script, config.keep_directions, config.encoding, config.file_format)
     targets = find_speakers(config.speakers, script.speakers)
     parts = split_scenes(script.scenes, targets, config.valid_share, config.test_share, config.split, config.split_seed)
@@ -313,12 +331,6 @@ def prepare(
     require(all(learned.values()), f"the sets would hold {learned} lines to learn; every set needs some, so choose characters with more lines, or another split or split_seed")
     leak = leak_report(parts["train"], parts["valid"] + parts["test"])
     refuse_leak(leak, config.max_leak)
-    out = open_folder(config.out)
-    for name, part in parts.items():
-        write_text(out/f"{name}.jsonl", "".join(json.dumps(scene_to_dict(s), ensure_ascii=False) + "\n" for s in part))
-        write_json(out/f"{name}_samples.json", samples_of(part, targets, config.context_lines))
-    with open(out/"rejected.csv", "w", newline="", encoding="utf8") as f:
-        csv.writer(f).writerows([("line", "reason", "text"), *((r.row, r.reason, r.text) for r in script.rejected)])
     reasons = {}
     for r in script.rejected: reasons.setdefault(r.reason.split(" (read as")[0], []).append(r.row)
     report = {"script": Path(script.path).name, "script_sha256": sha256(script.path), "format": script.format, "encoding": script.encoding, "account": script.account(), "notes": script.notes,
@@ -327,10 +339,33 @@ def prepare(
               "leaked_share": round(leak["line_share"], 4), "leaked_ngrams": round(leak["ngram_share"], 4), "leak_lines": leak["lines"], "leak_ngrams": leak["ngrams"], "max_leak": config.max_leak,
               "leaked": [f"{l.speaker}: {l.text}" for l in leak["leaked"][:20]], "similar": [f"{l.speaker}: {l.text}" for l in leak["similar"][:20]],
               "random_rows_leaked_share": round(random_rows_leak(script.scenes, config.valid_share + config.test_share, seed=config.split_seed), 4),
-              "running_gags": running_gags(script.scenes)[:20], "data_sha256": {n: sha256(out/f"{n}.jsonl") for n in parts}, "provenance": provenance()}
-    save_plots(parts, out)
-    write_json(out/"report.json", report)
-    return report
+              "running_gags": running_gags(script.scenes)[:20], "data_sha256": {n: hashlib.sha256(scenes_text(p).encode("utf8")).hexdigest() for n, p in parts.items()}, "provenance": provenance()}
+    return Prepared(parts, report, script.rejected, config.context_lines)
+
+# %% ../nbs/02_prepare.ipynb #02-45
+def write_prepared(
+    made: Prepared, # what `read_and_split` gave
+    out,            # the folder
+):
+    "Write prepared data; the report comes last, so a folder with a report is whole."
+    out = open_folder(out)
+    for name, part in made.parts.items():
+        write_text(out/f"{name}.jsonl", scenes_text(part))
+        write_json(out/f"{name}_samples.json", samples_of(part, made.report["speakers"], made.context_lines))
+    with open(out/"rejected.csv", "w", newline="", encoding="utf8") as f:
+        csv.writer(f).writerows([("line", "reason", "text"), *((r.row, r.reason, r.text) for r in made.rejected)])
+    save_plots(made.parts, out)
+    write_json(out/"report.json", made.report)
+
+
+def prepare(
+    config: PrepareConfig, # the settings
+) -> dict:                 # the report, also written as report.json; ValueError or a file error, in one sentence, if it cannot be done
+    "Read, split and write a script; returns and writes the report."
+    with hold_folder(config.out, "prepare"):
+        made = read_and_split(config)
+        write_prepared(made, config.out)
+    return made.report
 
 
 def save_plots(
@@ -342,7 +377,7 @@ def save_plots(
     for figure, name in ((plot_speakers(parts).figure, "speakers"), (plot_lengths(parts)[0].figure, "lengths")):
         figure.savefig(out/f"{name}.png", dpi=110); plt.close(figure)
 
-# %% ../nbs/02_prepare.ipynb #02-46
+# %% ../nbs/02_prepare.ipynb #02-47
 KINDS = {"spoken": "spoken lines", "heading": "headings", "direction": "directions", "wordless": "without words", "continuation": "going on with a line", "cue": "cues", "note": "notes and titles"}
 
 
@@ -369,7 +404,7 @@ def report_text(
     if r["running_gags"]: rows.append("running gags: " + "; ".join(f"{g['text'][:50]!r} in {g['episodes']} episodes" for g in r["running_gags"][:5]))
     return "\n".join(rows)
 
-# %% ../nbs/02_prepare.ipynb #02-48
+# %% ../nbs/02_prepare.ipynb #02-49
 def load_data(
     folder, # what `prepare` wrote
 ) -> tuple: # (split name -> `Scene`s, report); FileNotFoundError or ValueError if the folder does not hold prepared data

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .device import find_device
-from .job import open_folder, provenance, read_json, require, sha256, write_json, write_text
+from .job import hold_folder, open_folder, provenance, read_json, require, sha256, write_json, write_text
 from .model import NOTES, OPEN_LLAMA, SMOLLM2, TINY, WHEEL, adapter_notes, find_base, is_whole_model, load_tuned, local_source, merge
 from .ollama import OUTTYPES, SAMPLE, modelfile, to_gguf
 from .prepare import find_speaker
@@ -106,12 +106,13 @@ def new_folder(
     whole = Path(os.path.abspath(out))
     making, old = whole.with_name(f".{whole.name}.making"), whole.with_name(f".{whole.name}.old")
     open_folder(whole.parent)
-    for p in (making, old): shutil.rmtree(p, ignore_errors=True)
-    making.mkdir()
-    try: yield making
-    except BaseException: shutil.rmtree(making, ignore_errors=True); raise
-    if whole.exists(): whole.rename(old)
-    making.rename(whole); shutil.rmtree(old, ignore_errors=True)
+    with hold_folder(whole, "export", lock=whole.with_name(f".{whole.name}.lock")):  # beside it, since the folder itself is replaced
+        for p in (making, old): shutil.rmtree(p, ignore_errors=True)
+        making.mkdir()
+        try: yield making
+        except BaseException: shutil.rmtree(making, ignore_errors=True); raise
+        if whole.exists(): whole.rename(old)
+        making.rename(whole); shutil.rmtree(old, ignore_errors=True)
 
 # %% ../nbs/06_publish.ipynb #06-20
 def stored_dtype(
@@ -241,7 +242,7 @@ def card_table(
         "trained": {"adapter": "a LoRA adapter, merged into the weights", "model": "all weights"}[record["kind"]], "recipe": s.get("recipe") or notes.get("recipe"),
         "settings": ", ".join(f"{k}={v}" for k, v in settings.items() if v is not None) or None,
         "lines learned": f"{s['train_lines']:,}; held out: {s['valid_lines']:,}" if {"train_lines", "valid_lines"} <= s.keys() else None,
-        "tokens learned": f"{s['learned_tokens']:,}" if "learned_tokens" in s else None, "optimizer steps": s.get("optimizer_steps"), "step kept": s.get("best_step"),
+        "tokens learned, at full weight": f"{s['learned_tokens']:,}" if "learned_tokens" in s else None, "tokens of others' lines, at less": f"{s['context_tokens']:,}" if s.get("context_tokens") else None, "optimizer steps": s.get("optimizer_steps"), "step kept": s.get("best_step"),
         "held-out loss, nats per token": loss("valid"), "test loss, nats per token": loss("test"),
         "data, SHA-256": ", ".join(f"{k} {v[:12]}" for k, v in hashes.items()) or None, "script, SHA-256": s.get("script_sha256", "")[:12] or None,
         "trained on": f"{s['device']} ({s['dtype']}), {s['world_size']} process{'es'*(s['world_size'] > 1)}" if {"device", "dtype", "world_size"} <= s.keys() else None,

@@ -34,8 +34,13 @@ class Sample:
 
     @property
     def learned(self) -> int:
-        "Number of tokens that are learned."
-        return sum(w > 0 for w in self.loss_weights)
+        "Number of tokens that are learned in full: those of the characters to learn."
+        return self.loss_weights.count(1.0)
+
+    @property
+    def weighted(self) -> int:
+        "Number of tokens with any loss weight, those of other characters' lines included."
+        return len(self.loss_weights) - self.loss_weights.count(0.0)
 
     def features(self) -> dict:
         "As a dict, which is what Trainer and collators read."
@@ -208,18 +213,19 @@ def truncation_table(
 def audit(
     samples: list,    # `Sample`s
     maker: TextMaker, # what made them
-) -> dict:            # counts: samples, tokens, learned_tokens, learned_ends, longest, scaffold, read, context
+) -> dict:            # counts: samples, tokens, learned_tokens (at weight 1), context_tokens (at less), learned_ends, longest, scaffold, read
     "Counts of what will be learned; ValueError if nothing would be, or if answers would never learn to end."
     require(samples, "there is nothing to learn: no sample has a learned token; check the speakers and max_seq_len")
-    end, ends, total, learned, longest, roles = maker.end[-1], 0, 0, 0, 0, [0]*4
+    end, ends, total, learned, context, longest, roles = maker.end[-1], 0, 0, 0, 0, 0, [0]*4
     for i, x in enumerate(samples):
-        n = len(x.input_ids) - x.loss_weights.count(0.0)
+        full, n = x.learned, x.weighted
         require(n, f"sample {i} of {len(samples)} has 0 learned tokens; check the speakers and max_seq_len")
         if x.input_ids.count(end): ends += sum(w > 0 for t, w in zip(x.input_ids, x.loss_weights) if t == end)
-        total += len(x.input_ids); learned += n; longest = max(longest, len(x.input_ids))
+        total += len(x.input_ids); learned += full; context += n - full; longest = max(longest, len(x.input_ids))
         for r in range(4): roles[r] += x.roles.count(r)
+    require(learned, f"there is nothing to learn: none of {len(samples)} samples has a token of full weight; check the speakers")
     require(ends, f"the token that ends an answer ({maker.tokenizer.decode(maker.end)!r}) is never learned; answers would not stop")
-    return {"samples": len(samples), "tokens": total, "learned_tokens": learned, "learned_ends": ends, "longest": longest, **dict(zip(("scaffold", "read", "context"), roles))}
+    return {"samples": len(samples), "tokens": total, "learned_tokens": learned, "context_tokens": context, "learned_ends": ends, "longest": longest, **dict(zip(("scaffold", "read"), roles))}
 
 # %% ../nbs/03_samples.ipynb #03-32
 COLORS = {LEARNED: ("#f2c500", "learned"), CONTEXT: ("#a9c8ec", "learned a little"), READ: ("#ffffff", "only read"), SCAFFOLD: ("#d9d9d9", "scaffolding")}
@@ -285,6 +291,7 @@ def kept_samples(
     key: dict,          # what `cache_key` gave
     make,               # called without arguments if nothing is kept: gives (split name -> `Sample`s, facts as plain data)
     folder: Path = None, # where samples are kept; None: the cache folder
+    keep: bool = True,  # keep new ones; False: nothing is written
 ) -> tuple:             # (split name -> `Sample`s, facts, whether they were kept before)
     "Samples by what they are made from: kept ones if there are, else new ones, which are kept."
     folder = Path(folder or cache_dir()/"tokens")
@@ -292,11 +299,11 @@ def kept_samples(
     try:
         note = read_json(place/"key.json")
         if note["key"] == key:
-            os.utime(place)
+            if keep: os.utime(place)
             return {name: load_samples(place/name) for name in note["splits"]}, note["facts"], True
     except (OSError, ValueError, KeyError, IndexError, TypeError, ImportError): pass  # not there, or not whole: made anew
     samples, facts = make()
-    if not all(samples.values()): return samples, facts, False  # nothing to learn: soon refused, not worth keeping
+    if not keep or not all(samples.values()): return samples, facts, False  # nothing to learn: soon refused, not worth keeping
     try:
         open_folder(folder)
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".new"))

@@ -74,7 +74,7 @@ def changes(out, data):
     base, tokenizer = load_base(BASE, device)
     found = {"full": load_tuned(f"/tmp/gpu_lora/{full['run']}/model", device)[0], "LoRA, r 16": merge(load_tuned(f"/tmp/gpu_lora/{lora['run']}/adapter", device)[0])}
     config = FinetuneConfig(data=data, base_model=BASE)
-    valid = make_samples(config, TextMaker(tokenizer), *run_data(config))[0]["valid"]
+    valid = make_samples(config, TextMaker(tokenizer), *run_data(config)[:2])[0]["valid"]
     score = lambda model: heldout_loss(model, valid, tokenizer.pad_token_id, 8)
     with open(f"{out}/changes.jsonl", "w") as f:
         say = lambda **row: print(json.dumps(row), file=f, flush=True)

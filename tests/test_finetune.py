@@ -30,7 +30,7 @@ def test_the_saved_adapter_gives_the_measured_loss(run, data):
     folder, summary = run
     model, tokenizer, notes = load_adapter(folder/"adapter", find_device("cpu"))
     config = FinetuneConfig(data=data, run=str(folder), **TINY)
-    parts, report = run_data(config)
+    parts, report, _ = run_data(config)
     valid = make_samples(config, TextMaker(tokenizer, notes["template"]), parts, report)[0]["valid"]
     assert heldout_loss(model, valid, tokenizer.pad_token_id) == pytest.approx(summary["valid_loss_nats_best"], abs=1e-5)
     best = min((r["valid_loss_nats"], r["step"]) for r in read_jsonl(folder/"metrics.jsonl") if "valid_loss_nats" in r)
@@ -180,7 +180,7 @@ def test_every_way_of_training_learns_and_gives_back_what_it_measured(name, data
     kept = tmp_path/"x"/("model" if config.mode == "full" else "adapter")
     assert summary[kept.name] == kept.name and not (tmp_path/"x"/("adapter" if config.mode == "full" else "model")).exists()
     model, tokenizer, notes = load_tuned(kept, find_device("cpu"))
-    parts, report = run_data(config)
+    parts, report, _ = run_data(config)
     valid = make_samples(config, TextMaker(tokenizer, notes["template"]), parts, report)[0]["valid"]
     assert heldout_loss(model, valid, tokenizer.pad_token_id) == pytest.approx(summary["valid_loss_nats_best"], abs=2e-5)
 

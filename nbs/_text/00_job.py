@@ -14,6 +14,7 @@
 #| export
 import ast
 import gc
+import getpass
 import hashlib
 import importlib
 import json
@@ -25,9 +26,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import uuid
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -355,7 +358,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 # %% [markdown]
-# A second fine-tuning under the same name must not destroy the first: what the first one left is set aside in `earlier/`. (Prepared data is made again from the script in seconds, so `prepare` writes over its folder.)
+# A second fine-tuning under the same name must not destroy the first: what the first one left is set aside in `earlier/`. (Prepared data is made again from the script in seconds, so `prepare` writes over its folder.) A second one *at the same time* is refused, further down.
 
 # %%
 #| export
@@ -459,6 +462,201 @@ def collector_off():
 # %% tags=["check"]
 with collector_off(): assert not gc.isenabled()
 assert gc.isenabled()
+
+# %% [markdown]
+# ## One job at a time in a folder
+#
+# Two runs in one folder would write into each other's files, and both would say that all went well. So a job *holds* its folder while it works: a file `.lock` in it says who does, where, and since when. It is made in one step that only one of two can win, which works on every file system, those of clusters too. Whoever finds it there is refused, unless its owner is gone. On the owner's machine one can ask for the process; the time of its start is compared as well, since numbers of processes come again. From another machine one cannot ask, so the owner touches the file every half minute, and one that was left alone for ten minutes is taken for stale.
+#
+# A job often works through others: `launch` starts ranks, papermill starts a kernel, and the training in that kernel wants the same folder. They learn from the environment that it is held for them, and add themselves to the owners. A folder that was made for a job and in which nothing was written is removed again.
+
+# %%
+#| export
+LOCK, HELD = ".lock", "SIMPSONS_LLM_HELD"  # the file, and the variable that tells processes below which locks are held for them
+BEAT_S, SILENT_S = 30.0, 600.0  # so often the owner touches its lock; so long a silent one from another machine is believed, in seconds
+
+
+def own_place() -> str:
+    "Where process numbers mean the same as here: the machine since its start, and the container."
+    places = [platform.node()]
+    for look in (Path("/proc/sys/kernel/random/boot_id").read_text, lambda: os.readlink("/proc/self/ns/pid")):
+        try:
+            places.append(look().strip())
+        except OSError:  # not Linux
+            pass
+    return " ".join(places)
+
+
+def user_name() -> str:
+    "Who runs this, where the system knows it."
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container's user without a name
+        return "somebody"
+
+
+def own_process() -> dict: # pid, started (seconds since 1970) and place
+    "This process, so that others can find out whether it still lives."
+    import psutil
+    return {"pid": os.getpid(), "started": psutil.Process().create_time(), "place": own_place()}
+
+
+def is_alive(
+    process: dict, # what `own_process` gave, on this machine
+) -> bool:
+    "Whether a process still lives; another one with its number does not count."
+    import psutil
+    try:
+        found = psutil.Process(process["pid"])
+        return abs(found.create_time() - process["started"]) < 2 and found.status() != psutil.STATUS_ZOMBIE
+    except psutil.AccessDenied:  # it is there, and another user's
+        return True
+    except psutil.Error:
+        return False
+
+
+# %%
+#| export
+def read_lock(
+    path: Path, # a lock file
+) -> tuple:     # (what its owner wrote: what, user, host, since, processes; seconds since it was touched); ({}, age) if that cannot be read
+    "Who holds a folder. Both times are those of the folder's own file system, so clocks need not agree."
+    with tempfile.NamedTemporaryFile(dir=path.parent) as now:
+        age = os.stat(now.name).st_mtime - path.stat().st_mtime
+    try:
+        note = json.loads(path.read_text(encoding="utf8"))
+    except ValueError:
+        note = {}
+    return (note if isinstance(note, dict) and note.get("processes") else {}), age
+
+
+def lock_is_held(
+    note: dict,   # what `read_lock` gave
+    age_s: float, # seconds since it was touched
+) -> bool:        # False for what an ended process left behind
+    "Whether one of a lock's owners is still there."
+    if not note: return age_s < SILENT_S
+    return any(is_alive(p) if p["place"] == own_place() else age_s < SILENT_S for p in note["processes"])
+
+
+def owner_text(
+    note: dict, # what `read_lock` gave
+) -> str:       # such as "finetune by ann on node1 (process 4711), since 3 min 20 s"
+    "The owner of a lock in words."
+    if not note: return "another job"
+    return f"{note['what']} by {note['user']} on {note['host']} (process {note['processes'][0]['pid']}), since {format_seconds(max(0, time.time() - note['since']))}"
+
+
+# %%
+#| export
+def make_lock(
+    path: Path, # the lock file
+    note: dict, # what to write into it
+) -> bool:      # False if there is one already
+    "Make a lock file; of several who try at once, one succeeds."
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
+        return False
+    with open(descriptor, "w", encoding="utf8") as f:
+        json.dump(note, f)
+    return True
+
+
+def take_lock(
+    path: Path,  # the lock file
+    folder,      # the folder it stands for
+    note: dict,  # what to write into it
+):
+    "Make a lock file, in the place of a stale one if need be; ValueError naming the owner if the folder is held."
+    while not make_lock(path, note):
+        try:
+            found, age = read_lock(path)
+        except FileNotFoundError:  # given back this very moment
+            continue
+        here = found and all(p["place"] == own_place() for p in found["processes"])
+        where = "" if here else f"; if that job is gone, remove {path}"
+        require(not lock_is_held(found, age), f"{folder} is in use by {owner_text(found)}; wait for its end, or choose another folder{where}")
+        aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            os.rename(path, aside)
+        except FileNotFoundError:
+            continue
+        if read_lock(aside)[0] != found:  # somebody else was quicker, and this is the new lock
+            os.rename(aside, path)
+            continue
+        aside.unlink()
+        print(f"{folder}: {owner_text(found)}, left a lock behind and is gone; the folder is taken over", flush=True)
+
+
+# %%
+#| export
+def join_lock(
+    path: Path, # a lock that a process above holds
+):
+    "Add this process to the owners, so that the folder stays held if only this one is left."
+    try:
+        note, _ = read_lock(path)
+        if note: write_json(path, {**note, "processes": [*note["processes"], own_process()]})
+    except FileNotFoundError:
+        pass
+
+
+@contextmanager
+def hold_folder(
+    folder,           # the folder that a job writes into; made if it is not there
+    what: str,        # the job, e.g. "finetune"
+    lock: Path = None, # the lock file; None: `.lock` in the folder
+):
+    "Keep a folder to oneself for the length of a `with` block; ValueError naming the owner if it is another's."
+    folder = Path(folder)
+    new = [p for p in (folder, *folder.parents) if not p.exists()]
+    path = Path(os.path.realpath(lock or open_folder(folder)/LOCK))
+    held = [entry.split("=", 1) for entry in os.environ.get(HELD, "").split(os.pathsep) if "=" in entry]
+    if any(Path(name) == path and int(pid) != os.getpid() for pid, name in held):
+        join_lock(path)
+        yield
+        return
+    take_lock(path, folder, {"what": what, "user": user_name(), "host": platform.node(), "since": time.time(), "processes": [own_process()]})
+    done, before = threading.Event(), os.environ.get(HELD)
+    def beat():
+        while not done.wait(BEAT_S):
+            with suppress(OSError): os.utime(path)
+    threading.Thread(target=beat, daemon=True).start()
+    os.environ[HELD] = os.pathsep.join([*filter(None, [before]), f"{os.getpid()}={path}"])
+    try:
+        yield
+    finally:
+        done.set()
+        if before is None: os.environ.pop(HELD, None)
+        else: os.environ[HELD] = before
+        path.unlink(missing_ok=True)
+        for made in new:
+            with suppress(OSError): made.rmdir()  # only an empty one goes
+
+
+# %% [markdown]
+# While one holds a folder, another is refused, and told by whom; a lock whose owner is gone stops nobody:
+
+# %% tags=["example"]
+with tempfile.TemporaryDirectory() as folder:
+    run = Path(folder)/"runs"/"x"
+    with hold_folder(run, "finetune"):
+        try:
+            with hold_folder(run, "prepare"): pass
+        except ValueError as e: print(re.sub(r"by .* \(process \d+\)", "by ann on node1 (process 4711)", str(e).replace(folder, ".")))
+    print("left in the folder:", os.listdir(folder))
+
+# %% tags=["check"]
+with tempfile.TemporaryDirectory() as folder:
+    path, gone = Path(folder)/LOCK, {**own_process(), "started": 1.0}  # this number, but another process
+    far = {**gone, "place": "elsewhere"}
+    for processes, held in (([own_process()], True), ([gone], False), ([gone, own_process()], True), ([gone, far], True)):
+        assert lock_is_held({"processes": processes}, 5.0) == held
+    assert not lock_is_held({"processes": [gone, far]}, SILENT_S + 1) and lock_is_held({}, 5.0) and not lock_is_held({}, SILENT_S + 1)
+    write_json(path, {"what": "loop", "user": "ann", "host": "node1", "since": 0, "processes": [gone]})
+    with redirect_stdout(io.StringIO()) as said, hold_folder(folder, "loop"): assert read_lock(path)[0]["processes"] == [own_process()]
+    assert "left a lock behind" in said.getvalue() and not path.exists() and HELD not in os.environ
 
 
 # %% [markdown]

@@ -28,6 +28,7 @@ file_format = "auto"     # table, text, fountain or json; auto: find out
 #| export
 import csv
 import difflib
+import hashlib
 import json
 import random
 import re
@@ -36,7 +37,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from simpsons_llm.job import JobConfig, open_folder, provenance, read_json, read_jsonl, require, same_parameters, sha256, write_json, write_text
+from simpsons_llm.job import JobConfig, hold_folder, open_folder, provenance, read_json, read_jsonl, require, same_parameters, sha256, write_json, write_text
 from simpsons_llm.lines import Line, Scene
 from simpsons_llm.script import READERS, read_script
 
@@ -475,10 +476,26 @@ def refuse_leak(
 
 # %%
 #| export
-def prepare(
-    config: PrepareConfig, # the settings
-) -> dict:                 # the report, also written as report.json; ValueError or a file error, in one sentence, if it cannot be done
-    "Read, split and write a script; returns and writes the report."
+@dataclass(frozen=True)
+class Prepared:
+    "A script, read and split, not written anywhere yet."
+    parts: dict         # split name -> `Scene`s
+    report: dict        # what report.json will hold
+    rejected: list      # `Rejected` rows, all of them
+    context_lines: int  # lines before the answer in the JSON samples
+
+
+def scenes_text(
+    scenes: list, # `Scene`s
+) -> str:         # one JSON object a line
+    "Scenes as they are kept."
+    return "".join(json.dumps(scene_to_dict(s), ensure_ascii=False) + "\n" for s in scenes)
+
+
+def read_and_split(
+    config: PrepareConfig, # the settings; `out` is not used
+) -> Prepared:             # ValueError or a file error, in one sentence, if it cannot be done
+    "All of `prepare` but the writing."
     script = read_script(config.script, config.keep_directions, config.encoding, config.file_format)
     targets = find_speakers(config.speakers, script.speakers)
     parts = split_scenes(script.scenes, targets, config.valid_share, config.test_share, config.split, config.split_seed)
@@ -487,12 +504,6 @@ def prepare(
     require(all(learned.values()), f"the sets would hold {learned} lines to learn; every set needs some, so choose characters with more lines, or another split or split_seed")
     leak = leak_report(parts["train"], parts["valid"] + parts["test"])
     refuse_leak(leak, config.max_leak)
-    out = open_folder(config.out)
-    for name, part in parts.items():
-        write_text(out/f"{name}.jsonl", "".join(json.dumps(scene_to_dict(s), ensure_ascii=False) + "\n" for s in part))
-        write_json(out/f"{name}_samples.json", samples_of(part, targets, config.context_lines))
-    with open(out/"rejected.csv", "w", newline="", encoding="utf8") as f:
-        csv.writer(f).writerows([("line", "reason", "text"), *((r.row, r.reason, r.text) for r in script.rejected)])
     reasons = {}
     for r in script.rejected: reasons.setdefault(r.reason.split(" (read as")[0], []).append(r.row)
     report = {"script": Path(script.path).name, "script_sha256": sha256(script.path), "format": script.format, "encoding": script.encoding, "account": script.account(), "notes": script.notes,
@@ -501,10 +512,35 @@ def prepare(
               "leaked_share": round(leak["line_share"], 4), "leaked_ngrams": round(leak["ngram_share"], 4), "leak_lines": leak["lines"], "leak_ngrams": leak["ngrams"], "max_leak": config.max_leak,
               "leaked": [f"{l.speaker}: {l.text}" for l in leak["leaked"][:20]], "similar": [f"{l.speaker}: {l.text}" for l in leak["similar"][:20]],
               "random_rows_leaked_share": round(random_rows_leak(script.scenes, config.valid_share + config.test_share, seed=config.split_seed), 4),
-              "running_gags": running_gags(script.scenes)[:20], "data_sha256": {n: sha256(out/f"{n}.jsonl") for n in parts}, "provenance": provenance()}
-    save_plots(parts, out)
-    write_json(out/"report.json", report)
-    return report
+              "running_gags": running_gags(script.scenes)[:20], "data_sha256": {n: hashlib.sha256(scenes_text(p).encode("utf8")).hexdigest() for n, p in parts.items()}, "provenance": provenance()}
+    return Prepared(parts, report, script.rejected, config.context_lines)
+
+
+# %%
+#| export
+def write_prepared(
+    made: Prepared, # what `read_and_split` gave
+    out,            # the folder
+):
+    "Write prepared data; the report comes last, so a folder with a report is whole."
+    out = open_folder(out)
+    for name, part in made.parts.items():
+        write_text(out/f"{name}.jsonl", scenes_text(part))
+        write_json(out/f"{name}_samples.json", samples_of(part, made.report["speakers"], made.context_lines))
+    with open(out/"rejected.csv", "w", newline="", encoding="utf8") as f:
+        csv.writer(f).writerows([("line", "reason", "text"), *((r.row, r.reason, r.text) for r in made.rejected)])
+    save_plots(made.parts, out)
+    write_json(out/"report.json", made.report)
+
+
+def prepare(
+    config: PrepareConfig, # the settings
+) -> dict:                 # the report, also written as report.json; ValueError or a file error, in one sentence, if it cannot be done
+    "Read, split and write a script; returns and writes the report."
+    with hold_folder(config.out, "prepare"):
+        made = read_and_split(config)
+        write_prepared(made, config.out)
+    return made.report
 
 
 def save_plots(

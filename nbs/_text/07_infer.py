@@ -35,10 +35,11 @@ dtype = "auto"             # bfloat16, float32; auto: as the device has it
 #| export
 import statistics
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 
 from simpsons_llm.device import find_device, synchronize
-from simpsons_llm.job import JobConfig, open_folder, require, same_parameters, write_json
+from simpsons_llm.job import JobConfig, hold_folder, open_folder, require, same_parameters, write_json
 from simpsons_llm.model import is_whole_model, load_base, load_tuned, merge, untuned
 from simpsons_llm.prepare import find_speaker, load_data
 from simpsons_llm.prompt import TextMaker, prompt_ids
@@ -398,6 +399,16 @@ def infer(
     config: InferConfig, # the settings
 ) -> dict:               # ValueError or FileNotFoundError if it cannot be done; else speaker, answers; before_after rows when data was given; timing when bench was
     "Answer as a character; show held-out moments and timing when asked to."
+    with hold_folder(config.out, "infer") if config.out else nullcontext():
+        result = answer(config)
+        if config.out: write_json(open_folder(config.out)/"answers.json", {"settings": config.to_dict(), **result})
+    return result
+
+
+def answer(
+    config: InferConfig, # the settings; `out` is not used
+) -> dict:               # as `infer`
+    "All of `infer` but the writing."
     device = find_device(config.device, config.dtype)
     tuned = config.adapter or (config.base_model if is_whole_model(config.base_model) else None)  # a whole model of this book brings its notes
     if tuned:
@@ -418,7 +429,6 @@ def infer(
     request = (config.location, lines_of(config.prompt), speaker)
     result = {"speaker": speaker, "answers": finish_lines(model, maker, [request]*config.answers, config.settings(), config.random_seed), **result}
     if config.bench: result["timing"] = {"device": device.name, "dtype": device.dtype, **bench_answer(model, maker, request, config.settings(), device=device)}
-    if config.out: write_json(open_folder(config.out)/"answers.json", {"settings": config.to_dict(), **result})
     return result
 
 

@@ -114,10 +114,19 @@ print(f"{sums[0][1]:.0f} and {sums[1][1]:.0f} learned tokens (by weight): {sum(l
 #
 # The number by which a model is judged: the mean over all learned tokens of the held-out lines, in nats. Not the mean of batch means, which depends on how lines happen to be batched. Only tokens of full weight count.
 #
+# What does not count is not computed: a sample without a token of full weight is left out, and so is the loss of other characters' lines.
+#
 # Compare this number only between runs with the same base model, data, view, template and context. Another tokenizer cuts the text into other tokens; another view gives the model other context.
 
 # %%
 #| export
+def scored(
+    samples: list, # `Sample`s
+) -> list:         # their features, those with a token of full weight behind the first, all other weights 0
+    "What of held-out samples is scored."
+    return [{"input_ids": s.input_ids, "loss_weights": [float(w == 1) for w in s.loss_weights]} for s in samples if 1.0 in s.loss_weights[1:]]
+
+
 def heldout_loss(
     model,       # a causal language model
     samples: list, # `Sample`s
@@ -128,19 +137,19 @@ def heldout_loss(
     "Mean negative log-probability of the held-out tokens to learn. In a group of ranks, each scores a part, and all must call it."
     import torch
     was_training, loss, count, ranks = model.training, 0.0, 0, group_ranks()
+    collate, ordered = collator(model, pad_id), sorted(scored(samples), key=lambda s: len(s["input_ids"]))
+    require(ordered, "no held-out token is to be learned; check the speakers of the data")
     model.eval()
-    collate, ordered = collator(model, pad_id), sorted(samples, key=lambda s: len(s.input_ids))
     parts = [ordered[i:i + batch_size] for i in range(0, len(ordered), batch_size)]
     with torch.no_grad():
         for turn in range(0, len(parts), ranks.world_size):
             mine = turn + ranks.rank
             part = parts[mine if mine < len(parts) else turn]  # a rank without a part of its own computes one again, so that all take as many turns, and does not count it
-            losses, weights = token_losses(model, to_device(collate([s.features() for s in part]), model.device))
+            losses, weights = token_losses(model, to_device(collate(part), model.device))
             if mine < len(parts): loss += losses[weights == 1].cpu().double().sum().item(); count += int((weights == 1).sum())
             if progress: progress(min(len(ordered), (turn + ranks.world_size)*batch_size))
     model.train(was_training)
     loss, count = total(loss, count)
-    require(count, "no held-out token is to be learned; check the speakers of the data")
     return loss/count
 
 
@@ -148,6 +157,8 @@ def heldout_loss(
 one, four = (heldout_loss(tiny, samples, tiny_tokenizer.pad_token_id, batch_size=n) for n in (1, 4))
 use_isolated(tiny)
 assert abs(one - four) < 1e-5 and abs(one - heldout_loss(tiny, samples, tiny_tokenizer.pad_token_id)) < 1e-5  # one by one, filled up, end to end
+full = [(l[w == 1].sum().item(), int((w == 1).sum())) for l, w in (token_losses(tiny, PadRight(0)([s.features()])) for s in samples)]
+assert abs(one - sum(l for l, _ in full)/sum(n for _, n in full)) < 1e-5 and len(scored(samples)) == sum(n > 0 for _, n in full) < len(samples)  # of other characters' lines nothing is in it
 assert abs(one - math.log(len(tiny_tokenizer))) < 0.3  # a random model knows nothing: about ln(vocabulary)
 print(f"random model: {one:.3f} nats per token; guessing among {len(tiny_tokenizer)} tokens: {math.log(len(tiny_tokenizer)):.3f}")
 

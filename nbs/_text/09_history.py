@@ -12,13 +12,16 @@
 #| export
 import json
 import math
+import re
+import shutil
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from simpsons_llm.config import RunLength
 from simpsons_llm.device import synchronize
-from simpsons_llm.distributed import gather, total
+from simpsons_llm.distributed import gather, group_ranks, on_main, total
 from simpsons_llm.infer import Sampling, finish_lines
 from simpsons_llm.job import Progress, append_jsonl, read_jsonl, require, write_text
 from simpsons_llm.prompt import TextMaker
@@ -117,7 +120,7 @@ def open_tracker(
 # %% [markdown]
 # ## Counting
 #
-# How many tokens, how many of them learned, in how many seconds? The meter looks at each step's micro-batches before they are computed, and adds up over all ranks. It works out the weight by which a step's loss is divided, since that is a sum over the global batch too. Steps are timed without evaluations; work that a device still has in its queue is waited for. And it knows when the time that was allowed is up.
+# How many tokens, how many of them learned, in how many seconds? Two kinds of learned tokens are told apart by name: `learned_tokens` are those of the characters to learn, at full weight; `context_tokens` are those of everybody else's lines, which count a little (`context_weight`). For one character of many the second kind can be several times the first. The meter looks at each step's micro-batches before they are computed, and adds up over all ranks. It works out the weight by which a step's loss is divided, since that is a sum over the global batch too. Steps are timed without evaluations; work that a device still has in its queue is waited for. And it knows when the time that was allowed is up.
 
 # %%
 #| export
@@ -129,7 +132,9 @@ class Meter:
     length: RunLength      # what happens when
     max_minutes: float = field(default=None, kw_only=True) # time limit in minutes; None: no limit
     real_tokens: int = field(default=0, init=False)    # tokens that went through the model, on all ranks
-    learned_tokens: int = field(default=0, init=False) # of them, those that were learned
+    learned_tokens: int = field(default=0, init=False) # of them, those that were learned at full weight
+    context_tokens: int = field(default=0, init=False) # and those that were learned at less
+    heard: float = field(default=0.0, init=False)      # losses of this step's tokens of full weight, added up on this rank; a number or a tensor
     own_tokens: int = field(default=0, init=False)     # real tokens on this rank, in this process
     earlier_tokens: int = field(default=0, init=False) # real tokens before the run was resumed
     step_s: float = field(default=0.0, init=False)     # seconds in steps, without evaluation
@@ -146,10 +151,20 @@ class Meter:
     ) -> float:      # the loss weights of the global batch, added up over all ranks
         "Count the tokens of a step before it is made. All ranks must call it."
         weights = [p["loss_weights"][:, 1:] for p in parts]
-        own = [sum(int(p["lengths"].sum()) for p, w in zip(parts, weights) if w.any()), sum(int((w > 0).sum()) for w in weights), sum(float(w.sum()) for w in weights)]
-        real, learned, weight = total(*own)
-        self.own_tokens += own[0]; self.real_tokens += int(real); self.learned_tokens += int(learned)
+        own = [sum(int(p["lengths"].sum()) for p, w in zip(parts, weights) if w.any()), *(sum(int(which(w).sum()) for w in weights) for which in (lambda w: w == 1, lambda w: (w > 0) & (w < 1))), sum(float(w.sum()) for w in weights)]
+        real, learned, context, weight = total(*own)
+        self.own_tokens += own[0]
+        self.real_tokens += int(real)
+        self.learned_tokens += int(learned)
+        self.context_tokens += int(context)
         return weight
+
+    def hear(self,
+        losses,  # of a micro-batch, B x K, in nats
+        weights, # their weights, B x K
+    ):
+        "Remember the losses of full weight. The device is not waited for."
+        self.heard = self.heard + (losses.detach()*(weights == 1)).sum()
 
     def step_begins(self):
         "The first micro-batch follows."
@@ -169,7 +184,9 @@ class Meter:
 #
 # The recorder is a meter that speaks. It writes `metrics.jsonl` as it comes, tells progress and time left, and stops a run whose loss is not a number.
 #
-# At the end of an epoch it also writes two perplexities, $e^{\text{loss}}$: how many tokens the model hesitates between, on average. That of training comes from the losses of the epoch's steps, each counted by the tokens it learned from, and so it lags behind: half of those steps were made by a model that knew less.
+# Two losses are written for each step. `train_loss_nats` is what is minimised, a mean over all tokens by their weights. `learned_loss_nats` is the mean over the tokens of full weight alone, which is what the held-out loss counts too: only these two can be compared.
+#
+# At the end of an epoch it also writes two perplexities, $e^{\text{loss}}$: how many tokens the model hesitates between, on average. That of training comes from the tokens of full weight in the epoch's steps, and so it lags behind: half of those steps were made by a model that knew less.
 
 # %%
 #| export
@@ -197,10 +214,14 @@ class Recorder(Meter):
         grad_norm: float,     # before it was clipped
         learning_rate: float, # the step's
     ):
-        "A step is done."
+        "A step is done. All ranks must call it."
         for name, value in (("train_loss_nats", loss), ("grad_norm", grad_norm)):
             require(math.isfinite(value), f"{name} is {value} at step {step}; the run was stopped; try a lower learning_rate, or dtype=float32")
-        self.write(step, train_loss_nats=loss, grad_norm=grad_norm, learning_rate=learning_rate, real_tokens=self.real_tokens, learned_tokens=self.learned_tokens, step_s=round(self.step_s, 4))
+        (heard,), self.heard = total(float(self.heard)), 0.0
+        before = next((r for r in reversed(self.rows) if "learned_tokens" in r), {"learned_tokens": 0})
+        full = self.learned_tokens - before["learned_tokens"]  # a step of a scene without the character has none
+        self.write(step, train_loss_nats=loss, **({"learned_loss_nats": heard/full} if full else {}), grad_norm=grad_norm, learning_rate=learning_rate,
+                   real_tokens=self.real_tokens, learned_tokens=self.learned_tokens, context_tokens=self.context_tokens, step_s=round(self.step_s, 4))
         self.progress(step, f"loss {loss:.3f}  {(self.real_tokens - self.begun_tokens)/max(self.step_s - self.begun_s, 1e-9):.0f} tokens/s")
 
     def evaluated(self,
@@ -210,18 +231,18 @@ class Recorder(Meter):
         "The held-out loss was measured."
         require(math.isfinite(loss), f"the held-out loss is {loss} at step {step}; the run was stopped; try a lower learning_rate, or dtype=float32")
         epoch = step % self.length.epoch_steps == 0
-        values = {"valid_loss_nats": loss, "valid_perplexity": math.exp(loss), **({"train_perplexity": self.train_perplexity(step)} if epoch else {})}
-        self.write(step, **values)
-        if self.ranks.is_main: print(f"step {step}: held-out loss {loss:.4f} nats per token" + (f"; epoch {step//self.length.epoch_steps}: perplexity {values['train_perplexity']:.2f} in training, {math.exp(loss):.2f} held out" if epoch else ""), flush=True)
+        train = self.train_perplexity(step) if epoch else None
+        self.write(step, valid_loss_nats=loss, valid_perplexity=math.exp(loss), **({"train_perplexity": train} if train else {}))
+        if self.ranks.is_main: print(f"step {step}: held-out loss {loss:.4f} nats per token" + (f"; epoch {step//self.length.epoch_steps}: perplexity {train:.2f} in training, {math.exp(loss):.2f} held out" if train else ""), flush=True)
 
     def train_perplexity(self,
         step: int, # the last of an epoch
-    ) -> float:    # of the epoch's steps, each by the tokens it learned from
+    ) -> float:    # of the epoch's tokens of full weight; None if there were none
         "How the epoch went, from the rows that were written."
         rows = {r["step"]: r for r in self.rows if "train_loss_nats" in r and r["step"] <= step}
         mine = range(step - self.length.epoch_steps + 1, step + 1)
         tokens = [rows[k]["learned_tokens"] - rows.get(k - 1, {"learned_tokens": 0})["learned_tokens"] for k in mine]
-        return math.exp(sum(n*rows[k]["train_loss_nats"] for n, k in zip(tokens, mine))/sum(tokens))
+        return math.exp(sum(n*rows[k]["learned_loss_nats"] for n, k in zip(tokens, mine) if n)/sum(tokens)) if sum(tokens) else None
 
     def speak(self,
         step: int, # 0..steps
@@ -234,17 +255,101 @@ class Recorder(Meter):
 
 
 # %% [markdown]
-# A run that was killed had gone on past its last checkpoint. What it wrote after that is done again, so those rows are taken out of the file, and the counters go on from the last row that stays.
+# ## Checkpoints that are whole
+#
+# A run may be killed at any moment, also while a checkpoint is being written. So a checkpoint grows under a hidden name and is renamed when all of it is there, by whichever engine: what is called `checkpoint-6` is whole, and a kill in the middle costs the steps since the one before. Which one a run goes on from is decided in one place, and handed to the engine by its path. (Left to find it by itself, Trainer takes the folder with the highest number, whole or not.)
 
 # %%
 #| export
+STATE = "trainer_state.json"  # written last of a checkpoint's files
+
+
+def checkpoint_folder(
+    run: Path, # a run's folder
+    step: int, # of the checkpoint
+) -> Path:     # where it is, or would be
+    "The folder of one checkpoint."
+    return Path(run)/"checkpoints"/f"checkpoint-{step}"
+
+
+def checkpoints(
+    run: Path, # a run's folder
+) -> list:     # steps, the oldest first
+    "The checkpoints that are whole."
+    found = (re.fullmatch(r"checkpoint-(\d+)", p.parent.name) for p in (Path(run)/"checkpoints").glob(f"checkpoint-*/{STATE}"))
+    return sorted(int(m[1]) for m in found if m)
+
+
 def last_checkpoint(
     run: Path, # a run's folder
 ) -> int:      # its step; 0 if there is none
     "The step of the newest checkpoint that is whole."
-    return max((int(p.parent.name.rsplit("-", 1)[1]) for p in (run/"checkpoints").glob("checkpoint-*/trainer_state.json")), default=0)
+    return max(checkpoints(run), default=0)
 
 
+@contextmanager
+def new_checkpoint(
+    run: Path, # a run's folder
+    step: int, # of the checkpoint
+):             # a hidden folder to write into; the checkpoint is there when the block ends well
+    "A checkpoint that is there as a whole or not at all. All ranks must enter and leave the block."
+    ranks, to = group_ranks(), checkpoint_folder(run, step)
+    part, failed = to.with_name(f".{to.name}"), None
+    def begin():
+        for left in to.parent.glob(".checkpoint-*"): shutil.rmtree(left, ignore_errors=True)  # of a run that was killed
+        part.mkdir(parents=True)
+    def end():
+        if to.exists(): shutil.rmtree(to)
+        part.rename(to)
+    on_main(ranks, begin)
+    try:
+        yield part
+    except Exception as e:
+        failed = e
+    told = gather(failed and f"{type(failed).__name__}: {failed}")
+    if failed: raise failed
+    require(not any(told), f"another rank could not write its part of {to}: {next(filter(None, told), '')}")
+    on_main(ranks, end)
+
+
+def thin_out(
+    run: Path, # a run's folder, with a checkpoint just written
+    most: int, # checkpoints to keep, 1 or more; the newest and the best always stay
+    best: int, # step of the best one
+):
+    "Let go of old checkpoints, and of what is not whole. One rank alone calls it."
+    whole = checkpoints(run)
+    order = sorted(whole, key=lambda k: (k != best, -k))
+    keep = order[:max(most, 1 + (best != whole[-1]))]
+    for p in (Path(run)/"checkpoints").glob("checkpoint-*"):
+        if p.name not in {f"checkpoint-{k}" for k in keep}: shutil.rmtree(p)
+
+
+# %% tags=["check"]
+with tempfile.TemporaryDirectory() as folder:
+    run = Path(folder)
+    def save(step, fails=False):
+        with new_checkpoint(run, step) as part:
+            (part/"weights").write_text("w")
+            if fails: raise KeyboardInterrupt if fails == "stopped" else OSError("the disk is full")
+            (part/STATE).write_text("{}")
+    for step in (2, 4, 6, 8): save(step)
+    for why in ("stopped", "full"):
+        try: save(10, why); raise AssertionError
+        except (KeyboardInterrupt, OSError): assert last_checkpoint(run) == 8
+    (run/"checkpoints"/"checkpoint-12").mkdir()  # not whole: no state in it
+    assert checkpoints(run) == [2, 4, 6, 8]
+    thin_out(run, 2, best=4)
+    assert checkpoints(run) == [4, 8] and not (run/"checkpoints"/"checkpoint-12").exists()
+    save(10); thin_out(run, 1, best=10)
+    assert [p.name for p in (run/"checkpoints").iterdir()] == ["checkpoint-10"]
+
+
+# %% [markdown]
+# A run that was killed had gone on past its last checkpoint. What it wrote after that is done again, so those rows are taken out of the file, and the counters go on from the last row that stays.
+
+# %%
+#| export
 def take_up(
     recorder: Recorder, # of a run that goes on; its counters are set
 ) -> dict:              # the row of step 0: the base's held-out losses, as the run measured them when it began
@@ -254,8 +359,8 @@ def take_up(
     recorder.rows = [row for row in map(json.loads, lines) if row["step"] <= done]
     gather(None)  # all have read it
     if recorder.ranks.is_main: write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in recorder.rows))
-    last = next((row for row in reversed(recorder.rows) if "real_tokens" in row), {"real_tokens": 0, "learned_tokens": 0, "step_s": 0.0})
-    recorder.real_tokens, recorder.learned_tokens, recorder.step_s = last["real_tokens"], last["learned_tokens"], last["step_s"]
+    last = next((row for row in reversed(recorder.rows) if "real_tokens" in row), {})
+    for counter in ("real_tokens", "learned_tokens", "context_tokens", "step_s"): setattr(recorder, counter, last.get(counter, 0))
     recorder.earlier_tokens, recorder.earlier_s = recorder.real_tokens, recorder.step_s
     return next(row for row in recorder.rows if row["step"] == 0)
 
@@ -268,7 +373,7 @@ folder = Path(tempfile.mkdtemp())
 recorder = Recorder(find_ranks(), find_device("cpu"), RunLength(3, 2, 2, -1, 0), folder, say=lambda: [])
 recorder.begin()
 for step, loss in ((1, 3.0), (2, 2.0)):
-    recorder.step_begins(); recorder.learned_tokens += 100*step; recorder.step_ends(step)
+    recorder.step_begins(); recorder.learned_tokens += 100*step; recorder.heard = 100*step*loss; recorder.step_ends(step)
     recorder.learned(step, loss, 1.0, 1e-3)
 recorder.evaluated(2, 2.5)
 try: recorder.learned(3, float("nan"), 1.0, 1e-3)
@@ -282,7 +387,7 @@ assert math.isclose(epoch["train_perplexity"], math.exp((100*3 + 200*2)/300)) an
 # %% [markdown]
 # ## Looking at it
 #
-# The picture of a run is drawn from the file that the run wrote, so it can be drawn again at any time, also while it runs:
+# The picture of a run is drawn from the file that the run wrote, so it can be drawn again at any time, also while it runs. Both curves count the tokens of full weight alone. A run keeps the best step that it made, also where the base was better; then the picture says so.
 
 # %%
 #| export
@@ -294,12 +399,13 @@ def plot_losses(
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(6.4, 4))[1]
     rows = read_jsonl(Path(run)/"metrics.jsonl")
-    for name, label, style in (("train_loss_nats", "train", dict(color="#b9a100", lw=1, alpha=0.8)), ("valid_loss_nats", "held out (valid)", dict(color="#1f5fa8", marker="o"))):
+    for name, label, style in (("learned_loss_nats", "train", dict(color="#b9a100", lw=1, alpha=0.8)), ("valid_loss_nats", "held out (valid)", dict(color="#1f5fa8", marker="o"))):
         ax.plot([r["step"] for r in rows if name in r], [r[name] for r in rows if name in r], label=label, **style)
     valid = [r for r in rows if "valid_loss_nats" in r]
-    if valid:
-        best = min(valid, key=lambda r: r["valid_loss_nats"])
-        ax.plot(best["step"], best["valid_loss_nats"], "*", ms=15, color="#c0504d", label=f"kept: step {best['step']}, {best['valid_loss_nats']:.3f}")
+    if made := [r for r in valid if r["step"] > 0]:
+        best = min(made, key=lambda r: r["valid_loss_nats"])
+        worse = ", not better than the base" if valid[0]["valid_loss_nats"] <= best["valid_loss_nats"] else ""
+        ax.plot(best["step"], best["valid_loss_nats"], "*", ms=15, color="#c0504d", label=f"kept: step {best['step']}, {best['valid_loss_nats']:.3f}{worse}")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("optimizer steps"); ax.set_ylabel("loss (nats per token)"); ax.legend(frameon=False); ax.spines[["top", "right"]].set_visible(False)
     ax.figure.tight_layout()
@@ -321,6 +427,7 @@ for step in range(1, 25):
     weight = recorder.count([batch]); recorder.step_begins()
     losses, weights = token_losses(model, batch)
     loss = (losses*weights).sum()/weight
+    recorder.hear(losses, weights)
     loss.backward(); norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0); optimizer.step(); optimizer.zero_grad()
     recorder.step_ends(step); recorder.learned(step, loss.item(), norm.item(), 3e-3)
     if step % 6 == 0: recorder.evaluated(step, heldout_loss(model, valid, 0))
@@ -378,3 +485,7 @@ assert list(said.columns) == ["before", "speaker", "real", "step 0", "step 24"] 
 assert list(table.index) == [0, 6, 12, 18, 24] and table["train perplexity of the epoch"].notna().sum() == 2 and table.loc[12, "train perplexity of the epoch"] > table.loc[12, "valid perplexity"]
 ax = plot_losses(folder)
 assert [list(line.get_ydata()) for line in ax.lines] == [[3.0, 2.0], [2.5], [2.5]]; plt.close(ax.figure)
+with tempfile.TemporaryDirectory() as worse:  # the base is best: the star is on the step that is kept all the same
+    for step, loss in ((0, 2.0), (1, 2.6), (2, 2.5)): append_jsonl(Path(worse)/"metrics.jsonl", {"step": step, "valid_loss_nats": loss})
+    star = plot_losses(worse).lines[-1]
+    assert (list(star.get_xdata()), list(star.get_ydata())) == ([2], [2.5]) and "not better than the base" in star.get_label(); plt.close(star.figure)

@@ -14,34 +14,36 @@ import math
 import platform
 import shutil
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from simpsons_llm.batches import accumulation_steps
 from simpsons_llm.cost import Recipe, require_room, with_time
-from simpsons_llm.device import complete_env, find_device, find_ranks, load_ipex, peak_memory_gib, reset_peak_memory, set_threads
-from simpsons_llm.distributed import gather, join_group, main_first, on_main, rank_env
+from simpsons_llm.device import complete_env, find_device, find_ranks, load_ipex, memory_gib, peak_memory_gib, reset_peak_memory, set_threads
+from simpsons_llm.distributed import gather, group_ranks, join_group, main_first, on_main, rank_env
 from simpsons_llm.evaluate import heldout_loss
 from simpsons_llm.fsdp import gather_weights
 from simpsons_llm.config import RunLength, TrainConfig, run_length
 from simpsons_llm.history import Recorder, last_checkpoint, open_tracker, plot_losses, take_up, text_samples
 from simpsons_llm.infer import heldout_moments
-from simpsons_llm.job import Progress, format_seconds, open_folder, provenance, read_json, require, set_aside, write_json, write_text
+from simpsons_llm.job import Progress, format_seconds, hold_folder, provenance, read_json, require, set_aside, write_json, write_text
 from simpsons_llm.model import add_adapter, find_base, load_base, load_config, load_tokenizer, recompute_activations, save_adapter, save_model, shape_of, trainable_parameters
 from simpsons_llm.packing import PackedRows, base_of, can_isolate, packs_well, use_isolated
-from simpsons_llm.prepare import PrepareConfig, load_data, prepare
+from simpsons_llm.prepare import Prepared, PrepareConfig, load_data, read_and_split, write_prepared
 from simpsons_llm.prompt import TextMaker
 from simpsons_llm.samples import audit, cache_key, kept_samples, row_samples, scene_samples, write_audit
 
 # %%
 #| hide
 import tempfile
+from types import SimpleNamespace
 
 
 # %% [markdown]
 # ## Data for the run
 #
-# A folder of prepared data is read as it is. A script is prepared first, into the run's folder. The label audit of the chapter on prompts stands before every training.
+# A folder of prepared data is read as it is. A script is read and split in memory; it is written into the run's folder when all checks have passed, and not before, so that a run that is refused leaves nothing behind and an estimate writes nowhere. The label audit of the chapter on prompts stands before every training.
 
 # %%
 #| export
@@ -54,15 +56,22 @@ def data_folder(
 
 def run_data(
     config: TrainConfig, # the settings
-    made: bool = False,     # another rank has prepared it
-) -> tuple:                 # (split name -> `Scene`s, report)
-    "Prepared data of a run; a script is prepared first."
-    folder = data_folder(config)
-    if folder != Path(config.data):
-        if config.data != "springfield" and not Path(config.data).is_file():
-            raise FileNotFoundError(f"no data at {config.data}; give a folder that prepare wrote, or a script file")
-        if not made: prepare(PrepareConfig(script=config.data, out=str(folder)))
-    return load_data(folder)
+) -> tuple:                 # (split name -> `Scene`s, report, `Prepared` that is still to be written or None)
+    "Prepared data of a run; nothing is written. All ranks must call it."
+    if data_folder(config) == Path(config.data): return *load_data(config.data), None
+    if config.data != "springfield" and not Path(config.data).is_file():
+        raise FileNotFoundError(f"no data at {config.data}; give a folder that prepare wrote, or a script file")
+    made = on_main(group_ranks(), lambda: read_and_split(PrepareConfig(script=config.data)))
+    return made.parts, made.report, made
+
+
+def holds_data(
+    folder: Path,   # where prepared data may lie
+    made: Prepared, # what `run_data` gave
+) -> bool:
+    "Whether just this data lies in a folder, whole."
+    try: return load_data(folder)[1]["data_sha256"] == made.report["data_sha256"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError): return False
 
 
 # %% [markdown]
@@ -75,6 +84,7 @@ def make_samples(
     maker: TextMaker,       # tokenizer and template
     parts: dict,            # split name -> `Scene`s
     report: dict,           # the data's report
+    keep: bool = True,      # keep new samples in the cache folder
 ) -> tuple:                 # (split name -> `Sample`s, split name -> number of lines too long to learn)
     "Samples of all splits in the view that was asked for; kept ones if nothing has changed."
     s, targets = config.resolved(), report["speakers"]
@@ -86,7 +96,7 @@ def make_samples(
             else: samples[name], long = scene_samples(scenes, maker, targets, s["max_seq_len"], s["context_weight"])
             too_long[name] = len(long)
         return samples, too_long
-    samples, too_long, _ = kept_samples(cache_key(maker, report["data_sha256"], targets=targets, **options), make)
+    samples, too_long, _ = kept_samples(cache_key(maker, report["data_sha256"], targets=targets, **options), make, keep=keep)
     return samples, too_long
 
 
@@ -118,6 +128,7 @@ class Job:
     sharded: bool          # each rank holds a part of the model (FSDP)
     length: RunLength      # how many steps, and what happens at which
     moments: list          # where text is sampled: what `heldout_moments` chose in a validation scene
+    made: object = None    # `Prepared` data of a script, not written yet
     recorder: object = None # the `Recorder`
     engine: object = None  # what does the steps
 
@@ -126,7 +137,17 @@ class Job:
     ) -> float:     # nats per learned token
         "The held-out loss of the model as it is now. All ranks must call it."
         progress = Progress(len(self.samples[split]), f"score {split}", "samples", show=self.ranks.is_main)
-        return heldout_loss(self.engine.model, self.samples[split], self.maker.tokenizer.pad_token_id, self.config.resolved()["micro_batch_size"], progress)
+        with self.autocast(): return heldout_loss(self.engine.model, self.samples[split], self.maker.tokenizer.pad_token_id, self.config.resolved()["micro_batch_size"], progress)
+
+    def say(self) -> list: # rows, as `text_samples` gives them; none where this rank is not asked
+        "Samples of text of the model as it is now. All ranks must call it."
+        if not (self.ranks.is_main or self.sharded): return []
+        with self.autocast(): return text_samples(self.engine.model, self.maker, self.moments)
+
+    def autocast(self):
+        "The number format of the steps, for what is measured outside of them too: before and after are computed alike, whatever the engine has done to the model by then."
+        import torch
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.dtype == "bfloat16")
 
 
 # %% [markdown]
@@ -138,13 +159,15 @@ def plan(
     config: TrainConfig, # the settings
     ranks,                  # the `Ranks`
     device,                 # the `Device`
+    keep: bool = True,      # keep new samples in the cache folder
 ) -> Job:                   # all but engine and recorder; ValueError or a file error where the run cannot be done
-    "Everything that can be known before a weight is loaded."
+    "Everything that can be known before a weight is loaded. Nothing is written into the run's folder."
     s, name = config.resolved(), find_base(config.base_model, device.type).name
-    with main_first(ranks):  # what it writes, others read
-        parts, report = run_data(config, not ranks.is_main)
+    parts, report, made = run_data(config)
+    with main_first(ranks):  # what it keeps in the cache, others read
         maker, shape = TextMaker(load_tokenizer(name), s["template"]), load_config(name, device.type)
-        samples, too_long = make_samples(config, maker, parts, report)
+        samples, too_long = make_samples(config, maker, parts, report, keep)
+    for split in ("valid", "test"): samples[split] = [x for x in samples[split] if x.learned]  # others are not scored
     for split, long in too_long.items():
         if long and ranks.is_main: print(f"{split}: {long} lines are longer than max_seq_len={s['max_seq_len']} tokens by themselves and are not learned")
     counts = audit(samples["train"], maker)
@@ -153,7 +176,8 @@ def plan(
     length = run_length(config, len(items))
     moments = heldout_moments(parts["valid"], (report["speakers"] or list(report["all_speakers"]))[:3], most_scenes=1)
     told, sharded = share_model(config, shape, step_recipe(config, samples["train"], isolated, ranks.world_size), device, ranks.world_size)
-    return Job(config, Path(config.run), ranks, device, maker, samples, counts, too_long, report, name, shape, items, layout, isolated, told, sharded, length, moments)
+    if sharded: require_host(told, ranks, memory_gib("cpu"))
+    return Job(config, Path(config.run), ranks, device, maker, samples, counts, too_long, report, name, shape, items, layout, isolated, told, sharded, length, moments, made)
 
 
 # %% [markdown]
@@ -192,10 +216,42 @@ def share_model(
     "Choose how ranks share the model."
     want = config.sharding if world_size > 1 and config.quantization == "none" else "none"
     if want == "none" or want == "auto" and config.mode == "lora":
-        try: return require_room(shape, recipe, device), False
+        try: return require_room(shape, recipe, device, exchange=config.exchange if world_size > 1 else "none"), False
         except ValueError:
             if want == "none": raise
     return require_room(shape, recipe, device, world_size), True
+
+
+# %% [markdown]
+# A model in parts is loaded whole all the same, into the memory of the host, before it goes to the devices part by part: once by each rank of the machine. That is told, and refused where the host has no room for it.
+
+# %%
+#| export
+def host_gib(
+    told, # the `Estimate` for one rank that holds a part
+    ranks, # the `Ranks`
+) -> float: # GiB, of all ranks of this machine together
+    "What loading a sharded model takes of the host's memory."
+    return told.weights_gib*ranks.world_size*ranks.local_world_size
+
+
+def require_host(
+    told,           # the `Estimate` for one rank that holds a part
+    ranks,          # the `Ranks`
+    room_gib: float, # the host's memory, GiB; nan: not known
+):
+    "ValueError where the host cannot hold a whole model for each rank while it is loaded."
+    need = host_gib(told, ranks)
+    require(not need > room_gib, f"a sharded model is loaded whole into the host's memory first, once by each of the {ranks.local_world_size} ranks of a machine: {need:.1f} GiB, and this one has {room_gib:.1f}; "
+            "start fewer ranks on each machine, or use sharding=none where the devices have room for it")
+
+
+# %% tags=["check"]
+four = replace(find_ranks(), world_size=4, local_world_size=4)
+part = SimpleNamespace(weights_gib=3.2)
+assert math.isclose(host_gib(part, four), 51.2) and require_host(part, four, 64.0) is None and require_host(part, four, math.nan) is None
+try: require_host(part, four, 48.0); raise AssertionError
+except ValueError as e: assert "4 ranks of a machine: 51.2 GiB, and this one has 48.0" in str(e)
 
 
 # %% [markdown]
@@ -211,7 +267,7 @@ def step_recipe(
     largest: bool = True,   # the largest micro-batch; False: one of average size
 ) -> Recipe:                # for `estimate`
     "A run's training step, as the chapter on costs describes it."
-    s, sizes = config.resolved(), sorted(((len(x.input_ids), x.learned) for x in samples), reverse=True)
+    s, sizes = config.resolved(), sorted(((len(x.input_ids), x.weighted) for x in samples), reverse=True)
     n = min(s["micro_batch_size"], len(sizes))
     if config.packing == "rows": sizes = [(config.row_len, config.row_len)]*n
     if not largest: sizes = [tuple(round(sum(column)/len(sizes)) for column in zip(*sizes))]*n
@@ -230,7 +286,7 @@ def costs(
     "What a run would cost, measured on a few layers of the model."
     device, ranks = find_device(config.device, config.dtype), find_ranks()
     if device.type == "cpu": set_threads(ranks)
-    job = plan(config, ranks, device)
+    job = plan(config, ranks, device, keep=False)
     told, average = estimate_run(job), step_recipe(config, job.samples["train"], job.isolated, largest=False)
     steps = job.length.steps
     tokens = steps*average.tokens*average.gradient_accumulation_steps
@@ -251,8 +307,8 @@ print(job.layout, "|", job.length)
 costs(TrainConfig(run="runs/never", base_model="tiny", max_seq_len=600))["the run:"]
 
 # %% tags=["check"]
-assert not Path("runs/never/config.yaml").exists() and job.length.steps == math.ceil(len(job.samples["train"])/2) and not job.sharded
-assert len(job.moments) == 3 and all(scene in load_data(data_folder(job.config))[0]["valid"] for scene, *_ in job.moments)
+assert not Path("runs/never").exists() and job.length.steps == math.ceil(len(job.samples["train"])/2) and not job.sharded
+assert len(job.moments) == 3 and all(scene in job.made.parts["valid"] for scene, *_ in job.moments)
 try: lay_out(TrainConfig(packing="rows", max_seq_len=64, row_len=64), job.shape, job.samples["train"], job.device); raise AssertionError
 except ValueError as e: assert "more than a row of 64" in str(e)
 
@@ -268,12 +324,14 @@ def what_is_learned(
     "The run in words, before it begins."
     model, config, counts = job.engine.model, job.config, job.counts
     trainable, total = trainable_parameters(model)
+    weight, context = config.resolved()["context_weight"], counts["context_tokens"]
+    learned = f"{counts['learned_tokens']:,} of them learned" + (f", and {context:,} of other lines at weight {weight:g}, which is {weight*context/(weight*context + counts['learned_tokens']):.0%} of the loss" if context else "")
     return "\n".join([
         f"{base_of(model).name_or_path} on {job.device.name} ({job.device.dtype}); recipe {config.recipe}",
         f"trainable parameters: {trainable:,} of {total:,} ({trainable/total:.2%})",
-        f"to learn: {counts['samples']} samples, {counts['tokens']:,} tokens, {counts['learned_tokens']:,} of them learned; "
+        f"to learn: {counts['samples']} samples, {counts['tokens']:,} tokens, {learned}; "
         f"{job.length.steps} steps of {config.resolved()['global_batch_size']} {'rows' if config.packing == 'rows' else 'samples'}; {job.layout}",
-        *([f"{job.ranks.world_size} ranks, " + ("each holds a part of the model (FSDP)" if job.sharded else "each holds the whole model (DDP)")] if job.ranks.world_size > 1 else []),
+        *([f"{job.ranks.world_size} ranks, " + (f"each holds a part of the model (FSDP); while it is loaded, {host_gib(job.told, job.ranks):.1f} GiB of the host's memory" if job.sharded else "each holds the whole model (DDP)")] if job.ranks.world_size > 1 else []),
         f"peak memory of a step: {'at least ' if job.device.type == 'cpu' else ''}{job.told.peak_mem_gib:.1f} GiB of {job.device.memory_gib:.1f}"])
 
 
@@ -294,6 +352,7 @@ def open_run(
     config: TrainConfig, # the settings
     run: Path,              # the run's folder
     found: dict,            # what the settings stand for: base_source and data_sha256
+    made: Prepared = None,  # a script's data, to be written into the run's folder
 ) -> dict | None:           # the summary of a finished run that should be resumed; None if there is something to do
     "Set earlier results aside, or check that they can be resumed; then write config.yaml."
     import yaml
@@ -307,12 +366,13 @@ def open_run(
         if "optimizer_steps" in done and not done.get("stopped_early"): return done
     else:
         if "optimizer_steps" in done: shutil.rmtree(run/"checkpoints", ignore_errors=True)  # a finished run needs them no more
-        set_aside(run, RESULTS)
+        set_aside(run, RESULTS + ["data"]*bool(made and not holds_data(run/"data", made)))
+    if made and not holds_data(run/"data", made): write_prepared(made, run/"data")
     write_text(run/"config.yaml", yaml.safe_dump(settings, sort_keys=False))
 
 
 # %% [markdown]
-# The outermost function asks where it runs, refuses what cannot work before anything is moved or loaded, and makes sure that a run which fails says so in its summary.
+# The outermost function asks where it runs, refuses what cannot work before anything is moved or loaded, and keeps the run's folder to itself while it works there. From the moment at which the summary says "running", a run that fails says so in it.
 
 # %%
 #| export
@@ -328,12 +388,9 @@ def run_job(
     accumulation_steps(s["global_batch_size"], s["micro_batch_size"], ranks.world_size); find_base(config.base_model, device.type)
     if config.use_ipex: load_ipex()
     join_group(ranks, device, config.backend, config.group_timeout_s)
-    run = open_folder(config.run)
-    try: return begin_run(plan(config, ranks, device), make_engine)
-    except BaseException as e:
-        begun = not (run/"summary.json").is_file() or read_json(run/"summary.json").get("status") == "running"
-        if ranks.is_main and begun: write_json(run/"summary.json", {"status": "interrupted" if isinstance(e, KeyboardInterrupt) else "failed", "error": f"{type(e).__name__}: {e}"})
-        raise
+    with ExitStack() as held:
+        on_main(ranks, lambda: held.enter_context(hold_folder(config.run, getattr(make_engine, "name", "train"))))
+        return begin_run(plan(config, ranks, device), make_engine)
 
 
 def begin_run(
@@ -347,22 +404,25 @@ def begin_run(
     found = {"base_source": model.origin, "data_sha256": job.report["data_sha256"]}
     if job.isolated: use_isolated(model)
     if config.lora: model = add_adapter(model, config.lora, config.seed)
-    finished = on_main(ranks, lambda: open_run(config, run, found))  # nothing was moved before this line
+    finished = on_main(ranks, lambda: open_run(config, run, found, job.made))  # nothing was moved or written before this line
     if finished:
         print(f"{config.run} is finished ({finished['optimizer_steps']} steps); nothing is left to resume")
         return finished
-    if ranks.is_main:
-        write_json(run/"summary.json", {"status": "running"})
-        write_audit(job.samples["train"], job.maker, job.counts, run/"audit.html")
-    if config.gradient_checkpointing: recompute_activations(model)
-    job.recorder = Recorder(ranks, job.device, job.length, run, lambda: text_samples(job.engine.model, job.maker, job.moments) if ranks.is_main or job.sharded else [], max_minutes=config.max_minutes)
-    job.engine = make_engine(job, model)
-    if ranks.is_main: print(what_is_learned(job), flush=True)
+    if ranks.is_main: write_json(run/"summary.json", {"status": "running"})
     try:
-        if ranks.is_main: job.recorder.tracker = open_tracker(config.trackers, run, config.to_dict())
+        if ranks.is_main: write_audit(job.samples["train"], job.maker, job.counts, run/"audit.html")
+        if config.gradient_checkpointing: recompute_activations(model)
+        job.recorder = Recorder(ranks, job.device, job.length, run, job.say, max_minutes=config.max_minutes)
+        job.engine = make_engine(job, model)
+        if ranks.is_main:
+            print(what_is_learned(job), flush=True)
+            job.recorder.tracker = open_tracker(config.trackers, run, config.to_dict())
         return measure(job)
+    except BaseException as e:
+        if ranks.is_main: write_json(run/"summary.json", {"status": "interrupted" if isinstance(e, KeyboardInterrupt) else "failed", "error": f"{type(e).__name__}: {e}"})
+        raise
     finally:
-        if job.recorder.tracker: job.recorder.tracker.finish()
+        if job.recorder and job.recorder.tracker: job.recorder.tracker.finish()
 
 
 # %% [markdown]
@@ -422,7 +482,7 @@ def summarise(
             "base_model": base.name_or_path, "base_source": base.origin, "mode": config.mode, "recipe": config.recipe, "settings": config.resolved(), "layout": job.layout,
             "device": job.device.name, "dtype": job.device.dtype, "world_size": job.ranks.world_size, "launcher": job.ranks.launcher, "sharded": job.sharded, "ranks": everybody,
             "trainable_parameters": trainable_parameters(engine.model)[0], **lines, "too_long_lines": job.too_long,
-            "learned_tokens": rec.learned_tokens, "real_tokens": rec.real_tokens, "optimizer_steps": engine.step,
+            "learned_tokens": rec.learned_tokens, "context_tokens": rec.context_tokens, "real_tokens": rec.real_tokens, "optimizer_steps": engine.step,
             **losses, "valid_perplexity_best": math.exp(losses["valid_loss_nats_best"]), **speed, "predicted": asdict(job.told), KEPT[config.mode]: KEPT[config.mode], "data_sha256": report["data_sha256"], "script_sha256": report["script_sha256"], "provenance": provenance()}
 
 

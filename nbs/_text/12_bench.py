@@ -295,7 +295,7 @@ def cost_of(
         settings = FinetuneConfig(run=folder, micro_batch_size=n, global_batch_size=n*recipe.gradient_accumulation_steps, max_steps=steps, gradient_checkpointing=recipe.gradient_checkpointing, eval_steps=steps + 1)
         arguments = training_arguments(settings, len(samples), device)
         arguments.eval_strategy = arguments.save_strategy = "no"; arguments.load_best_model_at_end = False
-        trainer = make_trainer(model, arguments, samples, samples[:1], 0, Meter(find_ranks(), device, run_length(settings, len(samples))).count, [Clock()], grouped=not recipe.packed)
+        trainer = make_trainer(model, arguments, samples, samples[:1], 0, Meter(find_ranks(), device, run_length(settings, len(samples))), folder, [Clock()], grouped=not recipe.packed)
         reset_peak_memory(device)
         trainer.train()
     step_s, peak = sorted(times[2:])[len(times[2:])//2], peak_memory_gib(device)

@@ -21,12 +21,12 @@ import sys
 import tempfile
 import threading
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import simpsons_llm
 from simpsons_llm.device import find_ranks
-from simpsons_llm.job import find_chapter, open_folder, parameters_of, require, set_aside
+from simpsons_llm.job import find_chapter, hold_folder, open_folder, parameters_of, require, set_aside
 
 # %%
 #| hide
@@ -242,19 +242,31 @@ def run_chapter(
     show: bool = True,      # print what the job prints
     notebook = None,        # the executed notebook; None: rank{rank}.ipynb in `out`
 ) -> Path:                  # the executed notebook
-    "Run a chapter under papermill; ChapterError if it fails, KeyboardInterrupt if it was interrupted."
+    "Run a chapter under papermill; ChapterError if it fails, KeyboardInterrupt if it was interrupted, ValueError if another job holds the folder."
+    chapter, known, given = find_chapter(name), parameters_of(find_chapter(name)), dict(parameters or {})
+    check_parameters(given, chapter)
+    out, ranks = open_folder(out), find_ranks()
+    folder = next((f for f in FOLDER if f in known), None)
+    if folder: given.setdefault(folder, str(out))
+    executed = Path(notebook or out/f"rank{ranks.rank}.ipynb")
+    with hold_folder(out, chapter.stem) if ranks.is_main else nullcontext():  # one rank holds it for all
+        set_aside(executed.parent, [executed.name])
+        execute(chapter, executed, given, show)
+    return executed
+
+
+def execute(
+    chapter: Path,  # a notebook
+    executed: Path, # the executed notebook
+    given: dict,    # parameters
+    show: bool = True, # print what the job prints
+):
+    "papermill, with a kernel of its own that signals reach; errors as `run_chapter`."
     import logging
     with without("rfc3987_syntax"):
         import papermill
         from nbclient.exceptions import DeadKernelError
         from papermill.exceptions import PapermillExecutionError
-    chapter, known, given = find_chapter(name), parameters_of(find_chapter(name)), dict(parameters or {})
-    check_parameters(given, chapter)
-    out = open_folder(out)
-    folder = next((f for f in FOLDER if f in known), None)
-    if folder: given.setdefault(folder, str(out))
-    executed = Path(notebook or out/f"rank{find_ranks().rank}.ipynb")
-    set_aside(executed.parent, [executed.name])
     logging.getLogger("papermill").setLevel(logging.ERROR)
     backend = os.environ.pop("MPLBACKEND", None)  # a backend meant for scripts would keep pictures out of the notebook
     short = "/tmp" if len(tempfile.gettempdir()) > 60 and os.access("/tmp", os.W_OK) else None
@@ -269,7 +281,6 @@ def run_chapter(
             if stopper.signal: raise KeyboardInterrupt(str(executed)) from None
             raise ChapterError("DeadKernelError", "the kernel died without a word; somebody killed it, or the system did because memory ran out (see dmesg)", executed, "") from None
         finally: os.environ.update({"MPLBACKEND": backend} if backend else {})
-    return executed
 
 
 # %% [markdown]

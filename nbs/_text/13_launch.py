@@ -24,12 +24,13 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
 
 from simpsons_llm.device import Ranks, complete_env, find_ranks
 from simpsons_llm.distributed import free_port, rank_env
 from simpsons_llm.execute import GRACE_S, JobError, check_parameters, exit_code, run_chapter
-from simpsons_llm.job import find_chapter, open_folder, read_json, require, set_aside, write_json
+from simpsons_llm.job import find_chapter, hold_folder, open_folder, read_json, require, set_aside, write_json
 
 # %%
 #| hide
@@ -261,8 +262,13 @@ def run_rank(
     executed = Path(notebook.replace("{rank}", str(ranks.rank)))
     hydra, began = Hydra.find(), time.time()
     report = executed.parent/f".failed-{hashlib.sha256(job_name(os.environ).encode()).hexdigest()[:8]}-{ranks.rank}.json"
+    folder, held = open_folder(executed.parent), ExitStack()
+    if ranks.is_main:
+        try: held.enter_context(hold_folder(folder, f"rank {Path(name).stem}"))
+        except ValueError as e:  # another job is at work in there, so nothing is written, no report either
+            if hydra: print(f"error: {e}", file=sys.stderr, flush=True); hydra.abort(2); time.sleep(2)
+            raise
     try:
-        folder = open_folder(executed.parent)
         if ranks.world_size > 1 and "MASTER_PORT" not in os.environ:
             address, port = meet(ranks, folder, hydra)
             complete_env(ranks, master_addr=address, master_port=port)
@@ -283,6 +289,7 @@ def run_rank(
         if ranks.is_main:
             for note in executed.parent.glob(".meet-*"):
                 if note.stat().st_mtime >= began - 1: note.unlink(missing_ok=True)
+        held.close()
     if hydra: hydra.finish()
     return executed
 
@@ -451,6 +458,20 @@ def launch(
     chapter = find_chapter(name); check_parameters(dict(parameters or {}), chapter)
     where = read_hosts(hosts, n); launcher = choose_launcher(launcher, bool(where))
     out = open_folder(out)
+    with hold_folder(out, f"launch {chapter.stem}"): return start_all(chapter, out, n, parameters, launcher, where, rsh, ccl_debug)
+
+
+def start_all(
+    chapter: Path,    # a notebook
+    out: Path,        # the run's folder, held for this job
+    n: int,           # ranks in all
+    parameters: dict, # name -> value
+    launcher: str,    # one of LAUNCHERS but auto
+    where: list,      # (host, ranks on it); empty: this machine
+    rsh: str,         # how to reach a host
+    ccl_debug: bool,  # let oneCCL tell what it does
+) -> list:            # as `launch`
+    "Start the ranks, and see to their end."
     for old in out.glob(".failed-*.json"): old.unlink()
     set_aside(out, [p.name for p in out.glob("rank*.ipynb")])
     job, began = uuid.uuid4().hex[:12], time.perf_counter()
