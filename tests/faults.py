@@ -1,26 +1,30 @@
 """Do the tests notice? Faults are put into a copy of the package on purpose, one at a time, and the tests that should notice are run.
 
     python tests/faults.py                    all faults; half an hour on one core
-    python tests/faults.py seed- packing      those with one of these in their name, or of that module
-    python tests/faults.py --jobs 2           two at a time
+    python tests/faults.py seed packing       those with one of these in their name, or of that module
     python tests/faults.py --json             one JSON object a line instead of a table
     python tests/faults.py --check            only look whether each place is still there
 
-A fault is an old text of one module and a new text in its place. CAUGHT: its tests fail with it (and pass without it). SURVIVED: they pass;
-write a test. STALE: the old text does not occur exactly once in the module; take what stands there now. BROKEN: there are no such tests, or
-they could not run, or they fail without a fault, too. The exit code is 1 unless all were caught. Run by hand; pytest does not collect this file.
+A fault is an old text of one module and a new text in its place.
+
+    caught      a test fails with it, and passes without it
+    SURVIVED    its tests pass with it: write one that does not
+    STALE       the old text does not occur exactly once in the module: take what stands there now
+    BROKEN      its tests are not there, could not run, or fail without a fault, too
+
+The exit code is 0 if all were caught. Run by hand; pytest does not collect this file.
 """
 import argparse
 import json
 import os
-import queue
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+import xml.etree.ElementTree
 from pathlib import Path
 from typing import NamedTuple
 
@@ -203,123 +207,126 @@ FAULTS = [Fault(*row) for row in (
 )]
 
 
-def text_of(copy, fault):
-    "Module and text with the fault put in; None where its place is not there exactly once."
-    path = copy/"simpsons_llm"/f"{fault.module}.py"
-    text = path.read_text(encoding="utf8")
-    return path, text.replace(fault.old, fault.new) if text.count(fault.old) == 1 else None
+def spoilt(copy, fault):
+    "The module's text with the fault put in; None where its place is not there exactly once."
+    text = (copy/"simpsons_llm"/f"{fault.module}.py").read_text(encoding="utf8")
+    return text.replace(fault.old, fault.new) if text.count(fault.old) == 1 else None
 
 
-def spoil_chapter(path, fault):
-    "Put the fault into the exported cells of a chapter, which defines by itself what its module holds."
+def spoilt_chapter(path, fault):
+    "A chapter with the fault in its exported cells, which define what its module holds; None as above."
     notebook, found = json.loads(path.read_text(encoding="utf8")), 0
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] != "code" or "#| export" not in source: continue
         found += source.count(fault.old)
         cell["source"] = source.replace(fault.old, fault.new)
-    if found != 1: raise LookupError(f"{path.name} has the old text {found} times in its exported cells")
-    path.write_text(json.dumps(notebook), encoding="utf8")
+    return json.dumps(notebook) if found == 1 else None
 
 
 def command_of(tests):
-    "What runs these tests in a copy."
+    "What runs the tests of a fault in a copy."
     if tests.startswith("chapter:"): return ["nbdev_test", "--path", f"nbs/{tests[8:]}.ipynb", "--n_workers", "0"]
-    words = [f"tests/test_{w}" if ".py" in w else w for w in shlex.split(tests)]
-    return [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *words]
+    return pytest_for("-x", *(f"tests/test_{w}" if ".py" in w else w for w in shlex.split(tests)))
 
 
-def own_cache(folder):
-    "A cache folder for the copies: the user's weights are used, prepared samples are made anew."
+def pytest_for(*words):
+    report = ("-o", "junit_family=xunit1", "--junitxml", "../report.xml")
+    return [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *report, *words]
+
+
+def run(command, copy, limit_s=LIMIT_S):
+    "Exit code of a command in a copy (None: it took too long), and the last that it said."
+    shutil.rmtree(copy.parent/"cache"/"tokens", ignore_errors=True)  # samples that were kept without the fault must not hide it
+    (copy.parent/"report.xml").unlink(missing_ok=True)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "SIMPSONS_LLM_CACHE": str(copy.parent/"cache"), "OMP_WAIT_POLICY": "PASSIVE", "PATH": path}
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        p = subprocess.Popen(command, cwd=copy, env=env, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
+        try: code = p.wait(limit_s)
+        except subprocess.TimeoutExpired: code = None
+        finally:
+            try: os.killpg(p.pid, signal.SIGKILL)  # and what the tests started
+            except ProcessLookupError: pass
+            p.wait()
+        said.seek(0)
+        return code, " ".join(said.read().split())[-300:]
+
+
+def failed_tests(copy):
+    "Names of the tests that failed in the last run, as pytest takes them."
+    file = copy.parent/"report.xml"
+    cases = xml.etree.ElementTree.parse(file).iter("testcase") if file.is_file() else ()
+    return [f"{c.get('file')}::{c.get('name')}" for c in cases if c.find("failure") is not None or c.find("error") is not None]
+
+
+def examine(fault, copy):
+    "One fault: (what came of it, a note, the tests that failed)."
+    spoils = {copy/"simpsons_llm"/f"{fault.module}.py": spoilt(copy, fault)}
+    chapter = copy/"nbs"/f"{fault.tests[8:]}.ipynb" if fault.tests.startswith("chapter:") else None
+    if chapter: spoils[chapter] = spoilt_chapter(chapter, fault)
+    if None in spoils.values(): return "STALE", f"not exactly once in {fault.module}: {fault.old!r}", []
+    whole = {path: path.read_bytes() for path in spoils}
+    try:
+        for path, text in spoils.items(): path.write_text(text, encoding="utf8")
+        code, said = run(command_of(fault.tests), copy)
+    finally:
+        for path, data in whole.items(): path.write_bytes(data)
+    if code == 0: return "SURVIVED", "its tests pass with it", []
+    if code is None: return "caught", f"its tests took more than {LIMIT_S} s", []
+    if code != 1: return "BROKEN", f"exit code {code}: {said}", []
+    failed = failed_tests(copy)
+    return ("caught", failed[0], failed) if failed else ("caught", said, [fault.tests]) if chapter else ("BROKEN", said, [])
+
+
+def copied(folder):
+    "A copy of what the tests need, beside a cache of its own: the user's weights are used, samples are made anew."
     sys.path.insert(0, str(ROOT))
     from simpsons_llm.job import cache_dir
-    folder.mkdir()
+    copy, cache = folder/"project", folder/"cache"
+    copy.mkdir()
+    cache.mkdir()
+    for name in NEEDED:
+        if (ROOT/name).is_dir(): shutil.copytree(ROOT/name, copy/name, ignore=shutil.ignore_patterns("runs", "__pycache__", ".ipynb_checkpoints"))
+        else: shutil.copy2(ROOT/name, copy/name)
     for p in cache_dir().glob("*"):
-        if p.name != "tokens": (folder/p.name).symlink_to(p)
-    return folder
-
-
-def run(command, copy):
-    "Exit code of a command in a copy (None: it took too long), and what it said."
-    shutil.rmtree(copy.parent/"cache"/"tokens", ignore_errors=True)  # a fault must not find what was made without it
-    env = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "SIMPSONS_LLM_CACHE": str(copy.parent/"cache"),
-           "OMP_WAIT_POLICY": "PASSIVE", "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
-    with tempfile.TemporaryFile("w+") as said:
-        p = subprocess.Popen(command, cwd=copy, env=env, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
-        try: code = p.wait(LIMIT_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(p.pid, 9)
-            p.wait()
-            code = None
-        said.seek(0)
-        return code, said.read()
-
-
-def examine(fault, copy, sound):
-    "One fault: (what came of it, a note)."
-    path, spoilt = text_of(copy, fault)
-    if spoilt is None: return "STALE", f"the old text does not occur exactly once in {fault.module}.py: {fault.old!r}"
-    whole, chapter = path.read_bytes(), copy/"nbs"/f"{fault.tests[8:]}.ipynb" if fault.tests.startswith("chapter:") else None
-    kept = chapter and chapter.read_bytes()
-    try:
-        path.write_text(spoilt, encoding="utf8")
-        if chapter: spoil_chapter(chapter, fault)
-        code, said = run(command_of(fault.tests), copy)
-    except LookupError as e: return "STALE", str(e)
-    finally:
-        path.write_bytes(whole)
-        if chapter: chapter.write_bytes(kept)
-    if code == 0: return "SURVIVED", "its tests pass with it"
-    last = next((line for line in reversed(said.splitlines()) if line.startswith(("FAILED", "ERROR"))), said.strip()[-200:])
-    if code not in (None, 1): return "BROKEN", f"exit code {code}: {last}"
-    if fault.tests not in sound:  # caught by its own tests, or do they fail anyway?
-        code, said = run(command_of(fault.tests), copy)
-        if code != 0: return "BROKEN", f"these tests fail without a fault: {said.strip()[-300:]}"
-        sound.add(fault.tests)
-    return "caught", last if code is not None else f"its tests took more than {LIMIT_S} s"
-
-
-def copies(folder, number):
-    "Copies of what the tests need, each with a cache of its own."
-    ready = queue.Queue()
-    for i in range(number):
-        copy = folder/str(i)/"project"
-        copy.mkdir(parents=True)
-        for name in NEEDED:
-            if (ROOT/name).is_dir(): shutil.copytree(ROOT/name, copy/name, ignore=shutil.ignore_patterns("runs", "__pycache__", ".ipynb_checkpoints"))
-            else: shutil.copy2(ROOT/name, copy/name)
-        own_cache(copy.parent/"cache")
-        ready.put(copy)
-    return ready
+        if p.name != "tokens": (cache/p.name).symlink_to(p)
+    return copy
 
 
 def spoken(seconds): return f"{seconds:.0f} s" if seconds < 90 else f"{seconds/60:.0f} min"
 
 
-def examine_all(faults, jobs, show):
-    "A row for each fault, in their order."
-    begin, done, rows, sound = time.perf_counter(), 0, {}, set()
-
-    def one(fault):
-        nonlocal done
-        copy, since = ready.get(), time.perf_counter()
-        try: found, note = examine(fault, copy, sound)
-        finally: ready.put(copy)
-        done += 1
-        took, spent = time.perf_counter() - since, time.perf_counter() - begin
-        left = spoken(spent/done*(len(faults) - done))
-        show(f"[{done}/{len(faults)}] {fault.module} {fault.name}: {found} in {spoken(took)}; {left} left")
-        rows[fault] = {"module": fault.module, "fault": fault.name, "result": found, "seconds": round(took, 1), "tests": fault.tests, "note": note}
-
+def examine_all(faults, tell):
+    "A row for each fault; at the end, the tests that noticed one are run without any."
+    begin, rows, noticed = time.perf_counter(), [], {}
     with tempfile.TemporaryDirectory(prefix="faults", ignore_cleanup_errors=True) as folder:
-        ready = copies(Path(folder), jobs)
-        with ThreadPoolExecutor(jobs) as pool: list(pool.map(one, faults))
-    return [rows[f] for f in faults]
+        copy = copied(Path(folder))
+        for number, fault in enumerate(faults, 1):
+            since = time.perf_counter()
+            result, note, failed = examine(fault, copy)
+            took, spent = time.perf_counter() - since, time.perf_counter() - begin
+            row = {"module": fault.module, "fault": fault.name, "result": result, "seconds": round(took, 1), "tests": fault.tests, "note": note}
+            rows.append(row)
+            for test in failed: noticed.setdefault(test, []).append(row)
+            tell(f"[{number}/{len(faults)}] {fault.module} {fault.name}: {result} in {spoken(took)}; {spoken(spent/number*(len(faults) - number))} left")
+        tell(f"the {len(noticed)} tests that noticed a fault, once more without any")
+        for test in failing(noticed, copy):
+            for row in noticed.get(test, ()): row.update(result="BROKEN", note=f"fails without a fault, too: {test}")
+    return rows
+
+
+def failing(tests, copy):
+    "Those of these tests and chapters that fail as things are."
+    chapters = [t for t in tests if t.startswith("chapter:")]
+    bad, rest = [c for c in chapters if run(command_of(c), copy)[0] != 0], [t for t in tests if t not in chapters]
+    code = run(pytest_for(*rest), copy, None)[0] if rest else 0
+    return bad + (failed_tests(copy) if code == 1 else rest if code else [])
 
 
 def table(rows):
     "The rows for people."
-    lines = [f"{r['module']:14}{r['fault']:32}{r['result']:10}{r['seconds']:7.1f} s  {r['tests']}" for r in rows]
+    lines = [f"{r['module']:14}{r['fault']:32}{r['result']:10}{r['seconds']:6.0f} s  {r['tests']}" for r in rows]
     lines += [f"{r['result']} {r['module']} {r['fault']}: {r['note']}" for r in rows if r["result"] != "caught"]
     return "\n".join([*lines, f"{sum(r['result'] == 'caught' for r in rows)} of {len(rows)} faults were caught"])
 
@@ -327,17 +334,17 @@ def table(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="a module, or part of a fault's name")
-    parser.add_argument("--jobs", type=int, default=1, help="how many at a time")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--check", action="store_true", help="only look whether each place is still there")
     given = parser.parse_args()
     faults = [f for f in FAULTS if not given.names or any(n == f.module or n in f.name for n in given.names)]
     if not faults: parser.error(f"no fault is called {' or '.join(given.names)}")
     if given.check:
-        stale = [f for f in faults if text_of(ROOT, f)[1] is None]
+        stale = [f for f in faults if spoilt(ROOT, f) is None]
         for f in stale: print(f"STALE {f.module} {f.name}: {f.old!r}")
         sys.exit(bool(stale))
-    rows = examine_all(faults, given.jobs, lambda line: print(line, file=sys.stderr, flush=True))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left behind
+    rows = examine_all(faults, lambda line: print(line, file=sys.stderr, flush=True))
     print("\n".join(map(json.dumps, rows)) if given.json else table(rows))
     sys.exit(any(r["result"] != "caught" for r in rows))
 
