@@ -1,17 +1,26 @@
 "The length of a run, its optimizer and its rate."
+
 import pytest
 import torch
 
 from simpsons_llm.config import TrainConfig, make_optimizer, run_length
 
 
-@pytest.mark.parametrize("samples, settings, steps, epoch, evaluated", [
-    (7, dict(global_batch_size=2, epochs=1, eval_steps=3), 4, 4, [3, 4]), (8, dict(global_batch_size=2, epochs=2, eval_steps=3), 8, 4, [3, 4, 6, 8]),
-    (9, dict(global_batch_size=4, epochs=1.5, eval_steps=100), 5, 3, [3, 5]), (100, dict(global_batch_size=4, max_steps=10, eval_steps=4), 10, 25, [4, 8, 10])])
+@pytest.mark.parametrize(
+    "samples, settings, steps, epoch, evaluated",
+    [
+        (7, dict(global_batch_size=2, epochs=1, eval_steps=3), 4, 4, [3, 4]),
+        (8, dict(global_batch_size=2, epochs=2, eval_steps=3), 8, 4, [3, 4, 6, 8]),
+        (9, dict(global_batch_size=4, epochs=1.5, eval_steps=100), 5, 3, [3, 5]),
+        (100, dict(global_batch_size=4, max_steps=10, eval_steps=4), 10, 25, [4, 8, 10]),
+    ],
+)
 def test_length_and_evaluations(samples, settings, steps, epoch, evaluated):
     "The last, shorter batch counts; evaluated every so many steps, at the end of each epoch and of the run."
     length = run_length(TrainConfig(micro_batch_size=1, **settings), samples)
-    assert (length.steps, length.epoch_steps) == (steps, epoch) and [k for k in range(1, steps + 1) if length.evaluates(k)] == evaluated
+    assert (length.steps, length.epoch_steps) == (steps, epoch) and [
+        k for k in range(1, steps + 1) if length.evaluates(k)
+    ] == evaluated
 
 
 @pytest.mark.parametrize("ratio, steps, warmup", [(0.25, 8, 2), (0.05, 40, 2), (0.0, 40, 0), (0.99, 2, 1)])
@@ -23,9 +32,11 @@ def test_warmup_is_a_share_of_the_steps(ratio, steps, warmup):
 def test_weights_without_a_gradient_do_not_decay(ratio):
     from simpsons_llm.lora import LoRASettings
     from simpsons_llm.model import add_adapter, tiny_model
+
     model = add_adapter(tiny_model()[0], LoRASettings(r=2))
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     optimizer = make_optimizer(model, 0.1, ratio)
-    for p in model.parameters(): p.grad = torch.zeros_like(p) if p.requires_grad else None
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p) if p.requires_grad else None
     optimizer.step()
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())

@@ -1,4 +1,5 @@
 "Tokens and minutes of a run, by a clock that the test winds."
+
 import pytest
 import torch
 
@@ -36,7 +37,10 @@ def test_the_last_step_stops_nothing_early(meter):
 
 def test_tokens_that_nothing_predicts_are_not_learned(meter):
     "The first of a row; and what a filler computes is not counted at all."
-    def part(*weights): return {"loss_weights": torch.tensor([weights]), "lengths": torch.tensor([len(weights)])}
+
+    def part(*weights):
+        return {"loss_weights": torch.tensor([weights]), "lengths": torch.tensor([len(weights)])}
+
     m, _ = meter
     assert m.count([part(1.0, 1.0, 0.0, 0.25), part(1.0, 0.0, 1.0)]) == 2.25
     assert (m.real_tokens, m.learned_tokens, m.own_tokens) == (7, 3, 7)

@@ -90,13 +90,6 @@ def test_an_adapter_starts_from_its_seed():
     assert torch.equal(first, start(1)) and not torch.equal(first, start(2)) and torch.equal(state, torch.get_rng_state())
 
 
-def test_what_is_loaded_is_ready_to_answer(run, tmp_path):
-    "In evaluation mode: no dropout, adapter or whole model."
-    folder, _ = run
-    M.save_model(*M.tiny_model(), tmp_path, {"base_model": "tiny", "template": "script"})
-    for kept in (folder/"adapter", tmp_path): assert not any(m.training for m in M.load_tuned(kept, CPU)[0].modules()), kept
-
-
 @pytest.mark.parametrize("change, said", [("lost", "1 places have no key"), ("more", "1 of its keys have no place")])
 def test_an_adapter_that_does_not_fit_is_refused(change, said, run, tmp_path):
     "PEFT would leave a new, empty adapter where one is missing, and say so in a warning at most."
