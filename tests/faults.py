@@ -1,4 +1,4 @@
-"""Do the tests notice? Faults are put into a copy of the package, one at a time, and the tests that should notice are run.
+"""Do the tests notice? Faults are put into a copy of the package, one at a time, and the tests that should notice run.
 
     python tests/faults.py                    all faults; half an hour on one core
     python tests/faults.py seed packing       those with one of these in their name, or of that module
@@ -428,9 +428,8 @@ def examine_all(faults, tell):
             rows.append(row)
             for test in failed:
                 noticed.setdefault(test, []).append(row)
-            tell(
-                f"[{number}/{len(faults)}] {fault.module} {fault.name}: {result} in {spoken(took)}; {spoken(spent / number * (len(faults) - number))} left"
-            )
+            left = spoken(spent / number * (len(faults) - number))
+            tell(f"[{number}/{len(faults)}] {fault.module} {fault.name}: {result} in {spoken(took)}; {left} left")
         tell(f"the {len(noticed)} tests that noticed a fault, once more without any")
         for test in failing(noticed, copy):
             for row in noticed.get(test, ()):

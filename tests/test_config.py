@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from simpsons_llm.config import TrainConfig, make_optimizer, run_length
+from simpsons_llm.config import TrainConfig, make_optimizer, make_schedule, run_length
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,19 @@ def test_weights_without_a_gradient_do_not_decay(ratio):
         p.grad = torch.zeros_like(p) if p.requires_grad else None
     optimizer.step()
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("warmup, steps", [(0, 1), (0, 5), (1, 2), (3, 8), (7, 8)])
+def test_the_rate_goes_up_to_its_peak_and_down_and_is_never_nothing(warmup, steps):
+    "A step at a rate of 0 would be a step for nothing."
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    schedule, rates = make_schedule(optimizer, warmup, steps), []
+    for _ in range(steps):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert max(rates) == pytest.approx(0.1) and min(rates) > 0
+    assert sum(b > a for a, b in zip([0.0, *rates], rates)) == max(warmup, 1)
+    peak = rates.index(max(rates))
+    assert all(a >= b for a, b in zip(rates[peak:], rates[peak + 1 :]))
+    assert steps <= warmup + 1 or rates[-1] < rates[-2]
