@@ -9,6 +9,8 @@ from setuptools.command.build_py import build_py
 here = Path(__file__).parent
 cfg = ConfigParser(delimiters=['=']); cfg.read(here/'settings.ini', encoding='utf8')
 cfg = cfg['DEFAULT']
+kinds = ['Development Status :: 3 - Alpha', f'Intended Audience :: {cfg["audience"]}', f'Natural Language :: {cfg["language"]}',
+         'Programming Language :: Python :: 3 :: Only', *(f'Programming Language :: Python :: {v}' for v in cfg['pythons'].split())]
 
 
 class BuildWithChapters(build_py):
@@ -25,7 +27,7 @@ class BuildWithChapters(build_py):
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'].split(),
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license='Apache-2.0',
-    long_description=(here/'README.md').read_text(encoding='utf8'), long_description_content_type='text/markdown',
+    long_description=(here/'README.md').read_text(encoding='utf8'), long_description_content_type='text/markdown', classifiers=kinds,
     packages=[cfg['lib_path']], package_data={cfg['lib_path']: ['data/*.csv']}, include_package_data=False,
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),

@@ -123,6 +123,19 @@ def test_bad_input_is_told_in_one_sentence(place, words, says, monkeypatch, capf
     assert says in err and "Traceback" not in err + out
 
 
+def test_commands_have_the_defaults_of_their_settings():
+    "What is not given on the command line is what a notebook or a Python caller gets."
+    from dataclasses import fields
+    from simpsons_llm.cli import job_command
+    from simpsons_llm.finetune import FinetuneConfig
+    from simpsons_llm.infer import InferConfig
+    from simpsons_llm.prepare import PrepareConfig
+    import inspect
+    for config in (PrepareConfig, FinetuneConfig, InferConfig):
+        found = inspect.signature(job_command(config, print, "")).parameters
+        assert {n: p.default for n, p in found.items()} == {f.name: f.default for f in fields(config)}
+
+
 def test_bad_input_in_a_process_of_its_own(place):
     "The same through the installed command: exit code 2, one line on standard error, nothing on standard output."
     done = cli("prepare", "--script", "nowhere.csv", cwd=place, ok=2)

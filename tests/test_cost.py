@@ -94,6 +94,23 @@ def test_what_would_help_keeps_the_step_the_same_where_it_can():
     assert all("micro_batch_size=1" not in w or len(r.seq_lens) == 1 for w, r in milder(recipe))
 
 
+def test_the_time_of_a_step_is_that_of_all_its_micro_batches(monkeypatch):
+    from simpsons_llm.cost import with_time
+    monkeypatch.setattr("simpsons_llm.cost.measure", lambda *_: {"micro_s": 0.5, "update_s": 0.1, "peak": 0.0})
+    recipe = Recipe(seq_lens=(60, 40), gradient_accumulation_steps=4)
+    told = with_time(estimate(TINY, recipe, CPU), TINY, recipe, CPU)
+    assert told.step_s == pytest.approx(4*0.5 + 0.1) and told.tokens == 400 and told.tokens_per_s == pytest.approx(400/2.1)
+    assert told.tflop_per_s == pytest.approx(told.flop_per_token*told.tokens_per_s/1e12)
+
+
+def test_ranks_that_share_a_model_share_all_but_activations():
+    from simpsons_llm.cost import in_parts
+    whole = estimate(TINY, Recipe(lora=None, seq_lens=(64, 64)), CPU)
+    part, shared = in_parts(whole, 4), ("weights_gib", "gradients_gib", "optimizer_gib")
+    assert all(getattr(part, n) == pytest.approx(getattr(whole, n)/4) for n in shared) and part.activations_gib == whole.activations_gib
+    assert whole.peak_mem_gib - part.peak_mem_gib == pytest.approx(sum(getattr(whole, n) for n in shared)*3/4) and in_parts(whole, 1) == whole
+
+
 @pytest.mark.parametrize("wrong, said", [(dict(seq_lens=()), "seq_lens"), (dict(seq_lens=(0,)), "seq_lens"), (dict(gradient_accumulation_steps=0), "gradient_accumulation_steps"), (dict(lora=None, quantization="nf4"), "4-bit")])
 def test_impossible_recipes(wrong, said):
     with pytest.raises(ValueError, match=said): Recipe(**wrong)

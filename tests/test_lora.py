@@ -100,7 +100,8 @@ def test_starts_as_the_base_and_trains_only_the_adapter(input_ids):
     model = llama(bias=True)
     ours = add_lora(copy.deepcopy(model), SEED_LORA).eval()
     assert torch.equal(ours(input_ids).logits, model(input_ids).logits)
-    frozen = {name: p.clone() for name, p in ours.named_parameters() if not p.requires_grad}
+    frozen = {name: p.clone() for name, p in ours.named_parameters() if "lora_" not in name}
+    assert not frozen.keys() & trainable(ours).keys()
     optimizer = torch.optim.AdamW(trainable(ours).values(), lr=1e-2)
     losses = []
     for _ in range(8):

@@ -140,6 +140,25 @@ def test_directions_are_kept_on_request(tmp_path):
         assert read_script(tmp_path/name, keep_directions=True).lines[0].text == want and "(" not in read_script(tmp_path/name).lines[0].text
 
 
+def test_a_heading_begins_a_scene_even_in_the_same_place():
+    heading = {**{c: "" for c in COLUMNS}, "raw_text": "(Home: int. home - later)", "episode_id": 1, "speaking_line": "false", "raw_location_text": "Home"}
+    rows = [{**ROW, "number": n, "spoken_words": f"Line {n}."} for n in (1, 2, 4, 5)]
+    script = read_table(table(*rows[:2], {**heading, "number": 3}, *rows[2:]), "x")
+    assert [[l.text for l in s.lines] for s in script.scenes] == [["Line 1.", "Line 2."], ["Line 4.", "Line 5."]] and [s.index for s in script.scenes] == [0, 1]
+
+
+def test_blank_rows_end_a_scene_and_where_each_row_has_one_two_do():
+    texts = lambda text: [[l.text for l in s.lines] for s in read_text(text, "x").scenes]
+    assert texts("A: 1.\nB: 2.\n\nA: 3.\nB: 4.\n\n\nA: 5.\nB: 6.") == [["1.", "2."], ["3.", "4."], ["5.", "6."]]
+    assert texts("A: 1.\n\nB: 2.\n\nA: 3.\n\n\nB: 4.\n\nA: 5.") == [["1.", "2.", "3."], ["4.", "5."]]
+
+
+def test_rows_of_a_screenplay_keep_their_numbers_behind_comments():
+    text = "INT. HOME\n\nMARGE\nOne.\n\n/* three\nrows\nare gone */\n\nHOMER\nTwo.\n\n[[a note\nover two rows]]\n\nMARGE\nThree.\n"
+    lines = read_fountain(text, "x").lines
+    assert [(l.text, text.split("\n")[l.row - 1][:3]) for l in lines] == [("One.", "One"), ("Two.", "Two"), ("Three.", "Thr")]
+
+
 def test_text_rows():
     script = read_text("[Home]\nMarge: One.\n   and two.\n\nBart (O.S.): (beat) Three.\n(Bart leaves.)\nno speaker here\nLisa: (SIGHS)\nCh. 6: Four: five.\n[Episode 4]\n12:30: Noon.", "x")
     assert [(l.episode, l.location, l.speaker, l.text) for l in script.lines] == [

@@ -1,0 +1,476 @@
+"""Do the tests notice? Faults are put into a copy of the package, one at a time, and the tests that should notice run.
+
+    python tests/faults.py                    all faults; half an hour on one core
+    python tests/faults.py seed packing       those with one of these in their name, or of that module
+    python tests/faults.py --json             one JSON object a line instead of a table
+    python tests/faults.py --check            only look whether each place is still there
+
+A fault is an old text of one module and a new text in its place.
+
+    caught      a test fails with it, and passes without it
+    SURVIVED    its tests pass with it: write one that does not
+    STALE       the old text does not occur exactly once in the module: take what stands there now
+    BROKEN      its tests are not there, could not run, or fail without a fault, too
+
+The exit code is 0 if all were caught. Run by hand; pytest does not collect this file.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+NEEDED = ("simpsons_llm", "tests", "nbs", ".ci", ".github", "settings.ini", "setup.py", "constraints.txt", "README.md")
+LIMIT_S = 300  # longest time for the tests of one fault; a fault that makes them hang is noticed, too
+
+
+class Fault(NamedTuple):
+    "A mistake that a person could make."
+
+    module: str  # simpsons_llm/{module}.py
+    name: str  # what is wrong
+    old: str  # text that occurs exactly once in the module
+    new: str  # what stands there instead
+    tests: str  # arguments for pytest, without tests/test_; or "chapter:NAME", with the fault in its exported cells
+
+
+# fmt: off
+FAULTS = [Fault(*row) for row in (
+    # ---- the machine room -------------------------------------------------------------------------------------------
+    ("device", "all-ranks-on-card-0", 'index = 0 if kind == "cpu" else local_rank', "index = 0",
+     "device.py -k local_rank_picks"),
+    ("device", "memory-limit-ignored", "min([machine, *_cgroup_limits()])", "machine",
+     "device.py -k respects_the_limit"),
+    ("device", "each-rank-takes-all-cores", "_cores() // ranks.local_world_size", "_cores()", "device.py -k threads"),
+    ("device", "slurm-tasks-of-the-first-node", "counts[min(node, len(counts) - 1)]", "counts[0]",
+     "device.py -k tasks_per_node"),
+    ("distributed", "sums-of-one-rank", "    dist.all_reduce(sums)\n", "", "distributed.py -k two_ranks"),
+    ("distributed", "gather-in-no-order", "dist.all_gather_object(found, value)\n    return found",
+     "dist.all_gather_object(found, value)\n    return found[::-1]", "distributed.py -k two_ranks"),
+    ("distributed", "failure-of-rank-0-unsaid", "if error: raise RankFailed", "if False: raise RankFailed",
+     "distributed.py -k two_ranks"),
+    ("distributed", "what-a-person-set-overruled", "if value and name not in env}", "if value}",
+     "distributed.py -k 'person_set or tiles'"),
+    ("distributed", "two-ranks-on-one-card", "if place and place in places:", "if False:",
+     "distributed.py -k cannot_be_right"),
+    ("job", "zero-means-true", '"1": True, "0": False}', '"1": True, "0": True}', "job.py -k coerce"),
+    ("job", "true-means-one", "if isinstance(value, bool): raise ValueError", "pass", "job.py -k coerce"),
+    ("job", "share-of-what-is-left", "100*done/self.total", "100*(self.total - done)/self.total",
+     "job.py -k progress"),
+    ("job", "time-left-of-the-whole", "spent*(self.total - done)/done", "spent*self.total/done", "job.py -k progress"),
+    ("job", "too-many-lines", "now - self.last < self.every_s", "False", "job.py -k progress"),
+    ("job", "hash-of-the-first-piece", "while piece := f.read(1 << 20): h.update(piece)", "h.update(f.read(1 << 20))",
+     "job.py -k sha256"),
+    ("job", "earlier-run-overwritten", "number += 1", "pass", "job.py -k set_aside"),
+    # ---- text -------------------------------------------------------------------------------------------------------
+    ("lines", "headings-cut-nothing", "in cuts: close()", "in cuts: pass", "script.py -k heading"),
+    ("lines", "rows-counted-from-0", "row = feed.begin + skipped + 1", "row = feed.begin + skipped",
+     "script.py -k line_numbers"),
+    ("lines", "twice-is-kept", "(what.episode, what.number), row)) != row", "(what.episode, what.number), row)) < 0",
+     "script.py -k twice"),
+    ("lines", "directions-are-words", 'r"\\([^()]*\\)", " ", text)', 'r"[()]", " ", text)', "script.py"),
+    ("script", "scenes-end-a-row-late", "if empty > spaced:", "if empty > spaced + 1:", "script.py -k blank"),
+    ("script", "comments-swallow-rows", 'hide = lambda m: re.sub(r"[^\\n]", "", m[0])', 'hide = lambda m: ""',
+     "script.py -k screenplay"),
+    ("script", "each-record-a-scene", "if not shared: scenes.append", "if True: scenes.append",
+     "script.py -k whole_scenes"),
+    ("prepare", "leak-without-ngrams", 'max(leak["line_share"], leak["ngram_share"]) <= max_leak',
+     'leak["line_share"] <= max_leak', "prepare.py -k nearly"),
+    ("prepare", "leak-of-valid-only", 'parts["valid"] + parts["test"])', 'parts["valid"])', "prepare.py -k nearly"),
+    ("prepare", "split-by-scene", '(lambda s: s.episode) if split == "episode"',
+     '(lambda s: s.episode) if split == "book"', "prepare.py -k sets_share_nothing"),
+    ("prepare", "split-seed-ignored", 'random.Random(f"{seed}/{i}")', 'random.Random(f"{i}")',
+     "prepare.py -k seed_of_its_own"),
+    ("prepare", "data-not-verified", 'sha256(folder/f"{name}.jsonl") == report["data_sha256"][name]', "True",
+     "prepare.py -k changed"),
+    ("prepare", "context-is-a-target", "return line.learn and (", "return (", "prompt.py -k never_a_target"),
+    ("prompt", "a-line-too-few", "return without(first), first", "return without(first + 1), first + 1",
+     "prompt.py -k cut_from_the_left"),
+    ("prompt", "letters-become-special", "backend.encode_special_tokens = True",
+     "backend.encode_special_tokens = False", "prompt.py -k beginning_of_what_is_trained"),
+    ("prompt", "answers-end-anywhere", "sorted({self.end[-1], self.tokenizer.eos_token_id})",
+     "[self.tokenizer.eos_token_id]", "infer.py -k ends_where"),
+    ("prompt", "padding-ends-answers", "tokenizer.pad_token_id not in self.stop_ids", "True", "samples.py -k padding"),
+    ("samples", "windows-without-overlap", "min(overlap*max_seq_len", "min(0*max_seq_len", "samples.py -k window"),
+    ("samples", "overlap-always-a-quarter", "min(overlap*max_seq_len", "min(0.25*max_seq_len", "samples.py -k window"),
+    ("samples", "repeated-lines-learned", "add(tokens.ids, READ)", "add(tokens.ids, LEARNED)", "samples.py -k window"),
+    ("samples", "end-not-learned", "said[i][1] + maker.end, max(", "said[i][1], max(",
+     "prompt.py -k 'once or trained'"),
+    ("samples", "what-is-read-counts", "(0.0, 0.0, context_weight, 1.0)", "(0.0, context_weight, context_weight, 1.0)",
+     "prompt.py -k context"),
+    ("samples", "cache-without-template", '"template": maker.template, ', "", "samples.py -k kept"),
+    ("samples", "cache-without-options", ", **options}", "}", "samples.py -k kept"),
+    ("packing", "first-tokens-learned", "weights[0, begins] = 0.0", "pass", "packing.py -k learns_nothing"),
+    ("packing", "positions-run-on", " - begins.repeat_interleave(lens)", "", "packing.py -k packed_equals"),
+    ("packing", "neighbours-are-seen", "x.split(seq_lens, dim=2)", "x.split(sum(seq_lens), dim=2)",
+     "packing.py -k neighbours"),
+    ("packing", "fullest-row-first", "reverse=True)", "reverse=False)", "packing.py -k longest"),
+    ("packing", "windows-look-packable", '!= {"full_attention"}', '== {"none"}', "packing.py -k cannot_be_packed"),
+    # ---- adapters ---------------------------------------------------------------------------------------------------
+    ("lora", "always-rslora", "(math.sqrt(self.r) if self.use_rslora else self.r)", "math.sqrt(self.r)",
+     "lora.py -k equals_peft"),
+    ("lora", "dropout-of-nothing", "self.dropout(x.to(self.lora_A.dtype))", "x.to(self.lora_A.dtype)",
+     "lora.py -k dropout"),
+    ("lora", "b-starts-at-one", "torch.zeros(D_out, r, **kind)", "torch.ones(D_out, r, **kind)",
+     "lora.py -k starts_as_the_base"),
+    ("lora", "base-is-trained", "    model.requires_grad_(False)\n", "", "lora.py -k starts_as_the_base"),
+    ("lora", "adapter-in-16-bits", "torch.promote_types(base.weight.dtype, torch.float32))", "base.weight.dtype)",
+     "lora.py -k dtypes"),
+    ("lora", "merged-without-scaling", "return self.scaling * (self.lora_B @ self.lora_A)",
+     "return self.lora_B @ self.lora_A", "lora.py -k merged"),
+    ("variants", "half-an-adapter-loads", "require(not lost and not empty,", "require(not lost,",
+     "lora.py -k does_not_fit"),
+    ("variants", "merged-twice", "require(not done,", "require(True,", "lora.py -k refuses_before"),
+    ("spectra", "rank-one-too-high", "< share - 1e-12).sum()))", "< share - 1e-12).sum()) + 1)", "spectra.py"),
+    ("spectra", "shares-without-squares", "(values.double()**2).cumsum(0) / (values.double()**2).sum()",
+     "values.double().cumsum(0) / values.double().sum()", "spectra.py"),
+    ("spectra", "noise-seed-ignored", "manual_seed(seed)", "manual_seed(0)", "spectra.py -k noise"),
+    # ---- a model in hand --------------------------------------------------------------------------------------------
+    ("model", "pad-id-not-in-config", "model.generation_config.pad_token_id = model.config.pad_token_id = ",
+     "model.generation_config.pad_token_id = ", "model.py -k pad"),
+    ("model", "adapter-seed-ignored", "torch.manual_seed(seed)", "torch.manual_seed(0)", "model.py -k seed"),
+    ("model", "adapter-moves-the-dice", "    with torch.random.fork_rng():\n        torch.manual_seed(seed)\n",
+     "    if True:\n        torch.manual_seed(seed)\n", "model.py -k seed"),
+    ("model", "pissa-start-added", "-at_start[name]", "at_start[name]", "finetune.py -k 'gives_back and PiSSA'"),
+    ("model", "misfit-loads", "require(saved == wanted,", "require(True,", "model.py -k fit"),
+    ("ollama", "lines-joined", 'f"\\n{l.speaker}: {l.text}"', 'f" {l.speaker}: {l.text}"',
+     "ollama.py -k asks_as_in_training"),
+    ("ollama", "bos-not-compared", "require(adds == bos,", "require(True,", "ollama.py -k held_against"),
+    ("publish", "any-distance-will-do", "require(distance <= limit,", "require(True,", "publish.py -k went_wrong"),
+    ("publish", "logits-not-centred", "centred = wanted - wanted.mean(-1, keepdim=True)", "centred = wanted",
+     "publish.py -k each_format"),
+    ("publish", "half-a-folder-stays", "except BaseException: shutil.rmtree(making, ignore_errors=True); raise",
+     "except BaseException: raise", "publish.py -k went_wrong"),
+    ("infer", "answers-repeat-the-prompt", 'out[:, batch["input_ids"].shape[1]:]',
+     'out[:, batch["input_ids"].shape[1] - 1:]', "infer.py -k alone"),
+    ("infer", "prompts-filled-on-the-right", "[pad_id]*(longest - len(p)) + p for",
+     "p + [pad_id]*(longest - len(p)) for", "infer.py -k alone"),
+    ("infer", "sampling-seed-ignored", "torch.manual_seed(random_seed)\n    with", "torch.manual_seed(0)\n    with",
+     "infer.py -k seed"),
+    ("infer", "moments-without-a-past", "if i >= 4 and l.speaker == who", "if l.speaker == who",
+     "infer.py -k moments"),
+    ("evaluate", "heldout-of-context", "losses[weights == 1]", "losses[weights > 0]", "evaluate.py"),
+    ("evaluate", "heldout-counts-context", "int((weights == 1).sum())", "int((weights > 0).sum())", "evaluate.py"),
+    ("evaluate", "predicts-itself", '["input_ids"][:, keep + 1]', '["input_ids"][:, keep]', "evaluate.py"),
+    ("evaluate", "dropout-while-scoring", "    model.eval()\n    collate", "    collate", "evaluate.py"),
+    ("evaluate", "nothing-is-a-perfect-score", 'require(count, "no held-out token',
+     'count = count or 1; require(True, "no held-out token', "evaluate.py"),
+    ("evaluate", "stays-in-evaluation", "    model.train(was_training)\n", "", "evaluate.py"),
+    ("evaluate", "idle-rank-counts", "if mine < len(parts): loss +=", "if True: loss +=", "evaluate.py"),
+    # ---- training ---------------------------------------------------------------------------------------------------
+    ("batches", "all-ranks-the-same-share", "turn*self.world_size + self.rank", "turn*self.world_size", "batches.py"),
+    ("batches", "each-epoch-the-same", 'random.Random(f"{seed} {epoch}")', 'random.Random(f"{seed}")', "batches.py"),
+    ("batches", "order-without-seed", 'random.Random(f"{seed} {epoch}")', 'random.Random(f"{epoch}")', "batches.py"),
+    ("batches", "fillers-learn", 'batch["loss_weights"].zero_()', "pass", "batches.py"),
+    ("config", "no-warmup", 's["warmup_ratio"]*steps', "0*steps", "config.py -k warmup"),
+    ("config", "last-batch-not-counted", 'math.ceil(samples/s["global_batch_size"])',
+     'samples//s["global_batch_size"]', "config.py -k length"),
+    ("config", "full-at-the-adapters-rate", 'defaults["learning_rate"] /= 10', "pass", "finetune.py -k tenth"),
+    ("config", "weights-decay", "lr=learning_rate, weight_decay=0.0", "lr=learning_rate, weight_decay=0.1",
+     "config.py -k decay"),
+    ("config", "no-evaluation-at-the-end", "% self.epoch_steps == 0 or step == self.steps", "% self.epoch_steps == 0",
+     "config.py -k length"),
+    ("cost", "accumulation-for-free", 'm["micro_s"]*recipe.gradient_accumulation_steps', 'm["micro_s"]',
+     "cost.py -k time"),
+    ("cost", "everything-fits", "if told.peak_mem_gib <= room_gib(device): return told", "return told",
+     "cost.py -k cannot_fit"),
+    ("cost", "views-counted-twice", "if key in self.sizes: return", "pass", "cost.py -k live_memory"),
+    ("cost", "parts-of-activations", 'for n in ("weights_gib", "gradients_gib", "optimizer_gib")}',
+     'for n in ("weights_gib", "gradients_gib", "optimizer_gib", "activations_gib")}', "cost.py -k share_all"),
+    ("fsdp", "adapter-not-loaded", "saved = {named.get(k, k): v", "saved = {k: v", "loop.py -k others_checkpoint"),
+    ("fsdp", "homeless-weights-dropped", "require(not homeless,",
+     "saved = {k: v for k, v in saved.items() if k in mine}; require(True,", "model.py -k home"),
+    ("history", "first-tokens-counted", '[p["loss_weights"][:, 1:] for p in parts]',
+     '[p["loss_weights"] for p in parts]', "history.py"),
+    ("history", "perplexity-of-steps", '(n*rows[k]["train_loss_nats"] for',
+     '(rows[k]["train_loss_nats"]*sum(tokens)/len(tokens) for', "loop.py -k perplex"),
+    ("history", "minutes-are-seconds", "60*self.max_minutes", "self.max_minutes", "history.py"),
+    ("history", "done-is-stopped-early", "if self.max_minutes and step < self.length.steps:", "if self.max_minutes:",
+     "history.py"),
+    ("history", "last-step-twice", 'if row["step"] <= done]', 'if row["step"] < done]',
+     "finetune.py -k 'resumed_run and 4'"),
+    ("history", "nan-goes-on", "require(math.isfinite(value),", "require(True,", "finetune.py -k not_a_number"),
+    ("lifecycle", "cache-without-weights", '"context_lines", "context_weight")}', '"context_lines")}',
+     "lifecycle.py -k kept_samples"),
+    ("lifecycle", "another-step-is-kept", "require(abs(best - told) <", "require(True or abs(best - told) <",
+     "lifecycle.py -k not_as_it_was"),
+    ("lifecycle", "test-is-valid", 'losses["test_loss_nats_best"] = job.score("test")',
+     'losses["test_loss_nats_best"] = best', "lifecycle.py -k test_scenes"),
+    ("lifecycle", "test-always-scored", 'if job.config.score_test: losses["test_loss_nats_best"]',
+     'losses["test_loss_nats_best"]', "lifecycle.py -k test_scenes"),
+    ("lifecycle", "resumed-with-other-settings", "require(not changed,", "require(True,",
+     "finetune.py -k other_settings"),
+    ("lifecycle", "always-better", ">= LEAST_GAIN\n", ">= -LEAST_GAIN\n", "finetune.py -k look_healthy"),
+    ("loop", "gradients-never-cleared", "            self.optimizer.zero_grad()", "            pass",
+     "loop.py -k others_checkpoint"),
+    ("loop", "gradients-not-clipped", "clip_grad_norm_(self.parameters, self.job.config.max_grad_norm)",
+     "clip_grad_norm_(self.parameters, math.inf)", "lifecycle.py -k clipped"),
+    ("loop", "best-is-last", "min(self.best, (self.step, loss), key=lambda b: b[1])", "(self.step, loss)",
+     "loop.py -k 'kept or others'"),
+    ("loop", "mean-of-micro-batches", ".sum()/weight", ".mean()", "finetune.py -k micro_batches"),
+    ("loop", "ranks-learn-alone", "torch.distributed.all_reduce(flat)", "pass", "loop.py -k 'two_ranks and lora'"),
+    ("loop", "rate-stands-still", "            self.schedule.step()\n", "", "loop.py -k others_checkpoint"),
+    ("loop", "dropout-without-seed", "torch.manual_seed(config.seed)  # dropout", "pass",
+     "loop.py -k 'other_settings and dropout'"),
+    ("loop", "optimizer-starts-anew", "    loop.optimizer.load_state_dict(", "    (lambda state: None)(",
+     "loop.py -k others_checkpoint"),
+    ("pitfalls", "steps-add-up", "optimizer.step(); optimizer.zero_grad()", "optimizer.step()", "chapter:09_pitfalls"),
+    ("finetune", "ranks-averaged", "*self.accelerator.num_processes", "", "loop.py -k 'two_ranks and lora'"),
+    ("finetune", "trainer-clips-at-1", "max_grad_norm=config.max_grad_norm, ", "", "lifecycle.py -k clipped"),
+    ("finetune", "trainer-without-warmup", "arguments.warmup_steps, num_training_steps", "0, num_training_steps",
+     "lifecycle.py -k rises"),
+    ("finetune", "an-argument-too-few", "_get_num_items_in_batch(self, parts, device)",
+     "_get_num_items_in_batch(self, parts)", "packages.py -k takes"),
+    ("finetune", "worst-step-kept", "greater_is_better=False", "greater_is_better=True",
+     "finetune.py -k measured_loss"),
+    ("finetune", "lora-plus-forgotten", "arguments.learning_rate, lora_plus_ratio,", "arguments.learning_rate, 1.0,",
+     "loop.py -k 'other_settings and plus'"),
+    # ---- many processes, measures, the command line -----------------------------------------------------------------
+    ("collectives", "all-reduce-once-around", '"all-reduce": 2*divided', '"all-reduce": divided',
+     "collectives.py -k ring"),
+    ("collectives", "last-answer-checked", "mistake = mistake or case.mistake()", "mistake = case.mistake()",
+     "collectives.py -k noticed"),
+    ("collectives", "fastest-rank-counts", "[max(one) for one in zip", "[min(one) for one in zip",
+     "collectives.py -k slowest"),
+    ("execute", "examples-run-in-jobs", 'LEAVE_OUT = {"check", "example"}', 'LEAVE_OUT = {"check"}',
+     "cli.py -k parameters_and_a_file"),
+    ("execute", "own-errors-look-unexpected", "isinstance(error, EXPECTED) and bool(frames)",
+     "isinstance(error, EXPECTED) and not frames", "cli.py -k 'one_sentence and Homer'"),
+    ("execute", "numbers-stay-text", "if re.fullmatch(form, text): return kind(text)",
+     "if re.fullmatch(form, text): return text", "execute.py -k meaning"),
+    ("execute", "parameters-not-looked-at", "require(name in known,", "require(True,",
+     "cli.py -k 'one_sentence and max_step'"),
+    ("execute", "file-overrules", "return {**given, **{name: plain_value(v) for name, v in pairs}}",
+     "return {**{name: plain_value(v) for name, v in pairs}, **given}", "execute.py -k overrules"),
+    ("launch", "hosts-get-the-same", "n//len(found) + (i < n % len(found))", "n//len(found)", "launch.py"),
+    ("launch", "slurm-first-host", 'm[1] + (m[2] or "") + (m[3] or "")', "m[1]", "launch.py"),
+    ("launch", "follower-blamed", 'key=lambda r: (r["follows"], r["time"])', 'key=lambda r: r["time"]', "launch.py"),
+    ("launch", "slots-not-read", "int(m[2] or m[3] or 0)", "int(m[2] or 0)", "launch.py"),
+    ("launch", "silent-rank-unnamed", "len(silent) == 1", "len(silent) == n", "launch.py"),
+    ("launch", "earlier-runs-listed", 'if "earlier" in path.parts: continue', "pass", "launch.py"),
+    ("bench", "ratio-upside-down", '"ratio": seed/ours if', '"ratio": ours/seed if', "cli.py -k writes_its_rows"),
+    ("bench", "best-of-runs", "[runs//2]", "[0]", "bench.py"),
+    ("bench", "numbers-repeat", 'int(row[at["episode_id"]]) + again*episodes', 'int(row[at["episode_id"]])',
+     "bench.py"),
+    ("cli", "wrong-input-exits-0", "    return code or 0", "    return 0", "cli.py -k 'one_sentence and nowhere'"),
+    ("cli", "values-in-the-way", 'out.append(f"{words.pop(0)}={words.pop(0)}")', "pass",
+     "cli.py -k parameters_and_a_file"),
+    ("cli", "defaults-forgotten", "default=field.default, annotation",
+     'default=None if "None" in text else kind(), annotation', "cli.py -k defaults"),
+)]
+# fmt: on
+
+
+def spoilt(copy, fault):
+    "The module's text with the fault put in; None where its place is not there exactly once."
+    text = (copy / "simpsons_llm" / f"{fault.module}.py").read_text(encoding="utf8")
+    return text.replace(fault.old, fault.new) if text.count(fault.old) == 1 else None
+
+
+def spoilt_chapter(path, fault):
+    "A chapter with the fault in its exported cells, which define what its module holds; None as above."
+    notebook, found = json.loads(path.read_text(encoding="utf8")), 0
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] != "code" or "#| export" not in source:
+            continue
+        found += source.count(fault.old)
+        cell["source"] = source.replace(fault.old, fault.new)
+    return json.dumps(notebook) if found == 1 else None
+
+
+def command_of(tests):
+    "What runs the tests of a fault in a copy."
+    if tests.startswith("chapter:"):
+        return ["nbdev_test", "--path", f"nbs/{tests[8:]}.ipynb", "--n_workers", "0"]
+    return pytest_for("-x", *(f"tests/test_{w}" if ".py" in w else w for w in shlex.split(tests)))
+
+
+def pytest_for(*words):
+    report = ("-o", "junit_family=xunit1", "--junitxml", "../report.xml")
+    return [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *report, *words]
+
+
+def run(command, copy, limit_s=LIMIT_S):
+    "Exit code of a command in a copy (None: it took too long), and the last that it said."
+    shutil.rmtree(
+        copy.parent / "cache" / "tokens", ignore_errors=True
+    )  # samples that were kept without the fault must not hide it
+    (copy.parent / "report.xml").unlink(missing_ok=True)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(copy),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "SIMPSONS_LLM_CACHE": str(copy.parent / "cache"),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PATH": path,
+    }
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        p = subprocess.Popen(
+            command,
+            cwd=copy,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = p.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            try:
+                os.killpg(p.pid, signal.SIGKILL)  # and what the tests started
+            except ProcessLookupError:
+                pass
+            p.wait()
+        said.seek(0)
+        return code, " ".join(said.read().split())[-300:]
+
+
+def failed_tests(copy):
+    "Names of the tests that failed in the last run, as pytest takes them."
+    file = copy.parent / "report.xml"
+    cases = xml.etree.ElementTree.parse(file).iter("testcase") if file.is_file() else ()
+    return [
+        f"{c.get('file')}::{c.get('name')}"
+        for c in cases
+        if c.find("failure") is not None or c.find("error") is not None
+    ]
+
+
+def examine(fault, copy):
+    "One fault: (what came of it, a note, the tests that failed)."
+    spoils = {copy / "simpsons_llm" / f"{fault.module}.py": spoilt(copy, fault)}
+    chapter = copy / "nbs" / f"{fault.tests[8:]}.ipynb" if fault.tests.startswith("chapter:") else None
+    if chapter:
+        spoils[chapter] = spoilt_chapter(chapter, fault)
+    if None in spoils.values():
+        return "STALE", f"not exactly once in {fault.module}: {fault.old!r}", []
+    whole = {path: path.read_bytes() for path in spoils}
+    try:
+        for path, text in spoils.items():
+            path.write_text(text, encoding="utf8")
+        code, said = run(command_of(fault.tests), copy)
+    finally:
+        for path, data in whole.items():
+            path.write_bytes(data)
+    if code == 0:
+        return "SURVIVED", "its tests pass with it", []
+    if code is None:
+        return "caught", f"its tests took more than {LIMIT_S} s", []
+    if code != 1:
+        return "BROKEN", f"exit code {code}: {said}", []
+    failed = failed_tests(copy)
+    return (
+        ("caught", failed[0], failed)
+        if failed
+        else ("caught", said, [fault.tests])
+        if chapter
+        else ("BROKEN", said, [])
+    )
+
+
+def copied(folder):
+    "A copy of what the tests need, beside a cache of its own: the user's weights are used, samples are made anew."
+    sys.path.insert(0, str(ROOT))
+    from simpsons_llm.job import cache_dir
+
+    copy, cache = folder / "project", folder / "cache"
+    copy.mkdir()
+    cache.mkdir()
+    for name in NEEDED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(
+                ROOT / name, copy / name, ignore=shutil.ignore_patterns("runs", "__pycache__", ".ipynb_checkpoints")
+            )
+        else:
+            shutil.copy2(ROOT / name, copy / name)
+    for p in cache_dir().glob("*"):
+        if p.name != "tokens":
+            (cache / p.name).symlink_to(p)
+    return copy
+
+
+def spoken(seconds):
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def examine_all(faults, tell):
+    "A row for each fault; at the end, the tests that noticed one are run without any."
+    begin, rows, noticed = time.perf_counter(), [], {}
+    with tempfile.TemporaryDirectory(prefix="faults", ignore_cleanup_errors=True) as folder:
+        copy = copied(Path(folder))
+        for number, fault in enumerate(faults, 1):
+            since = time.perf_counter()
+            result, note, failed = examine(fault, copy)
+            took, spent = time.perf_counter() - since, time.perf_counter() - begin
+            row = {
+                "module": fault.module,
+                "fault": fault.name,
+                "result": result,
+                "seconds": round(took, 1),
+                "tests": fault.tests,
+                "note": note,
+            }
+            rows.append(row)
+            for test in failed:
+                noticed.setdefault(test, []).append(row)
+            left = spoken(spent / number * (len(faults) - number))
+            tell(f"[{number}/{len(faults)}] {fault.module} {fault.name}: {result} in {spoken(took)}; {left} left")
+        tell(f"the {len(noticed)} tests that noticed a fault, once more without any")
+        for test in failing(noticed, copy):
+            for row in noticed.get(test, ()):
+                row.update(result="BROKEN", note=f"fails without a fault, too: {test}")
+    return rows
+
+
+def failing(tests, copy):
+    "Those of these tests and chapters that fail as things are."
+    chapters = [t for t in tests if t.startswith("chapter:")]
+    bad, rest = [c for c in chapters if run(command_of(c), copy)[0] != 0], [t for t in tests if t not in chapters]
+    code = run(pytest_for(*rest), copy, None)[0] if rest else 0
+    return bad + (failed_tests(copy) if code == 1 else rest if code else [])
+
+
+def table(rows):
+    "The rows for people."
+    lines = [f"{r['module']:14}{r['fault']:32}{r['result']:10}{r['seconds']:6.0f} s  {r['tests']}" for r in rows]
+    lines += [f"{r['result']} {r['module']} {r['fault']}: {r['note']}" for r in rows if r["result"] != "caught"]
+    return "\n".join([*lines, f"{sum(r['result'] == 'caught' for r in rows)} of {len(rows)} faults were caught"])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="a module, or part of a fault's name")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--check", action="store_true", help="only look whether each place is still there")
+    given = parser.parse_args()
+    faults = [f for f in FAULTS if not given.names or any(n == f.module or n in f.name for n in given.names)]
+    if not faults:
+        parser.error(f"no fault is called {' or '.join(given.names)}")
+    if given.check:
+        stale = [f for f in faults if spoilt(ROOT, f) is None]
+        for f in stale:
+            print(f"STALE {f.module} {f.name}: {f.old!r}")
+        sys.exit(bool(stale))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left behind
+    rows = examine_all(faults, lambda line: print(line, file=sys.stderr, flush=True))
+    print("\n".join(map(json.dumps, rows)) if given.json else table(rows))
+    sys.exit(any(r["result"] != "caught" for r in rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"The length of a run, its optimizer and its rate."
+
+import pytest
+import torch
+
+from simpsons_llm.config import TrainConfig, make_optimizer, make_schedule, run_length
+
+
+@pytest.mark.parametrize(
+    "samples, settings, steps, epoch, evaluated",
+    [
+        (7, dict(global_batch_size=2, epochs=1, eval_steps=3), 4, 4, [3, 4]),
+        (8, dict(global_batch_size=2, epochs=2, eval_steps=3), 8, 4, [3, 4, 6, 8]),
+        (9, dict(global_batch_size=4, epochs=1.5, eval_steps=100), 5, 3, [3, 5]),
+        (100, dict(global_batch_size=4, max_steps=10, eval_steps=4), 10, 25, [4, 8, 10]),
+    ],
+)
+def test_length_and_evaluations(samples, settings, steps, epoch, evaluated):
+    "The last, shorter batch counts; evaluated every so many steps, at the end of each epoch and of the run."
+    length = run_length(TrainConfig(micro_batch_size=1, **settings), samples)
+    assert (length.steps, length.epoch_steps) == (steps, epoch) and [
+        k for k in range(1, steps + 1) if length.evaluates(k)
+    ] == evaluated
+
+
+@pytest.mark.parametrize("ratio, steps, warmup", [(0.25, 8, 2), (0.05, 40, 2), (0.0, 40, 0), (0.99, 2, 1)])
+def test_warmup_is_a_share_of_the_steps(ratio, steps, warmup):
+    assert run_length(TrainConfig(max_steps=steps, warmup_ratio=ratio), 1000).warmup_steps == warmup
+
+
+@pytest.mark.parametrize("ratio", [1.0, 16.0])
+def test_weights_without_a_gradient_do_not_decay(ratio):
+    from simpsons_llm.lora import LoRASettings
+    from simpsons_llm.model import add_adapter, tiny_model
+
+    model = add_adapter(tiny_model()[0], LoRASettings(r=2))
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer = make_optimizer(model, 0.1, ratio)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p) if p.requires_grad else None
+    optimizer.step()
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("warmup, steps", [(0, 1), (0, 5), (1, 2), (3, 8), (7, 8)])
+def test_the_rate_goes_up_to_its_peak_and_down_and_is_never_nothing(warmup, steps):
+    "A step at a rate of 0 would be a step for nothing."
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    schedule, rates = make_schedule(optimizer, warmup, steps), []
+    for _ in range(steps):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert max(rates) == pytest.approx(0.1) and min(rates) > 0
+    assert sum(b > a for a, b in zip([0.0, *rates], rates)) == max(warmup, 1)
+    peak = rates.index(max(rates))
+    assert all(a >= b for a, b in zip(rates[peak:], rates[peak + 1 :]))
+    assert steps <= warmup + 1 or rates[-1] < rates[-2]

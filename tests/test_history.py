@@ -1,0 +1,47 @@
+"Tokens and minutes of a run, by a clock that the test winds."
+
+import pytest
+import torch
+
+import simpsons_llm.history as H
+from simpsons_llm.config import TrainConfig, run_length
+from simpsons_llm.device import Ranks, find_device
+
+
+@pytest.fixture
+def meter(monkeypatch):
+    "(meter of a run of 100 steps that may take a minute, what sets the clock)"
+    now = [0.0]
+    monkeypatch.setattr(H.time, "perf_counter", lambda: now[0])
+    m = H.Meter(Ranks(), find_device("cpu", "float32"), run_length(TrainConfig(max_steps=100), 1000), max_minutes=1)
+    m.begin()
+    return m, lambda seconds: now.__setitem__(0, seconds)
+
+
+def test_a_run_stops_when_its_minutes_are_over(meter):
+    m, at = meter
+    for step, (begin, end, stops) in enumerate([(1, 3, False), (50, 59, False), (59.5, 60.5, True)], 1):
+        at(begin)
+        m.step_begins()
+        at(end)
+        assert m.step_ends(step) is stops is m.stopped_early
+    assert m.step_s == pytest.approx(2 + 9 + 1)  # what lies between steps does not count
+
+
+def test_the_last_step_stops_nothing_early(meter):
+    m, at = meter
+    m.step_begins()
+    at(1000)
+    assert m.step_ends(100) is False and not m.stopped_early
+
+
+def test_tokens_that_nothing_predicts_are_not_learned(meter):
+    "The first of a row; and what a filler computes is not counted at all."
+
+    def part(*weights):
+        return {"loss_weights": torch.tensor([weights]), "lengths": torch.tensor([len(weights)])}
+
+    m, _ = meter
+    assert m.count([part(1.0, 1.0, 0.0, 0.25), part(1.0, 0.0, 1.0)]) == 2.25
+    assert (m.real_tokens, m.learned_tokens, m.own_tokens) == (7, 3, 7)
+    assert m.count([part(0.0, 0.0), part(1.0, 0.5)]) == 0.5 and (m.real_tokens, m.learned_tokens) == (9, 4)

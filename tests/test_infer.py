@@ -1,0 +1,90 @@
+"Asking a model: what it is given, what is taken of its answer, and when it is asked."
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from simpsons_llm.infer import Sampling, finish_lines, heldout_moments
+from simpsons_llm.lines import Line, Scene
+from simpsons_llm.model import tiny_model
+from simpsons_llm.prompt import CHATML, TextMaker, prompt_ids, small_tokenizer
+from simpsons_llm.samples import row_samples
+from simpsons_llm.script import read_script
+
+SCENE = read_script("springfield").scenes[0]
+REQUESTS = [(SCENE.location, SCENE.lines[:n], "Homer Simpson") for n in (6, 1, 3)]
+
+
+class Saying:
+    "A model that says what it is told to, and remembers how it was asked."
+
+    config, device = SimpleNamespace(max_position_embeddings=None), torch.device("cpu")
+
+    def __init__(self, said):
+        self.said = said
+
+    def generate(self, input_ids, attention_mask, **asked):
+        self.ids, self.mask, self.asked = input_ids, attention_mask, asked
+        return torch.cat([input_ids, torch.tensor([self.said] * len(input_ids))], dim=1)
+
+
+@pytest.mark.parametrize("form", ["script", "alpaca", "chat"])
+def test_prompts_stand_on_the_right_and_the_answer_alone_comes_back(form):
+    tokenizer = small_tokenizer(300, *CHATML)
+    maker, said = TextMaker(tokenizer, form), " Mmm, donuts."
+    model = Saying(tokenizer(said, add_special_tokens=False).input_ids + maker.end)
+    assert finish_lines(model, maker, REQUESTS) == [said.strip()] * 3
+    for ids, mask, (where, lines, who) in zip(model.ids.tolist(), model.mask.tolist(), REQUESTS):
+        prompt = prompt_ids(maker, where, lines, who)
+        assert ids[-len(prompt) :] == prompt and mask == [0] * (len(ids) - len(prompt)) + [1] * len(prompt)
+
+
+@pytest.mark.parametrize("form", ["script", "alpaca", "chat"])
+def test_an_answer_ends_where_training_ended_it(form):
+    tokenizer = small_tokenizer(300, *CHATML)
+    maker, model = TextMaker(tokenizer, form), Saying([5])
+    finish_lines(model, maker, REQUESTS[:1])
+    samples, _ = row_samples([SCENE], maker, max_seq_len=10**6)
+    assert {x.input_ids[-1] for x in samples} <= set(
+        model.asked["eos_token_id"]
+    ) and tokenizer.eos_token_id in model.asked["eos_token_id"]
+    assert model.asked["pad_token_id"] == tokenizer.pad_token_id not in model.asked["eos_token_id"]
+
+
+def test_together_as_each_alone():
+    model, tokenizer = tiny_model()
+    maker, greedy = TextMaker(tokenizer), Sampling(20, do_sample=False, repetition_penalty=1.0)
+    assert finish_lines(model.eval(), maker, REQUESTS, greedy) == [
+        finish_lines(model, maker, [r], greedy)[0] for r in REQUESTS
+    ]
+
+
+def test_the_seed_decides_what_is_drawn():
+    model, tokenizer = tiny_model()
+    model.eval()
+    with torch.no_grad():
+        model.lm_head.weight[:97].zero_()  # line ends and other control characters grow unlikely
+    first, again, other = (
+        finish_lines(model, TextMaker(tokenizer), REQUESTS, Sampling(30, repetition_penalty=1.0), seed)
+        for seed in (1, 1, 2)
+    )
+    assert first == again != other and all(first)
+
+
+def test_moments_are_where_a_character_has_a_past_and_something_to_say():
+    def scene(index, *said):
+        return Scene(1, index, "Home", tuple(Line(1, i, who, text) for i, (who, text) in enumerate(said)))
+
+    long, short = "This line has more than four words.", "Short line."
+    talk = [("Bart", long), ("Marge", long)]
+    few = scene(0, ("Homer", long), *talk)  # no past
+    late = scene(1, ("Homer", long), *talk, ("Homer", long), ("Homer", short), ("Bart", long), ("Homer", long))
+    other = scene(2, *talk, *talk, ("Homer", short), ("Marge", long))
+    moments = heldout_moments([few, late, other], ["Homer", "Marge"], most_scenes=2)
+    assert [(s.index, i, who, real) for s, i, who, real in moments] == [
+        (1, 6, "Homer", long),
+        (1, 6, "Marge", None),
+        (2, 5, "Homer", None),
+        (2, 5, "Marge", long),
+    ]
