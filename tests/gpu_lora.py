@@ -1,66 +1,92 @@
-"""Where to put the adapter, and what full fine-tuning changes, with SmolLM2-135M on the book's script. Run by hand on an accelerator:
+"""Where to put the adapter, at which learning rate, and what full fine-tuning changes: SmolLM2-135M on the book's script. Run by hand on an accelerator:
 
-    python tests/gpu_lora.py OUT [processes]
+    python tests/gpu_lora.py OUT [--processes 8] [--minutes 60]
 
 Writes OUT/gpu_lora.jsonl, which the chapter on what fine-tuning changes reads: one JSON line for each run (`ablation`), for each layer's change (`spectrum`) and for
-each rank that the full change was cut to (`cut`). Everything is judged on the validation scenes; the test scenes are not read.
+each rank that the full change was cut to (`cut`). For every place and rank the learning rate is raised until the loss has a minimum inside the rates that were tried;
+two more seeds follow at the best. Everything is judged on the validation scenes; the test scenes are not read. What was done is kept in OUT, so that a second call goes on.
 """
+
+import argparse
 import json
-import sys
+import multiprocessing
+import shutil
+import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 
 BASE = "smollm2-135m"
 ATTENTION, MLP = "q_proj,k_proj,v_proj,o_proj", "gate_proj,up_proj,down_proj"
 PLACES = {"q, k": "q_proj,k_proj", "q, v": "q_proj,v_proj", "attention": ATTENTION, "MLP": MLP, "all linear": "all-linear"}
-SAME_SIZE = {"q, k": 85, "q, v": 85, "attention": 42, "MLP": 26, "all linear": 16}  # ranks that give each place about as many parameters as the last
+SAME_SIZE = {"q, k": 85, "q, v": 85, "attention": 42, "MLP": 26}  # ranks that give each place about as many parameters as 16 on all linear layers
+LADDER = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
+FIRST = {"full": (5e-5, 1e-4, 2e-4, 5e-4, 1e-3), "seed's recipe": (3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2), None: (2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)}
 
 
-def first_jobs():
-    "One run for each place, rank and learning rate."
-    def row(group, place, rank, rates):
-        for rate in rates: yield {"group": group, "place": place, "target_modules": PLACES[place], "r": rank, "lora_alpha": 2*rank, "learning_rate": rate, "seed": 42}
-    for place in PLACES: yield from row("same rank", place, 16, (2e-4, 5e-4, 1e-3, 2e-3))
-    for place in list(PLACES)[:-1]: yield from row("same size", place, SAME_SIZE[place], (2e-4, 5e-4, 1e-3, 2e-3))
-    for rank in (1, 4, 64): yield from row("rank", "all linear", rank, (5e-4, 1e-3, 2e-3))
-    for rate in (2e-5, 5e-5, 1e-4, 2e-4): yield {"group": "full", "place": "everything", "mode": "full", "learning_rate": rate, "seed": 42}
+def rows_of_the_table():
+    "Settings of each place and rank, without rate and seed."
+    def lora(group, place, rank): return {"group": group, "place": place, "target_modules": PLACES[place], "r": rank, "lora_alpha": 2 * rank}
+    yield {"group": "full", "place": "everything", "mode": "full"}
+    yield {"group": "seed's recipe", "place": "q, k", "recipe": "seed", "r": 8}
+    for place in PLACES: yield lora("same rank", place, 16)
+    for place, rank in SAME_SIZE.items(): yield lora("same size", place, rank)
+    for rank in (1, 4, 64): yield lora("rank", "all linear", rank)
 
 
-def best_rows(rows):
-    "The best learning rate of each place and rank, by the validation scenes."
-    best = {}
-    for r in rows:
-        key = (r["group"], r["place"], r.get("r"))
-        if key not in best or r["valid_loss_nats_best"] < best[key]["valid_loss_nats_best"]: best[key] = r
-    return list(best.values())
-
-
-def more_seeds(rows):
-    "Two more seeds at the best rate of each place and rank."
-    for row in best_rows(rows):
-        for seed in (1, 2): yield {k: row[k] for k in ("group", "place", "target_modules", "r", "lora_alpha", "mode", "learning_rate") if k in row} | {"seed": seed}
-
-
-def work(jobs, number, out, data):
-    "These runs, one after the other."
-    import shutil
-
+def work(job, out, data):
+    "One run; its row."
     from simpsons_llm.finetune import FinetuneConfig, finetune
-    for i, job in jobs:
-        run = f"/tmp/gpu_lora/{i}"
-        settings = {k: v for k, v in job.items() if k not in ("group", "place")}
-        summary = finetune(FinetuneConfig(data=data, run=run, base_model=BASE, dtype="float32", save_total_limit=1, eval_steps=10, **settings))
-        keep = ("trainable_parameters", "valid_loss_nats_base", "valid_loss_nats_best", "best_step", "optimizer_steps", "device", "dtype")
-        with open(f"{out}/ablation_{number}.jsonl", "a") as f: f.write(json.dumps({"kind": "ablation", "run": i, **job, **{k: summary[k] for k in keep}}) + "\n")
-        shutil.rmtree(f"{run}/checkpoints")
+    name = "_".join(str(job.get(k, "")) for k in ("group", "place", "r", "learning_rate", "seed")).replace(" ", "").replace(",", "").replace("'", "")
+    run, settings = Path(out)/"runs"/name, {k: v for k, v in job.items() if k not in ("group", "place")}
+    keep = ("trainable_parameters", "valid_loss_nats_base", "valid_loss_nats_best", "best_step", "optimizer_steps", "learned_tokens", "real_tokens", "train_s", "device", "dtype")
+    every = 10 if job["group"] != "seed's recipe" else 5
+    try:
+        summary = finetune(FinetuneConfig(data=data, run=str(run), base_model=BASE, dtype="float32", save_total_limit=1, eval_steps=every, sample_steps=0, **settings))
+        found = {k: summary[k] for k in keep}
+    except ValueError as e:  # a rate so high that the loss is no number
+        found = {"valid_loss_nats_best": None, "error": str(e)}
+    shutil.rmtree(run/"checkpoints", ignore_errors=True)
+    return {"kind": "ablation", "run": name, **job, **found}
 
 
-def read(out): return [json.loads(line) for path in sorted(Path(out).glob("ablation_*.jsonl")) for line in open(path)]
+def key(row): return row["group"], row["place"], row.get("r")
 
 
-def changes(out, data):
+def next_jobs(table, rows):
+    "What is still to be done for each place and rank: a higher rate where the best one is the highest, else more seeds."
+    for settings in table:
+        mine = [r for r in rows if key(r) == key(settings)]
+        tried = {r["learning_rate"] for r in mine if r["seed"] == 42}
+        first = FIRST.get(settings["group"], FIRST[None])
+        todo = [(rate, 42) for rate in first if rate not in tried]
+        if not todo:
+            losses = {r["learning_rate"]: r["valid_loss_nats_best"] for r in mine if r["seed"] == 42 and r["valid_loss_nats_best"] is not None}
+            best, higher = min(losses, key=losses.get), [rate for rate in LADDER if rate > max(tried)]
+            if best == max(tried) and higher: todo = [(higher[0], 42)]
+            else: todo = [(best, seed) for seed in (1, 2) if not any(r["seed"] == seed and r["learning_rate"] == best for r in mine)]
+        for rate, seed in todo: yield {**settings, "learning_rate": rate, "seed": seed}
+
+
+def sweep(out, data, processes, until):
+    "Run until nothing is left to do or the time is up; all rows, and whether all was done."
+    file, table, running = Path(out)/"ablation.jsonl", list(rows_of_the_table()), {}
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        while True:
+            for job in next_jobs(table, rows):
+                if job not in running.values() and len(running) < processes and time.time() < until: running[pool.submit(work, job, out, data)] = job
+            if not running: break
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                running.pop(future)
+                rows.append(future.result())
+                with open(file, "a") as f: f.write(json.dumps(rows[-1]) + "\n")
+                print(len(rows), {k: rows[-1].get(k) for k in ("group", "place", "r", "learning_rate", "seed", "valid_loss_nats_best")}, flush=True)
+    return rows, not list(next_jobs(table, rows))
+
+
+def changes(out, data, rows):
     "Spectra of the best full run and of the best run of the adapter, and the full change cut to a rank."
-    import torch
-
     from simpsons_llm.device import find_device
     from simpsons_llm.evaluate import heldout_loss
     from simpsons_llm.finetune import FinetuneConfig
@@ -68,11 +94,11 @@ def changes(out, data):
     from simpsons_llm.model import load_base, load_tuned, merge
     from simpsons_llm.prompt import TextMaker
     from simpsons_llm.spectra import add_changes, effective_rank, noise_like, rank_for, shares_held, singular_values, weight_changes
-    rows = [r for r in best_rows([r for r in read(out) if r["seed"] == 42])]
-    full, lora = next(r for r in rows if r["group"] == "full"), next(r for r in rows if (r["group"], r["place"]) == ("same rank", "all linear"))
-    device = find_device("auto", "float32")
+    def best(group, place): return min((r for r in rows if (r["group"], r["place"], r["seed"]) == (group, place, 42) and r["valid_loss_nats_best"]), key=lambda r: r["valid_loss_nats_best"])
+    full, lora, device = best("full", "everything"), best("same rank", "all linear"), find_device("auto", "float32")
     base, tokenizer = load_base(BASE, device)
-    found = {"full": load_tuned(f"/tmp/gpu_lora/{full['run']}/model", device)[0], "LoRA, r 16": merge(load_tuned(f"/tmp/gpu_lora/{lora['run']}/adapter", device)[0])}
+    where = lambda row, kept: Path(out)/"runs"/row["run"]/kept
+    found = {"full": load_tuned(where(full, "model"), device)[0], "LoRA, r 16": merge(load_tuned(where(lora, "adapter"), device)[0])}
     config = FinetuneConfig(data=data, base_model=BASE)
     valid = make_samples(config, TextMaker(tokenizer), *run_data(config)[:2])[0]["valid"]
     score = lambda model: heldout_loss(model, valid, tokenizer.pad_token_id, 8)
@@ -92,22 +118,21 @@ def changes(out, data):
 
 
 def main():
-    import multiprocessing
-
     from simpsons_llm.prepare import PrepareConfig, prepare
-    out, processes = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 1
-    data = "/tmp/gpu_lora/data"
-    prepare(PrepareConfig(out=data))
-    context, done = multiprocessing.get_context("spawn"), 0
-    for phase in (lambda: first_jobs(), lambda: more_seeds(read(out))):
-        jobs = list(enumerate(phase(), done)); done += len(jobs)
-        workers = [context.Process(target=work, args=(jobs[n::processes], f"{n}_{done}", out, data)) for n in range(processes)]
-        for w in workers: w.start()
-        for w in workers: w.join()
-        assert not any(w.exitcode for w in workers)
-    changes(out, data)
-    parts = [*sorted(Path(out).glob("ablation_*.jsonl")), Path(out)/"changes.jsonl"]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after so many minutes")
+    args = parser.parse_args()
+    out, data = args.out, str(Path(args.out)/"data")
+    until = time.time() + 60 * args.minutes
+    if not Path(data).is_dir(): prepare(PrepareConfig(out=data))
+    rows, whole = sweep(out, data, args.processes, until)
+    if not whole: print("not done yet; call again to go on"); return
+    changes(out, data, rows)
+    parts = [Path(out)/"ablation.jsonl", Path(out)/"changes.jsonl"]
     (Path(out)/"gpu_lora.jsonl").write_text("".join(p.read_text() for p in parts))
+    print(f"{len(rows)} runs; written to {Path(out)/'gpu_lora.jsonl'}")
 
 
 if __name__ == "__main__": main()
