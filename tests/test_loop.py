@@ -86,6 +86,17 @@ def test_checkpoints_that_are_kept(data, tmp_path):
     assert kept == {6, summary["best_step"]} | ({5} if summary["best_step"] == 6 else set())
 
 
+def test_the_best_is_the_lowest_and_the_first_of_equals(monkeypatch):
+    from unittest.mock import MagicMock
+    import simpsons_llm.loop as module
+    told, state = iter([5.0, 4.0, 6.0, 4.0, 4.5]), MagicMock(best=(0, math.inf))
+    monkeypatch.setattr(module, "heldout_loss", lambda *_: next(told))
+    for step in range(1, 6):
+        state.step = step
+        module.Loop.evaluate(state)
+    assert state.best == (2, 4.0)
+
+
 def test_a_time_limit_keeps_what_was_learned(data, tmp_path):
     summary = loop(LoopConfig(data=data, run=str(tmp_path/"x"), max_steps=400, eval_steps=200, max_minutes=0.02, **TINY))
     assert summary["stopped_early"] and 0 < summary["optimizer_steps"] < 400 and summary["best_step"] == summary["optimizer_steps"]
