@@ -5,6 +5,7 @@
 # %% auto #0
 __all__ = ['best_fit', 'filling', 'require_learning', 'EndToEnd', 'varlen_kernel', 'run_varlen', 'isolated_attention',
            'isolated_mask', 'use_isolated', 'base_of', 'can_isolate', 'packs_well', 'to_device', 'packed_inputs',
+           'answers', 'moved', 'close_enough', 'probe_sequences', 'probe_packing', 'leaks_between', 'reads_ahead',
            'PackedRows']
 
 # %% ../nbs/04_packing.ipynb #04-02
@@ -165,12 +166,14 @@ def base_of(
 
 def can_isolate(
     model, # a transformers model, perhaps with an adapter
-) -> str:  # "" if its sequences can be kept apart in a row; else the reason
-    "Whether `isolated_attention` is right for a model."
+) -> str:  # "" if nothing it says of itself speaks against keeping sequences apart in a row; else the reason
+    "Whether `isolated_attention` may be right for a model."
     base = base_of(model)
     config = base.config
     if not (getattr(base, "_supports_attention_backend", False) and getattr(base, "_supports_sdpa", False)): return f"{type(base).__name__} has attention of its own"
-    if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"} or (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)): return "its layers look back over a window only"
+    kinds = {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}
+    if "sliding_attention" in kinds or (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)): return "its layers look back over a window only"
+    if kinds: return f"it has layers of other kinds than full attention ({', '.join(sorted(map(str, kinds)))})"
     if getattr(config, "attn_logit_softcapping", None): return "it bends its attention scores"
     return ""
 
@@ -201,7 +204,86 @@ def packed_inputs(
     return {"position_ids": batch["position_ids"], "cu_seq_lens_q": batch["cu_seqlens"], "cu_seq_lens_k": batch["cu_seqlens"],
             "max_length_q": longest, "max_length_k": longest, "seq_lens": batch["seq_lens"]}
 
-# %% ../nbs/04_packing.ipynb #04-30
+# %% ../nbs/04_packing.ipynb #04-22
+def answers(
+    model,       # a transformers model
+    batch: dict, # input_ids, and of a packed row what `EndToEnd` adds
+):               # B x T x V logits, fp32, each row centred, since only differences within a row count
+    "What a model says at each place."
+    import torch
+    with torch.no_grad(): logits = model(input_ids=batch["input_ids"], use_cache=False, **packed_inputs(batch)).logits.float()
+    return logits - logits.mean(-1, keepdim=True)
+
+
+def moved(
+    logits, # of `answers`
+    wanted, # the same, to compare with
+) -> float: # length of the difference, in lengths of `wanted`; inf where one is not a number
+    "How far two answers are apart."
+    far = ((logits - wanted).norm()/wanted.norm()).item()
+    return far if far == far else float("inf")
+
+
+def close_enough(
+    model, # a transformers model
+) -> float: # greatest distance of answers that are the same but for rounding
+    "How far rounding may move answers, in the number format that is computed in."
+    import torch
+    kind = model.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
+    return 1e-4 if torch.finfo(dtype).bits >= 32 else 1/8
+
+# %% ../nbs/04_packing.ipynb #04-23
+def probe_sequences(
+    model, # a transformers model
+) -> list: # three lists of tokens, none of them special: a first sequence of 9, another one, and a second of 14
+    "Short sequences to ask a model with."
+    import torch
+    config, some = base_of(model).config, torch.Generator().manual_seed(0)
+    special = {i for n in ("pad", "bos", "eos") for i in [getattr(config, f"{n}_token_id", None)] if isinstance(i, int)}
+    usable = [i for i in range(model.get_input_embeddings().weight.shape[0]) if i not in special]
+    return [[usable[i] for i in torch.randint(len(usable), (n,), generator=some)] for n in (9, 9, 14)]
+
+
+def probe_packing(
+    model,     # a transformers model in evaluation mode; from now on with isolated attention
+) -> dict:     # distances: apart (end to end from alone), leak (of the second sequence, by another first one), seen (of the second, without boundaries)
+    "Two sequences alone and end to end, through the whole model."
+    import torch
+    first, other, second = probe_sequences(model)
+    alone = [answers(model, {"input_ids": torch.tensor([x], device=model.device)}) for x in (first, second, first + second)]
+    use_isolated(base_of(model))
+    row = lambda *parts: to_device(EndToEnd(0)([{"input_ids": x, "loss_weights": [1.0]*len(x)} for x in parts]), model.device)
+    together, changed = answers(model, row(first, second)), answers(model, row(other, second))
+    n = len(first)
+    return {"apart": max(moved(together[:, :n], alone[0]), moved(together[:, n:], alone[1])), "leak": moved(changed[:, n:], together[:, n:]), "seen": moved(alone[2][:, n:], alone[1])}
+
+# %% ../nbs/04_packing.ipynb #04-24
+def leaks_between(
+    model, # a transformers model with numbers; from now on with isolated attention
+) -> str:  # "" if sequences of a packed row stay apart; else what goes wrong
+    "Ask a model, by doing, whether its packed sequences stay apart."
+    limit, was_training = close_enough(model), model.training
+    try: far = probe_packing(model.eval())
+    except Exception as e: return f"a packed row does not go through it ({type(e).__name__}: {' '.join(str(e).split())[:120]})"
+    finally: model.train(was_training)
+    if far["leak"] > limit: return f"sequences of a row read each other (another first one moves the answers of the second by {far['leak']:.2g} of their size)"
+    if far["apart"] > limit: return f"sequences answer differently end to end than by themselves (by {far['apart']:.2g} of their size)"
+    return "" if far["seen"] > 2*limit else f"its answers hardly depend on what came before (by {far['seen']:.2g} of their size), so that packed rows cannot be judged"
+
+
+def reads_ahead(
+    model,  # a transformers model with numbers
+) -> bool:  # True for a model that cannot be taught to go on with a text
+    "Does a model see the tokens that it should guess? Asked by doing: another last token must change nothing before it."
+    import torch
+    *_, tokens = probe_sequences(model)
+    was_training = model.training
+    try: one, other = (answers(model.eval(), {"input_ids": torch.tensor([x], device=model.device)})[:, :-1] for x in (tokens, [*tokens[:-1], next(t for t in tokens if t != tokens[-1])]))
+    finally: model.train(was_training)
+    return moved(other, one) > close_enough(model)
+
+# %% ../nbs/04_packing.ipynb #04-39
 @dataclass
 class PackedRows:
     "Rows of samples, each at most `row_len` tokens; an item is a dict for `EndToEnd`."

@@ -103,3 +103,131 @@ def test_where_packed_rows_are_fast():
     from types import SimpleNamespace
     from simpsons_llm.packing import packs_well
     assert packs_well(SimpleNamespace(type="cpu")) and not packs_well(SimpleNamespace(type="xpu"))  # no variable-length kernel on XPU
+
+
+# Asked by doing
+
+def kinds():
+    "Small configurations: name -> (configuration, what must be said of packing it)."
+    from transformers import BambaConfig, BloomConfig, MambaConfig, MistralConfig, MixtralConfig, NemotronConfig, RwkvConfig
+    return {**{name: (c, "") for name, c in MODELS.items()}, "mixtral": (MixtralConfig(**SMALL, num_local_experts=4), ""), "nemotron": (NemotronConfig(**SMALL), "read each other"),
+            "mistral": (MistralConfig(**SMALL, sliding_window=4096), "answer differently"), "bloom": (BloomConfig(vocab_size=120, hidden_size=40, n_layer=2, n_head=4), "read each other"),
+            "mamba": (MambaConfig(vocab_size=120, hidden_size=40, num_hidden_layers=2, state_size=4), "read each other"), "rwkv": (RwkvConfig(vocab_size=120, hidden_size=40, attention_hidden_size=40, num_hidden_layers=2), "read each other"),
+            "bamba": (BambaConfig(**SMALL, attn_layer_indices=[1], mamba_n_heads=4, mamba_d_state=8, mamba_d_head=20, mamba_expand=2), "read each other")}
+
+
+@pytest.mark.parametrize("name", list(kinds()))
+def test_kinds_of_models_are_asked_by_doing(name):
+    "Whatever a class says of itself: recurrent, with positions in the scores, with a window of 4,096 that no short text would show, or with arguments dropped on the way."
+    from simpsons_llm.model import ask_by_doing
+    config, said = kinds()[name]
+    got = ask_by_doing(config)
+    assert said in got and bool(said) == bool(got), got
+
+
+def test_the_classes_of_some_say_nothing_wrong():
+    "Which is why they are asked by doing."
+    from simpsons_llm.model import shape_of
+    assert can_isolate(shape_of(kinds()["nemotron"][0])) == ""
+
+
+def test_an_encoder_is_refused_packed_or_not(tmp_path):
+    "It sees what it should guess. Made a decoder, it can be trained, and packed."
+    from transformers import BertConfig
+    from simpsons_llm.config import TrainConfig
+    from simpsons_llm.device import find_device
+    from simpsons_llm.lifecycle import lay_out
+    from simpsons_llm.model import ask_by_doing
+    small = dict(vocab_size=120, hidden_size=40, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    for packing in ("auto", "none", "flat"):
+        with pytest.raises(ValueError, match="BertLMHeadModel reads ahead.*is_decoder=true"): lay_out(TrainConfig(packing=packing), BertConfig(**small), samples_of([5]), find_device("cpu"))
+    assert ask_by_doing(BertConfig(**small, is_decoder=True)) == ""
+
+
+def test_what_leaks_is_filled_up_or_refused():
+    "packing=auto says why; packing=flat and rows are refused."
+    from simpsons_llm.config import TrainConfig
+    from simpsons_llm.device import find_device
+    from simpsons_llm.lifecycle import lay_out
+    config, samples, cpu = kinds()["nemotron"][0], samples_of([5, 9]), find_device("cpu")
+    items, layout, isolated = lay_out(TrainConfig(), config, samples, cpu)
+    assert items is samples and not isolated and "filled up (sequences of a row read each other" in layout
+    for packing in ("flat", "rows"):
+        with pytest.raises(ValueError, match=f"packing={packing} was given, but this model cannot be packed: sequences of a row read each other"): lay_out(TrainConfig(packing=packing, max_seq_len=64, row_len=64), config, samples, cpu)
+    assert lay_out(TrainConfig(), MODELS["llama"], samples, cpu)[2]
+
+
+def test_the_loaded_model_has_the_last_word(data, tmp_path, monkeypatch):
+    "A model that passed as a sketch and leaks itself is refused before anything is trained or moved."
+    import simpsons_llm.lifecycle as L
+    from simpsons_llm.device import find_device
+    from simpsons_llm.loop import LoopConfig, loop
+    from simpsons_llm.model import tiny_model
+    from conftest import TINY
+    model = tiny_model()[0]
+    forward = model.forward
+    model.forward = lambda **kw: forward(**{k: v for k, v in kw.items() if k not in ("cu_seq_lens_q", "seq_lens")})
+    model.origin = "random"
+    monkeypatch.setattr(L, "load_base", lambda *_: (model, None))
+    config = LoopConfig(data=data, run=str(tmp_path/"x"), max_steps=1, **TINY)
+    with pytest.raises(ValueError, match="in tiny they cannot: sequences of a row read each other .*; use packing=none"): loop(config)
+    assert not (tmp_path/"x"/"config.yaml").exists()
+
+
+@pytest.mark.parametrize("fault, said", [("boundaries dropped", "read each other"), ("positions go on", "answer differently"), ("deaf", "hardly depend"), ("refuses", "does not go through it (TypeError: no such argument)"), ("not a number", "read each other")])
+def test_each_way_of_going_wrong_is_told(fault, said):
+    from types import SimpleNamespace
+    from simpsons_llm.packing import leaks_between
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(MODELS["gpt2"], attn_implementation="sdpa").train()
+    with torch.no_grad(): [p.mul_(8) for p in model.parameters()]
+    forward = model.forward
+    def wrong(**kw):
+        packed = "cu_seq_lens_q" in kw
+        if fault == "refuses" and packed: raise TypeError("no such\nargument")
+        if fault == "boundaries dropped": kw = {k: v for k, v in kw.items() if k not in ("cu_seq_lens_q", "seq_lens")}
+        if fault == "positions go on": kw.pop("position_ids", None)
+        if fault == "deaf": return SimpleNamespace(logits=model.transformer.wte(kw["input_ids"]))
+        out = forward(**kw)
+        return SimpleNamespace(logits=out.logits*float("nan")) if fault == "not a number" and packed else out
+    assert leaks_between(model) == ""
+    model.set_attn_implementation("sdpa")
+    model.forward = wrong
+    assert said in leaks_between(model) and model.training
+
+
+def test_asking_leaves_the_random_numbers_alone():
+    from simpsons_llm.model import ask_by_doing
+    torch.manual_seed(3); want = torch.rand(2)
+    torch.manual_seed(3); ask_by_doing(MODELS["llama"]); ask_by_doing(MODELS["gpt2"])
+    assert torch.equal(torch.rand(2), want)
+
+
+def test_rounding_is_no_leak():
+    from simpsons_llm.model import sketch_of
+    from simpsons_llm.packing import leaks_between, reads_ahead
+    for dtype in (torch.bfloat16, torch.float16):
+        model = sketch_of(MODELS["llama"]).to(dtype)
+        assert leaks_between(model) == "" and not reads_ahead(model)
+    model = sketch_of(kinds()["nemotron"][0]).bfloat16()
+    assert "read each other" in leaks_between(model)
+
+
+def test_a_sketch_keeps_the_switches_and_is_small():
+    from transformers import LlamaConfig, Qwen3Config
+    from simpsons_llm.model import short_config, sketch_of
+    large = LlamaConfig(vocab_size=32000, hidden_size=512, intermediate_size=14336, num_hidden_layers=80, num_attention_heads=8, num_key_value_heads=2, attention_bias=True, pad_token_id=31999, eos_token_id=[31998, 31997])
+    sketch = sketch_of(large)
+    c = sketch.config
+    assert sum(p.numel() for p in sketch.parameters()) < 2.1e7 and c.hidden_size == 512 and c.attention_bias and c.num_key_value_heads == 2 and 2 <= c.num_hidden_layers < 80
+    assert large.vocab_size == 32000 and large.num_hidden_layers == 80 and large.intermediate_size == 14336  # the configuration itself is as it was
+    assert short_config(Qwen3Config(num_hidden_layers=6), 2).layer_types == ["full_attention"]*2
+
+
+def test_no_admitted_kind_leaks():
+    "The kept survey of all causal models of transformers (tests/packing_survey.py)."
+    from simpsons_llm.job import chapters_dir, read_jsonl
+    rows = read_jsonl(chapters_dir()/"_results"/"packing_models.jsonl")
+    packed = [r for r in rows if r["verdict"] == "packed"]
+    assert len(rows) > 150 and len(packed) > 20 and all(r["off"] < 1e-3 for r in packed)
+    assert {r["model_type"]: r["verdict"] for r in rows if not r.get("is_decoder")} | {"llama": "packed", "nemotron": "refused", "bert": "reads ahead", "mamba": "refused"} == {r["model_type"]: r["verdict"] for r in rows if not r.get("is_decoder")}

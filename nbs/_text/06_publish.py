@@ -16,12 +16,11 @@ import os
 import re
 import shutil
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from simpsons_llm.device import find_device
 from simpsons_llm.job import hold_folder, open_folder, provenance, read_json, require, sha256, write_json, write_text
-from simpsons_llm.model import NOTES, OPEN_LLAMA, SMOLLM2, TINY, WHEEL, adapter_notes, find_base, is_whole_model, load_tuned, local_source, merge
+from simpsons_llm.model import NOTES, OPEN_LLAMA, SMOLLM2, TINY, WHEEL, Trained, find_base, find_trained, load_tuned, load_whole, local_source, merge
 from simpsons_llm.ollama import OUTTYPES, SAMPLE, modelfile, to_gguf
 from simpsons_llm.prepare import find_speaker
 from simpsons_llm.prompt import TextMaker, prompt_ids
@@ -65,41 +64,10 @@ write_json(run/"summary.json", {"status": "done", "base_model": TINY, "base_sour
     "optimizer_steps": 20, "best_step": 20, "valid_loss_nats_base": before, "valid_loss_nats_best": heldout(), "script_sha256": sha256(read_script("springfield").path)})
 {"before": round(before, 3), "after": round(heldout(), 3)}
 
-
 # %% [markdown]
 # ## What a folder holds
 #
-# One may point at a run (`runs/x`), at the adapter in it, or at an adapter from elsewhere. A run that trained *all* weights leaves `model/` in place of `adapter/`: there is nothing to merge, but it is published in the same way. What stands in `summary.json` belongs to the run, so a bare adapter has none, unless it lies in its run.
-
-# %%
-#| export
-@dataclass(frozen=True)
-class Trained:
-    "What training left behind."
-    kind: str     # "adapter", or "model" where all weights were trained
-    folder: Path  # where the weights lie
-    notes: dict   # the facts beside them: base_model, template, max_seq_len, speakers and more
-    summary: dict = field(default_factory=dict) # the run's summary.json; empty if there is none
-
-
-def find_trained(
-    source, # a run's folder, an adapter's, or a whole model's
-) -> Trained: # FileNotFoundError or ValueError if there is nothing to publish, or no telling what
-    "What lies in a folder."
-    source = Path(source)
-    inside = [source/n for n in ("adapter", "model") if (source/n).is_dir()]
-    require(len(inside) < 2, f"{source} holds both an adapter and a whole model; give one of them: {' or '.join(map(str, inside))}")
-    folder = inside[0] if inside else source
-    run = folder.parent if folder.name in ("adapter", "model") else folder
-    summary = read_json(run/"summary.json") if (run/"summary.json").is_file() else {}
-    if is_whole_model(folder):
-        notes = read_json(folder/NOTES)
-        return Trained("model", folder, notes, summary or notes.get("run", {}))  # an export carries the summary with it
-    if not (folder/"adapter_config.json").is_file():
-        state = f"; its summary says: {summary['status']}" if summary.get("status") else ""
-        raise FileNotFoundError(f"nothing to publish in {source} (no adapter, and no model with {NOTES}){state}; give the folder of a finished run, such as runs/x, or of an adapter")
-    return Trained("adapter", folder, adapter_notes(folder), summary)
-
+# `find_trained` of the chapter on base models says what lies in a folder: a run's, an adapter's, or a whole model's. A run that trained *all* weights left `model/` in place of `adapter/`: there is nothing to merge, but it is published in the same way.
 
 # %% tags=["check"]
 for source in (run, run/"adapter"): assert (t := find_trained(source)).kind == "adapter" and t.summary["optimizer_steps"] == 20, source
@@ -310,7 +278,6 @@ def merge_and_export(
 ) -> dict:                  # kind (how it was trained), dtype, parameters; distances of the answers: learned (None: not known), merged, saved, limit; ValueError or FileNotFoundError if it cannot be done
     "Add the adapter into the weights, save the plain model, and prove that it answers the same."
     import torch
-    from transformers import AutoModelForCausalLM
     require(dtype == "auto" or dtype in DTYPES, f"dtype={dtype!r} was given; expected auto, {', '.join(DTYPES)}")
     trained = find_trained(source)
     require(not trained.folder.resolve().is_relative_to(Path(out).resolve()), f"out={out} would replace what is exported ({trained.folder}); choose another folder")
@@ -331,8 +298,7 @@ def merge_and_export(
         write_model(model, maker, dtype, folder, sampling or {})
         parameters = sum(p.numel() for p in model.parameters())
         del model
-        again, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-        require(not info["missing_keys"] and not info["unexpected_keys"], f"the saved model does not load whole ({info}); report this")
+        again = load_whole(folder, "the saved model", "report this", dtype=torch.float32)
         saved = logit_distance(answer_logits(again, maker, speaker), wanted)
         was = notes.get("export", {})  # of an earlier export: how that was trained
         learned = was.get("learned") if learned is None else learned

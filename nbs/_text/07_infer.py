@@ -8,12 +8,12 @@
 #
 # A fine-tuned model is a character that can be asked. What it is asked with is made by the chapter on prompts, token for token as in training; here the answer is drawn, cut at its end, and shown. The base model, which comes first in this book, can be asked in the same way: it is the "before" of every "before and after".
 #
-# This chapter is a program: `simpsons-llm infer --adapter runs/x/adapter --speaker "Homer Simpson" "Marge Simpson: Homer, the dog is wearing your tie again."`
+# This chapter is a program: `simpsons-llm infer --adapter runs/x --speaker "Homer Simpson" "Marge Simpson: Homer, the dog is wearing your tie again."`
 
 # %% tags=["parameters"]
 prompt = "Marge Simpson: Homer, the dog is wearing your tie again."  # the lines before, "Name: line", newline between
 speaker = "Homer Simpson"  # who says the next line
-adapter = ""               # an adapter's folder, such as runs/x/adapter; empty: the base model alone
+adapter = ""               # a run's folder, such as runs/x, or an adapter's or a whole model's; empty: the base model alone
 base_model = "auto"        # without an adapter: a hub id, folder or short name; with one: auto means the base it was trained on
 location = ""              # where the scene is; may be empty
 data = ""                  # a folder of prepared data: also answer in three of its test scenes, beside the real lines
@@ -99,7 +99,7 @@ class InferConfig(JobConfig):
     "Settings of the infer job."
     prompt: str = "Marge Simpson: Homer, the dog is wearing your tie again." # the lines before, "Name: line", newline between
     speaker: str = "Homer Simpson"        # who says the next line
-    adapter: str = ""                     # an adapter's folder, such as runs/x/adapter; empty: the base model alone
+    adapter: str = ""                     # a run's folder, such as runs/x, or an adapter's or a whole model's; empty: the base model alone
     base_model: str = "auto"              # without an adapter: a hub id, folder or short name; with one: auto means the base it was trained on
     location: str = ""                    # where the scene is; may be empty
     data: str = ""                        # a folder of prepared data: also answer in three of its test scenes, beside the real lines
@@ -420,7 +420,7 @@ def answer(
         notes, speaker = {"template": "script"}, config.speaker
     maker, result = TextMaker(tokenizer, notes["template"], notes.get("max_seq_len")), {}
     if config.data:
-        require(tuned, "data was given without an adapter; before and after needs one (--adapter runs/x/adapter)")
+        require(tuned, "data was given without an adapter; before and after needs one (--adapter runs/x)")
         parts, report = load_data(config.data)
         require(notes.get("data_sha256", report["data_sha256"]) == report["data_sha256"], f"the adapter was trained on other data than {config.data}, so its test scenes may not be unseen; give the data of its training")
         main = [s for s in ("Homer Simpson", "Marge Simpson", "Bart Simpson") if s in known] or list(known or report["all_speakers"])[:3]

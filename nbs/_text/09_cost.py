@@ -10,7 +10,6 @@
 
 # %%
 #| export
-import copy
 import gc
 import json
 import math
@@ -22,7 +21,7 @@ from simpsons_llm.config import make_optimizer
 from simpsons_llm.device import Device, find_device, find_ranks, peak_memory_gib, reset_peak_memory, set_threads, synchronize
 from simpsons_llm.evaluate import token_losses
 from simpsons_llm.job import in_process, require
-from simpsons_llm.model import add_adapter, load_config, recompute_activations, shape_of
+from simpsons_llm.model import add_adapter, load_config, recompute_activations, shape_of, short_config
 from simpsons_llm.packing import can_isolate, use_isolated
 
 # %%
@@ -137,17 +136,6 @@ assert live.now == 8_000_000 and live.peak == 12_000_000
 
 # %%
 #| export
-def short_config(
-    config,      # a transformers configuration
-    layers: int, # how many layers to keep, 1 or more
-):               # the same shape with fewer layers
-    "A model's configuration, cut to a few layers."
-    short = copy.deepcopy(config)
-    short.num_hidden_layers = layers
-    if getattr(short, "layer_types", None): short.layer_types = short.layer_types[:layers]
-    return short
-
-
 def build(
     config,         # a transformers configuration
     recipe: Recipe, # adapter, packing and checkpointing are used

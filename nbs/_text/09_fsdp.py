@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 
 from simpsons_llm.distributed import group_ranks
-from simpsons_llm.job import require
+from simpsons_llm.model import compare_weights, load_whole, readable, require_whole
 
 # %%
 #| hide
@@ -69,25 +69,42 @@ def _kept(tensor, main):
     return t if main else None
 
 
+# %% [markdown]
+# A checkpoint must hold all that it is loaded for: each weight of the adapter, or each of the model. What it lacks would stay as it is, a mixture of two steps that no run ever had; and a tensor of another shape would be spread over the rows. Only a weight that the model ties to another is kept once.
+
 # %%
 #| export
+EARLIER = "remove it to go on from an earlier one, or run without resume"
+
+
+def checkpoint_weights(
+    folder, # a checkpoint: model*.safetensors or adapter_model.safetensors
+) -> dict:  # name -> tensor; FileNotFoundError if there is none, or one cannot be read
+    "The weights in a checkpoint, under the names of their files."
+    from safetensors.torch import load_file
+    adapter, saved = Path(folder)/"adapter_model.safetensors", {}
+    files = [adapter] if adapter.is_file() else sorted(Path(folder).glob("model*.safetensors"))
+    if not files: raise FileNotFoundError(f"{folder} holds no weights; expected model.safetensors or adapter_model.safetensors")
+    with readable(f"the checkpoint {folder}", EARLIER, folder):
+        for f in files: saved |= load_file(f)
+    return saved
+
+
 def load_weights(
     model,  # a model, in parts or not
     folder, # a checkpoint: model*.safetensors or adapter_model.safetensors
 ):
-    "Copy a checkpoint's weights into a model; each rank takes its part. ValueError if one has no home."
+    "Copy a checkpoint's weights into a model; each rank takes its part. Errors as `load_whole`, and nothing is changed."
     import torch
-    from safetensors.torch import load_file
-    folder, saved = Path(folder), {}
-    adapter = folder/"adapter_model.safetensors"
-    for f in [adapter] if adapter.is_file() else sorted(folder.glob("model*.safetensors")): saved |= load_file(f)
-    require(saved, f"{folder} holds no weights; expected model.safetensors or adapter_model.safetensors")
-    mine = model.state_dict()
-    if adapter.is_file():  # PEFT leaves the adapter's name out: lora_A.weight for lora_A.default.weight, lora_magnitude_vector for lora_magnitude_vector.default.weight
+    what, mine, saved = f"the checkpoint {folder}", model.state_dict(keep_vars=True), checkpoint_weights(folder)
+    if (Path(folder)/"adapter_model.safetensors").is_file():  # PEFT leaves the adapter's name out: lora_A.weight for lora_A.default.weight, lora_magnitude_vector for lora_magnitude_vector.default.weight
         named = {k.replace(f".{model.active_adapter}.weight", ".weight").replace("lora_magnitude_vector.weight", "lora_magnitude_vector"): k for k in mine if "lora_" in k}
-        saved = {named.get(k, k): v for k, v in saved.items()}
-    homeless = [name for name in saved if name not in mine]
-    require(not homeless, f"{folder} has weights without a home in this model, such as {homeless[:1]}; it was saved from another model or with other settings")
+        saved, mine = {named.get(k, k): v for k, v in saved.items()}, {k: mine[k] for k in named.values()}
+    elif not saved.keys() <= mine.keys() and (Path(folder)/"config.json").is_file():  # experts are saved one by one, and computed as one tensor
+        saved = load_whole(folder, what, EARLIER).state_dict()
+    kept = {id(mine[name]) for name in saved if name in mine}
+    wanted = {name: tuple(t.shape) for name, t in mine.items() if name in saved or id(t) not in kept}  # a tied weight is kept once
+    require_whole(f"{what} does not fit this model", compare_weights({name: tuple(t.shape) for name, t in saved.items()}, wanted), f"it was saved from another model or with other settings; {EARLIER}")
     with torch.no_grad():
         for name, tensor in saved.items(): mine[name].copy_(share_of(tensor.to(mine[name].dtype), mine[name]))
 
@@ -96,6 +113,7 @@ def load_weights(
 # ## The Trainer's part
 #
 # accelerate shards for accelerators only; on CPU ranks it would quietly train with DDP. Telling it otherwise is three assignments, after which everything is the same code. In bfloat16 its policy would also sum gradients in bfloat16; here they are summed in fp32. The checkpoint methods write whole tensors under the names that the Trainer uses without FSDP: `model.safetensors` or the adapter's file, `optimizer.pt`, `scheduler.pt`. They are gathered tensor by tensor, so that rank 0 needs the room of one model in its machine's memory, not each rank that of one on its card.
+# Read, they are by `load_weights`, sharded or not: what the Trainer misses in a checkpoint it only warns of.
 #
 # Activations, where they are to be computed again, are so by the layers themselves (`recompute_activations`) and not by FSDP's own wrapper: that renames the layers, and PEFT then finds no adapter to save. The weights are fetched as often either way.
 
@@ -146,11 +164,9 @@ def sharded_trainer(
                 torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, "scheduler.pt"))
 
         def _load_from_checkpoint(self, checkpoint, model=None):
-            if not self.is_fsdp_enabled: return super()._load_from_checkpoint(checkpoint, model)
-            load_weights(model or self.model, checkpoint)
+            load_weights(model or self.model, checkpoint)  # also where nothing is sharded: it does not pass over what is missing
 
         def _load_best_model(self):
-            if not self.is_fsdp_enabled: return super()._load_best_model()
             load_weights(self.model, self.state.best_model_checkpoint)
 
         def _load_optimizer_and_scheduler(self, checkpoint):

@@ -28,8 +28,8 @@ from simpsons_llm.config import RunLength, TrainConfig, run_length
 from simpsons_llm.history import Recorder, last_checkpoint, open_tracker, plot_losses, take_up, text_samples
 from simpsons_llm.infer import heldout_moments
 from simpsons_llm.job import Progress, format_seconds, hold_folder, provenance, read_json, require, set_aside, write_json, write_text
-from simpsons_llm.model import add_adapter, find_base, load_base, load_config, load_tokenizer, recompute_activations, save_adapter, save_model, shape_of, trainable_parameters
-from simpsons_llm.packing import PackedRows, base_of, can_isolate, packs_well, use_isolated
+from simpsons_llm.model import add_adapter, ask_by_doing, find_base, load_base, load_config, load_tokenizer, recompute_activations, save_adapter, save_model, shape_of, trainable_parameters
+from simpsons_llm.packing import PackedRows, base_of, can_isolate, leaks_between, packs_well
 from simpsons_llm.prepare import Prepared, PrepareConfig, load_data, read_and_split, write_prepared
 from simpsons_llm.prompt import TextMaker
 from simpsons_llm.samples import audit, cache_key, kept_samples, row_samples, scene_samples, write_audit
@@ -181,7 +181,7 @@ def plan(
 
 
 # %% [markdown]
-# How samples share a batch depends on the model and the device. Asked for and impossible is an error; `auto` takes what is possible and fast:
+# How samples share a batch depends on the model and the device. The model is asked what it says of itself, and by doing, with a sketch of its kind. Asked for and impossible is an error; `auto` takes what is possible and fast, and the layout tells why:
 
 # %%
 #| export
@@ -192,7 +192,8 @@ def lay_out(
     device,                 # the `Device`
 ) -> tuple:                 # (samples or `PackedRows`, the layout in words, whether attention must be isolated); ValueError if it cannot be had
     "Choose how samples share a batch."
-    reason = can_isolate(shape_of(shape))
+    done = ask_by_doing(shape)  # also refuses a model that reads ahead, packed or not
+    reason = can_isolate(shape_of(shape)) or done
     require(not reason or config.packing in ("auto", "none"), f"packing={config.packing} was given, but this model cannot be packed: {reason}; use packing=none")
     if config.packing == "auto" and not reason and not packs_well(device): reason = f"on {device.type} in {device.dtype} that is faster"
     if reason or config.packing == "none": return samples, "batches of similar length, filled up" + (f" ({reason})" if reason else ""), False
@@ -393,6 +394,15 @@ def run_job(
         return begin_run(plan(config, ranks, device), make_engine)
 
 
+def require_apart(
+    job: Job, # what `plan` made
+    model,    # the base model, loaded; from now on with isolated attention
+):
+    "The last word on packing has the model itself, in the number format of the training: ValueError if its sequences do not stay apart."
+    with job.autocast(): wrong = leaks_between(model)
+    require(not wrong, f"samples were to lie end to end, but in {job.base} they cannot: {wrong}; use packing=none")
+
+
 def begin_run(
     job: Job,    # what `plan` made
     make_engine, # called with the `Job` and the model; gives the engine
@@ -402,7 +412,7 @@ def begin_run(
     where = replace(job.device, type="cpu", index=0) if job.sharded else job.device  # a sharded model goes to the devices in parts
     model, _ = load_base(job.base, where if config.lora else replace(where, dtype="float32"), config.quantization)
     found = {"base_source": model.origin, "data_sha256": job.report["data_sha256"]}
-    if job.isolated: use_isolated(model)
+    if job.isolated: require_apart(job, model)
     if config.lora: model = add_adapter(model, config.lora, config.seed)
     finished = on_main(ranks, lambda: open_run(config, run, found, job.made))  # nothing was moved or written before this line
     if finished:
