@@ -172,7 +172,7 @@ def trainer(tmp_path_factory):
     arguments = training_arguments(
         FinetuneConfig(run=str(tmp_path_factory.mktemp("run")), global_batch_size=2, micro_batch_size=1), 4, device
     )
-    return make_trainer(tiny_model()[0], arguments, samples, samples, 0, len)
+    return make_trainer(tiny_model()[0], arguments, samples, samples, 0, None, arguments.output_dir)
 
 
 def test_what_we_override_in_trainer_is_there_and_takes_what_ours_takes(trainer):
@@ -181,7 +181,7 @@ def test_what_we_override_in_trainer_is_there_and_takes_what_ours_takes(trainer)
 
     found = overridden(type(trainer), Trainer)
     private = {name for name, _, theirs in found if theirs and name[0] == "_"}
-    assert {"_get_num_items_in_batch", "_save_optimizer_and_scheduler", "_load_best_model"} <= private
+    assert {"_get_num_items_in_batch", "_save_checkpoint", "_save_optimizer_and_scheduler", "_load_best_model"} <= private
     assert [name for name, _, theirs in found if theirs is None] == ["shard"], (
         "a method of Trainer that is overridden is not there any more"
     )
