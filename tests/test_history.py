@@ -43,8 +43,9 @@ def test_tokens_that_nothing_predicts_are_not_learned(meter):
 
     m, _ = meter
     assert m.count([part(1.0, 1.0, 0.0, 0.25), part(1.0, 0.0, 1.0)]) == 2.25
-    assert (m.real_tokens, m.learned_tokens, m.own_tokens) == (7, 3, 7)
-    assert m.count([part(0.0, 0.0), part(1.0, 0.5)]) == 0.5 and (m.real_tokens, m.learned_tokens) == (9, 4)
+    assert (m.real_tokens, m.learned_tokens, m.context_tokens, m.own_tokens) == (7, 2, 1, 7)
+    assert m.count([part(0.0, 0.0), part(1.0, 0.5)]) == 0.5
+    assert (m.real_tokens, m.learned_tokens, m.context_tokens) == (9, 2, 2)
 
 
 def test_perplexity_of_an_epoch_is_that_of_its_tokens(tmp_path):
@@ -53,7 +54,7 @@ def test_perplexity_of_an_epoch_is_that_of_its_tokens(tmp_path):
     recorder = H.Recorder(Ranks(), find_device("cpu", "float32"), length, tmp_path, None)
     counts, losses = (10, 20, 110, 120), (7.0, 5.0, 2.0, 4.0)
     recorder.rows = [
-        {"step": k, "train_loss_nats": x, "learned_tokens": n} for k, (n, x) in enumerate(zip(counts, losses), 1)
+        {"step": k, "train_loss_nats": 9.0, "learned_loss_nats": x, "learned_tokens": n} for k, (n, x) in enumerate(zip(counts, losses), 1)
     ]
     assert recorder.train_perplexity(2) == pytest.approx(torch.tensor((10 * 7.0 + 10 * 5.0) / 20).exp().item())
     assert recorder.train_perplexity(4) == pytest.approx(torch.tensor((90 * 2.0 + 10 * 4.0) / 100).exp().item())

@@ -53,7 +53,7 @@ def test_the_rate_rises_in_as_many_steps_as_warmup_says_then_falls(config, train
 def test_test_scenes_are_scored_before_and_after_when_asked_for(config, train, data, tmp_path):
     settings = config(data=data, run=str(tmp_path / "x"), max_steps=4, eval_steps=2, score_test=True, **TINY)
     summary, device = train(settings), find_device("cpu")
-    parts, report = run_data(settings)
+    parts, report, _ = run_data(settings)
     tuned, tokenizer, notes = load_adapter(tmp_path / "x" / "adapter", device)
     samples = make_samples(settings, TextMaker(tokenizer, notes["template"]), parts, report)[0]
     for split in ("test", "valid"):
@@ -100,7 +100,7 @@ def test_kept_samples_are_those_of_the_settings(data, tmp_path, monkeypatch):
         {},
     ):
         config = FinetuneConfig(data=data, **{**TINY, **more})
-        parts, report = run_data(config)
+        parts, report, _ = run_data(config)
         maker, report = TextMaker(load_base("tiny", find_device("cpu"))[1]), {**report, "speakers": ["Homer Simpson"]}
         found.append([(x.input_ids, x.loss_weights) for x in make_samples(config, maker, parts, report)[0]["train"]])
     assert found[0] == found[-1] and all(a != b for i, a in enumerate(found[:-1]) for b in found[:i])
