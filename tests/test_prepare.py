@@ -149,3 +149,16 @@ def test_a_name_may_hold_commas():
 
 def test_names_that_look_alike_are_alike():
     assert find_speaker("sen\u0303or  skinner", {"Se\u00f1or Skinner": 3}) == "Se\u00f1or Skinner"
+
+
+@pytest.mark.parametrize("held", ["valid", "test"])
+@pytest.mark.parametrize("more", ["", "And one word more"])
+def test_each_way_to_leak_stops_the_split(held, more, tmp_path):
+    "A line of a training episode comes again in one held-out set alone; whole, or changed so that only runs of eight words are the same."
+    words = "apples frogs pianos rivers clouds".split()
+    def script(extra): return "\n".join(f"[Episode {e}]\nBarney: Number {e} is about {w}.\nMoe: {extra.get(e, f'Now {w} are closed.')}\n" for e, w in enumerate(words))
+    (tmp_path/"x.txt").write_text(script({}))
+    parts = split_scenes(read_script(tmp_path/"x.txt").scenes)
+    said, (learned, unseen) = "Get out of my bar and stay out today", (parts[n][0].episode for n in ("train", held))
+    (tmp_path/"x.txt").write_text(script({learned: f"{said}.", unseen: f"{said}. {more}".strip()}))
+    with pytest.raises(ValueError, match=rf"max_leak=0.01: '{said}\. ?{more}' \(episode {unseen}"): prepare(PrepareConfig(script=str(tmp_path/"x.txt"), out=str(tmp_path/"out")))

@@ -213,6 +213,30 @@ def test_a_stream_says_what_an_answer_says(text, tiny):
     assert "".join(stream_line(model, maker, "", LINES, "Homer Simpson")) == finish_lines(model, maker, [("", LINES, "Homer Simpson")])[0] == "".join(spoken([text]))
 
 
+def test_a_batch_says_what_each_prompt_says_alone(tiny):
+    "Filled up on the left and hidden there; names in the scene make prompts of different length."
+    model, maker = tiny
+    greedy = Sampling(max_new_tokens=8, do_sample=False, repetition_penalty=1.0)
+    requests = [(where, LINES*n, who) for where, n, who in (("", 0, "Moe"), ("Home", 1, "Homer Simpson"), ("Town Hall", 3, "Mayor Quimby"))]
+    batch = I.ask_batch(model, maker, requests, greedy)
+    for ids, mask, (where, lines, who) in zip(batch["input_ids"], batch["attention_mask"], requests):
+        assert ids[mask.bool()].tolist() == prompt_ids(maker, where, lines, who) and mask.tolist() == sorted(mask.tolist())
+    with torch.no_grad():
+        together = model.generate(**batch, **greedy.arguments(), pad_token_id=maker.tokenizer.pad_token_id)[:, -8:]
+        alone = [model.generate(**I.ask_batch(model, maker, [r], greedy), **greedy.arguments(), pad_token_id=maker.tokenizer.pad_token_id)[0, -8:] for r in requests]
+    assert together.tolist() == [a.tolist() for a in alone]
+
+
+def test_a_prompt_leaves_room_for_the_answer(tiny):
+    "Within what the model was trained on, and within what it can take at all."
+    model, maker = tiny
+    for limit in (120, None):
+        short = TextMaker(maker.tokenizer, "script", limit)
+        most = limit or model.config.max_position_embeddings
+        got = I.ask_batch(model, short, [("Home", LINES*200, "Homer Simpson")], Sampling(max_new_tokens=40))["input_ids"].shape[1]
+        assert most - 40 - 60 < got <= most - 40
+
+
 # ---- random numbers -------------------------------------------------------------------------------------------------
 
 def test_asking_leaves_the_callers_random_numbers_alone(tiny):
