@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Ranks', 'find_ranks', 'complete_env', 'Device', 'backend_for', 'memory_gib', 'find_device', 'synchronize',
-           'reset_peak_memory', 'peak_memory_gib', 'set_threads', 'find_ipex', 'require_ipex', 'load_ipex']
+           'reset_peak_memory', 'peak_memory_gib', 'set_threads', 'Draws', 'find_ipex', 'require_ipex', 'load_ipex']
 
 # %% ../nbs/00_device.ipynb #00-02
-import os, platform, sys, warnings
+import os, platform, sys, threading, warnings
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -134,9 +134,11 @@ def complete_env(
     master_addr: str = "127.0.0.1", # address of rank 0's machine, used where MASTER_ADDR is missing
     master_port: int = None,        # port on it, 1..65535, used where MASTER_PORT is missing; the same on every rank
 ) -> dict:                          # the variables that were set here, {} for one process alone
-    "Set what is missing of torchrun's variables. Call it before transformers is imported."
+    "Set what is missing of torchrun's variables, and take away what would mislead one process alone. Call it before transformers is imported."
     env = os.environ if env is None else env
-    if ranks.world_size < 2: return {}
+    if ranks.world_size < 2:
+        if not {"MASTER_ADDR", "MASTER_PORT"} <= set(env): env.pop("LOCAL_RANK", None)
+        return {}
     if "MASTER_PORT" not in env:
         if master_port is None:
             raise ValueError(f"{ranks.world_size} ranks need one port to meet at and MASTER_PORT is not set; one rank cannot guess "
@@ -347,6 +349,38 @@ def set_threads(
     return torch.get_num_threads()
 
 # %% ../nbs/00_device.ipynb #00-60
+_DRAWING = threading.RLock()
+
+
+class Draws:
+    "Random numbers of one's own; those of the process are after each `with` block as they were before."
+    def __init__(self,
+        device,    # a `Device` or a `torch.device`: the CPU's generator is always among them
+        seed: int, # where they begin, 0..2**64-1
+    ):
+        import torch
+        self.devices = [torch.device("cpu"), *([torch.device(device.type, device.index or 0)] if device.type != "cpu" else [])]
+        self.states = [torch.Generator(d).manual_seed(seed).get_state() for d in self.devices]
+
+    def swap(self):
+        "Exchange the process's states and one's own."
+        import torch
+        for i, d in enumerate(self.devices):
+            module, where = (torch, ()) if d.type == "cpu" else (getattr(torch, d.type), (d,))
+            mine, self.states[i] = self.states[i], module.get_rng_state(*where)
+            module.set_rng_state(mine, *where)
+
+    def __enter__(self):
+        _DRAWING.acquire()
+        try: self.swap()
+        except BaseException: _DRAWING.release(); raise
+        return self
+
+    def __exit__(self, *_):
+        try: self.swap()
+        finally: _DRAWING.release()
+
+# %% ../nbs/00_device.ipynb #00-63
 def _version(package: str) -> str:
     "Version of an installed package, or None. Imports nothing."
     try: return metadata.version(package)
@@ -362,7 +396,7 @@ def find_ipex() -> tuple: # (may it be imported, why or why not)
     return False, (f"version {ipex} needs torch {'.'.join(ipex.split('.')[:2])} and torch {torch} is installed; "
                    "uninstall the extension, or install the torch it needs")
 
-# %% ../nbs/00_device.ipynb #00-61
+# %% ../nbs/00_device.ipynb #00-64
 def require_ipex():
     "Raise ValueError where Intel's extension may not be imported. Imports nothing."
     ok, why = find_ipex()

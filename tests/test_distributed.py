@@ -1,13 +1,16 @@
 "Groups of ranks, the environment they need, and the doctor; XPUs are pretended."
+import json
 import os
+import subprocess
 import sys
 from unittest.mock import patch
 
 import pytest
 import torch
 
+from conftest import CLI, TINY
 from simpsons_llm import distributed as M
-from simpsons_llm.device import Device, Ranks
+from simpsons_llm.device import Device, Ranks, complete_env, find_ranks
 from simpsons_llm.distributed import doctor, join_group, rank_env, who_am_i
 from test_device import pretend
 
@@ -64,6 +67,23 @@ def test_the_first_line_of_a_rank_on_pretended_cards(local_rank, monkeypatch):
     assert line.startswith(f"rank {local_rank} of 2") and f"on xpu:{local_rank}, a xpu, bfloat16; ranks talk through xccl" in line
     with patch.dict(os.environ), pretend(xpu=1):
         if local_rank: pytest.raises(ValueError, who_am_i).match("local rank 1 has no device")
+
+
+@pytest.mark.parametrize("told", [dict(RANK="0", WORLD_SIZE="1"), dict(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1"), dict(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")], ids=lambda told: "-".join(told))
+def test_one_rank_that_was_told_so_is_one_process(told, tmp_path, data):
+    "As in a container or a job script that sets ranks for everything: no group, so nobody to meet."
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    env = {k: v for k, v in os.environ.items() if k not in names} | told
+    words = ["finetune", "--data", data, "--run", "x", "--max-steps", "1", "--eval-steps", "1", *(x for k, v in TINY.items() for x in (f"--{k.replace('_', '-')}", str(v)))]
+    done = subprocess.run([*CLI, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120, env=env)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path/"x"/"summary.json").read_text())["world_size"] == 1
+
+
+def test_one_rank_with_a_place_to_meet_keeps_what_its_launcher_said():
+    alone = dict(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+    env = dict(alone)
+    assert complete_env(find_ranks(env), env) == {} and env == alone
 
 
 # ---- groups that cannot be right ----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@
 
 # %%
 #| export
-import os, platform, sys, warnings
+import os, platform, sys, threading, warnings
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -290,6 +290,10 @@ assert "disagree" in refusal(find_ranks, wrong["forgotten export"])
 # these variables in several places, some of them early, and keep what they saw. On XPU and CUDA a Trainer that finds
 # no `LOCAL_RANK` settles for training alone on device 0. Before the import is the one moment that is never too late.
 #
+# One process alone may also have been told a rank: `RANK=0 WORLD_SIZE=1 LOCAL_RANK=0` stands in the environment of many
+# a job script and container. Accelerate takes a `LOCAL_RANK` for a group, and then wants to know where to meet. If nobody
+# says, there is nobody to meet: the variable is taken away, and the process is what it is, one alone.
+#
 # Two values are no rank's own: where to meet. All ranks must know the same address and port. A rank cannot find a free
 # port by itself, because the others would find different ones; so the launcher picks it and exports it as
 # `MASTER_PORT`. What is already set stays. Under torchrun that is essential: its `MASTER_PORT` belongs to a store that
@@ -303,9 +307,11 @@ def complete_env(
     master_addr: str = "127.0.0.1", # address of rank 0's machine, used where MASTER_ADDR is missing
     master_port: int = None,        # port on it, 1..65535, used where MASTER_PORT is missing; the same on every rank
 ) -> dict:                          # the variables that were set here, {} for one process alone
-    "Set what is missing of torchrun's variables. Call it before transformers is imported."
+    "Set what is missing of torchrun's variables, and take away what would mislead one process alone. Call it before transformers is imported."
     env = os.environ if env is None else env
-    if ranks.world_size < 2: return {}
+    if ranks.world_size < 2:
+        if not {"MASTER_ADDR", "MASTER_PORT"} <= set(env): env.pop("LOCAL_RANK", None)
+        return {}
     if "MASTER_PORT" not in env:
         if master_port is None:
             raise ValueError(f"{ranks.world_size} ranks need one port to meet at and MASTER_PORT is not set; one rank cannot guess "
@@ -332,6 +338,10 @@ assert complete_env(find_ranks(env), env, master_port=29501) == {} and env["MAST
 assert find_ranks(env) == find_ranks(ENVS["Open MPI"])
 alone = {}
 assert complete_env(find_ranks({}), alone) == {} == alone
+told = dict(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+assert complete_env(find_ranks(told), told) == {} and told == dict(RANK="0", WORLD_SIZE="1") and find_ranks(told).world_size == 1
+met = {**told, "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}    # torchrun with one rank
+assert complete_env(find_ranks(met), met) == {} and met["LOCAL_RANK"] == "0"
 print(refusal(complete_env, find_ranks(ENVS["MPICH"]), {}), "\n")
 print(refusal(complete_env, find_ranks(ENVS["srun, 2 machines"]), {}, master_port=29500))
 made
@@ -748,6 +758,59 @@ with patch(f"{__name__}._cores", lambda: 4):
 torch.set_num_threads(threads)
 assert shares == {1: 4, 2: 2, 8: 1}
 shares
+
+# %% [markdown]
+# ## Random numbers of one's own
+#
+# PyTorch draws from one generator for the whole process, and one for each GPU. Who sets their seed sets it for everybody:
+# a program that asks a model for a line, and draws a number of its own before and after, would find its numbers to be
+# those of the model's seed. `Draws` keeps a state apart. Inside its `with` block the process's generators have that state,
+# outside they are as they were, and a second block goes on where the first one ended. Only one block is open at a time,
+# so two threads that draw take turns, and each gets the numbers of its own seed.
+
+# %%
+#| export
+_DRAWING = threading.RLock()
+
+
+class Draws:
+    "Random numbers of one's own; those of the process are after each `with` block as they were before."
+    def __init__(self,
+        device,    # a `Device` or a `torch.device`: the CPU's generator is always among them
+        seed: int, # where they begin, 0..2**64-1
+    ):
+        import torch
+        self.devices = [torch.device("cpu"), *([torch.device(device.type, device.index or 0)] if device.type != "cpu" else [])]
+        self.states = [torch.Generator(d).manual_seed(seed).get_state() for d in self.devices]
+
+    def swap(self):
+        "Exchange the process's states and one's own."
+        import torch
+        for i, d in enumerate(self.devices):
+            module, where = (torch, ()) if d.type == "cpu" else (getattr(torch, d.type), (d,))
+            mine, self.states[i] = self.states[i], module.get_rng_state(*where)
+            module.set_rng_state(mine, *where)
+
+    def __enter__(self):
+        _DRAWING.acquire()
+        try: self.swap()
+        except BaseException: _DRAWING.release(); raise
+        return self
+
+    def __exit__(self, *_):
+        try: self.swap()
+        finally: _DRAWING.release()
+
+
+# %% tags=["check"]
+torch.manual_seed(7); wanted = torch.rand(4)                 # what a seed gives in a process of its own
+torch.manual_seed(1); theirs = torch.rand(2)
+torch.manual_seed(1)
+draws, got = Draws(cpu, 7), []
+with draws: got += [*torch.rand(2)]
+between = torch.rand(1)
+with draws: got += [*torch.rand(2)]
+assert got == [*wanted] and [*between, *torch.rand(1)] == [*theirs]
 
 
 # %% [markdown]
