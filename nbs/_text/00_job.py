@@ -29,6 +29,7 @@ import time
 import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from decimal import Decimal
 from importlib import metadata
 from pathlib import Path
 
@@ -50,6 +51,18 @@ from contextlib import redirect_stdout
 
 # %%
 #| export
+def whole(
+    value,  # a number, or the text of one
+) -> int:   # ValueError, TypeError, ArithmeticError if it is none, or has a fraction
+    "A whole number, every digit of it: a float holds fifteen digits or so, and a seed may have more."
+    if isinstance(value, str):
+        try: value = int(value)
+        except ValueError: value = Decimal(value)  # 1e3, 3.0
+    int(float(value))  # refuses 1e999999999, and what is no number, before anything is written out digit by digit
+    if int(value) != value: raise ValueError
+    return int(value)
+
+
 def coerce(
     value,        # what was given: a number, text, bool or None
     kind: str,    # the declared type as text, e.g. "int", "float | None"
@@ -63,10 +76,10 @@ def coerce(
     try:
         if "bool" in kinds: return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
         if isinstance(value, bool): raise ValueError
-        if "int" in kinds and float(value) == int(float(value)): return int(float(value))
+        if "int" in kinds: return whole(value)
         if "float" in kinds: return float(value)
         if "str" in kinds: return str(value)
-    except (ValueError, TypeError, KeyError, OverflowError): pass
+    except (ValueError, TypeError, KeyError, ArithmeticError): pass
     raise TypeError(f"{name}={value!r} was given; expected {' or '.join(kinds)}")
 
 
@@ -77,9 +90,10 @@ def coerce(
 coerce("5e-4", "float", "learning_rate"), coerce(3, "float", "epochs"), coerce("None", "int | None", "r")
 
 # %% tags=["check"]
-assert coerce("12", "int", "max_steps") == 12 and coerce(12.0, "int", "max_steps") == 12
+assert [coerce(x, "int", "max_steps") for x in ("12", 12.0, "12.0", "1.2e1")] == [12]*4
+assert [coerce(x, "int", "seed") for x in (2**53 + 1, f"{2**53 + 1}", f"{2**53 + 1}.0")] == [2**53 + 1]*3 and int(float(2**53 + 1)) == 2**53  # no digit is lost
 assert coerce("true", "bool", "bench") is True and coerce(None, "int | None", "r") is None
-for value, kind in (("many", "int"), (1.5, "int"), (True, "float"), (None, "float"), ("yes?", "bool")):
+for value, kind in (("many", "int"), (1.5, "int"), ("1.5", "int"), ("1e999", "int"), ("nan", "int"), (True, "float"), (None, "float"), ("yes?", "bool")):
     try: coerce(value, kind, "x"); raise AssertionError((value, kind))
     except TypeError as e: assert "x" in str(e)
 

@@ -147,6 +147,7 @@ def check_settings(
     require(config.trackers == "none" or find_spec(config.trackers), f"trackers={config.trackers} was given, but {config.trackers} is not installed; pip install 'simpsons_llm[track]'")
     require(config.backend in ("auto", "xccl", "ccl", "nccl", "gloo"), f"backend={config.backend!r} was given; expected auto, xccl, ccl, nccl or gloo")
     require(config.group_timeout_s > 0, f"group_timeout_s={config.group_timeout_s} was given; expected more than 0 seconds")
+    require(0 <= config.seed < 2**32, f"seed={config.seed} was given; expected 0 to 2**32 - 1, which all the libraries below can take")
     require(config.mode in ("lora", "full"), f"mode={config.mode!r} was given; expected lora or full")
     require(config.lora_plus_ratio >= 1, f"lora_plus_ratio={config.lora_plus_ratio} was given; expected 1 or more")
     require(config.quantization in QUANTIZATIONS, f"quantization={config.quantization!r} was given; expected {' or '.join(QUANTIZATIONS)}")
@@ -158,7 +159,7 @@ def check_settings(
 # %% tags=["check"]
 assert TrainConfig(recipe="seed").resolved() == RECIPES["seed"]
 assert TrainConfig(recipe="seed", r="16", learning_rate="1e-3").resolved() == {**RECIPES["seed"], "r": 16, "learning_rate": 1e-3}
-for wrong in (dict(recipe="soup"), dict(view="scenes", template="alpaca"), dict(learning_rate=3), dict(r=0), dict(warmup_ratio=1), dict(micro_batch_size=0), dict(trackers="x"), dict(sample_steps=-1)):
+for wrong in (dict(recipe="soup"), dict(view="scenes", template="alpaca"), dict(learning_rate=3), dict(r=0), dict(warmup_ratio=1), dict(micro_batch_size=0), dict(trackers="x"), dict(sample_steps=-1), dict(seed=2**32)):
     try: TrainConfig(**wrong); raise AssertionError(wrong)
     except ValueError as e: assert next(iter(wrong)) in str(e), e
 
