@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from simpsons_llm.prepare import PrepareConfig, find_speakers, leak_report, load_data, ngrams, plain_words, prepare, random_rows_leak, report_text, split_scenes
+from simpsons_llm.prepare import PrepareConfig, find_speaker, find_speakers, known_speaker, leak_report, load_data, ngrams, plain_words, prepare, random_rows_leak, report_text, split_scenes
 from simpsons_llm.lines import Line, Scene
 from simpsons_llm.script import read_script
 
@@ -93,3 +93,46 @@ def test_names_are_found_whatever_their_case():
     speakers = dict(Counter(l.speaker for s in BOOK for l in s.lines).most_common())
     assert find_speakers(" HOMER simpson ,Moe Szyslak", speakers) == ["Homer Simpson", "Moe Szyslak"]
     with pytest.raises(ValueError, match="did you mean"): find_speakers("Hommer", speakers)
+
+
+def test_a_name_spelt_as_in_the_script_is_that_name(tmp_path, capsys):
+    "Both spellings occur; the exact one wins, and where none is exact the one with more lines, which is told."
+    speakers = {"Homer": 40, "HOMER": 7, "homer": 1}
+    assert [find_speaker(n, speakers) for n in speakers] == list(speakers) and find_speaker(" HoMeR ", speakers) == "Homer"
+    assert find_speaker("HOMER", dict(reversed(speakers.items()))) == "HOMER" and find_speaker("hOMER", dict(reversed(speakers.items()))) == "Homer"
+    rows = [f"[Episode {e}]\nHomer: Number {e} is about {word}.\nHomer: And {word} too.\nHOMER: {word.upper()}!\n" for e, word in enumerate("apples frogs pianos rivers clouds".split(), 1)]
+    (tmp_path/"two.txt").write_text("\n".join(rows))
+    for asked, chosen in (("Homer", "Homer"), ("HOMER", "HOMER"), ("homer", "Homer")):
+        report = prepare(PrepareConfig(script=str(tmp_path/"two.txt"), out=str(tmp_path/"out"), speakers=asked, max_leak=1.0))
+        assert report["speakers"] == [chosen] and report["sets"]["train"]["learned_lines"] == (6 if chosen == "Homer" else 3)
+        assert ("'homer' is read as 'Homer' (10 lines); the script also has 'HOMER' (5 lines)" in report_text(report)) == (asked == "homer")
+    capsys.readouterr()
+    assert known_speaker("HOMER", speakers) == "HOMER" and not capsys.readouterr().out
+    assert known_speaker("HoMer", speakers) == "Homer" and "is read as 'Homer'" in capsys.readouterr().out
+    assert known_speaker("Whoever", {}) == "Whoever"
+
+
+def test_a_name_may_hold_commas():
+    speakers = {"Homer": 40, "Sammy": 9, "Sammy Davis": 5, "Sammy Davis, Jr.": 3, "Jr.": 2, "Larry, Moe, Curly": 1}
+    for wanted, found in (("Sammy Davis, Jr.", ["Sammy Davis, Jr."]), ("Homer,sammy davis ,jr. ,Sammy", ["Homer", "Sammy Davis, Jr.", "Sammy"]), ("Jr.,Sammy Davis", ["Jr.", "Sammy Davis"]),
+                          ("Sammy Davis,Homer,Jr.", ["Sammy Davis", "Homer", "Jr."]), ("Larry,Moe, Curly,Homer", ["Larry, Moe, Curly", "Homer"]), (" ,Homer,, ", ["Homer"]), ("", [])):
+        assert find_speakers(wanted, speakers) == found, wanted
+    with pytest.raises(ValueError, match="no speaker called 'Larry'; did you mean"): find_speakers("Homer,Larry, Moe", speakers)
+    with pytest.raises(ValueError, match="did you mean Sammy Davis, Jr."): find_speakers("Sammy Davies, Jr.", {k: v for k, v in speakers.items() if k != "Sammy Davis"})
+
+
+def test_names_that_look_alike_are_alike():
+    assert find_speaker("sen\u0303or  skinner", {"Se\u00f1or Skinner": 3}) == "Se\u00f1or Skinner"
+
+
+@pytest.mark.parametrize("held", ["valid", "test"])
+@pytest.mark.parametrize("more", ["", "And one word more"])
+def test_each_way_to_leak_stops_the_split(held, more, tmp_path):
+    "A line of a training episode comes again in one held-out set alone; whole, or changed so that only runs of eight words are the same."
+    words = "apples frogs pianos rivers clouds".split()
+    def script(extra): return "\n".join(f"[Episode {e}]\nBarney: Number {e} is about {w}.\nMoe: {extra.get(e, f'Now {w} are closed.')}\n" for e, w in enumerate(words))
+    (tmp_path/"x.txt").write_text(script({}))
+    parts = split_scenes(read_script(tmp_path/"x.txt").scenes)
+    said, (learned, unseen) = "Get out of my bar and stay out today", (parts[n][0].episode for n in ("train", held))
+    (tmp_path/"x.txt").write_text(script({learned: f"{said}.", unseen: f"{said}. {more}".strip()}))
+    with pytest.raises(ValueError, match=rf"max_leak=0.01: '{said}\. ?{more}' \(episode {unseen}"): prepare(PrepareConfig(script=str(tmp_path/"x.txt"), out=str(tmp_path/"out")))

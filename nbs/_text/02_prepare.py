@@ -12,7 +12,7 @@
 
 # %% tags=["parameters"]
 script = "springfield"   # a table, text, Fountain or JSON file, or springfield: the script that comes with the package
-speakers = ""            # characters to learn, comma-separated full names; empty: everyone
+speakers = ""            # characters to learn, comma-separated full names, which may hold commas themselves; empty: everyone
 out = "runs/data"        # folder for the prepared data
 split = "episode"        # what stays together: episode, or scene for scripts with fewer than 3 episodes
 valid_share = 0.1        # share of the lines to choose the best step by, 0..0.5
@@ -31,7 +31,9 @@ import difflib
 import json
 import random
 import re
+import shlex
 import statistics
+import unicodedata
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,7 +63,7 @@ SPLITS = ("train", "valid", "test")
 class PrepareConfig(JobConfig):
     "Settings of the prepare job."
     script: str = "springfield"   # a table, text, Fountain or JSON file, or springfield: the script that comes with the package
-    speakers: str = ""            # characters to learn, comma-separated full names; empty: everyone
+    speakers: str = ""            # characters to learn, comma-separated full names, which may hold commas themselves; empty: everyone
     out: str = "runs/data"        # folder for the prepared data
     split: str = "episode"        # what stays together: episode, or scene for scripts with fewer than 3 episodes
     valid_share: float = 0.1      # share of the lines to choose the best step by, 0..0.5
@@ -92,28 +94,80 @@ for wrong in (dict(split="random"), dict(valid_share=0.9), dict(context_lines=-1
 # %% [markdown]
 # ## Whom to learn
 #
-# Names are asked for as the script spells them. A name that the script does not have is nearly always a slip, so the error offers the closest ones.
+# Names are asked for as the script spells them. Who types another case of letters, or more blanks, means the same name; but some scripts spell one name in two ways, `Homer` in one scene and `HOMER` in another. So a name that is spelt exactly as in the script always wins, and where none is, the spelling with the most lines is taken, and told. A name that the script does not have is nearly always a slip, so the error offers the closest ones.
 
 # %%
 #| export
+def folded(
+    name: str, # a name as somebody typed it
+) -> str:      # the same for all its spellings
+    "A name without case, with single blanks, one behind each comma."
+    return re.sub(r" ?, ?", ", ", " ".join(unicodedata.normalize("NFC", name).split())).casefold()
+
+
 def find_speaker(
     name: str,       # a name as somebody typed it
-    speakers: dict,  # name -> number of lines, most first
+    speakers: dict,  # name -> number of lines
 ) -> str:            # the name as the script spells it; ValueError with the closest ones if there is none
     "One character by name."
-    folded, asked = {n.casefold(): n for n in speakers}, name.strip().casefold()
-    if asked in folded: return folded[asked]
-    near = [folded[m] for m in difflib.get_close_matches(asked, folded, n=3, cutoff=0.5)]
+    name, asked = name.strip(), folded(name)
+    if name in speakers: return name
+    alike = [n for n in speakers if folded(n) == asked]
+    if alike: return max(alike, key=speakers.get)  # among equals the first
+    spelt = {folded(n): n for n in reversed(speakers)}
+    near = [spelt[m] for m in difflib.get_close_matches(asked, spelt, n=3, cutoff=0.5)]
     near = near or [s for s in speakers if set(asked.split()) & set(s.casefold().split())][:3] or list(speakers)[:5]
-    raise ValueError(f"the script has no speaker called {name.strip()!r}; did you mean {', '.join(near)}?")
+    raise ValueError(f"the script has no speaker called {name!r}; did you mean {' or '.join(near)}?")
+
+
+def spelling_note(
+    name: str,       # a name as somebody typed it
+    speakers: dict,  # name -> number of lines
+) -> str:            # a sentence; empty where there was nothing to choose
+    "What a person should know of the spelling that `find_speaker` chose."
+    chosen = find_speaker(name, speakers)
+    others = [f"{n!r} ({speakers[n]:,} lines)" for n in speakers if folded(n) == folded(chosen) and n != chosen]
+    if not others or chosen == name.strip(): return ""
+    return (f"{name.strip()!r} is read as {chosen!r} ({speakers[chosen]:,} lines); the script also has {' and '.join(others)}, "
+            "which must be asked for as it is spelt")
+
+
+# %%
+#| export
+def known_speaker(
+    name: str,   # a name as somebody typed it
+    known: dict, # name -> number of lines, as a model's notes have them; empty: nobody knows
+) -> str:        # the name as it is known; as it was typed if nobody knows; ValueError as `find_speaker`
+    "The character to ask a model for; a choice among spellings is printed."
+    if not known: return name
+    if note := spelling_note(name, known): print(note, flush=True)
+    return find_speaker(name, known)
+
+
+# %% [markdown]
+# Several names are written with commas between them. Some names have a comma of their own: `Sammy Davis, Jr.` So the text is cut at its commas, and from left to right the longest run of pieces that is a name of the script is taken for one name. With `Sammy` and `Sammy, Jr.` both in the script, `Sammy, Jr.` is the second alone.
+
+# %%
+#| export
+def split_names(
+    wanted: str,     # comma-separated names
+    speakers: dict,  # name -> number of lines
+) -> list:           # each name as it was typed; empty pieces are left out
+    "Names in a text, those with a comma in one."
+    pieces, known, names = [p for p in wanted.split(",") if p.strip()], set(map(folded, speakers)), []
+    while pieces:
+        n = next((n for n in range(len(pieces), 1, -1) if folded(",".join(pieces[:n])) in known), 1)
+        names.append(",".join(pieces[:n]).strip())
+        del pieces[:n]
+    return names
 
 
 def find_speakers(
     wanted: str,     # comma-separated names; empty: everyone
-    speakers: dict,  # name -> number of lines, most first
+    speakers: dict,  # name -> number of lines
 ) -> list:           # the names to learn; empty: everyone
     "Names of the characters to learn."
-    return list(dict.fromkeys(find_speaker(n, speakers) for n in wanted.split(",") if n.strip()))
+    return list(dict.fromkeys(find_speaker(n, speakers) for n in split_names(wanted, speakers)))
 
 
 # %% [markdown]
@@ -133,11 +187,16 @@ def is_target(
 source = read_script("springfield")
 try: find_speakers("Homer Simson", source.speakers)
 except ValueError as e: print(e)
+print(spelling_note("homer", {"HOMER": 7, "Homer": 40}))
 find_speakers("homer simpson, Marge Simpson", source.speakers)
 
 # %% tags=["check"]
 assert find_speakers("", source.speakers) == []
 assert find_speakers("homer simpson, Homer Simpson", source.speakers) == ["Homer Simpson"]
+two = {"Homer": 40, "HOMER": 7, "Sammy Davis, Jr.": 3, "Sammy": 2}
+assert [find_speaker(n, two) for n in ("Homer", "HOMER", "homer", "sammy  davis,jr.")] == ["Homer", "HOMER", "Homer", "Sammy Davis, Jr."]
+assert find_speakers("Sammy Davis, Jr.,HOMER, Sammy", two) == ["Sammy Davis, Jr.", "HOMER", "Sammy"]
+assert "40 lines" in spelling_note("homer", two) and spelling_note("HOMER", two) == spelling_note("sammy", two) == ""
 
 # %% [markdown]
 # ## Split by episode, not by row
@@ -481,6 +540,7 @@ def prepare(
     "Read, split and write a script; returns and writes the report."
     script = read_script(config.script, config.keep_directions, config.encoding, config.file_format)
     targets = find_speakers(config.speakers, script.speakers)
+    spellings = [note for n in split_names(config.speakers, script.speakers) if (note := spelling_note(n, script.speakers))]
     parts = split_scenes(script.scenes, targets, config.valid_share, config.test_share, config.split, config.split_seed)
     found = describe(parts, targets)
     learned = {n: s["learned_lines"] for n, s in found["sets"].items()}
@@ -495,7 +555,7 @@ def prepare(
         csv.writer(f).writerows([("line", "reason", "text"), *((r.row, r.reason, r.text) for r in script.rejected)])
     reasons = {}
     for r in script.rejected: reasons.setdefault(r.reason.split(" (read as")[0], []).append(r.row)
-    report = {"script": Path(script.path).name, "script_sha256": sha256(script.path), "format": script.format, "encoding": script.encoding, "account": script.account(), "notes": script.notes,
+    report = {"script": Path(script.path).name, "script_sha256": sha256(script.path), "format": script.format, "encoding": script.encoding, "account": script.account(), "notes": script.notes + spellings,
               "rejected": [asdict(r) for r in script.rejected[:20]], "rejected_reasons": {k: {"rows": len(v), "lines": v[:10]} for k, v in reasons.items()},
               "recovered": script.recovered[:20], "speakers": targets, "all_speakers": script.speakers, "split": config.split, "split_seed": config.split_seed, **found,
               "leaked_share": round(leak["line_share"], 4), "leaked_ngrams": round(leak["ngram_share"], 4), "leak_lines": leak["lines"], "leak_ngrams": leak["ngrams"], "max_leak": config.max_leak,
@@ -560,7 +620,7 @@ def load_data(
     "Read prepared data back, and make sure that it is what was written."
     folder = Path(folder)
     if not (folder/"report.json").is_file():
-        raise FileNotFoundError(f"no prepared data in {folder}; make some with: simpsons-llm prepare --script FILE --out {folder}")
+        raise FileNotFoundError(f"no prepared data in {folder}; make some with: simpsons-llm prepare --script FILE --out {shlex.quote(str(folder))}")
     report = read_json(folder/"report.json")
     for name in SPLITS:
         require((folder/f"{name}.jsonl").is_file() and sha256(folder/f"{name}.jsonl") == report["data_sha256"][name],
