@@ -11,6 +11,7 @@
 # %%
 #| export
 import hashlib
+import json
 import os
 import platform
 import re
@@ -344,11 +345,40 @@ def read_hosts(
     lines = Path(text).read_text(encoding="utf8").splitlines() if Path(text).is_file() else text.split(",")
     found = [m for line in lines if (m := re.match(r"\s*([^\s:#]+)(?:\s*:\s*(\d+)|\s+slots\s*=\s*(\d+))?", line.split("#")[0]))]
     require(found, f"hosts {text!r} names no host; write a,b or a file with one host a line")
+    options = [m[1] for m in found if m[1].startswith("-")]
+    require(not options, f"the host {' and '.join(map(repr, options))} begins with a dash, which ssh and mpirun would take for an option; "
+            "write names or addresses of hosts")
     each = [int(m[2] or m[3] or 0) for m in found]
     if not any(each): each = [n//len(found) + (i < n % len(found)) for i in range(len(found))]
     require(all(each) and sum(each) == n, f"{n} ranks were asked for, but the hosts have {' + '.join(map(str, each))}; let them add up")
     return [(m[1], k) for m, k in zip(found, each)]
 
+
+# %% [markdown]
+# An MPI and SLURM bring the environment to other hosts over connections of their own. (That was looked at with MPICH, Intel MPI and Open MPI: no value stood in a command line. Open MPI wants the names, after `-x`.) torchrun does not, so `launch` writes the variables that matter into the command for ssh. And a command line is public: `ps` shows it to everybody who is logged in, on both hosts. So what is secret never stands there: variables with a token, key, password or credential in their name, and addresses with a password in them. One printed line says which ones stay behind. Log in on each host instead, once; for a token of the hub, with `hf auth login`.
+#
+# The same holds for parameters: they are no place for secrets, because every executed notebook shows them. On their way to the ranks they lie in a file that only its owner can read, and that is removed when the job is over.
+
+# %%
+#| export
+SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL")
+
+
+def is_secret(
+    name: str,       # an environment variable's name
+    value: str = "", # what it holds
+) -> bool:           # whether it must not stand where others can read it
+    "Is this variable for its owner's eyes only?"
+    words = name.upper().split("_")
+    place = words[-1] in ("PATH", "FILE", "DIR")  # where a secret lies is none
+    named = not place and any(w.removesuffix("S").endswith(SECRETS) for w in words)
+    return named or bool(re.search(r"://[^/\s@]*:[^/\s@]+@", value))
+
+
+# %% tags=["check"]
+assert all(map(is_secret, ("HF_TOKEN", "hf_api_key", "HF_APIKEY", "CCL_PASSWORD", "WANDB_API_KEY", "HF_SECRETS", "SIMPSONS_LLM_CREDENTIALS")))
+assert not any(map(is_secret, ("TOKENIZERS_PARALLELISM", "HF_HOME", "HF_TOKEN_PATH", "CCL_KVS_MODE", "OMP_NUM_THREADS", "NCCL_DEBUG_KEYWORDS", "MASTER_ADDR")))
+assert is_secret("HF_ENDPOINT", "https://me:pass@hub.example") and not is_secret("HF_ENDPOINT", "https://hub.example:8080/a@b")
 
 # %%
 #| export
@@ -379,7 +409,7 @@ def launch_commands(
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--no-python"]
     if not hosts: return [([*torchrun, "--standalone", "--nproc-per-node", str(n), *program], {})]
     require(len({k for _, k in hosts}) == 1, "torchrun wants the same number of ranks on every host; give them alike, or use an MPI")
-    carried = [f"{k}={v}" for k, v in sorted(env.items()) if k.startswith(CARRIED)]
+    carried = [f"{k}={v}" for k, v in sorted(env.items()) if k.startswith(CARRIED) and not is_secret(k, v)]
     def on(i, host, k):
         there = ["env", "-C", os.getcwd(), *carried, *torchrun, "--nnodes", str(len(hosts)), "--node-rank", str(i), "--master-addr", hosts[0][0], "--master-port", str(port), "--nproc-per-node", str(k), *program]
         return [*rsh.split(), host, *([" ".join(map(shlex.quote, there))] if Path(rsh.split()[0]).name in ("ssh", "rsh") else there)]
@@ -396,10 +426,12 @@ assert read_hosts("a,b", 4) == [("a", 2), ("b", 2)] == read_hosts("a:2,b:2", 4) 
 with tempfile.TemporaryDirectory() as folder:
     file = Path(folder)/"hosts"; file.write_text("# two cards each\nnode1 slots=2\nnode2 slots=2  # the new one\n")
     assert read_hosts(str(file), 4) == [("node1", 2), ("node2", 2)]
-for bad in (lambda: read_hosts("a:2,b:2", 5), lambda: read_hosts("a,b,c", 2), lambda: choose_launcher("mpi", False), lambda: choose_launcher("slurm", False, {})):
+for bad in (lambda: read_hosts("a:2,b:2", 5), lambda: read_hosts("a,b,c", 2), lambda: read_hosts("a,-oProxyCommand=x", 2), lambda: choose_launcher("mpi", False), lambda: choose_launcher("slurm", False, {})):
     try: bad(); raise AssertionError
     except ValueError as e: print(e)
 assert choose_launcher("auto", False, {}) == "torchrun"
+there = " ".join(launch_commands("torchrun", 2, ["simpsons-llm"], [("a", 1), ("b", 1)], env={"HF_TOKEN": "hf_abc", "HF_HOME": "/hub", "TOKENIZERS_PARALLELISM": "false"})[1][0])
+assert "hf_abc" not in there and "HF_HOME=/hub" in there and "TOKENIZERS_PARALLELISM=false" in there
 
 
 # %% [markdown]
@@ -436,6 +468,16 @@ def end_processes(
 
 # %%
 #| export
+def write_private(
+    path: Path, # the file; replaced if it is there
+    data,       # anything that JSON can hold
+) -> Path:      # the file
+    "Write JSON that nobody but its owner can read."
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf8") as f: json.dump(data, f)
+    return path
+
+
 def launch(
     name: str,               # a job's name, a chapter's, or the path of any notebook
     out,                     # the run's folder
@@ -454,10 +496,15 @@ def launch(
     for old in out.glob(".failed-*.json"): old.unlink()
     set_aside(out, [p.name for p in out.glob("rank*.ipynb")])
     job, began = uuid.uuid4().hex[:12], time.perf_counter()
-    program = [*RANK, str(chapter), str(out/"rank{rank}.ipynb"), str(write_json(out/".parameters.json", parameters or {})), str(ccl_debug)]
+    given = write_private(out/".parameters.json", parameters or {})
+    program = [*RANK, str(chapter), str(out/"rank{rank}.ipynb"), str(given), str(ccl_debug)]
     own = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
     env = {**own, "SIMPSONS_LLM_JOB": job}
     if where: env["MASTER_ADDR"] = where[0][0]
+    kept = [k for k, v in sorted(env.items()) if k.startswith(CARRIED) and is_secret(k, v)]
+    if kept and where and launcher == "torchrun":
+        print(f"not carried to other hosts, since everybody there could read it: {', '.join(kept)}; log in on each host instead, "
+              "e.g. hf auth login", flush=True)
     started, log = [], open(out/"launcher.log", "w", encoding="utf8")
     try:
         with log:
@@ -473,6 +520,7 @@ def launch(
     finally:
         for p in started: p.poll() is None and p.kill()
         left = end_processes(job, 5)
+        given.unlink(missing_ok=True)
     notebooks = sorted(out.glob("rank*.ipynb"), key=lambda p: int(re.sub(r"\D", "", p.stem) or 0))
     if code or left: raise job_error(out, code, launcher, n)
     require(len(notebooks) == n, f"{n} ranks were started by {launcher}, but {len(notebooks)} notebooks are in {out}; every rank must see this folder")
