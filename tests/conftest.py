@@ -21,13 +21,12 @@ def data(tmp_path_factory):
     import csv
     from simpsons_llm.prepare import PrepareConfig, prepare
     from simpsons_llm.script import read_script
-    out, rows, kept = tmp_path_factory.mktemp("data"), list(csv.DictReader(open(read_script("springfield").path, encoding="utf8"))), []
-    for r in rows:
-        spoken = r["speaking_line"] == "true"
-        said = 0 if not spoken and ": int" in r["raw_text"] or ": ext" in r["raw_text"] else said
-        if not spoken or said < 4 and int(r["word_count"] or 99) <= 12: kept.append(r); said += spoken
+    out, script = tmp_path_factory.mktemp("data"), read_script("springfield")
+    short = {(l.episode, l.number) for s in script.scenes for l in [l for l in s.lines if len(l.text.split()) <= 12][:4]}
+    rows = list(csv.DictReader(open(script.path, encoding="utf8")))
     with open(out/"short.csv", "w", newline="", encoding="utf8") as f:
-        table = csv.DictWriter(f, rows[0]); table.writeheader(); table.writerows(kept)
+        table = csv.DictWriter(f, rows[0]); table.writeheader()
+        table.writerows(r for r in rows if r["speaking_line"] == "false" or (int(r["episode_id"]), int(r["number"])) in short)
     prepare(PrepareConfig(script=str(out/"short.csv"), out=str(out/"data")))
     return str(out/"data")
 

@@ -134,8 +134,52 @@ def test_debug_shows_the_traceback(place):
 
 
 def test_doctor_knows_this_machine(place):
+    from simpsons_llm.distributed import doctor
     done = subprocess.run([str(BIN/"simpsons-llm"), "doctor"], cwd=place, capture_output=True, text=True)
-    assert done.returncode in (0, 1) and "torch" in done.stdout and "papermill" in done.stdout
+    assert done.returncode == any(row["ok"] is False for row in doctor()), done.stdout
+    assert "torch" in done.stdout and "papermill" in done.stdout
+
+
+@pytest.mark.parametrize("found", [(True, None), (None,), (True, False), (False,)])
+def test_doctor_fails_where_something_is_wrong_and_only_there(found, monkeypatch, capsys):
+    "On a pretended machine: what is optional and missing is no fault."
+    rows = [{"item": f"part {i}", "value": "x", "ok": ok, "hint": "" if ok else "do this"} for i, ok in enumerate(found)]
+    monkeypatch.setattr("simpsons_llm.distributed.doctor", lambda: rows)
+    assert main(["doctor"]) == (False in found)
+    shown = capsys.readouterr().out
+    assert all(f"part {i}" in shown for i in range(len(rows))) and shown.count("do this") == sum(ok is not True for ok in found)
+
+
+def test_whole_numbers_keep_every_digit():
+    from simpsons_llm.job import coerce
+    from simpsons_llm.prepare import PrepareConfig
+    for n in (2**53 + 1, -(2**53) - 1, 2**63, 12345678901234567891):
+        for given in (n, str(n), f" {n} ", f"{n}.0", f"{n}.000"): assert coerce(given, "int", "seed") == n, given
+        assert PrepareConfig(split_seed=str(n)).split_seed == n
+    for given, meant in ((3.0, 3), ("3.0", 3), ("1e3", 1000), (1e3, 1000), ("1_000", 1000), ("2.5e1", 25), (1e20, 10**20)): assert coerce(given, "int", "x") == meant
+    for given in (1.5, "1.5", "9007199254740993.5", "1e-3", "1e999", "1e999999999", "inf", float("nan"), "nan", "", "x", True, [3]):
+        with pytest.raises(TypeError, match="expected int"): coerce(given, "int", "x")
+
+
+@pytest.mark.parametrize("words,says", [(["infer", "--random-seed", str(2**64)], "random_seed"), (["finetune", "--seed", str(2**32)], "seed=4294967296"), (["loop", "--seed", "-1"], "seed=-1")])
+def test_a_seed_that_no_library_takes_is_refused(words, says, capsys):
+    assert main(words) == 2 and says in capsys.readouterr().err
+
+
+def test_hints_can_be_pasted_into_a_shell(tmp_path, monkeypatch, capsys):
+    "Folders with blanks and signs, in each command that is shown."
+    import shlex
+    from simpsons_llm.prepare import load_data
+    monkeypatch.chdir(tmp_path)
+    odd = "my data; $(echo 'x')"
+    assert main(["prepare", "--out", odd]) == 0
+    hint = next(line for line in capsys.readouterr().out.splitlines() if "next: " in line).split("next: ")[1]
+    assert shlex.split(hint)[:4] == ["simpsons-llm", "finetune", "--data", odd]
+    with pytest.raises(FileNotFoundError) as e: load_data("no such; folder")
+    assert shlex.split(str(e.value).split("with: ")[1])[-2:] == ["--out", "no such; folder"]
+    (tmp_path/"a b").mkdir()
+    assert main(["runs", "a b"]) == 0
+    assert shlex.split(capsys.readouterr().out.split("start one: ")[1]) == ["simpsons-llm", "finetune", "--run", "a b/x"]
 
 
 def test_a_benchmark_writes_its_rows(tmp_path, monkeypatch, capsys):

@@ -16,6 +16,7 @@ import sys
 import traceback
 from dataclasses import fields
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, List, Optional
 
 import typer
@@ -86,7 +87,7 @@ def do_prepare(
     "Prepare, and show the report."
     from simpsons_llm.prepare import prepare, report_text
     print(report_text(prepare(config)))
-    print(f"written to {config.out}; next: simpsons-llm finetune --data {config.out} --run runs/x")
+    print(f"written to {config.out}; next: simpsons-llm finetune --data {quote(config.out)} --run runs/x")
 
 
 def do_train(
@@ -101,7 +102,7 @@ def do_train(
     if not find_ranks().is_main: return
     print(summary_text(summary))
     kept = Path(config.run)/KEPT[config.mode]
-    print(f"{KEPT[config.mode]}: {kept}; loss curve: {Path(config.run)/'loss.png'}; next: simpsons-llm infer --adapter {kept}")
+    print(f"{KEPT[config.mode]}: {kept}; loss curve: {Path(config.run)/'loss.png'}; next: simpsons-llm infer --adapter {quote(str(kept))}")
 
 
 def do_estimate(
@@ -337,7 +338,7 @@ def runs(
     from simpsons_llm.launch import list_runs
     if not Path(root).is_dir(): raise FileNotFoundError(f"no folder at {root}; give a folder that holds runs, or start one: simpsons-llm finetune --run runs/x")
     rows = list_runs(root)
-    if not rows: print(f"no run in {root}; start one: simpsons-llm finetune --run {root}/x"); return
+    if not rows: print(f"no run in {root}; start one: simpsons-llm finetune --run {quote(f'{root}/x')}"); return
     table = Table(box=None)
     columns = {"run": "run", "status": "status", "base_model": "base", "mode": "mode", "view": "view", "learning_rate": "rate", "world_size": "ranks", "optimizer_steps": "steps", "valid_loss_nats_base": "loss before", "valid_loss_nats_best": "best loss", "best_step": "at step", "tokens_per_s": "tokens/s", "peak_mem_gib": "GiB", "train_s": "time"}
     for i, name in enumerate(columns.values()): table.add_column(name, justify="left" if i < 5 else "right", overflow="fold")
@@ -403,7 +404,7 @@ def demo(
     show_before_after(read_json(folder/"infer"/"answers.json")["before_after"])
     print(summary_text(summary))
     print(f"loss curve: {folder/'finetune'/'loss.png'}\nexecuted notebooks: {', '.join(map(str, notebooks))}")
-    print(f"the demo took {format_seconds(time.perf_counter() - begin)}; ask Homer yourself:\n  simpsons-llm infer --adapter {folder/'finetune'/'adapter'} --speaker \"Homer Simpson\" \"Marge Simpson: Homer, the dog is wearing your tie again.\"")
+    print(f"the demo took {format_seconds(time.perf_counter() - begin)}; ask Homer yourself:\n  simpsons-llm infer --adapter {quote(str(folder/'finetune'/'adapter'))} --speaker \"Homer Simpson\" \"Marge Simpson: Homer, the dog is wearing your tie again.\"")
 
 
 # %% [markdown]
