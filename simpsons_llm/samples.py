@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLOCKS', 'COLORS', 'KEEP', 'Sample', 'sample_of', 'with_said', 'row_samples', 'script_blocks', 'chat_blocks',
-           'scene_samples', 'cut_windows', 'join', 'truncation_table', 'audit', 'show_sample', 'write_audit',
-           'tokenizer_hash', 'code_hash', 'cache_key', 'kept_samples', 'save_samples', 'load_samples']
+           'scene_samples', 'cut_windows', 'join', 'truncation_table', 'why_nothing', 'audit', 'show_sample',
+           'write_audit', 'tokenizer_hash', 'code_hash', 'cache_key', 'kept_samples', 'save_samples', 'load_samples']
 
 # %% ../nbs/03_samples.ipynb #03-02
 import hashlib
@@ -78,7 +78,7 @@ def row_samples(
     targets: list = (),      # names to learn; empty: everyone
     max_seq_len: int = 256,  # most tokens of a sample
     context_lines: int = 10, # most lines of context
-) -> tuple:                  # (samples, lines that are longer than max_seq_len by themselves)
+) -> tuple:                  # (samples, lines to learn that are longer than max_seq_len by themselves)
     "One sample a line: its context is read, the line and its end are learned."
     samples, too_long = [], []
     for s, said in with_said(scenes, maker):
@@ -139,7 +139,7 @@ def scene_samples(
     max_seq_len: int = 512,      # most tokens of a sample
     context_weight: float = 0.0, # loss weight of lines by others, 0..1 (script template)
     overlap: float = 0.25,       # share of a window that may repeat the one before it, as context
-) -> tuple:                      # (samples, lines that are longer than max_seq_len by themselves)
+) -> tuple:                      # (samples, lines to learn that are longer than max_seq_len by themselves)
     "One pass over each scene; every line to learn is a target exactly once."
     require(maker.template in BLOCKS, f"view=scenes needs template=script or chat, not {maker.template}; or use view=rows")
     samples, too_long = [], []
@@ -147,7 +147,7 @@ def scene_samples(
     for s, said in with_said(scenes, maker):
         for opening, blocks in BLOCKS[maker.template](maker, s, said, targets, context, max_seq_len):
             windows, long = cut_windows(opening, blocks, max_seq_len, overlap)
-            too_long += [l for l in long if is_target(l, targets)] if maker.template == "chat" else long
+            too_long += [l for l in long if is_target(l, targets)]  # what others say is missing from the context, and that is all
             samples += [sample_of(w, context_weight) for w in windows if w.roles.count(LEARNED) or w.roles.count(CONTEXT)]
     return samples, too_long
 
@@ -205,12 +205,30 @@ def truncation_table(
     return rows
 
 # %% ../nbs/03_samples.ipynb #03-29
+def why_nothing(
+    scenes: list,     # the `Scene`s that samples were made of; empty: not known
+    maker: TextMaker, # what made them
+    targets: list,    # names to learn; empty: everyone
+    max_seq_len: int, # most tokens of a sample
+) -> str:             # half a sentence, with what to do
+    "Why no line of some scenes is learned."
+    needs = [len(prompt_tokens(maker, s.location, [], l.speaker)[0]) + len(answer) + len(maker.end)
+             for s, said in with_said(scenes, maker) for l, (_, answer) in zip(s.lines, said) if is_target(l, targets)]
+    if not needs or min(needs) <= max_seq_len: return "check the speakers and max_seq_len"
+    return (f"each of the {len(needs):,} lines to learn is longer than max_seq_len={max_seq_len} tokens by itself (with heading, name "
+            f"and end, the shortest takes {min(needs):,}, the longest {max(needs):,}); raise max_seq_len, to {max(needs):,} for all of them")
+
+
 def audit(
     samples: list,    # `Sample`s
     maker: TextMaker, # what made them
+    scenes: list = (), # the `Scene`s they were made of, to say why nothing is learned
+    targets: list = (), # names to learn; empty: everyone
+    max_seq_len: int = 10**9, # most tokens of a sample
 ) -> dict:            # counts: samples, tokens, learned_tokens, learned_ends, longest, scaffold, read, context
     "Counts of what will be learned; ValueError if nothing would be, or if answers would never learn to end."
-    require(samples, "there is nothing to learn: no sample has a learned token; check the speakers and max_seq_len")
+    def nothing(what): return ValueError(f"there is nothing to learn{what}: {why_nothing(scenes, maker, targets, max_seq_len)}")
+    if not samples: raise nothing("")
     end, ends, total, learned, longest, roles = maker.end[-1], 0, 0, 0, 0, [0]*4
     for i, x in enumerate(samples):
         n = len(x.input_ids) - x.loss_weights.count(0.0)
@@ -218,6 +236,7 @@ def audit(
         if x.input_ids.count(end): ends += sum(w > 0 for t, w in zip(x.input_ids, x.loss_weights) if t == end)
         total += len(x.input_ids); learned += n; longest = max(longest, len(x.input_ids))
         for r in range(4): roles[r] += x.roles.count(r)
+    if sum(roles) and not roles[LEARNED]: raise nothing(" but what others say")
     require(ends, f"the token that ends an answer ({maker.tokenizer.decode(maker.end)!r}) is never learned; answers would not stop")
     return {"samples": len(samples), "tokens": total, "learned_tokens": learned, "learned_ends": ends, "longest": longest, **dict(zip(("scaffold", "read", "context"), roles))}
 
@@ -275,7 +294,8 @@ def cache_key(
     **options,         # everything else that shapes the samples
 ) -> dict:             # what the samples are made from
     "What must be the same for kept samples to be used."
-    return {"data": data_sha256, "tokenizer": tokenizer_hash(maker.tokenizer), "template": maker.template, "code": code_hash(), **options}
+    made = {"tokenizer": tokenizer_hash(maker.tokenizer), "template": maker.template, "date": maker.date, "code": code_hash()}
+    return {"data": data_sha256, **made, **options}
 
 # %% ../nbs/03_samples.ipynb #03-40
 KEEP = 16  # how many sets of samples are kept, the newest

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simpsons_llm.prompt import CHATML, TextMaker, byte_tokenizer, prompt_ids, small_tokenizer
-from simpsons_llm.samples import audit, row_samples, scene_samples
+from simpsons_llm.prompt import CHATML, LEARNED, TextMaker, Tokens, byte_tokenizer, prompt_ids, small_tokenizer
+from simpsons_llm.samples import audit, cut_windows, row_samples, scene_samples
 from simpsons_llm.lines import Line, Scene
 from simpsons_llm.script import read_script
 
@@ -73,6 +73,15 @@ def test_what_is_served_is_the_beginning_of_what_is_trained(kind, form, said, lo
             assert scene_samples([scene], maker, max_seq_len=10**6)[0][0].input_ids[:len(asked)] == asked
 
 
+def test_a_piece_is_read_as_in_the_middle_of_a_text():
+    "SentencePiece puts a blank before a text that begins; a name inside of a scene has none, and what is said has one."
+    maker = maker_of("metaspace", "script")
+    def letters(ids): return "".join(maker.tokenizer.convert_ids_to_tokens(ids))
+    assert letters(maker.tokenizer("Homer Simpson:", add_special_tokens=False).input_ids) == "\u2581Homer\u2581Simpson:" != letters(maker.name("Homer Simpson")) == "Homer\u2581Simpson:"
+    (read, answer), = maker.said([Line(0, 0, "Moe", "Closed.")])
+    assert letters(read) == letters(answer) == "\u2581Closed."
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_pieces_decode_to_the_text(kind):
     maker = maker_of(kind, "script")
@@ -94,6 +103,21 @@ def test_each_line_is_learned_once_or_named_as_too_long(make, template, max_seq_
     assert learned == expected if template != "chat" or make is row_samples else sorted(learned) == sorted(expected)  # a chat is told for one character after the other
     assert all(x.loss_weights[0] == 0 and len(x.roles) == len(x.input_ids) for x in samples)
     if samples: assert audit(samples, maker)["learned_ends"] >= len(wanted)
+
+
+def test_a_window_begins_with_the_end_of_the_one_before():
+    "As context, and with no more of it than was allowed: by hand, and in a scene."
+    blocks = [(Tokens([n]*10, bytes((LEARNED,))*10),)*2 + (n,) for n in range(6)]
+    def cut(overlap, most=42): return [(w.ids[2::10], w.roles.count(LEARNED)) for w in cut_windows(Tokens([9, 9], bytes(2)), blocks, most, overlap)[0]]
+    assert cut(0) == [([0, 1, 2, 3], 40), ([4, 5], 20)] and cut(0.25) == [([0, 1, 2, 3], 40), ([3, 4, 5], 20)]
+    assert cut(0.5) == [([0, 1, 2, 3], 40), ([2, 3, 4, 5], 20)] and cut(1.0) == [([0, 1, 2, 3], 40), ([1, 2, 3, 4], 10), ([2, 3, 4, 5], 10)]
+    maker, scene = maker_of("bpe", "script"), read_script("springfield").scenes[0]
+    windows, _ = scene_samples([scene], maker, max_seq_len=200)
+    assert len(windows) > 2
+    for first, second in zip(windows, windows[1:]):
+        begins = second.roles.index(bytes((LEARNED,)))
+        repeated = maker.tokenizer.decode(second.input_ids[len(maker.heading(scene.location)):begins]).split("\n")[0]
+        assert repeated and repeated in maker.tokenizer.decode(first.input_ids) and begins < 50 + len(maker.heading(scene.location)) + 8
 
 
 def test_others_count_by_the_context_weight():

@@ -14,9 +14,16 @@
 #| export
 import bisect
 import copy
+import datetime
 
 from simpsons_llm.job import require
 from simpsons_llm.script import read_script
+
+# %%
+#| hide
+from unittest.mock import patch
+
+from transformers.utils import chat_template_utils
 
 
 # %% [markdown]
@@ -167,7 +174,55 @@ def chat_system(
 
 
 # %% [markdown]
-# A template is a small program that writes the whole conversation. To cut its text into pieces, the conversation is written with marks in place of the words, and the text between the marks is what the template adds:
+# A template is a program in the language Jinja. This is a common one:
+
+# %%
+#| export
+CHATML = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+          ("<|im_start|>", "<|im_end|>"))  # a common template and its special tokens, for examples and tests
+
+# %% [markdown]
+# Some templates write the date of the day into the system's words, by calling `strftime_now`. A character that was trained on a Monday would then be asked with Tuesday's text on Tuesday, and nobody would notice. Here it is always the same day, whenever and wherever: a small function of that name is written in front of the template, in the template's own language, so every program that reads templates finds it before its own clock. A constant needs no record of when a run was made, and the same settings make the same text tomorrow. The day stands in the notes beside a model all the same, so that a later version of this book may choose another.
+
+# %%
+#| export
+DATE = "2025-01-01"  # the day on which all conversations take place
+CLOCK = "{% macro strftime_now(format) %}{{ format"
+
+
+def on_day(
+    day: datetime.date, # any day; midnight is its time
+) -> dict:              # what `strftime` puts for each of its codes, in English whatever the system speaks
+    "A day in the codes of `strftime`."
+    name = ("Mon", "Tues", "Wednes", "Thurs", "Fri", "Satur", "Sun")[day.weekday()] + "day"
+    months = "January February March April May June July August September October November December"
+    month, numbers = months.split()[day.month - 1], {c: day.strftime(f"%{c}") for c in "dHIjmMSUwWyY"}
+    words = {"%A": name, "%a": name[:3], "%B": month, "%b": month[:3], "%p": "AM", "%e": f"{day.day:2}", "%F": f"{day}",
+             "%T": "00:00:00", "%f": "000000", "%z": "", "%Z": ""}
+    bare = {f"%-{c}": n.lstrip("0") or "0" for c, n in numbers.items()}  # without zeros in front
+    return {**words, **{f"%{c}": n for c, n in numbers.items()}, **bare}
+
+
+def with_date(
+    template: str, # a chat template
+    date: str = DATE, # the day it writes, as year-month-day
+) -> str:          # the same for every day; as it was if it asks for no date, or is fixed already; ValueError if `date` is none
+    "A chat template that writes one date for ever."
+    try: codes = on_day(datetime.date.fromisoformat(date))
+    except (ValueError, TypeError): raise ValueError(f"date={date!r} was given; expected a day such as {DATE}") from None
+    if "strftime_now" not in template or template.startswith(CLOCK): return template
+    steps = {"%%": "@percent@", **codes, "@percent@": "%"}  # %% is a percent sign
+    return CLOCK + "".join(f" | replace({a!r}, {b!r})" for a, b in steps.items()) + " }}{% endmacro %}\n" + template
+
+
+# %% tags=["example"]
+DATED = ("{% if messages[0]['role'] == 'system' %}{{ strftime_now('%A, %-d %B %Y') }}\n{% endif %}" + CHATML[0], CHATML[1])
+dated_bpe, talk = small_tokenizer(2000, *DATED), [{"role": "system", "content": "Be Homer."}, {"role": "user", "content": "Dinner!"}]
+print(dated_bpe.apply_chat_template(talk, tokenize=False, chat_template=with_date(DATED[0])))
+
+
+# %% [markdown]
+# To cut the text of a template into pieces, the conversation is written with marks in place of the words, and the text between the marks is what the template adds:
 #
 # `before` **first user** `middle` **answer** `end` `again` **next user** `middle` ...
 #
@@ -181,9 +236,12 @@ class ChatFrame:
 
     def __init__(self,
         tokenizer, # a transformers tokenizer with a chat template
+        date: str = DATE, # the day on which the conversation takes place, as year-month-day
     ):
-        require(getattr(tokenizer, "chat_template", None), "template=chat was given, but the tokenizer has no chat template; use template=script, or a model that was trained to chat")
-        self.tokenizer, self._before = tokenizer, {}
+        template = getattr(tokenizer, "chat_template", None)
+        if isinstance(template, dict): template = template.get("default")  # others are for tools
+        require(template, "template=chat was given, but the tokenizer has no chat template; use template=script, or a model that was trained to chat")
+        self.tokenizer, self.template, self._before = tokenizer, with_date(template, date), {}
         self.special = tuple(dict.fromkeys([*map(str, tokenizer.all_special_tokens), *(t.content for t in getattr(tokenizer, "added_tokens_decoder", {}).values() if t.special)]))
         asked, again = self.render("@@system@@", 1), self.render("@@system@@", 3)
         first, answer, second = self.MARKS
@@ -197,6 +255,13 @@ class ChatFrame:
         require(ends, "template=chat was given, but this model's chat template ends an answer with no special token; use template=script")
         self.end, self.again = tail[:min(ends)], tail[min(ends):]
 
+    def write(self,
+        messages: list,   # of {"role", "content"}
+        ask: bool = True, # end where the assistant answers
+    ) -> str:             # the template's text, the same on every day; raises whatever the template raises
+        "Write a conversation."
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, chat_template=self.template)
+
     def render(self,
         system: str, # the system's words
         turns: int,  # 1: first user; 3: first user, answer, second user
@@ -206,7 +271,7 @@ class ChatFrame:
         said = [{"role": r, "content": m} for r, m in list(zip(roles, self.MARKS))[:turns]]
         merged = [{"role": "user", "content": f"{system}\n\n{self.MARKS[0]}"}, *said[1:]]  # for templates without a system role
         for messages in ([{"role": "system", "content": system}, *said], merged):
-            try: text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, date_string="1 Jan 2025")  # some write today's date
+            try: text = self.write(messages)
             except Exception as e: problem = e; continue  # whatever a template raises
             if system in text: return text
         raise ValueError(f"template=chat was given, but this model's chat template takes neither a system message nor a user's ({problem if 'problem' in locals() else 'it leaves out the words'}); use template=script")
@@ -226,11 +291,6 @@ class ChatFrame:
         "The last character, unless it belongs to a special token: behind those, text begins anew."
         return "" if text.endswith(self.special) else text[-1:]
 
-
-# %%
-#| export
-CHATML = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
-          ("<|im_start|>", "<|im_end|>"))  # a common template and its special tokens, for examples and tests
 
 # %% tags=["example"]
 chat_bpe = small_tokenizer(2000, *CHATML)
@@ -284,18 +344,27 @@ class TextMaker:
         tokenizer,                # a transformers tokenizer with an end token and another token to pad with
         template: str = "script", # "script", "alpaca" or "chat"
         max_seq_len: int = None,  # most tokens of prompt and answer when serving, as in training; None: as many as the model takes
+        date: str = DATE,         # the day that a chat template writes, as year-month-day
     ):
         require(template in TEMPLATES, f"template={template!r} was given; expected {', '.join(TEMPLATES[:-1])} or {TEMPLATES[-1]}")
         require(tokenizer.eos_token_id is not None, "the tokenizer has no end token; answers could not end")
-        self.tokenizer, self.template, self.max_seq_len, self._kept = tokenizer, template, max_seq_len, {}
+        self.tokenizer, self.template, self.max_seq_len, self.date, self._kept = tokenizer, template, max_seq_len, date, {}
         self.literal, self.marked = reader(tokenizer), reader(tokenizer, False)
         self.threads = hasattr(getattr(tokenizer, "backend_tokenizer", None), "encode_batch_fast")  # whether `said` may run in a thread
-        self.frame = ChatFrame(tokenizer) if template == "chat" else None
+        self.frame = ChatFrame(tokenizer, date) if template == "chat" else None
         plain = tokenizer("a").input_ids
         self.bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and plain[0] == tokenizer.bos_token_id else []
         self.end = [tokenizer.eos_token_id] if template == "alpaca" else self.ids("\n", ".") if template == "script" else self.ids(self.frame.end, ".", False)
         require(tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in self.stop_ids,
                 "the tokenizer pads with the token that ends an answer, or has no padding token; set another pad token, or the end would never be learned")
+
+    @classmethod
+    def of_notes(cls,
+        tokenizer,   # the tokenizer of a trained model
+        notes: dict, # the notes beside it: template, and where they are known max_seq_len and date
+    ):               # a TextMaker
+        "The maker of a model's training, for serving it."
+        return cls(tokenizer, notes["template"], notes.get("max_seq_len"), notes.get("date") or DATE)
 
     def ids(self,
         text: str,            # a piece of text
@@ -498,6 +567,27 @@ for (template, marks), maker in zip(CHATS.values(), makers[2:]):
     except Exception: said[0]["content"] = f"{system}\n\n{said[0]['content']}"; text = maker.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
     assert maker.tokenizer.decode(prompt_ids(maker, scene.location, lines, who)) == text, marks
     assert prompt_ids(maker, scene.location, lines, who) == maker.tokenizer(text, add_special_tokens=False).input_ids, marks
+
+
+# %% [markdown]
+# The date: with the clock of `transformers` set to one day and then to the next, a template that asks for it writes two texts. What is asked here stays the same:
+
+# %% tags=["check"]
+def on_two_days(write):
+    "What a call gives on two days in a row."
+    def clock(day): return type("Clock", (datetime.datetime,), {"now": classmethod(lambda cls, tz=None: day)})
+    found = []
+    for day in (datetime.datetime(2031, 5, 8), datetime.datetime(2031, 5, 9)):
+        with patch.object(chat_template_utils, "datetime", clock(day)): found.append(write())
+    return found
+
+one, other = on_two_days(lambda: dated_bpe.apply_chat_template(talk, tokenize=False))
+assert one != other and "8 May 2031" in one                                              # the template as it came
+one, other = on_two_days(lambda: prompt_ids(TextMaker(dated_bpe, "chat"), "Home", scene.lines[:5], "Homer Simpson"))
+assert one == other and "Wednesday, 1 January 2025" in dated_bpe.decode(one)
+assert with_date(with_date(DATED[0]), "2031-05-08") == with_date(DATED[0]) and with_date(CHATML[0]) == CHATML[0]
+day = on_day(datetime.date(2031, 5, 8))
+assert all(datetime.datetime(2031, 5, 8).strftime(code) == text for code, text in day.items() if code[1] != "-")
 
 # %% [markdown]
 # A pad token that also ends answers is refused before anything is made, as promised at the top:

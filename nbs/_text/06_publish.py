@@ -12,8 +12,10 @@
 
 # %%
 #| export
+import copy
 import os
 import re
+import shlex
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,13 +25,12 @@ from simpsons_llm.device import find_device
 from simpsons_llm.job import open_folder, provenance, read_json, require, sha256, write_json, write_text
 from simpsons_llm.model import NOTES, OPEN_LLAMA, SMOLLM2, TINY, WHEEL, adapter_notes, find_base, is_whole_model, load_tuned, local_source, merge
 from simpsons_llm.ollama import OUTTYPES, SAMPLE, modelfile, to_gguf
-from simpsons_llm.prepare import find_speaker
-from simpsons_llm.prompt import TextMaker, prompt_ids
+from simpsons_llm.prepare import known_speaker
+from simpsons_llm.prompt import CLOCK, TextMaker, prompt_ids
 from simpsons_llm.script import read_script
 
 # %%
 #| hide
-import copy
 import io
 import tempfile
 from contextlib import redirect_stdout
@@ -270,7 +271,7 @@ def public_name(
 
 
 # %% [markdown]
-# The generation settings are saved too. The tokens that end an answer stand there, which for a script is the newline: then `generate` stops by itself, in anybody's hands. How words are drawn (`sampling`) is given by the caller, in the names that `generate` uses.
+# The generation settings are saved too. The tokens that end an answer stand there, which for a script is the newline: then `generate` stops by itself, in anybody's hands. How words are drawn (`sampling`) is given by the caller, in the names that `generate` uses. A chat template that asks for the date of the day is saved with that of the training in it, so that nobody who asks the model through it, here or in another program, writes a text that it has not learned. (An adapter alone cannot do that: it comes with its base's tokenizer, whose template writes the date of the day in any program but this one. Who serves an adapter elsewhere passes the template of `with_date` on, with the `date` of the notes.)
 
 # %%
 #| export
@@ -287,7 +288,8 @@ def write_model(
     size = torch.finfo(getattr(torch, dtype)).bits//8*sum(p.numel() for p in model.parameters())
     free = shutil.disk_usage(folder).free
     require(free > size, f"the model needs {size/2**30:.1f} GiB and the disk has {free/2**30:.1f} GiB left; choose another folder or a 16-bit dtype")
-    tokenizer = maker.tokenizer
+    tokenizer = copy.copy(maker.tokenizer)
+    if maker.frame: tokenizer.chat_template = maker.frame.template  # whoever asks the model writes the date of the training
     model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=maker.stop_ids, pad_token_id=tokenizer.pad_token_id, **sampling)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -319,7 +321,7 @@ def merge_and_export(
     with new_folder(out) as folder:
         where, learned = find_device(device, "float32"), None
         model, tokenizer, _ = load_tuned(trained.folder, where, name)
-        maker = TextMaker(tokenizer, notes["template"], notes.get("max_seq_len"))
+        maker = TextMaker.of_notes(tokenizer, notes)
         wanted = answer_logits(model, maker, speaker)
         if trained.kind == "adapter":
             with model.disable_adapter(): learned = logit_distance(answer_logits(model, maker, speaker), wanted)
@@ -348,7 +350,7 @@ def main_speaker(
 ) -> str:        # a name; ValueError if the model was not trained on that character
     "The character that answers where one must be named."
     known = notes.get("speakers") or {}
-    return (find_speaker(want, known) if known else want) if want else next(iter(known), "Homer Simpson")
+    return known_speaker(want, known) if want else next(iter(known), "Homer Simpson")
 
 
 # %% tags=["example"]
@@ -444,7 +446,7 @@ def card_table(
 
 
 # %% [markdown]
-# The code in a card should run. It asks with the text of the training, and the tokens that end an answer come from the saved generation settings:
+# The code in a card should run, whatever the character is called: names are quoted for the shell. It asks with the text of the training, and the tokens that end an answer come from the saved generation settings:
 
 # %%
 #| export
@@ -454,14 +456,19 @@ def card_use(
     gguf: str = "",   # name of the GGUF file; empty if there is none
 ) -> list:            # rows of Markdown
     "How to ask the model."
-    prompt = maker.tokenizer.decode(prompt_ids(maker, "", SAMPLE, speaker))
+    prompt, said = maker.tokenizer.decode(prompt_ids(maker, "", SAMPLE, speaker)), f"{SAMPLE[0].speaker}: {SAMPLE[0].text}"
     rows = ["With transformers, in this folder:", "", "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
             'folder = "."', f"prompt = {prompt!r}", "tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)",
             'ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")', "answer = model.generate(**ids, max_new_tokens=60)[0, ids.input_ids.shape[1]:]",
             "print(tokenizer.decode(answer, skip_special_tokens=True).strip())", "```", "",
-            "With simpsons_llm, which reads the form of the prompt from the notes in the folder:", "", "```sh", f'simpsons-llm infer --adapter . --speaker "{speaker}" "{SAMPLE[0].speaker}: {SAMPLE[0].text}"', "```"]
-    name = re.sub(r"\W+", "-", speaker.lower()).strip("-")
-    if gguf: rows += ["", "With Ollama; what is typed are lines of the scene:", "", "```sh", f"ollama create {name} -f Modelfile", f'ollama run {name} "{SAMPLE[0].speaker}: {SAMPLE[0].text}"', "```"]
+            "With simpsons_llm, which reads the form of the prompt from the notes in the folder:", "", "```sh",
+            shlex.join(["simpsons-llm", "infer", "--adapter", ".", "--speaker", speaker, said]), "```"]
+    name = re.sub(r"[^a-z0-9]+", "-", speaker.lower()).strip("-") or "character"
+    if gguf:
+        rows += ["", "With Ollama; what is typed are lines of the scene:", "", "```sh", f"ollama create {name} -f Modelfile",
+                 shlex.join(["ollama", "run", name, said]), "```"]
+    if maker.frame and maker.frame.template.startswith(CLOCK):
+        rows += ["", f"The chat template in this folder writes the date of the training, {maker.date}, on every day: the model has seen no other."]
     return rows
 
 
@@ -506,6 +513,9 @@ assert told["ids"].input_ids[0].tolist() == prompt_ids(maker, "", SAMPLE, who) a
 assert f"{before:.4f} before, {trained.summary['valid_loss_nats_best']:.4f} after" in card and "| recipe |" not in card  # no recipe was noted
 assert str(place) not in card and str(place) not in (place/"export"/NOTES).read_text() + (place/"export"/"config.json").read_text()
 assert hub_id(SMOLLM2) == WHEEL["hub"] and hub_id("tiny") == hub_id("models/x.gguf/y/z") == hub_id(None) == "" and public_name("gguf /home/me/x.gguf") == "gguf x.gguf"
+odd = "Bob \"$(rm -rf ~)\" Terwilliger's `cat`"
+words = next(shlex.split(row) for row in card_use(maker, odd, "x.gguf") if row.startswith("simpsons-llm"))
+assert words[4:6] == ["--speaker", odd] and len(words) == 7
 assert "FILL IN" in card and "license: other" in card_head("someone/else", True, "model") and "license: apache-2.0" in card_head(OPEN_LLAMA, True, "model") and "license: other" in card_head(OPEN_LLAMA, False, "model")
 
 
@@ -532,7 +542,7 @@ def export(
     trained, out = find_trained(source), Path(out)
     speaker = main_speaker(trained.notes, speaker)
     record = merge_and_export(source, out, dtype, base_model, device, sampling)
-    maker, made = TextMaker(AutoTokenizer.from_pretrained(out), trained.notes["template"], trained.notes.get("max_seq_len")), None
+    maker, made = TextMaker.of_notes(AutoTokenizer.from_pretrained(out), trained.notes), None
     write_text(out/"README.md", model_card(trained, record, maker, speaker))
     if gguf:
         made = to_gguf(out, out/f"model-{gguf}.gguf", gguf)

@@ -35,14 +35,16 @@ dtype = "auto"             # bfloat16, float32; auto: as the device has it
 #| export
 import statistics
 import time
+import unicodedata
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 
-from simpsons_llm.device import find_device, synchronize
+from simpsons_llm.device import Draws, find_device, synchronize
 from simpsons_llm.job import JobConfig, open_folder, require, same_parameters, write_json
 from simpsons_llm.model import is_whole_model, load_base, load_tuned, merge, untuned
-from simpsons_llm.prepare import find_speaker, load_data
+from simpsons_llm.prepare import known_speaker, load_data
 from simpsons_llm.prompt import TextMaker, prompt_ids
-from simpsons_llm.lines import Line
+from simpsons_llm.lines import Line, Scene
 from simpsons_llm.script import parse_lines
 
 # %%
@@ -120,6 +122,7 @@ class InferConfig(JobConfig):
         require(self.sampling in SAMPLING, f"sampling={self.sampling!r} was given; expected {', '.join(SAMPLING)}")
         require(self.speaker.strip(), "no speaker was given; say who answers, e.g. --speaker \"Homer Simpson\"")
         require(self.answers >= 1, f"answers={self.answers} was given; expected 1 or more")
+        require(0 <= self.random_seed < 2**64, f"random_seed={self.random_seed} was given; expected 0 to 2**64 - 1")
         self.settings()
 
     def settings(self) -> Sampling:
@@ -132,7 +135,7 @@ class InferConfig(JobConfig):
 assert same_parameters(InferConfig, "infer")
 assert InferConfig(sampling="seed").settings() == Sampling(100, True, 0.8, 50, 0.9, 5, 1.2)  # the seed's settings
 assert InferConfig(sampling="seed", num_beams=1).settings().num_beams == 1
-for wrong in (dict(sampling="loud"), dict(temperature=0), dict(top_p=1.5), dict(answers=0), dict(speaker=" ")):
+for wrong in (dict(sampling="loud"), dict(temperature=0), dict(top_p=1.5), dict(answers=0), dict(speaker=" "), dict(random_seed=2**64)):
     try: InferConfig(**wrong); raise AssertionError(wrong)
     except ValueError as e: assert next(iter(wrong)) in str(e)
 
@@ -175,18 +178,48 @@ def ask_batch(
 
 
 # %% [markdown]
-# The tokens that come back hold the answer, its end, and filling. Only the line is wanted:
+# The tokens that come back hold the answer, its end, and filling. Only the line is wanted. It ends at a newline; what else breaks or tabulates lines becomes a blank, as it does when a script is read. Letters stay as the model said them, and so does what holds letters together or apart without being seen: the joiners of Persian words and of emoji, the no-break space before a French question mark. Taken out are three kinds of signs that do something to the screen they are shown on instead: control characters, such as those that colour a terminal; halves of a character, which no file can hold; and the embeddings and overrides of writing direction, by which a line could reorder what stands around it.
+#
+# An answer that comes in pieces goes through the same function as a whole one, so it cannot read differently. Blanks are held back until something follows them, since a line does not end in blanks.
 
 # %%
 #| export
+TURNS = set(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))  # embeddings, overrides and isolates of writing direction
+
+
+def spoken(
+    pieces, # an answer's text, in pieces of any length
+):          # yields pieces of the line that is said; together they are the line
+    "The line in what a model says: up to its end, without blanks around it and without signs that are none of a text's."
+    held, begun, ended = "", False, False
+    for piece in pieces:
+        out = ""
+        for c in piece:
+            ended = begun and c == "\n"
+            if ended: break
+            kind = unicodedata.category(c)
+            if c.isspace() and kind in ("Cc", "Zl", "Zp"): c = " "
+            elif kind in ("Cc", "Cs") or c in TURNS: continue
+            if c.isspace(): held += c*begun
+            else: out, held, begun = out + held + c, "", True
+        if out: yield out
+        if ended: return
+
+
 def answer_text(
     tokenizer, # the tokenizer
     ids,       # tokens of an answer, possibly with its end and padding
 ) -> str:      # the line that is said
     "An answer as text: up to the end of its line."
-    line = tokenizer.decode(ids, skip_special_tokens=True).lstrip().split("\n")[0]
-    return "".join(c for c in line if c.isprintable()).strip()  # an untrained model may say control characters
+    return "".join(spoken([tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)]))
 
+
+# %% tags=["example"]
+["".join(spoken(pieces)) for pieces in (["\n Quoi\u00a0?\n", "Homer:"], ["می\u200cخواهم"], ["D'oh", "!\t", " \x1b[31mRed", "\u202e \n"])]
+
+
+# %% [markdown]
+# All answers of a batch are drawn at once, with the random numbers of a seed of their own (the chapter on devices). Whoever calls finds the process's numbers as they were.
 
 # %%
 #| export
@@ -195,13 +228,12 @@ def finish_lines(
     maker: TextMaker,    # tokenizer and template of its training
     requests: list,      # (location, `Line`s before, speaker) for each answer
     sampling: Sampling = Sampling(), # how words are drawn
-    random_seed: int = 42, # of the sampling
+    random_seed: int = 42, # of the sampling, 0..2**64-1
 ) -> list:               # one answer for each request
     "The next line of each request, all drawn in one batch."
     import torch
     batch = ask_batch(model, maker, requests, sampling)
-    torch.manual_seed(random_seed)
-    with torch.no_grad():
+    with torch.no_grad(), Draws(model.device, random_seed):
         out = model.generate(**batch, **sampling.arguments(), eos_token_id=maker.stop_ids, pad_token_id=maker.tokenizer.pad_token_id)
     return [answer_text(maker.tokenizer, ids) for ids in out[:, batch["input_ids"].shape[1]:]]
 
@@ -256,7 +288,7 @@ assert all("\n" not in a for a in again)
 # %% [markdown]
 # ## Piece by piece
 #
-# A chat wants words as they come. The streamer yields pieces of text while the model still draws.
+# A chat wants words as they come. The streamer yields pieces of text while the model still draws. The model draws in a thread, and the reader takes the pieces in its own; both would use the same random numbers. So they take turns: the model goes on only while the reader waits for the next piece, with the numbers of its own seed, and stops as soon as it has one.
 
 # %%
 #| export
@@ -267,36 +299,59 @@ def stream_line(
     lines: list,         # the `Line`s before
     speaker: str,        # who answers
     sampling: Sampling = Sampling(), # how words are drawn; beams cannot be streamed
-    random_seed: int = 42, # of the sampling
-):                       # yields pieces of text; together they are the answer
+    random_seed: int = 42, # of the sampling, 0..2**64-1
+):                       # yields pieces of text; together they are the answer, as `finish_lines` gives it
     "The next line, piece by piece."
-    from threading import Event, Thread
+    require(sampling.num_beams == 1, "beams cannot be streamed; use num_beams=1")
+    batch = ask_batch(model, maker, [(location, lines, speaker)], sampling)
+    with closing(in_turns(model, maker, batch, sampling, Draws(model.device, random_seed))) as pieces: yield from spoken(pieces)
+
+
+def in_turns(
+    model,              # a model, with or without adapter
+    maker: TextMaker,   # tokenizer and template of its training
+    batch: dict,        # what `ask_batch` gave for one request
+    sampling: Sampling, # how words are drawn
+    draws: Draws,       # the numbers to draw with
+):                      # yields what the model says, in pieces; whatever it raises is raised here
+    "A model that draws while the reader waits, and waits while the reader reads."
+    from threading import Event, Semaphore, Thread
 
     import torch
-    from transformers import StoppingCriteriaList, TextIteratorStreamer
-    require(sampling.num_beams == 1, "beams cannot be streamed; use num_beams=1")
-    batch, streamer = ask_batch(model, maker, [(location, lines, speaker)], sampling), TextIteratorStreamer(maker.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    enough, failed, begun = Event(), [], False
-    stop = lambda ids, scores, **_: torch.full((ids.shape[0],), enough.is_set(), device=ids.device)
+    from transformers import StoppingCriteriaList, TextStreamer
+    said, failed, enough, over, go, done = [], [], Event(), Event(), Semaphore(0), Semaphore(0)
+
+    class Waiting(TextStreamer):
+        def on_finalized_text(self, text, stream_end=False):
+            if text and not enough.is_set(): said.append(text); done.release(); go.acquire()
+
+    ends = dict(eos_token_id=maker.stop_ids, pad_token_id=maker.tokenizer.pad_token_id)
+    streamer = Waiting(maker.tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    stop = StoppingCriteriaList([lambda ids, scores, **_: torch.full((ids.shape[0],), enough.is_set(), device=ids.device)])
     def draw():
-        try: model.generate(**batch, **sampling.arguments(), eos_token_id=maker.stop_ids, pad_token_id=maker.tokenizer.pad_token_id, streamer=streamer, stopping_criteria=StoppingCriteriaList([stop]))
-        except Exception as e: failed.append(e); streamer.end()  # or the reader would wait for ever
-    torch.manual_seed(random_seed)
-    thread = Thread(target=draw); thread.start()
+        go.acquire()
+        try: model.generate(**batch, **sampling.arguments(), **ends, streamer=streamer, stopping_criteria=stop)
+        except Exception as e: failed.append(e)
+        finally: over.set(); done.release()  # or the reader would wait for ever
+    thread = Thread(target=draw)
+    thread.start()
     try:
-        for piece in streamer:
-            piece = piece if begun else piece.lstrip()
-            begun = begun or bool(piece)
-            said, *rest = piece.split("\n")
-            if said: yield said
-            if rest and begun: break
-    finally: enough.set(); thread.join()  # also when the reader has had enough
+        while not over.is_set():
+            with draws: go.release(); done.acquire()
+            if said: yield said.pop()
+    finally:  # also when the reader has had enough
+        enough.set()
+        with draws: go.release(); thread.join()
     if failed: raise failed[0]
 
 
 # %% tags=["check"]
 pieces = list(stream_line(base, maker, *ragged[1], greedy))
-assert "".join(pieces).strip() == finish_lines(base, maker, [ragged[1]], greedy)[0] and len(pieces) > 1
+assert "".join(pieces) == finish_lines(base, maker, [ragged[1]], greedy)[0] and len(pieces) > 1
+torch.manual_seed(3); expected = torch.rand(2); torch.manual_seed(3)  # words that are drawn: the same ones, and the reader's numbers are its own
+reader = stream_line(base, maker, *ragged[1], short)
+first, number = next(reader), torch.rand(1)
+assert first + "".join(reader) == finish_lines(base, maker, [ragged[1]], short)[0] and [*number, *torch.rand(1)] == [*expected]
 pieces
 
 
@@ -320,12 +375,13 @@ def bench_answer(
     import torch
     require(runs >= 2, f"runs={runs} was given; expected 2 or more, to have a deviation")
     device, seconds = device or find_device(), []
-    batch = ask_batch(model, maker, [request], sampling)
+    batch, drawn = ask_batch(model, maker, [request], sampling), {**sampling.arguments(), "min_new_tokens": sampling.max_new_tokens}
     for i in range(warmups + runs):
-        torch.manual_seed(i); synchronize(device); start = time.perf_counter()
-        with torch.no_grad(): model.generate(**batch, **sampling.arguments(), min_new_tokens=sampling.max_new_tokens, pad_token_id=maker.tokenizer.pad_token_id)
-        synchronize(device)
-        if i >= warmups: seconds.append(time.perf_counter() - start)
+        with torch.no_grad(), Draws(model.device, i):
+            synchronize(device); start = time.perf_counter()
+            model.generate(**batch, **drawn, pad_token_id=maker.tokenizer.pad_token_id)
+            synchronize(device)
+            if i >= warmups: seconds.append(time.perf_counter() - start)
     return {"runs": runs, "tokens": sampling.max_new_tokens, "mean_s": statistics.mean(seconds), "min_s": min(seconds), "max_s": max(seconds),
             "stdev_s": statistics.stdev(seconds), "tokens_per_s": sampling.max_new_tokens/statistics.mean(seconds)}
 
@@ -339,7 +395,7 @@ assert 0 < timing["min_s"] <= timing["mean_s"] <= timing["max_s"] and timing["ru
 # %% [markdown]
 # ## Before and after, in scenes that were never seen
 #
-# The most telling table of the book: a moment of a test scene, the line that really follows, what the base model says, and what the fine-tuned one says. The moments are chosen by rule, not by taste. The scenes: those in which most of the characters speak, the first three of them. The moment of each character: its first line with at least four lines before it and five words or more. A character who does not speak in a scene is asked all the same, at the moment of the one before; then there is no real line to compare with.
+# The most telling table of the book: a moment of a test scene, the line that really follows, what the base model says, and what the fine-tuned one says. The moments are chosen by rule, not by taste. The scenes: those in which most of the characters speak, the first three of them. The moment of each character: its first line with at least four lines before it and five words or more. A character who has no such line in a scene is asked all the same, at the moment of the one before; then there is no real line to compare with. In data whose scenes are single lines (instructions without a context, say) nothing was said before, so the moment is the beginning of a scene.
 
 # %%
 #| export
@@ -347,17 +403,20 @@ def heldout_moments(
     scenes: list,         # held-out `Scene`s
     speakers: list,       # the characters to ask
     most_scenes: int = 3, # in how many scenes
-) -> list:                # (scene, position, speaker, real line or None), by scene, then by speaker
+) -> list:                # (scene, position, speaker, real line or None), by scene, then by speaker; empty only without scenes or speakers
     "Moments at which to ask, by rule."
-    def first(scene, who): return next((i for i, l in enumerate(scene.lines) if i >= 4 and l.speaker == who and len(l.text.split()) >= 5), None)
-    ranked = sorted((s for s in scenes if len(s.lines) > 1), key=lambda s: -sum(first(s, who) is not None for who in speakers))  # a stable sort
+    longer = [s for s in scenes if len(s.lines) > 1]
+    before, words = (4, 5) if longer else (0, 1)  # least lines before a moment, least words of its line
+    def fits(i, line, who): return i >= before and line.speaker == who and len(line.text.split()) >= words
+    def first(scene, who): return next((i for i, l in enumerate(scene.lines) if fits(i, l, who)), None)
+    ranked = sorted(longer or scenes, key=lambda s: -sum(first(s, who) is not None for who in speakers))  # a stable sort
     moments = []
     for s in ranked[:most_scenes]:
         places = [first(s, who) for who in speakers]
-        some = next((p for p in places if p is not None), max(1, len(s.lines) // 2))
+        some = next((p for p in places if p is not None), len(s.lines) // 2)
         for who, place in zip(speakers, places):
-            moments.append((s, some, who, None) if place is None else (s, place, who, s.lines[place].text))
-            some = moments[-1][1]
+            some = some if place is None else place
+            moments.append((s, some, who, s.lines[some].text if s.lines[some].speaker == who else None))
     return moments
 
 
@@ -366,6 +425,16 @@ def heldout_moments(
 
 # %%
 #| export
+def moment_row(
+    moment: tuple, # (scene, position, speaker, real line or None) of `heldout_moments`
+) -> dict:         # before (the line before; empty where the scene begins), speaker, real
+    "A moment in words, for tables."
+    s, i, who, real = moment
+    name, text = (s.lines[i - 1].speaker, s.lines[i - 1].text) if i else ("", "")
+    silent = "(says nothing at this moment)" if any(l.speaker == who for l in s.lines) else "(says nothing in this scene)"
+    return {"before": f"{name}: {text}" if name else text, "speaker": who, "real": real or silent}
+
+
 def before_after(
     model,            # a fine-tuned model
     maker: TextMaker, # tokenizer and template of its training
@@ -373,13 +442,13 @@ def before_after(
     sampling: Sampling = Sampling(), # how words are drawn
     random_seed: int = 42, # of the sampling
     notes: dict = None, # what stands beside the model; only a model that was trained in full needs it
-) -> list:            # rows: scene, before (the line before), speaker, real, base, tuned
+) -> list:            # rows: scene, before (the line before), speaker, real, base, tuned; empty without moments
     "What base and fine-tuned model say at the same moments, beside the real line."
+    if not moments: return []
     requests = [(s.location, s.lines[:i], who) for s, i, who, _ in moments]
     tuned = finish_lines(model, maker, requests, sampling, random_seed)
     with untuned(model, notes or {}) as without: base = finish_lines(without, maker, requests, sampling, random_seed)
-    return [{"scene": f"episode {s.episode}, {s.location}", "before": f"{s.lines[i - 1].speaker}: {s.lines[i - 1].text}", "speaker": who,
-             "real": real or "(says nothing in this scene)", "base": b, "tuned": t} for (s, i, who, real), b, t in zip(moments, base, tuned)]
+    return [{"scene": f"episode {m[0].episode}, {m[0].location}", **moment_row(m), "base": b, "tuned": t} for m, b, t in zip(moments, base, tuned)]
 
 
 # %% tags=["check"]
@@ -387,6 +456,10 @@ test = split_scenes(read_script("springfield").scenes)["test"]
 moments = heldout_moments(test, ["Homer Simpson", "Marge Simpson", "Bart Simpson"])
 assert len(moments) == 9 and len({id(s) for s, *_ in moments}) == 3 and all(i >= 4 for _, i, *_ in moments)
 assert all(real is None or (s.lines[i].text, s.lines[i].speaker) == (real, who) for s, i, who, real in moments)
+alone = [Scene(s.episode, s.index, "", s.lines[:1]) for s in test]  # scenes of one line: the moment is their beginning
+begins = heldout_moments(alone, [alone[2].lines[0].speaker], 1)
+assert begins[0][1:] == (0, begins[0][0].lines[0].speaker, begins[0][0].lines[0].text) and moment_row(begins[0])["before"] == ""
+assert heldout_moments([], ["Homer Simpson"]) == [] == before_after(base, maker, [])
 
 
 # %% [markdown]
@@ -403,11 +476,11 @@ def infer(
     if tuned:
         model, tokenizer, notes = load_tuned(tuned, device, None if config.base_model in ("auto", tuned) else config.base_model)
         known = notes.get("speakers") or {}
-        speaker = find_speaker(config.speaker, known) if known else config.speaker
+        speaker = known_speaker(config.speaker, known)
     else:
         model, tokenizer = load_base(config.base_model, device)
         notes, speaker = {"template": "script"}, config.speaker
-    maker, result = TextMaker(tokenizer, notes["template"], notes.get("max_seq_len")), {}
+    maker, result = TextMaker.of_notes(tokenizer, notes), {}
     if config.data:
         require(tuned, "data was given without an adapter; before and after needs one (--adapter runs/x/adapter)")
         parts, report = load_data(config.data)

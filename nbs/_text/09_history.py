@@ -19,7 +19,7 @@ from pathlib import Path
 from simpsons_llm.config import RunLength
 from simpsons_llm.device import synchronize
 from simpsons_llm.distributed import gather, total
-from simpsons_llm.infer import Sampling, finish_lines
+from simpsons_llm.infer import Sampling, finish_lines, moment_row
 from simpsons_llm.job import Progress, append_jsonl, read_jsonl, require, write_text
 from simpsons_llm.prompt import TextMaker
 
@@ -46,7 +46,7 @@ pd.set_option("display.max_colwidth", 110)
 # %% [markdown]
 # ## Samples of text
 #
-# A loss says how well the model guesses, not how it talks. So it is asked, now and then, at three moments of one validation scene: always the same moments, chosen by rule, and always the most likely words, so that whatever changes is what was learned. In training a model drops out parts of itself and draws random numbers; sampling switches that off and leaves the numbers as they were. Of several ranks, the first asks alone, unless each holds only a part of the model.
+# A loss says how well the model guesses, not how it talks. So it is asked, now and then, at three moments of one validation scene: always the same moments, chosen by rule, and always the most likely words, so that whatever changes is what was learned. In training a model drops out parts of itself and draws random numbers; sampling switches that off, and draws with numbers of its own. Of several ranks, the first asks alone, unless each holds only a part of the model.
 
 # %%
 #| export
@@ -57,16 +57,14 @@ def text_samples(
     model,            # the model in training, with or without adapter
     maker: TextMaker, # tokenizer and template
     moments: list,    # what `heldout_moments` chose
-) -> list:            # rows: before (the line before), speaker, real, said
+) -> list:            # rows: before (the line before; empty where the scene begins), speaker, real, said; no rows without moments
     "What the model would say now, beside the real lines."
-    import torch
-    was_training, device = model.training, next(model.parameters()).device
-    devices = {} if device.type == "cpu" else {"devices": [device], "device_type": device.type}
+    if not moments: return []
+    was_training = model.training
     model.eval()
-    with torch.random.fork_rng(**devices or {"devices": []}):
-        said = finish_lines(model, maker, [(scene.location, scene.lines[:i], who) for scene, i, who, _ in moments], SAYS)
+    said = finish_lines(model, maker, [(scene.location, scene.lines[:i], who) for scene, i, who, _ in moments], SAYS)
     model.train(was_training)
-    return [{"before": f"{s.lines[i - 1].speaker}: {s.lines[i - 1].text}", "speaker": who, "real": real or "(says nothing in this scene)", "said": text} for (s, i, who, real), text in zip(moments, said)]
+    return [{**moment_row(m), "said": text} for m, text in zip(moments, said)]
 
 
 # %%

@@ -147,7 +147,7 @@ def plan(
         samples, too_long = make_samples(config, maker, parts, report)
     for split, long in too_long.items():
         if long and ranks.is_main: print(f"{split}: {long} lines are longer than max_seq_len={s['max_seq_len']} tokens by themselves and are not learned")
-    counts = audit(samples["train"], maker)
+    counts = audit(samples["train"], maker, parts["train"], report["speakers"], s["max_seq_len"])
     require(samples["valid"], f"no line of the validation scenes fits into max_seq_len={s['max_seq_len']} tokens; raise it")
     items, layout, isolated = lay_out(config, shape, samples["train"], device)
     length = run_length(config, len(items))
@@ -435,7 +435,7 @@ def close_run(
     import matplotlib.pyplot as plt
     names = job.report["speakers"] or list(job.report["all_speakers"])
     notes = {
-        "base_model": summary["base_model"], "base_source": summary["base_source"], "template": job.maker.template, "max_seq_len": summary["settings"]["max_seq_len"],
+        "base_model": summary["base_model"], "base_source": summary["base_source"], "template": job.maker.template, "date": job.maker.date, "max_seq_len": summary["settings"]["max_seq_len"],
         "speakers": {n: job.report["all_speakers"][n] for n in names}, "recipe": job.config.recipe, "data_sha256": job.report["data_sha256"]}
     if job.config.mode == "full": save_model(job.engine.model, job.maker.tokenizer, job.run/"model", notes, weights)
     else: save_adapter(job.engine.model, job.run/"adapter", notes, weights)

@@ -461,7 +461,7 @@ cost.assign(ratio=cost["predicted"]/cost["measured"]).round(3)
 def speak():
     again, tokenizer, notes = load_tuned(Path(config.run)/KEPT[config.mode], find_device(config.device, config.dtype))
     parts, _ = load_data(data_folder(config))
-    return pd.DataFrame(before_after(again, TextMaker(tokenizer, notes["template"]), heldout_moments(parts["valid"], list(notes["speakers"])[:3], most_scenes=1), notes=notes))
+    return pd.DataFrame(before_after(again, TextMaker.of_notes(tokenizer, notes), heldout_moments(parts["valid"], list(notes["speakers"])[:3], most_scenes=1), notes=notes))
 
 speak() if me.is_main else None
 
