@@ -144,7 +144,7 @@ FAULTS = [Fault(*row) for row in (
     ("model", "pissa-start-added", "-at_start[name]", "at_start[name]", "finetune.py -k 'gives_back and PiSSA'"),
     ("model", "misfit-loads", "require(saved == wanted,", "require(True,", "model.py -k fit"),
     ("ollama", "lines-joined", 'f"\\n{l.speaker}: {l.text}"', 'f" {l.speaker}: {l.text}"',
-     "ollama.py -k asks_as_in_training"),
+     "ollama.py -k whole_scene"),
     ("ollama", "bos-not-compared", "require(adds == bos,", "require(True,", "ollama.py -k held_against"),
     ("publish", "any-distance-will-do", "require(distance <= limit,", "require(True,", "publish.py -k went_wrong"),
     ("publish", "logits-not-centred", "centred = wanted - wanted.mean(-1, keepdim=True)", "centred = wanted",
