@@ -3,7 +3,7 @@
 import pytest
 
 from simpsons_llm.batches import RankBatches, global_batches, share_loader
-from simpsons_llm.packing import EndToEnd
+from simpsons_llm.packing import EndToEnd, best_fit
 
 LENGTHS = [3 + (i * 7) % 11 for i in range(23)]
 
@@ -42,3 +42,8 @@ def test_a_filler_learns_nothing():
         learned, fillers = learned + count, fillers + (count == 0)
         assert count == int((batch["labels"] != -100).sum())
     assert learned == sum(n - 1 for n in LENGTHS) and fillers == 1
+
+
+def test_the_longest_samples_are_put_into_rows_first():
+    "Else they find no room beside each other, and more rows are needed."
+    assert len(best_fit([4] * 5 + [6] * 5, 10)) == 5 and len(best_fit([2, 7, 3, 8, 5, 5], 10)) == 3

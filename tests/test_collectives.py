@@ -211,6 +211,15 @@ def test_ranks_that_cannot_be_started(config, n, says):
     with patch.object(C, "on_ranks", lambda *a, **k: pytest.fail("ranks were started")), pytest.raises(ValueError, match=says): measure(CollectivesConfig(**{"device": "cpu", **config}), n)
 
 
+def test_the_slowest_rank_of_each_call_counts():
+    "Two ranks are pretended, and the calls that warm up are left out."
+    from types import SimpleNamespace
+    from simpsons_llm.device import find_device
+    case = SimpleNamespace(op="all-reduce", elements=4, own=torch.zeros(4), reset=lambda: None, run=lambda: None, mistake=lambda: "")
+    with patch.object(torch.distributed, "all_reduce", lambda tensor: None), patch.object(C, "gather", lambda mine: [([1.0, 5.0], ""), ([3.0, 2.0], "")] if len(mine[0]) == 2 else None):
+        assert C.time_case(case, find_device("cpu"), 3, 2) == [3.0, 5.0]
+
+
 def test_under_a_launcher_no_more_ranks_are_started():
     with patch.object(C, "find_ranks", lambda: Ranks(0, 0, 4, 4, "mpich")), patch.object(C, "bench_collectives", lambda **k: ["row"]):
         assert measure(CollectivesConfig(sizes="4")) == measure(CollectivesConfig(sizes="4"), 4) == ["row"]

@@ -161,6 +161,18 @@ def test_a_modelfile_asks_as_in_training(template):
         assert values["PARAMETER stop"] == ("<|im_end|>" if template == "chat" else "\n")  # a real newline, not a backslash and an n
 
 
+@pytest.mark.parametrize("template", ["script", "alpaca", "chat"])
+def test_a_whole_scene_is_asked_with_the_tokens_of_training(template):
+    "Several lines of others after each other, lines of the character between them, at the end and at the beginning."
+    maker = TextMaker(small_tokenizer(400, *CHATML) if template == "chat" else byte_tokenizer(), template)
+    go, scene = O.ollama_template(maker, WHO), read_script("springfield").scenes[0]
+    for n in range(1, len(scene.lines)):
+        if scene.lines[n - 1].speaker == WHO: continue  # a chat asks after a user's turn
+        lines = scene.lines[:n]
+        assert O.ollama_ids(maker, go, scene.location, lines, WHO) == prompt_ids(maker, scene.location, lines, WHO), n
+        assert [m["role"] for m in O.as_messages(lines, WHO)][-1] == "user"
+
+
 def test_bos_is_written_once():
     "Where texts of the training begin with bos, llama.cpp writes it: the chat's own is taken off the template."
     tokenizer = small_tokenizer(400, "<bos>" + CHATML[0], CHATML[1])

@@ -1,8 +1,9 @@
-"Windows of long scenes, and samples that are kept."
+"Prepared data, windows of long scenes, and samples that are kept."
 
 import pytest
 
 from simpsons_llm.lines import Line, Scene
+from simpsons_llm.prepare import PrepareConfig, load_data, prepare
 from simpsons_llm.prompt import CHATML, READ, TextMaker, byte_tokenizer, small_tokenizer
 from simpsons_llm.samples import Sample, cache_key, kept_samples, scene_samples
 from simpsons_llm.script import read_script
@@ -109,3 +110,15 @@ def test_each_window_of_a_chat_repeats_whole_turns():
         for x in windows
     ]
     assert len(windows) > 2 and sum(ends) == 12 and not read[0] and all(read[1:])
+
+
+@pytest.mark.parametrize("name", ["train", "valid", "test"])
+def test_prepared_data_that_was_changed_or_is_incomplete_is_refused(name, tmp_path):
+    prepare(PrepareConfig(out=str(tmp_path)))
+    file = tmp_path / f"{name}.jsonl"
+    file.write_text(file.read_text(encoding="utf8").replace("Homer", "Homre", 1), encoding="utf8")
+    with pytest.raises(ValueError, match=f"{name}.jsonl is missing or not what prepare wrote"):
+        load_data(tmp_path)
+    file.unlink()
+    with pytest.raises(ValueError, match=f"{name}.jsonl is missing"):
+        load_data(tmp_path)
