@@ -197,10 +197,13 @@ def test_asking_leaves_the_random_numbers_alone():
 
 def test_rounding_is_no_leak():
     from simpsons_llm.model import sketch_of
-    from simpsons_llm.packing import leaks_between, reads_ahead
+    from simpsons_llm.packing import close_enough, leaks_between, reads_ahead
     for dtype in (torch.bfloat16, torch.float16):
         model = sketch_of(MODELS["llama"]).to(dtype)
         assert leaks_between(model) == "" and not reads_ahead(model)
+    model = sketch_of(MODELS["llama"])
+    with torch.autocast("cpu", torch.bfloat16): assert leaks_between(model) == "" and close_enough(model) == 1/8
+    assert close_enough(model) == 1e-4
     model = sketch_of(kinds()["nemotron"][0]).bfloat16()
     assert "read each other" in leaks_between(model)
 
@@ -214,6 +217,14 @@ def test_a_sketch_keeps_the_switches_and_is_small():
     assert sum(p.numel() for p in sketch.parameters()) < 2.1e7 and c.hidden_size == 512 and c.attention_bias and c.num_key_value_heads == 2 and 2 <= c.num_hidden_layers < 80
     assert large.vocab_size == 32000 and large.num_hidden_layers == 80 and large.intermediate_size == 14336  # the configuration itself is as it was
     assert short_config(Qwen3Config(num_hidden_layers=6), 2).layer_types == ["full_attention"]*2
+
+
+def test_a_sketch_of_a_model_that_starts_with_nothing_can_be_asked():
+    "Some kinds start with layers that say next to nothing, through which nothing leaks yet."
+    from transformers import NemotronConfig
+    from simpsons_llm.model import ask_by_doing
+    assert ask_by_doing(LlamaConfig(**SMALL, initializer_range=1e-6)) == ""
+    assert "read each other" in ask_by_doing(NemotronConfig(**SMALL, initializer_range=1e-6))
 
 
 def test_no_admitted_kind_leaks():

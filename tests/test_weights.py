@@ -121,6 +121,14 @@ def test_a_base_in_four_bits_is_held_to_the_same(folder, name):
     with pytest.raises(ValueError, match=said): M.load_base(str(folder), CPU, "nf4")
 
 
+def test_model_and_tokenizer_agree_on_padding(folder):
+    "Also where the configuration names another token, or the token that ends answers."
+    for pad in (2, None, 77):
+        settings(folder, pad_token_id=pad)
+        model, tokenizer = M.load_base(str(folder), CPU)
+        assert model.config.pad_token_id == model.generation_config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
 # Files that are not whole
 
 def halve(file): file.write_bytes(file.read_bytes()[:file.stat().st_size//2])
@@ -197,6 +205,7 @@ ONES = np.ones(64, np.float32)
 GGUF = {"missing": (dict(fault=without("layers.1.mlp")), r"3 missing \(model.layers.1.mlp.down_proj.weight"),
         "reshaped": (dict(fault=lambda w: {**w, UP: torch.ones(80, 64)}), r"1 of another shape .model.layers.1.mlp.up_proj.weight: \(80, 64\) in the file, \(96, 64\)"),
         "a bias": (dict(blk__1__attn_q__bias=ONES), r"1 without a place \(blk.1.attn_q.bias\)"),
+        "a bias beside a tied embedding": (dict(fault=without("lm_head"), blk__1__attn_q__bias=ONES), r"1 without a place \(blk.1.attn_q.bias\)"),
         "a layer": (dict(blk__2__attn_q__weight=np.ones((64, 64), np.float32)), r"1 without a place \(blk.2.attn_q.weight\)"),
         "factors of positions": (dict(rope_freqs__weight=2*ONES[:8]), r"1 without a place \(rope_freqs.weight\)")}
 

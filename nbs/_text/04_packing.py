@@ -26,7 +26,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
-from simpsons_llm.job import chapters_dir
+from simpsons_llm.job import chapters_dir, read_jsonl
 from simpsons_llm.prompt import TextMaker, small_tokenizer
 from simpsons_llm.samples import row_samples, scene_samples
 from simpsons_llm.script import read_script
@@ -513,7 +513,7 @@ assert list(asked["does"] == "stays apart") == [True, True, False, False, False]
 # And all others? `tests/packing_survey.py` makes a small model of every kind of causal language model that transformers knows, and asks it as a run does: the class by what it says of itself, and a sketch of it (the chapter on base models makes these) by doing. Those that are admitted are measured once more, with other numbers, seven sequences of up to 61 tokens, and each compared with itself alone.
 
 # %% tags=["example"]
-kept = pd.read_json(chapters_dir()/"_results"/"packing_models.jsonl", lines=True, convert_dates=False)
+kept = pd.DataFrame(read_jsonl(chapters_dir()/"_results"/"packing_models.jsonl"))
 kept["kind"] = kept["model_type"] + kept["is_decoder"].map(lambda d: " (as a decoder)" if d == 1 else "")
 display(kept.groupby("verdict", sort=False)["kind"].agg(kinds="count", **{"the first of them": lambda names: ", ".join(names[:7])}))
 admitted = kept[kept["verdict"] == "packed"]
