@@ -513,7 +513,7 @@ assert told["ids"].input_ids[0].tolist() == prompt_ids(maker, "", SAMPLE, who) a
 assert f"{before:.4f} before, {trained.summary['valid_loss_nats_best']:.4f} after" in card and "| recipe |" not in card  # no recipe was noted
 assert str(place) not in card and str(place) not in (place/"export"/NOTES).read_text() + (place/"export"/"config.json").read_text()
 assert hub_id(SMOLLM2) == WHEEL["hub"] and hub_id("tiny") == hub_id("models/x.gguf/y/z") == hub_id(None) == "" and public_name("gguf /home/me/x.gguf") == "gguf x.gguf"
-odd = "Bob \"$(rm -rf ~)\" Terwilliger's `cat`"
+odd = "Bob \"$(echo no)\" Terwilliger's `cat`"
 words = next(shlex.split(row) for row in card_use(maker, odd, "x.gguf") if row.startswith("simpsons-llm"))
 assert words[4:6] == ["--speaker", odd] and len(words) == 7
 assert "FILL IN" in card and "license: other" in card_head("someone/else", True, "model") and "license: apache-2.0" in card_head(OPEN_LLAMA, True, "model") and "license: other" in card_head(OPEN_LLAMA, False, "model")
