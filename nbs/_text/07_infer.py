@@ -333,7 +333,7 @@ def in_turns(
         try: model.generate(**batch, **sampling.arguments(), **ends, streamer=streamer, stopping_criteria=stop)
         except Exception as e: failed.append(e)
         finally: over.set(); done.release()  # or the reader would wait for ever
-    thread = Thread(target=draw)
+    thread = Thread(target=draw, daemon=True)  # a program may end while a reader is half-way
     thread.start()
     try:
         while not over.is_set():
