@@ -9,6 +9,7 @@ __all__ = ['SAMPLING', 'TURNS', 'Sampling', 'InferConfig', 'batch_prompts', 'ask
 
 # %% ../nbs/07_infer.ipynb #07-03
 import statistics
+import sys
 import time
 import unicodedata
 from contextlib import closing, nullcontext
@@ -202,7 +203,7 @@ def in_turns(
         try: model.generate(**batch, **sampling.arguments(), **ends, streamer=streamer, stopping_criteria=stop)
         except Exception as e: failed.append(e)
         finally: over.set(); done.release()  # or the reader would wait for ever
-    thread = Thread(target=draw)
+    thread = Thread(target=draw, daemon=True)  # a program may end while a reader is half-way
     thread.start()
     try:
         while not over.is_set():
@@ -210,7 +211,8 @@ def in_turns(
             if said: yield said.pop()
     finally:  # also when the reader has had enough
         enough.set()
-        with draws: go.release(); thread.join()
+        if not sys.is_finalizing():  # when the program ends, nothing is waited for any more
+            with draws: go.release(); thread.join()
     if failed: raise failed[0]
 
 # %% ../nbs/07_infer.ipynb #07-31

@@ -173,6 +173,18 @@ def test_a_whole_scene_is_asked_with_the_tokens_of_training(template):
         assert [m["role"] for m in O.as_messages(lines, WHO)][-1] == "user"
 
 
+@pytest.mark.parametrize("template", ["script", "chat"])
+def test_what_would_end_a_text_of_a_modelfile_is_refused(template):
+    maker = TextMaker(small_tokenizer(400, *CHATML), template)
+    for who in ('Homer """ Simpson', "Homer {{ .System }}", "Homer\nFROM ./other.gguf"):
+        with pytest.raises(ValueError, match="rename the character"): O.modelfile(maker, who, "m.gguf")
+    for place in ('a """ bar', 'a bar called "Moe"'):
+        if template == "chat" and place[-1] == '"': continue  # words follow it there
+        with pytest.raises(ValueError, match="quotation mark"): O.modelfile(maker, WHO, "m.gguf", place)
+    values = dict(modelfile_values(O.modelfile(maker, WHO, "m.gguf", 'the "Bar"s')))
+    assert 'the "Bar"s' in values["SYSTEM"]
+
+
 def test_bos_is_written_once():
     "Where texts of the training begin with bos, llama.cpp writes it: the chat's own is taken off the template."
     tokenizer = small_tokenizer(400, "<bos>" + CHATML[0], CHATML[1])

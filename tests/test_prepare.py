@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from simpsons_llm.prepare import PrepareConfig, find_speaker, find_speakers, known_speaker, leak_report, load_data, ngrams, plain_words, prepare, random_rows_leak, report_text, split_scenes
+from simpsons_llm.prepare import PrepareConfig, deal, find_speaker, find_speakers, known_speaker, leak_report, load_data, ngrams, plain_words, prepare, random_rows_leak, report_text, split_scenes
 from simpsons_llm.lines import Line, Scene
 from simpsons_llm.script import read_script
 
@@ -25,6 +25,14 @@ def test_sets_share_nothing_and_hold_the_chosen_characters(split, seed):
     assert all(set(chosen) <= {l.speaker for s in p for l in s.lines} for p in parts.values())
     total = sum(len(s.lines) for s in BOOK)
     assert abs(sum(len(s.lines) for s in parts["valid"])/total - 0.1) < 0.05 and abs(sum(len(s.lines) for s in parts["test"])/total - 0.15) < 0.05
+
+
+def test_a_deal_says_how_far_it_is_from_the_wanted_shares():
+    size = {u: 5 + 3*u for u in range(9)}
+    for seed in range(20):
+        off, sets = deal(list(size), size, (0.2, 0.1), random.Random(seed))
+        train, valid, test = (sum(map(size.get, s))/sum(size.values()) for s in sets)
+        assert abs(off - abs(valid - 0.2) - abs(test - 0.1)) < 1e-12 and abs(train + valid + test - 1) < 1e-12 and off > 0
 
 
 def test_the_split_has_a_seed_of_its_own():
@@ -136,3 +144,15 @@ def test_each_way_to_leak_stops_the_split(held, more, tmp_path):
     said, (learned, unseen) = "Get out of my bar and stay out today", (parts[n][0].episode for n in ("train", held))
     (tmp_path/"x.txt").write_text(script({learned: f"{said}.", unseen: f"{said}. {more}".strip()}))
     with pytest.raises(ValueError, match=rf"max_leak=0.01: '{said}\. ?{more}' \(episode {unseen}"): prepare(PrepareConfig(script=str(tmp_path/"x.txt"), out=str(tmp_path/"out")))
+
+
+def test_data_that_was_changed_afterwards_is_refused(tmp_path):
+    (tmp_path/"x.txt").write_text("\n".join(f"[Episode {e}]\nMoe: Number {e} is about {w}.\n" for e, w in enumerate("apples frogs pianos".split(), 1)))
+    for name in ("train.jsonl", "valid.jsonl", "test.jsonl"):
+        prepare(PrepareConfig(script=str(tmp_path/"x.txt"), out=str(tmp_path/"out")))
+        load_data(tmp_path/"out")
+        file = tmp_path/"out"/name
+        file.write_text(file.read_text().replace("about", "ABOUT"))
+        with pytest.raises(ValueError, match=f"{name} is missing or not what prepare wrote"): load_data(tmp_path/"out")
+        file.unlink()
+        with pytest.raises(ValueError, match=f"{name} is missing"): load_data(tmp_path/"out")

@@ -105,6 +105,15 @@ def test_a_run_is_published_with_its_numbers(run, tmp_path, monkeypatch):
     assert "not better than its base" in P.model_card(worse, record, TextMaker(byte_tokenizer()))
 
 
+@pytest.mark.parametrize("who", ["Homer Simpson", "Bob \"$(echo no)\" Terwilliger's `cat`", "Sammy Davis, Jr.", "\u30db\u30fc\u30de\u30fc", "-x; ls"])
+def test_commands_of_a_card_can_be_pasted_into_a_shell(who):
+    rows = P.card_use(TextMaker(byte_tokenizer()), who, "model.gguf")
+    words = {row.split()[1]: subprocess.run(["sh", "-c", f"printf '%s\\n' {row}"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout.splitlines() for row in rows if row.startswith(("simpsons-llm", "ollama"))}
+    line = "Marge Simpson: Homer, the dog is wearing your tie again."
+    assert words["infer"] == ["simpsons-llm", "infer", "--adapter", ".", "--speaker", who, line] and words["run"][-1] == line
+    assert words["create"][2] == words["run"][2] and words["create"][2].isascii() and words["create"][2][0].isalnum()
+
+
 def test_what_is_there_already_stays(tmp_path):
     adapter_on(TINY, tmp_path/"a")
     (tmp_path/"out").mkdir(); (tmp_path/"out"/"letter.txt").write_text("mine"); (tmp_path/"file").write_text("mine")

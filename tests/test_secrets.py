@@ -55,4 +55,5 @@ def test_a_host_that_is_an_option_is_refused(tmp_path, monkeypatch, capsys):
         with pytest.raises(ValueError, match="begins with a dash"): read_hosts(given, 2)
     monkeypatch.chdir(tmp_path)
     assert main(["launch", "-n", "2", "prepare", "--hosts", "a,-v"]) == 2 and "'-v' begins with a dash" in capsys.readouterr().err
+    assert read_hosts("a,b,c", 8) == [("a", 3), ("b", 3), ("c", 2)]                          # ranks that are left over go to the first hosts
     assert read_hosts("node-1,me@node-2", 2) == [("node-1", 1), ("me@node-2", 1)]

@@ -1,6 +1,8 @@
 "What a model is asked with and what it says: on any day, from any data, whole and in pieces, without touching the caller's random numbers."
 import datetime
 import json
+import subprocess
+import sys
 import threading
 import unicodedata
 from types import SimpleNamespace
@@ -22,7 +24,7 @@ from simpsons_llm.loop import LoopConfig, loop
 from simpsons_llm.model import tiny_model
 from simpsons_llm.ollama import chat_go, chat_parts
 from simpsons_llm.prepare import PrepareConfig, load_data, prepare
-from simpsons_llm.prompt import CHATML, DATE, TextMaker, byte_tokenizer, on_day, prompt_ids, small_tokenizer, with_date
+from simpsons_llm.prompt import CHATML, DATE, SILENCE, TextMaker, byte_tokenizer, chat_system, on_day, prompt_ids, small_tokenizer, with_date
 from simpsons_llm.samples import audit, cache_key, row_samples, scene_samples
 
 ENGINES = [(FinetuneConfig, finetune), (LoopConfig, loop)]
@@ -75,6 +77,9 @@ def test_a_first_line_is_asked_for_as_it_is_trained(template):
     (sample,), _ = row_samples([scene], maker)
     asked = prompt_ids(maker, "Home", [], "Marge Simpson")
     assert sample.input_ids[:len(asked)] == asked and sample.learned == len(sample.input_ids) - len(asked)
+    if template == "chat":  # templates insist on turns that alternate, so the user's says that nobody spoke
+        turns = [{"role": "system", "content": chat_system("Home", "Marge Simpson")}, {"role": "user", "content": SILENCE}]
+        assert maker.tokenizer.decode(asked) == maker.frame.write(turns)
 
 
 def test_moments_of_short_and_long_scenes(tiny):
@@ -287,6 +292,13 @@ def test_a_reader_who_has_had_enough_ends_the_drawing(tiny):
     def broken(**_): raise RuntimeError("the model is torn")
     with pytest.raises(RuntimeError, match="torn"): list(stream_line(SimpleNamespace(generate=broken, device=model.device, config=model.config), maker, "", LINES, "Homer Simpson"))
     assert threading.active_count() == before and Draws(find_device("cpu"), 1).__enter__().__exit__() is None
+
+
+def test_a_program_may_end_while_a_reader_is_half_way():
+    code = ("from simpsons_llm.infer import *; from simpsons_llm.model import tiny_model\nmodel, tokenizer = tiny_model()\n"
+            "reader = stream_line(model, TextMaker(tokenizer), '', [], 'Moe', Sampling(max_new_tokens=400))\nprint(len(next(reader)) > 0)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout == "True\n", done.stderr
 
 
 # ---- lines that are too long ----------------------------------------------------------------------------------------
