@@ -295,7 +295,7 @@ def test_a_reader_who_has_had_enough_ends_the_drawing(tiny):
 
 
 def test_a_program_may_end_while_a_reader_is_half_way():
-    code = ("from simpsons_llm.infer import *; from simpsons_llm.model import tiny_model\nmodel, tokenizer = tiny_model()\n"
+    code = ("from simpsons_llm.infer import *; from simpsons_llm.model import tiny_model; from simpsons_llm.prompt import TextMaker\nmodel, tokenizer = tiny_model()\n"
             "reader = stream_line(model, TextMaker(tokenizer), '', [], 'Moe', Sampling(max_new_tokens=400))\nprint(len(next(reader)) > 0)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout == "True\n", done.stderr
