@@ -217,7 +217,7 @@ def _rows(
 
 # %% ../nbs/00_distributed.ipynb #00-26
 def _look_python():
-    return [("python", platform.python_version(), sys.version_info >= (3, 10), "install Python 3.10 or newer"),
+    return [("python", platform.python_version(), sys.version_info >= (3, 11), "install Python 3.11 or newer"),
             ("platform", platform.platform(), True, "")]
 
 def _look_torch():
@@ -273,10 +273,9 @@ def _look_packages():
 
 def _look_options():
     ipex, why = find_ipex()
-    ccl, liger = _version("oneccl-bind-pt"), _version("liger-kernel")
+    ccl = _version("oneccl-bind-pt")
     return [("intel-extension-for-pytorch", why, ipex or None, "optional; only for torch 2.8"),
-            ("oneccl-bind-pt", ccl or "not installed", True if ccl else None, "optional; only for the ccl backend of torch 2.8"),
-            ("liger-kernel", liger or "not installed", True if liger else None, "optional; pip install liger-kernel for fused kernels on a GPU")]
+            ("oneccl-bind-pt", ccl or "not installed", True if ccl else None, "optional; only for the ccl backend of torch 2.8")]
 
 def _look_disk():
     free = shutil.disk_usage(".").free / 2**30

@@ -21,7 +21,7 @@ def healthy(rows):
 
 
 def test_doctor_never_raises():
-    optional = {"intel-extension-for-pytorch", "oneccl-bind-pt", "liger-kernel"}
+    optional = {"intel-extension-for-pytorch", "oneccl-bind-pt"}
     boom = lambda *args, **kwargs: 1 / 0
     for name in ("_version", "find_ranks", "find_device", "find_ipex", "memory_gib", "_cores", "_count", "_seen", "_name", "_talks"):
         with patch.object(M, name, boom): rows = healthy(doctor())

@@ -113,6 +113,7 @@ DIE = """
 import json, os, signal, sys, torch
 from simpsons_llm.finetune import *; from simpsons_llm.loop import *
 engine, how, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started the tests with Ctrl-C switched off
 saved, save = [], torch.save
 def dying(what, path, *more):
     save(what, path, *more); saved.append(str(path))

@@ -8,7 +8,7 @@
 # %% [markdown]
 # ## Two commands
 #
-# In a clone of this repository, with Python 3.11.5 or newer (the pinned versions need it). The first installs and then does the whole way, from the script that comes with the package to a character that answers. It fetches 93 MB of weights once; after that everything works offline. The demo itself takes less than ten minutes on two cores:
+# In a clone of this repository, with Python 3.11.5 or newer (the pinned versions need it; the tests run on 3.11 and 3.13). The first installs and then does the whole way, from the script that comes with the package to a character that answers. It fetches 93 MB of weights once; after that everything works offline. The demo itself takes less than ten minutes on two cores:
 #
 # ```bash
 # python -m pip install -c constraints.txt -e ".[dev]" && simpsons-llm demo
