@@ -76,6 +76,7 @@ def test_a_second_job_in_a_folder_is_refused(holder, run, data):
 def test_a_lock_of_a_killed_job_is_taken_over(holder, data, capsys):
     folder, started = holder
     os.kill(started[0].pid, signal.SIGKILL)
+    started[0].wait()
     assert finetune(FinetuneConfig(data=data, run=str(folder), max_steps=1, **TINY))["optimizer_steps"] == 1
     assert f"(process {started[0].pid})" in capsys.readouterr().out and not (folder/LOCK).exists()
 
