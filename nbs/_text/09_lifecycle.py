@@ -341,9 +341,10 @@ def require_apart(
     job: Job, # what `plan` made
     model,    # the base model, loaded; from now on with isolated attention
 ):
-    "The last word on packing has the model itself, in the number format of the training: ValueError if its sequences do not stay apart."
+    "The last word on packing has the model itself, in the format of the training: ValueError if its sequences do not stay apart."
     import torch
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=job.device.dtype == "bfloat16"): wrong = leaks_between(model)
+    half = job.device.dtype == "bfloat16"
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=half): wrong = leaks_between(model)
     require(not wrong, f"samples were to lie end to end, but in {job.base} they cannot: {wrong}; use packing=none")
 
 
