@@ -172,7 +172,8 @@ def can_isolate(
     config = base.config
     if not (getattr(base, "_supports_attention_backend", False) and getattr(base, "_supports_sdpa", False)): return f"{type(base).__name__} has attention of its own"
     kinds = {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}
-    if "sliding_attention" in kinds or (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)): return "its layers look back over a window only"
+    window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    if window or "sliding_attention" in kinds: return "its layers look back over a window only"
     if kinds: return f"it has layers of other kinds than full attention ({', '.join(sorted(map(str, kinds)))})"
     if getattr(config, "attn_logit_softcapping", None): return "it bends its attention scores"
     return ""
@@ -211,7 +212,8 @@ def answers(
 ):               # B x T x V logits, fp32, each row centred, since only differences within a row count
     "What a model says at each place."
     import torch
-    with torch.no_grad(): logits = model(input_ids=batch["input_ids"], use_cache=False, **packed_inputs(batch)).logits.float()
+    with torch.no_grad(): out = model(input_ids=batch["input_ids"], use_cache=False, **packed_inputs(batch))
+    logits = out.logits.float()
     return logits - logits.mean(-1, keepdim=True)
 
 
@@ -247,16 +249,18 @@ def probe_sequences(
 
 def probe_packing(
     model,     # a transformers model in evaluation mode; from now on with isolated attention
-) -> dict:     # distances: apart (end to end from alone), leak (of the second sequence, by another first one), seen (of the second, without boundaries)
+) -> dict:     # distances: apart (end to end from alone), leak (in the second, by another first one), seen (in it, without boundaries)
     "Two sequences alone and end to end, through the whole model."
     import torch
     first, other, second = probe_sequences(model)
     alone = [answers(model, {"input_ids": torch.tensor([x], device=model.device)}) for x in (first, second, first + second)]
     use_isolated(base_of(model))
-    row = lambda *parts: to_device(EndToEnd(0)([{"input_ids": x, "loss_weights": [1.0]*len(x)} for x in parts]), model.device)
-    together, changed = answers(model, row(first, second)), answers(model, row(other, second))
-    n = len(first)
-    return {"apart": max(moved(together[:, :n], alone[0]), moved(together[:, n:], alone[1])), "leak": moved(changed[:, n:], together[:, n:]), "seen": moved(alone[2][:, n:], alone[1])}
+    def packed(*parts):
+        row = EndToEnd(0)([{"input_ids": x, "loss_weights": [1.0]*len(x)} for x in parts])
+        return answers(model, to_device(row, model.device)).split([len(x) for x in parts], dim=1)
+    together, changed = packed(first, second), packed(other, second)
+    return {"apart": max(moved(x, y) for x, y in zip(together, alone)), "leak": moved(changed[1], together[1]),
+            "seen": moved(alone[2][:, len(first):], alone[1])}
 
 # %% ../nbs/04_packing.ipynb #04-24
 def leaks_between(
@@ -267,9 +271,11 @@ def leaks_between(
     try: far = probe_packing(model.eval())
     except Exception as e: return f"a packed row does not go through it ({type(e).__name__}: {' '.join(str(e).split())[:120]})"
     finally: model.train(was_training)
-    if far["leak"] > limit: return f"sequences of a row read each other (another first one moves the answers of the second by {far['leak']:.2g} of their size)"
-    if far["apart"] > limit: return f"sequences answer differently end to end than by themselves (by {far['apart']:.2g} of their size)"
-    return "" if far["seen"] > 2*limit else f"its answers hardly depend on what came before (by {far['seen']:.2g} of their size), so that packed rows cannot be judged"
+    size = lambda what: f"by {far[what]:.2g} of their size"
+    if far["leak"] > limit: return f"sequences of a row read each other (another first one moves the answers of the second {size('leak')})"
+    if far["apart"] > limit: return f"sequences answer differently end to end than by themselves ({size('apart')})"
+    if far["seen"] > 2*limit: return ""
+    return f"its answers hardly depend on what came before ({size('seen')}), so that packed rows cannot be judged"
 
 
 def reads_ahead(
@@ -277,11 +283,12 @@ def reads_ahead(
 ) -> bool:  # True for a model that cannot be taught to go on with a text
     "Does a model see the tokens that it should guess? Asked by doing: another last token must change nothing before it."
     import torch
-    *_, tokens = probe_sequences(model)
-    was_training = model.training
-    try: one, other = (answers(model.eval(), {"input_ids": torch.tensor([x], device=model.device)})[:, :-1] for x in (tokens, [*tokens[:-1], next(t for t in tokens if t != tokens[-1])]))
+    was_training, tokens = model.training, probe_sequences(model)[2]
+    another = [*tokens[:-1], next(t for t in tokens if t != tokens[-1])]
+    before = lambda ids: answers(model, {"input_ids": torch.tensor([ids], device=model.device)})[:, :-1]
+    model.eval()
+    try: return moved(before(another), before(tokens)) > close_enough(model)
     finally: model.train(was_training)
-    return moved(other, one) > close_enough(model)
 
 # %% ../nbs/04_packing.ipynb #04-39
 @dataclass

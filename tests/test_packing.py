@@ -31,6 +31,8 @@ def loss_and_gradients(config, collate, samples, isolated):
 @pytest.mark.parametrize("name", list(MODELS))
 def test_packed_equals_unpacked(name):
     "Loss and gradients within 1e-5: by itself, filled up, end to end (sequence by sequence), in rows of a fixed length, and with a block-diagonal mask."
+    from simpsons_llm.model import ask_by_doing
+    if name == "gpt2" and ask_by_doing(MODELS[name]): pytest.skip("GPT-2 of this version of transformers drops the boundaries, and is filled up")
     samples = samples_of([5, 30, 3, 61, 17, 44, 8])
     features = [s.features() for s in samples]
     want, grads = loss_and_gradients(MODELS[name], [PadRight(0)([f]) for f in features], samples, False)
@@ -101,26 +103,26 @@ def test_where_packed_rows_are_fast():
 
 def kinds():
     "Small configurations: name -> (configuration, what must be said of packing it)."
-    from transformers import BambaConfig, BloomConfig, MambaConfig, MistralConfig, MixtralConfig, NemotronConfig, RwkvConfig
-    return {**{name: (c, "") for name, c in MODELS.items()}, "mixtral": (MixtralConfig(**SMALL, num_local_experts=4), ""), "nemotron": (NemotronConfig(**SMALL), "read each other"),
-            "mistral": (MistralConfig(**SMALL, sliding_window=4096), "answer differently"), "bloom": (BloomConfig(vocab_size=120, hidden_size=40, n_layer=2, n_head=4), "read each other"),
-            "mamba": (MambaConfig(vocab_size=120, hidden_size=40, num_hidden_layers=2, state_size=4), "read each other"), "rwkv": (RwkvConfig(vocab_size=120, hidden_size=40, attention_hidden_size=40, num_hidden_layers=2), "read each other"),
-            "bamba": (BambaConfig(**SMALL, attn_layer_indices=[1], mamba_n_heads=4, mamba_d_state=8, mamba_d_head=20, mamba_expand=2), "read each other")}
+    from transformers import BambaConfig, BloomConfig, Lfm2Config, MambaConfig, MistralConfig, MixtralConfig, NemotronConfig, RwkvConfig
+    leaks = {
+        "nemotron": NemotronConfig(**SMALL), "bloom": BloomConfig(vocab_size=120, hidden_size=40, n_layer=2, n_head=4),
+        "mamba": MambaConfig(vocab_size=120, hidden_size=40, num_hidden_layers=2, state_size=4),
+        "rwkv": RwkvConfig(vocab_size=120, hidden_size=40, attention_hidden_size=40, num_hidden_layers=2),
+        "bamba": BambaConfig(**SMALL, attn_layer_indices=[1], mamba_n_heads=4, mamba_d_state=8, mamba_d_head=20, mamba_expand=2),
+        "lfm2": Lfm2Config(**SMALL, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False)}
+    fits = {**MODELS, "mixtral": MixtralConfig(**SMALL, num_local_experts=4)}
+    del fits["gpt2"]  # first versions of transformers 5 drop the boundaries on the way down
+    return {**{k: (c, "") for k, c in fits.items()}, **{k: (c, "read each other") for k, c in leaks.items()},
+            "mistral": (MistralConfig(**SMALL, sliding_window=4096), "answer differently")}
 
 
 @pytest.mark.parametrize("name", list(kinds()))
 def test_kinds_of_models_are_asked_by_doing(name):
-    "Whatever a class says of itself: recurrent, with positions in the scores, with a window of 4,096 that no short text would show, or with arguments dropped on the way."
+    "Whatever a class says of itself: recurrent, with positions in the scores, with a window of 4,096, or with arguments dropped on the way."
     from simpsons_llm.model import ask_by_doing
     config, said = kinds()[name]
     got = ask_by_doing(config)
     assert said in got and bool(said) == bool(got), got
-
-
-def test_the_classes_of_some_say_nothing_wrong():
-    "Which is why they are asked by doing."
-    from simpsons_llm.model import shape_of
-    assert can_isolate(shape_of(kinds()["nemotron"][0])) == ""
 
 
 def test_an_encoder_is_refused_packed_or_not(tmp_path):
@@ -132,7 +134,8 @@ def test_an_encoder_is_refused_packed_or_not(tmp_path):
     from simpsons_llm.model import ask_by_doing
     small = dict(vocab_size=120, hidden_size=40, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
     for packing in ("auto", "none", "flat"):
-        with pytest.raises(ValueError, match="BertLMHeadModel reads ahead.*is_decoder=true"): lay_out(TrainConfig(packing=packing), BertConfig(**small), samples_of([5]), find_device("cpu"))
+        with pytest.raises(ValueError, match="BertLMHeadModel reads ahead.*is_decoder=true"):
+            lay_out(TrainConfig(packing=packing), BertConfig(**small), samples_of([5]), find_device("cpu"))
     assert ask_by_doing(BertConfig(**small, is_decoder=True)) == ""
 
 
@@ -141,11 +144,14 @@ def test_what_leaks_is_filled_up_or_refused():
     from simpsons_llm.config import TrainConfig
     from simpsons_llm.device import find_device
     from simpsons_llm.lifecycle import lay_out
+    from simpsons_llm.model import shape_of
     config, samples, cpu = kinds()["nemotron"][0], samples_of([5, 9]), find_device("cpu")
     items, layout, isolated = lay_out(TrainConfig(), config, samples, cpu)
-    assert items is samples and not isolated and "filled up (sequences of a row read each other" in layout
+    reason = can_isolate(shape_of(config)) or "sequences of a row read each other"  # what its class says depends on the version
+    assert items is samples and not isolated and f"filled up ({reason}" in layout
     for packing in ("flat", "rows"):
-        with pytest.raises(ValueError, match=f"packing={packing} was given, but this model cannot be packed: sequences of a row read each other"): lay_out(TrainConfig(packing=packing, max_seq_len=64, row_len=64), config, samples, cpu)
+        with pytest.raises(ValueError, match=f"packing={packing} was given, but this model cannot be packed: {reason}"):
+            lay_out(TrainConfig(packing=packing, max_seq_len=64, row_len=64), config, samples, cpu)
     assert lay_out(TrainConfig(), MODELS["llama"], samples, cpu)[2]
 
 
@@ -166,20 +172,24 @@ def test_the_loaded_model_has_the_last_word(data, tmp_path, monkeypatch):
     assert not (tmp_path/"x"/"config.yaml").exists()
 
 
-@pytest.mark.parametrize("fault, said", [("boundaries dropped", "read each other"), ("positions go on", "answer differently"), ("deaf", "hardly depend"), ("refuses", "does not go through it (TypeError: no such argument)"), ("not a number", "read each other")])
+WRONG = {"boundaries dropped": "read each other", "other positions": "answer differently", "deaf": "hardly depend", "not a number": "read each other",
+         "refuses": "does not go through it (TypeError: no such argument)"}
+
+
+@pytest.mark.parametrize("fault, said", WRONG.items())
 def test_each_way_of_going_wrong_is_told(fault, said):
     from types import SimpleNamespace
     from simpsons_llm.packing import leaks_between
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(MODELS["gpt2"], attn_implementation="sdpa").train()
+    model = AutoModelForCausalLM.from_config(MODELS["llama"], attn_implementation="sdpa").train()
     with torch.no_grad(): [p.mul_(8) for p in model.parameters()]
     forward = model.forward
     def wrong(**kw):
         packed = "cu_seq_lens_q" in kw
         if fault == "refuses" and packed: raise TypeError("no such\nargument")
         if fault == "boundaries dropped": kw = {k: v for k, v in kw.items() if k not in ("cu_seq_lens_q", "seq_lens")}
-        if fault == "positions go on": kw.pop("position_ids", None)
-        if fault == "deaf": return SimpleNamespace(logits=model.transformer.wte(kw["input_ids"]))
+        if fault == "other positions" and packed: kw["position_ids"] = 2*kw["position_ids"]
+        if fault == "deaf": return SimpleNamespace(logits=model.get_input_embeddings()(kw["input_ids"]))
         out = forward(**kw)
         return SimpleNamespace(logits=out.logits*float("nan")) if fault == "not a number" and packed else out
     assert leaks_between(model) == ""
@@ -190,8 +200,10 @@ def test_each_way_of_going_wrong_is_told(fault, said):
 
 def test_asking_leaves_the_random_numbers_alone():
     from simpsons_llm.model import ask_by_doing
-    torch.manual_seed(3); want = torch.rand(2)
-    torch.manual_seed(3); ask_by_doing(MODELS["llama"]); ask_by_doing(MODELS["gpt2"])
+    torch.manual_seed(3)
+    want = torch.rand(2)
+    torch.manual_seed(3)
+    for config in MODELS.values(): ask_by_doing(config)
     assert torch.equal(torch.rand(2), want)
 
 
@@ -211,10 +223,12 @@ def test_rounding_is_no_leak():
 def test_a_sketch_keeps_the_switches_and_is_small():
     from transformers import LlamaConfig, Qwen3Config
     from simpsons_llm.model import short_config, sketch_of
-    large = LlamaConfig(vocab_size=32000, hidden_size=512, intermediate_size=14336, num_hidden_layers=80, num_attention_heads=8, num_key_value_heads=2, attention_bias=True, pad_token_id=31999, eos_token_id=[31998, 31997])
+    large = LlamaConfig(vocab_size=32000, hidden_size=512, intermediate_size=14336, num_hidden_layers=80, num_attention_heads=8, num_key_value_heads=2,
+                        attention_bias=True, pad_token_id=31999, eos_token_id=[31998, 31997])
     sketch = sketch_of(large)
     c = sketch.config
-    assert sum(p.numel() for p in sketch.parameters()) < 2.1e7 and c.hidden_size == 512 and c.attention_bias and c.num_key_value_heads == 2 and 2 <= c.num_hidden_layers < 80
+    assert c.hidden_size == 512 and c.attention_bias and c.num_key_value_heads == 2
+    assert 2 <= c.num_hidden_layers < 80 and sum(p.numel() for p in sketch.parameters()) < 2.1e7
     assert large.vocab_size == 32000 and large.num_hidden_layers == 80 and large.intermediate_size == 14336  # the configuration itself is as it was
     assert short_config(Qwen3Config(num_hidden_layers=6), 2).layer_types == ["full_attention"]*2
 
@@ -233,4 +247,6 @@ def test_no_admitted_kind_leaks():
     rows = read_jsonl(chapters_dir()/"_results"/"packing_models.jsonl")
     packed = [r for r in rows if r["verdict"] == "packed"]
     assert len(rows) > 150 and len(packed) > 20 and all(r["off"] < 1e-3 for r in packed)
-    assert {r["model_type"]: r["verdict"] for r in rows if not r.get("is_decoder")} | {"llama": "packed", "nemotron": "refused", "bert": "reads ahead", "mamba": "refused"} == {r["model_type"]: r["verdict"] for r in rows if not r.get("is_decoder")}
+    verdicts = {r["model_type"]: r["verdict"] for r in rows if not r.get("is_decoder")}
+    assert next(r for r in rows if r["model_type"] == "nemotron")["says"] == ""  # which is why models are asked by doing
+    assert {"llama": "packed", "nemotron": "refused", "bert": "reads ahead", "mamba": "refused"}.items() <= verdicts.items()

@@ -15,7 +15,7 @@ from simpsons_llm.prompt import small_tokenizer
 from test_ollama import write_gguf
 
 CPU = find_device("cpu", "float32")
-UP = "model.layers.1.mlp.up_proj.weight"
+UP, BIAS = "model.layers.1.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.bias"
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def broadcast(w): return {**w, UP: torch.ones(1, 64)}
 FAULTS = {"a layer is missing": (without("layers.1."), r"does not load whole: 9 missing \(model.layers.1.input_layernorm.weight, .* and 6 more\)"),
           "the output layer is missing": (without("lm_head"), r"1 missing \(lm_head.weight\)"),
           "a layer too many": (third_layer, r"9 without a place \(model.layers.2.input_layernorm.weight, .* and 6 more\)"),
-          "a bias that nobody uses": (lambda w: {**w, "model.layers.0.self_attn.q_proj.bias": torch.ones(64)}, r"1 without a place \(model.layers.0.self_attn.q_proj.bias\)"),
-          "another shape": (reshaped, r"1 of another shape \(model.layers.1.mlp.up_proj.weight: \(80, 64\) in the file, \(160, 64\) in the model\)"),
+          "a bias that nobody uses": (lambda w: {**w, BIAS: torch.ones(64)}, rf"1 without a place \({BIAS}\)"),
+          "another shape": (reshaped, rf"1 of another shape \({UP}: \(80, 64\) in the file, \(160, 64\) in the model\)"),
           "one that would spread over the rows": (broadcast, r"1 of another shape .*\(1, 64\) in the file"),
           "another model's names": (lambda w: {"foo." + k: v for k, v in w.items()}, r"21 missing .*21 without a place")}
 
@@ -89,18 +89,21 @@ def test_a_tied_weight_is_kept_once(folder):
 
 
 def test_constants_of_older_files_are_no_weights(folder):
-    old = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8), "model.layers.0.self_attn.rotary_emb.cos_cached": torch.ones(4, 8), "model.layers.0.self_attn.masked_bias": torch.tensor(-1e9)}
-    change(folder/"model.safetensors", lambda w: {**w, **{k.replace("self_attn.masked", "attn.masked"): v for k, v in old.items()}})
+    layer = "model.layers.0.self_attn"
+    old = {f"{layer}.rotary_emb.inv_freq": torch.ones(8), f"{layer}.rotary_emb.cos_cached": torch.ones(4, 8), f"{layer}.attn.masked_bias": torch.tensor(-1e9)}
+    change(folder/"model.safetensors", lambda w: {**w, **old})
     assert torch.equal(M.load_base(str(folder), CPU)[0].state_dict()[UP], M.tiny_model()[0].state_dict()[UP])
-    change(folder/"model.safetensors", lambda w: {**w, "model.layers.0.self_attn.q_proj.bias": torch.ones(64)})  # a bias of a layer is one
+    change(folder/"model.safetensors", lambda w: {**w, BIAS: torch.ones(64)})  # a layer's bias is a weight
     with pytest.raises(ValueError, match="1 without a place"): M.load_base(str(folder), CPU)
 
 
 def test_masks_that_old_gpt_2_files_keep_are_no_weights(tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
-    model, tokenizer = GPT2LMHeadModel(GPT2Config(vocab_size=len(M.byte_tokenizer()), n_embd=16, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=2)), M.byte_tokenizer()
-    model.save_pretrained(tmp_path); tokenizer.save_pretrained(tmp_path)
-    change(tmp_path/"model.safetensors", lambda w: {**w, "transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8), "transformer.h.0.attn.masked_bias": torch.tensor(-1e4)})
+    tokenizer = M.byte_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=2)).save_pretrained(tmp_path)
+    old = {"transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8), "transformer.h.0.attn.masked_bias": torch.tensor(-1e4)}
+    change(tmp_path/"model.safetensors", lambda w: {**w, **old})
     assert M.load_base(str(tmp_path), CPU)
 
 
@@ -108,7 +111,9 @@ def test_a_model_with_another_head_is_told_so(tmp_path):
     from transformers import LlamaForSequenceClassification
     tiny, tokenizer = M.tiny_model()
     LlamaForSequenceClassification(tiny.config).save_pretrained(tmp_path); tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"1 missing \(lm_head.weight\), 1 without a place \(score.weight\); it was saved as LlamaForSequenceClassification and is wanted as LlamaForCausalLM"): M.load_base(str(tmp_path), CPU)
+    said = (r"1 missing \(lm_head.weight\), 1 without a place \(score.weight\); "
+            "it was saved as LlamaForSequenceClassification and is wanted as LlamaForCausalLM")
+    with pytest.raises(ValueError, match=said): M.load_base(str(tmp_path), CPU)
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -136,7 +141,8 @@ def halve(file): file.write_bytes(file.read_bytes()[:file.stat().st_size//2])
 
 def test_a_file_cut_off_is_named(folder):
     halve(folder/"model.safetensors")
-    with pytest.raises(FileNotFoundError, match="base model .* could not be loaded .cut off or damaged: model.safetensors; .*save or fetch it again"): M.load_base(str(folder), CPU)
+    said = "base model .* could not be loaded .cut off or damaged: model.safetensors; .*save or fetch it again"
+    with pytest.raises(FileNotFoundError, match=said): M.load_base(str(folder), CPU)
 
 
 def test_shards_that_are_missing_or_cut_off_are_named(folder):
@@ -153,7 +159,11 @@ def test_shards_that_are_missing_or_cut_off_are_named(folder):
     with pytest.raises(ValueError, match="missing .model.layers"): M.load_base(str(folder), CPU)
 
 
-@pytest.mark.parametrize("name, call", [("config.json", M.load_config), ("tokenizer.json", M.load_tokenizer), ("tokenizer.json", lambda f: M.load_base(f, CPU)), ("pytorch_model.bin", lambda f: M.load_base(f, CPU))])
+def whole_base(folder): return M.load_base(folder, CPU)
+
+
+@pytest.mark.parametrize("name, call", [("config.json", M.load_config), ("tokenizer.json", M.load_tokenizer), ("tokenizer.json", whole_base),
+                                        ("pytorch_model.bin", whole_base)])
 def test_other_files_cut_off_are_one_sentence(folder, name, call):
     if name.endswith("bin"):
         torch.save(load_file(folder/"model.safetensors"), folder/name); (folder/"model.safetensors").unlink()
@@ -183,8 +193,9 @@ def llama():
     from transformers import LlamaConfig, LlamaForCausalLM
     tokenizer = small_tokenizer(400)
     torch.manual_seed(1)
-    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                                        max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2)), tokenizer
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2)), tokenizer
 
 
 def gguf_of(llama, file, monkeypatch, fault=lambda w: w, **more):
@@ -203,7 +214,7 @@ def gguf_of(llama, file, monkeypatch, fault=lambda w: w, **more):
 
 ONES = np.ones(64, np.float32)
 GGUF = {"missing": (dict(fault=without("layers.1.mlp")), r"3 missing \(model.layers.1.mlp.down_proj.weight"),
-        "reshaped": (dict(fault=lambda w: {**w, UP: torch.ones(80, 64)}), r"1 of another shape .model.layers.1.mlp.up_proj.weight: \(80, 64\) in the file, \(96, 64\)"),
+        "reshaped": (dict(fault=lambda w: {**w, UP: torch.ones(80, 64)}), rf"1 of another shape .{UP}: \(80, 64\) in the file, \(96, 64\)"),
         "a bias": (dict(blk__1__attn_q__bias=ONES), r"1 without a place \(blk.1.attn_q.bias\)"),
         "a bias beside a tied embedding": (dict(fault=without("lm_head"), blk__1__attn_q__bias=ONES), r"1 without a place \(blk.1.attn_q.bias\)"),
         "a layer": (dict(blk__2__attn_q__weight=np.ones((64, 64), np.float32)), r"1 without a place \(blk.2.attn_q.weight\)"),
@@ -234,7 +245,8 @@ def test_a_gguf_file_cut_off_is_one_sentence(llama, tmp_path, monkeypatch, share
 # Adapters and checkpoints
 
 A = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
-PARTS = {"missing": (without("layers.1.mlp.up_proj.lora_A"), rf"1 missing \({A}\)"), "too much": (lambda w: {**w, A.replace("layers.1", "layers.7"): w[A]}, "1 without a place"),
+PARTS = {"missing": (without("layers.1.mlp.up_proj.lora_A"), rf"1 missing \({A}\)"),
+         "too much": (lambda w: {**w, A.replace("layers.1", "layers.7"): w[A]}, "1 without a place"),
          "reshaped": (lambda w: {**w, A: w[A].repeat(2, 1)}, rf"1 of another shape \({A}: \(8, 64\) in the file, \(4, 64\) in the model\)"),
          "spread": (lambda w: {**w, A: w[A][:1]}, rf"1 of another shape \({A}: \(1, 64\) in the file")}
 
@@ -278,7 +290,8 @@ def test_a_checkpoint_is_loaded_whole_or_not_at_all(folder, name):
 def test_checkpoints_keep_tied_weights_once_and_experts_one_by_one(tmp_path):
     from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
     config = M.tiny_model()[0].config; config.tie_word_embeddings = True
-    experts = MixtralConfig(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, num_local_experts=4)
+    experts = MixtralConfig(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+                            num_key_value_heads=2, num_local_experts=4)
     for model in (LlamaForCausalLM(config), MixtralForCausalLM(experts)):
         shutil.rmtree(tmp_path/"m", ignore_errors=True); model.save_pretrained(tmp_path/"m")
         names = load_file(tmp_path/"m"/"model.safetensors").keys()
@@ -297,7 +310,8 @@ def test_a_run_is_not_resumed_from_half_a_checkpoint(data, tmp_path, mode):
     "With Trainer, which would only warn; the loop reads checkpoints with the same function."
     from conftest import TINY, cut
     from simpsons_llm.finetune import FinetuneConfig, finetune
-    config = FinetuneConfig(data=data, run=str(tmp_path/"x"), mode=mode, max_steps=3, eval_steps=1, **{**TINY, **({"r": None, "lora_alpha": None} if mode == "full" else {})})
+    small = {k: v for k, v in TINY.items() if mode == "lora" or k not in ("r", "lora_alpha")}
+    config = FinetuneConfig(data=data, run=str(tmp_path/"x"), mode=mode, max_steps=3, eval_steps=1, **small)
     finetune(config)
     broken = cut(tmp_path/"x", tmp_path/"y", 2)
     file = next((broken/"checkpoints"/"checkpoint-2").glob("*model.safetensors"))

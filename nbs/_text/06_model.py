@@ -77,7 +77,8 @@ class Base:
     def advice(self) -> str:
         "What to do where it does not load."
         if self.name == SMOLLM2 and self.kind == "folder": return f"remove {self.source}, and it is made again"
-        return f"{'download it where there is a network' if self.kind == 'hub' else 'save or fetch it again'}, or use {SMOLLM2} or the folder of a model"
+        again = "download it where there is a network" if self.kind == "hub" else "save or fetch it again"
+        return f"{again}, or use {SMOLLM2} or the folder of a model"
 
 
 # %% [markdown]
@@ -89,7 +90,7 @@ class Base:
 
 # %%
 #| export
-OLD_BUFFERS = re.compile(r"(^|\.)(rotary_emb\.\w+|inv_freq|(attn|attention)\.(masked_)?bias|position_ids|(en|de)coder\.version)$")
+OLD_BUFFERS = re.compile(r"(^|\.)(rotary_emb\.\w+|inv_freq|(attn|attention)\.(masked_)?bias|position_ids|decoder\.version)$")
 
 
 def some_of(
@@ -107,17 +108,19 @@ def require_whole(
     advice: str,  # what to do
 ):
     "ValueError, by name and number, unless every weight found its place."
-    faults = {"missing": info["missing_keys"], "without a place": [n for n in info["unexpected_keys"] if not OLD_BUFFERS.search(n)],
+    faults = {"missing": info["missing_keys"],
+              "without a place": [n for n in info["unexpected_keys"] if not OLD_BUFFERS.search(n)],
               "of another shape": [f"{n}: {tuple(a)} in the file, {tuple(b)} in the model" for n, a, b in info["mismatched_keys"]]}
     told = ", ".join(f"{len(names)} {what} ({some_of(names)})" for what, names in faults.items() if names)
     require(not told, f"{failed}: {told}; {advice}")
 
 
 # %% tags=["check"]
-found = {"missing_keys": {f"layers.{i}.weight" for i in range(5)}, "unexpected_keys": {"score.weight", "layers.0.rotary_emb.inv_freq"}, "mismatched_keys": [("head.weight", (9, 4), (8, 4))]}
+found = {"missing_keys": {f"layers.{i}.weight" for i in range(5)}, "unexpected_keys": {"score.weight", "layers.0.rotary_emb.inv_freq"},
+         "mismatched_keys": [("head.weight", (9, 4), (8, 4))]}
 try: require_whole("it does not load whole", found, "save it again"); raise AssertionError
 except ValueError as e: print(e)
-require_whole("", {"missing_keys": set(), "unexpected_keys": {"h.0.attn.bias", "model.layers.0.self_attn.rotary_emb.inv_freq"}, "mismatched_keys": []}, "")
+require_whole("", {**found, "missing_keys": (), "unexpected_keys": {"h.0.attn.bias", "layers.0.self_attn.rotary_emb.inv_freq"}, "mismatched_keys": ()}, "")
 
 
 # %% [markdown]
@@ -150,7 +153,8 @@ def readable(
     except Exception as e:
         if type(e).__name__ == "OutOfMemoryError": raise  # torch's own, no fault of the files
         bad, why = damaged(folder), " ".join(str(e).split())[:200]
-        raise FileNotFoundError(f"{what} could not be loaded ({f'cut off or damaged: {some_of(bad)}; ' if bad else ''}{why}); {advice}") from e
+        if bad: why = f"cut off or damaged: {some_of(bad)}; {why}"
+        raise FileNotFoundError(f"{what} could not be loaded ({why}); {advice}") from e
 
 
 # %% [markdown]
@@ -166,9 +170,10 @@ def load_whole(
 ):               # the model; FileNotFoundError if it cannot be read; ValueError if a weight has not found its place
     "A causal language model, all of it."
     from transformers import AutoModelForCausalLM
-    with readable(what, advice, "" if "gguf_file" in options else source):  # shapes are looked at below, by name
-        model, info = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
-    if "gguf_file" in options: info["unexpected_keys"] = {*info["unexpected_keys"], *dropped_tensors(Path(source)/options["gguf_file"], model)}
+    ask, gguf = dict(output_loading_info=True, ignore_mismatched_sizes=True), options.get("gguf_file")  # shapes are looked at below
+    with readable(what, advice, "" if gguf else source):
+        model, info = AutoModelForCausalLM.from_pretrained(source, **ask, **options)
+    if gguf: info["unexpected_keys"] = {*info["unexpected_keys"], *dropped_tensors(Path(source)/gguf, model)}
     info["mismatched_keys"] = [*info["mismatched_keys"], *reshaped_in_four_bits(model)]
     saved_as, wanted = (model.config.architectures or [""])[0], type(model).__name__
     head = f"it was saved as {saved_as} and is wanted as {wanted}; " if saved_as not in ("", wanted) else ""
@@ -185,8 +190,11 @@ def reshaped_in_four_bits(
     model, # a model, in 4 bits or not
 ) -> list: # (name, shape in the file, shape in the model) of each 4-bit layer that was given another shape
     "Four-bit weights of another shape than their layer's."
-    states = [(f"{name}.weight", layer, getattr(getattr(layer, "weight", None), "quant_state", None)) for name, layer in model.named_modules()]
-    return [(name, q.shape, (layer.out_features, layer.in_features)) for name, layer, q in states if q is not None and tuple(q.shape) != (layer.out_features, layer.in_features)]
+    found = []
+    for name, layer in model.named_modules():
+        state = getattr(getattr(layer, "weight", None), "quant_state", None)
+        if state is not None: found.append((f"{name}.weight", tuple(state.shape), (layer.out_features, layer.in_features)))
+    return [(name, given, wanted) for name, given, wanted in found if given != wanted]
 
 
 # %% [markdown]
@@ -201,8 +209,10 @@ def dropped_tensors(
     "What was lost on the way from a GGUF file."
     import gguf
     reader, config = gguf.GGUFReader(file), model.config
-    left_out = lambda t: "nextn" in t.name or t.name == "output.weight" and config.tie_word_embeddings or t.name.startswith("rope_freqs") and (t.data == 1).all()
-    tensors = {t.name: int(t.n_elements) for t in reader.tensors if not left_out(t)}
+    def no_loss(t):  # heads that predict further tokens; a tied output layer; factors of positions that change nothing
+        tied = t.name == "output.weight" and getattr(config, "tie_word_embeddings", False)
+        return tied or "nextn" in t.name or t.name.startswith("rope_freqs") and (t.data == 1).all()
+    tensors = {t.name: int(t.n_elements) for t in reader.tensors if not no_loss(t)}
     held = {id(t): t.numel() for t in model.state_dict(keep_vars=True).values()}  # a tied weight once
     surplus = sum(tensors.values()) - sum(held.values())
     if surplus <= 0: return []
@@ -395,6 +405,14 @@ def local_source(
     except OSError: raise OSError("it is not in the hub cache, and the hub cannot be reached") from None
 
 
+def where_from(
+    base: Base, # a base model in files or on the hub
+) -> dict:      # arguments of transformers' from_pretrained
+    "Where to load a part of a base model from."
+    if base.kind != "gguf": return {"pretrained_model_name_or_path": local_source(base)}
+    return {"pretrained_model_name_or_path": str(Path(base.source).parent), "gguf_file": Path(base.source).name}
+
+
 def load_tokenizer(
     name: str, # as for `load_base`
 ):             # the tokenizer, with a padding token of its own; FileNotFoundError if it cannot be had
@@ -402,9 +420,7 @@ def load_tokenizer(
     from transformers import AutoTokenizer
     base = find_base(name)
     if base.kind == "tiny": return byte_tokenizer()
-    with readable(f"the tokenizer of {name}", base.advice):
-        if base.kind == "gguf": tokenizer = AutoTokenizer.from_pretrained(str(Path(base.source).parent), gguf_file=Path(base.source).name)
-        else: tokenizer = AutoTokenizer.from_pretrained(local_source(base))
+    with readable(f"the tokenizer of {name}", base.advice): tokenizer = AutoTokenizer.from_pretrained(**where_from(base))
     return separate_padding(tokenizer)
 
 
@@ -436,7 +452,7 @@ def load_base(
     name: str,      # see the table above
     device: Device, # where to put it, and in which number format
     quantization: str = "none", # none; nf4: the linear layers in 4 bits, for a base that stays frozen
-) -> tuple:         # (model, tokenizer); FileNotFoundError with advice if it cannot be had; ValueError where it is not whole, or quantization is not possible
+) -> tuple:         # (model, tokenizer); FileNotFoundError with advice if it cannot be had; ValueError if it is not whole, or cannot be quantised
     "A base model, ready on the device."
     import torch
     from transformers import AutoTokenizer
@@ -502,9 +518,7 @@ def load_config(
     base = find_base(name, device_type)
     if base.kind == "tiny": return tiny_model()[0].config
     try:
-        with readable(f"the configuration of {name}", base.advice):
-            if base.kind == "gguf": return AutoConfig.from_pretrained(str(Path(base.source).parent), gguf_file=Path(base.source).name)
-            return AutoConfig.from_pretrained(local_source(base))
+        with readable(f"the configuration of {name}", base.advice): return AutoConfig.from_pretrained(**where_from(base))
     except FileNotFoundError:
         if base.source in SHAPES: return LlamaConfig(**SHAPES[base.source])
         raise
@@ -546,16 +560,15 @@ def narrow_config(
     config, # a transformers configuration
 ):          # the same with a short vocabulary, narrow feed-forward layers and short windows
     "A configuration whose switches are all as they were, made small where each token is treated by itself."
-    small = copy.deepcopy(config)
-    for part in {id(c): c for c in (small, small.get_text_config())}.values():
-        for name, value in part.to_dict().items():
-            if type(value) is not int: continue
-            if "intermediate_size" in name or name in ("ffn_dim", "n_inner", "decoder_ffn_dim", "ffn_hidden_size"): setattr(part, name, min(value, 64))
-            if any(w in name for w in ("window", "chunk", "local_")) and not any(w in name for w in ("layer", "pattern", "num")): setattr(part, name, min(value, 4))
-        if getattr(part, "vocab_size", 0) > 256:
-            part.vocab_size = 256
-            for i, name in enumerate(("pad_token_id", "bos_token_id", "eos_token_id")):
-                if getattr(part, name, None) is not None: setattr(part, name, i)
+    small, has = copy.deepcopy(config), lambda name, *words: any(w in name for w in words)
+    for name, value in small.to_dict().items():
+        if type(value) is not int: continue
+        if has(name, "intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"): setattr(small, name, min(value, 64))
+        if has(name, "window", "chunk", "local_") and not has(name, "layer", "pattern", "num"): setattr(small, name, min(value, 4))
+    if small.vocab_size > 256:
+        small.vocab_size = 256
+        for i, name in enumerate(("pad_token_id", "bos_token_id", "eos_token_id")):
+            if getattr(small, name, None) is not None: setattr(small, name, i)
     return small
 
 
@@ -568,25 +581,30 @@ def sketch_of(
     from transformers import AutoModelForCausalLM
     try:
         small = narrow_config(config)
-        size = lambda n: sum(p.numel() for p in shape_of(short_config(small, n)).parameters())
-        one, two = size(1), size(2)
+        one, two = (sum(p.numel() for p in shape_of(short_config(small, n)).parameters()) for n in (1, 2))
         layers = min(config.num_hidden_layers, max(2, 1 + (most - one)//max(two - one, 1)))
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(short_config(small, layers), dtype=torch.float32, attn_implementation="eager").eval()
-            with torch.no_grad():
-                for p in model.parameters(): p.copy_(torch.randn_like(p)*p.shape[-1]**-0.5 if p.ndim > 1 else p + 0.1*torch.randn_like(p))
-        return model
-    except Exception as e: raise ValueError(f"no small model of the kind {config.model_type} can be made to ask it ({type(e).__name__}: {' '.join(str(e).split())[:120]})") from e
+            model = AutoModelForCausalLM.from_config(short_config(small, layers), dtype=torch.float32, attn_implementation="eager")
+            for p in model.parameters():
+                noise = torch.randn_like(p)
+                p.copy_(noise*p.shape[-1]**-0.5 if p.ndim > 1 else p + 0.1*noise)
+        return model.eval()
+    except Exception as e:
+        why = f"{type(e).__name__}: {' '.join(str(e).split())[:120]}"
+        raise ValueError(f"no small model of the kind {config.model_type} can be made to ask it ({why})") from e
 
 
 def ask_by_doing(
     config, # a transformers configuration
-) -> str:   # "" if packed sequences stay apart in this kind of model; else the reason; ValueError for a kind that cannot learn to go on with a text
+) -> str:   # "" if packed sequences stay apart in this kind of model; else the reason; ValueError for a kind that reads ahead
     "What a sketch of a model does with packed rows. One that reads ahead is refused: it would see what it should guess."
-    try: sketch = sketch_of(config); ahead = reads_ahead(sketch)
+    try:
+        sketch = sketch_of(config)
+        ahead = reads_ahead(sketch)
     except Exception as e: return f"it cannot be asked ({' '.join(str(e).split())[:200]})"
-    require(not ahead, f"{type(sketch).__name__} reads ahead: its answers depend on the tokens that it should guess, so it cannot learn to go on with a text; give a causal base model (of some kinds, is_decoder=true in config.json makes one)")
+    require(not ahead, f"{type(sketch).__name__} reads ahead: its answers depend on the tokens that it should guess, so it cannot learn "
+                       "to go on with a text; give a causal base model (of some kinds, is_decoder=true in config.json makes one)")
     return leaks_between(sketch)
 
 
@@ -747,7 +765,8 @@ def adapter_notes(
     "The facts beside an adapter."
     folder = Path(folder)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder/name).is_file(): raise FileNotFoundError(f"no adapter in {folder} ({name} is missing); give the folder of a run, such as runs/x, or of an adapter")
+        if (folder/name).is_file(): continue
+        raise FileNotFoundError(f"no adapter in {folder} ({name} is missing); give the folder of a run, such as runs/x, or of an adapter")
     if (folder/NOTES).is_file(): return read_json(folder/NOTES)
     return {"base_model": read_json(folder/"adapter_config.json").get("base_model_name_or_path"), "template": "script"}
 
@@ -772,7 +791,8 @@ def compare_weights(
 ) -> dict:        # for `require_whole`
     "What a file lacks, has too much, or has in another shape."
     reshaped = [(n, saved[n], wanted[n]) for n in saved.keys() & wanted.keys() if tuple(saved[n]) != tuple(wanted[n])]
-    return {"missing_keys": wanted.keys() - saved.keys(), "unexpected_keys": saved.keys() - wanted.keys(), "mismatched_keys": reshaped}
+    missing, unexpected = wanted.keys() - saved.keys(), saved.keys() - wanted.keys()
+    return {"missing_keys": missing, "unexpected_keys": unexpected, "mismatched_keys": reshaped}
 
 
 # %%
@@ -918,8 +938,9 @@ def find_trained(
         notes = read_json(folder/NOTES)
         return Trained("model", folder, notes, summary or notes.get("run", {}))  # an export carries the summary with it
     if not (folder/"adapter_config.json").is_file():
-        ended = f"its summary says: {': '.join(summary[k] for k in ('status', 'error') if summary.get(k))}; " if summary.get("status") else ""
-        raise FileNotFoundError(f"no adapter in {source}, and no model with {NOTES}; {ended}give the folder of a finished run, such as runs/x, or of an adapter")
+        ended = ": ".join(summary[k] for k in ("status", "error") if summary.get(k))
+        raise FileNotFoundError(f"no adapter in {source}, and no model with {NOTES}; {f'its summary says: {ended}; ' if ended else ''}"
+                                "give the folder of a finished run, such as runs/x, or of an adapter")
     return Trained("adapter", folder, adapter_notes(folder), summary)
 
 

@@ -84,7 +84,7 @@ def checkpoint_weights(
     from safetensors.torch import load_file
     adapter, saved = Path(folder)/"adapter_model.safetensors", {}
     files = [adapter] if adapter.is_file() else sorted(Path(folder).glob("model*.safetensors"))
-    if not files: raise FileNotFoundError(f"{folder} holds no weights; expected model.safetensors or adapter_model.safetensors")
+    if not files: raise FileNotFoundError(f"no weights in {folder}; expected model.safetensors or adapter_model.safetensors")
     with readable(f"the checkpoint {folder}", EARLIER, folder):
         for f in files: saved |= load_file(f)
     return saved
@@ -97,14 +97,17 @@ def load_weights(
     "Copy a checkpoint's weights into a model; each rank takes its part. Errors as `load_whole`, and nothing is changed."
     import torch
     what, mine, saved = f"the checkpoint {folder}", model.state_dict(keep_vars=True), checkpoint_weights(folder)
-    if (Path(folder)/"adapter_model.safetensors").is_file():  # PEFT leaves the adapter's name out: lora_A.weight for lora_A.default.weight, lora_magnitude_vector for lora_magnitude_vector.default.weight
+    if (Path(folder)/"adapter_model.safetensors").is_file():
+        # PEFT leaves the adapter's name out: lora_A.weight for lora_A.default.weight, lora_magnitude_vector for lora_magnitude_vector.default.weight
         named = {k.replace(f".{model.active_adapter}.weight", ".weight").replace("lora_magnitude_vector.weight", "lora_magnitude_vector"): k for k in mine if "lora_" in k}
         saved, mine = {named.get(k, k): v for k, v in saved.items()}, {k: mine[k] for k in named.values()}
-    elif not saved.keys() <= mine.keys() and (Path(folder)/"config.json").is_file():  # experts are saved one by one, and computed as one tensor
+    elif not saved.keys() <= mine.keys() and (Path(folder)/"config.json").is_file():
+        # experts are saved one by one, and computed as one tensor
         saved = load_whole(folder, what, EARLIER).state_dict()
     kept = {id(mine[name]) for name in saved if name in mine}
     wanted = {name: tuple(t.shape) for name, t in mine.items() if name in saved or id(t) not in kept}  # a tied weight is kept once
-    require_whole(f"{what} does not fit this model", compare_weights({name: tuple(t.shape) for name, t in saved.items()}, wanted), f"it was saved from another model or with other settings; {EARLIER}")
+    found = compare_weights({name: tuple(t.shape) for name, t in saved.items()}, wanted)
+    require_whole(f"{what} does not fit this model", found, f"it was saved from another model or with other settings; {EARLIER}")
     with torch.no_grad():
         for name, tensor in saved.items(): mine[name].copy_(share_of(tensor.to(mine[name].dtype), mine[name]))
 
