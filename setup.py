@@ -3,7 +3,7 @@ from configparser import ConfigParser
 from pathlib import Path
 from shutil import copy2, copytree
 
-from setuptools import setup
+from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
@@ -14,13 +14,14 @@ kinds = ['Development Status :: 3 - Alpha', f'Intended Audience :: {cfg["audienc
 
 
 class BuildWithChapters(build_py):
-    "Put `nbs/*.ipynb` into the built package as `simpsons_llm/chapters/`."
+    "Put the parts of `nbs/` into the built package as `simpsons_llm/chapters/`."
     def run(self):
         super().run()
         if self.editable_mode: return          # a checkout reads its own nbs/
         to = Path(self.build_lib)/cfg['lib_path']/'chapters'
-        to.mkdir(parents=True, exist_ok=True)
-        for nb in sorted((here/cfg['nbs_path']).glob('[0-9]*.ipynb')): copy2(nb, to)
+        for nb in sorted((here/cfg['nbs_path']).glob('[0-9]_*/[0-9]*.ipynb')):
+            (to/nb.parent.name).mkdir(parents=True, exist_ok=True)
+            copy2(nb, to/nb.parent.name)
         copytree(here/cfg['nbs_path']/'_results', to/'_results', dirs_exist_ok=True)  # what chapters show that is not run everywhere
 
 
@@ -28,7 +29,7 @@ setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'].split(),
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], license='Apache-2.0',
     long_description=(here/'README.md').read_text(encoding='utf8'), long_description_content_type='text/markdown', classifiers=kinds,
-    packages=[cfg['lib_path']], package_data={cfg['lib_path']: ['data/*.csv']}, include_package_data=False,
+    packages=[cfg['lib_path'], *(f'{cfg["lib_path"]}.{p}' for p in find_packages(here/cfg['lib_path']))], package_data={cfg['lib_path']: ['data/*.csv']}, include_package_data=False,
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={k.removesuffix('_requirements'): v.split() for k, v in cfg.items() if k.endswith('_requirements')},

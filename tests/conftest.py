@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-CLI = [sys.executable, "-c", "from simpsons_llm.cli import main; main()"]  # the command line, whatever PATH says
+CLI = [sys.executable, "-c", "from simpsons_llm.machine.cli import main; main()"]  # the command line, whatever PATH says
 TINY = dict(base_model="tiny", max_seq_len=600, learning_rate=3e-3, r=4, lora_alpha=8, sample_steps=0)
 
 
@@ -19,8 +19,8 @@ TINY = dict(base_model="tiny", max_seq_len=600, learning_rate=3e-3, r=4, lora_al
 def data(tmp_path_factory):
     "The book's script, of each scene the first four short lines, prepared once: samples are five times as short."
     import csv
-    from simpsons_llm.prepare import PrepareConfig, prepare
-    from simpsons_llm.script import read_script
+    from simpsons_llm.data.prepare import PrepareConfig, prepare
+    from simpsons_llm.data.formats import read_script
     out, script = tmp_path_factory.mktemp("data"), read_script("springfield")
     short = {(l.episode, l.number) for s in script.scenes for l in [l for l in s.lines if len(l.text.split()) <= 12][:4]}
     rows = list(csv.DictReader(open(script.path, encoding="utf8")))
@@ -34,7 +34,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="session")
 def run(data, tmp_path_factory):
     "A short run of the tiny model: (folder, summary)."
-    from simpsons_llm.finetune import FinetuneConfig, finetune
+    from simpsons_llm.train.finetune import FinetuneConfig, finetune
     folder = tmp_path_factory.mktemp("runs")/"tiny"
     return folder, finetune(FinetuneConfig(data=data, run=str(folder), max_steps=12, eval_steps=4, **TINY))
 
@@ -58,7 +58,7 @@ def cut(source, to, step):
 
 def same(a, b, tolerance=1e-5):
     "Losses, gradient norms, counts and what was saved."
-    from simpsons_llm.job import read_jsonl
+    from simpsons_llm.machine.job import read_jsonl
     rows = [read_jsonl(r/"metrics.jsonl") for r in (a, b)]
     assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]] and len(rows[0]) > 4
     for x, y in zip(*rows):

@@ -12,11 +12,11 @@ def four_bits():
     import torch
     from transformers import AutoModelForCausalLM
 
-    from simpsons_llm.config import make_optimizer
-    from simpsons_llm.cost import Recipe, estimate, make_batch, micro_step, update
-    from simpsons_llm.device import find_device, peak_memory_gib, reset_peak_memory
-    from simpsons_llm.model import OPEN_LLAMA, add_adapter, load_base, load_config, load_tokenizer
-    from simpsons_llm.packing import use_isolated
+    from simpsons_llm.train.config import make_optimizer
+    from simpsons_llm.train.cost import Recipe, estimate, make_batch, micro_step, update
+    from simpsons_llm.machine.device import find_device, peak_memory_gib, reset_peak_memory
+    from simpsons_llm.model.base import OPEN_LLAMA, add_adapter, load_base, load_config, load_tokenizer
+    from simpsons_llm.data.packing import use_isolated
     device, folder = find_device(), "/tmp/gpu_costs/big"
     with device.torch: model = AutoModelForCausalLM.from_config(load_config(OPEN_LLAMA), dtype=getattr(torch, device.dtype))
     model.save_pretrained(folder); load_tokenizer("smollm2-135m").save_pretrained(folder)
@@ -37,7 +37,7 @@ def four_bits():
 
 
 def main():
-    from simpsons_llm.bench import bench_costs
+    from simpsons_llm.bench.preparation import bench_costs
     with open(Path(sys.argv[1])/"gpu_costs.jsonl", "w") as f:
         for row in bench_costs(): print(json.dumps(row), file=f, flush=True)
         for row in four_bits(): print(json.dumps(row), file=f, flush=True); print(row, flush=True)

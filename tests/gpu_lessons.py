@@ -26,12 +26,12 @@ def one(number, name, data, seed, rate, warmup, prompt):
     "A run with the seed's recipe: (held-out loss of the answers, and of the same answers asked for in other words)."
     from dataclasses import replace
 
-    from simpsons_llm.device import find_device, find_ranks
-    from simpsons_llm.evaluate import heldout_loss
-    from simpsons_llm.job import open_folder
-    from simpsons_llm.lifecycle import begin_run, plan
-    from simpsons_llm.loop import Loop, LoopConfig
-    from simpsons_llm.pitfalls import other_words, whole_prompt
+    from simpsons_llm.machine.device import find_device, find_ranks
+    from simpsons_llm.model.loss import heldout_loss
+    from simpsons_llm.machine.job import open_folder
+    from simpsons_llm.train.lifecycle import begin_run, plan
+    from simpsons_llm.train.loop import Loop, LoopConfig
+    from simpsons_llm.train.pitfalls import other_words, whole_prompt
     config = LoopConfig(data=data, run=f"/tmp/gpu_lessons/{number}", epochs=3, seed=seed, learning_rate=rate, **SEED)
     job = plan(config, find_ranks(), find_device("auto", "float32", spread(number)))
     if warmup == "all": job.length = replace(job.length, warmup_steps=job.length.steps)
@@ -47,9 +47,9 @@ def one(number, name, data, seed, rate, warmup, prompt):
 
 def beside_trainer(number, data, mode, dtype):
     "The same 20 steps by both engines: largest difference of the losses, and the speeds."
-    from simpsons_llm.finetune import FinetuneConfig, finetune
-    from simpsons_llm.job import read_jsonl
-    from simpsons_llm.loop import LoopConfig, loop
+    from simpsons_llm.train.finetune import FinetuneConfig, finetune
+    from simpsons_llm.machine.job import read_jsonl
+    from simpsons_llm.train.loop import LoopConfig, loop
     told = {}
     if number == "lorafloat32": finetune(FinetuneConfig(data=data, run="/tmp/gpu_lessons/warm", base_model="smollm2-135m", max_steps=5))  # the first run of a process is slower
     for name, config, train in (("trainer", FinetuneConfig, finetune), ("loop", LoopConfig, loop)):
@@ -63,8 +63,8 @@ def beside_trainer(number, data, mode, dtype):
 
 
 def main(out, processes=4, *seeds):
-    from simpsons_llm.model import load_tokenizer
-    from simpsons_llm.prepare import PrepareConfig, prepare
+    from simpsons_llm.model.base import load_tokenizer
+    from simpsons_llm.data.prepare import PrepareConfig, prepare
     data, seeds = "/tmp/gpu_lessons/data", seeds or (42, 1, 2)
     prepare(PrepareConfig(out=data)); load_tokenizer("smollm2-135m")
     def keep(row):

@@ -35,7 +35,7 @@ def rows_of_the_table():
 
 def work(job, out, data):
     "One run; its row."
-    from simpsons_llm.finetune import FinetuneConfig, finetune
+    from simpsons_llm.train.finetune import FinetuneConfig, finetune
     name = "_".join(str(job.get(k, "")) for k in ("group", "place", "r", "learning_rate", "seed")).replace(" ", "").replace(",", "").replace("'", "")
     run, settings = Path(out)/"runs"/name, {k: v for k, v in job.items() if k not in ("group", "place")}
     keep = ("trainable_parameters", "valid_loss_nats_base", "valid_loss_nats_best", "best_step", "optimizer_steps", "learned_tokens", "real_tokens", "train_s", "device", "dtype")
@@ -87,13 +87,13 @@ def sweep(out, data, processes, until):
 
 def changes(out, data, rows):
     "Spectra of the best full run and of the best run of the adapter, and the full change cut to a rank."
-    from simpsons_llm.device import find_device
-    from simpsons_llm.evaluate import heldout_loss
-    from simpsons_llm.finetune import FinetuneConfig
-    from simpsons_llm.lifecycle import make_samples, run_data
-    from simpsons_llm.model import load_base, load_tuned, merge
-    from simpsons_llm.prompt import TextMaker
-    from simpsons_llm.spectra import add_changes, effective_rank, noise_like, rank_for, shares_held, singular_values, weight_changes
+    from simpsons_llm.machine.device import find_device
+    from simpsons_llm.model.loss import heldout_loss
+    from simpsons_llm.train.finetune import FinetuneConfig
+    from simpsons_llm.train.lifecycle import make_samples, run_data
+    from simpsons_llm.model.base import load_base, load_tuned, merge
+    from simpsons_llm.data.prompt import TextMaker
+    from simpsons_llm.lora.spectra import add_changes, effective_rank, noise_like, rank_for, shares_held, singular_values, weight_changes
     def best(group, place): return min((r for r in rows if (r["group"], r["place"], r["seed"]) == (group, place, 42) and r["valid_loss_nats_best"]), key=lambda r: r["valid_loss_nats_best"])
     full, lora, device = best("full", "everything"), best("same rank", "all linear"), find_device("auto", "float32")
     base, tokenizer = load_base(BASE, device)
@@ -118,7 +118,7 @@ def changes(out, data, rows):
 
 
 def main():
-    from simpsons_llm.prepare import PrepareConfig, prepare
+    from simpsons_llm.data.prepare import PrepareConfig, prepare
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out")
     parser.add_argument("--processes", type=int, default=1)

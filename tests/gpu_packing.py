@@ -9,11 +9,11 @@ import time
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-import simpsons_llm.packing as packing
-from simpsons_llm.device import find_device, synchronize
-from simpsons_llm.evaluate import PadRight, token_losses
-from simpsons_llm.packing import EndToEnd, to_device, use_isolated
-from simpsons_llm.samples import Sample
+import simpsons_llm.data.packing as packing
+from simpsons_llm.machine.device import find_device, synchronize
+from simpsons_llm.model.loss import PadRight, token_losses
+from simpsons_llm.data.packing import EndToEnd, to_device, use_isolated
+from simpsons_llm.data.samples import Sample
 
 KERNEL = packing.varlen_kernel
 

@@ -13,12 +13,13 @@ SETTINGS = dict(base_model="tiny", max_seq_len=1200, learning_rate=3e-3, r=4, lo
 
 def one(out, name, mode, way, more):
     "One run in a process of its own."
-    from simpsons_llm import finetune as F, lifecycle as L
+    from simpsons_llm.train import finetune as F
+    from simpsons_llm.train import lifecycle as L
     if way != "alone":
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29611")
         import torch
         from torch import distributed as dist
-        from simpsons_llm.device import find_device
+        from simpsons_llm.machine.device import find_device
         d = find_device()
         getattr(torch, d.type).set_device(0)
         dist.init_process_group(f"cpu:gloo,{d.type}:{d.backend}", rank=0, world_size=1)
@@ -29,8 +30,8 @@ def one(out, name, mode, way, more):
 
 
 def main(out, modes=("lora", "full")):
-    from simpsons_llm.job import read_jsonl, write_json
-    from simpsons_llm.prepare import PrepareConfig, prepare
+    from simpsons_llm.machine.job import read_jsonl, write_json
+    from simpsons_llm.data.prepare import PrepareConfig, prepare
     prepare(PrepareConfig(out=str(out/"data")))
     rows, kept = [], {}
     for mode in modes:

@@ -75,7 +75,7 @@ def failures(out, ranks):
     cell = nbformat.v4.new_code_cell
     nbformat.write(nbformat.v4.new_notebook(cells=[
         cell("how = 'ok'", metadata={"tags": ["parameters"]}),
-        cell("import os, time, torch\nfrom pathlib import Path\nfrom simpsons_llm.device import *\nfrom simpsons_llm.distributed import *\nr = find_ranks(); d = find_device('auto', local_rank=r.local_rank)\n"
+        cell("import os, time, torch\nfrom pathlib import Path\nfrom simpsons_llm.machine.device import *\nfrom simpsons_llm.machine.distributed import *\nr = find_ranks(); d = find_device('auto', local_rank=r.local_rank)\n"
              "join_group(r, d)\none = torch.ones(1, device=d.torch); torch.distributed.all_reduce(one); torch.accelerator.synchronize(); print(r, one.item(), torch.distributed.get_backend())"),
         cell("if r.rank == 1:\n    Path('grief').write_text(str(time.time()))\n    if how == 'raise': raise ValueError('the film is torn')\n    os.kill(os.getpid(), 9)\n"
              "torch.distributed.all_reduce(one); torch.accelerator.synchronize(); print('the end')")]), out/"grief.ipynb")
@@ -86,7 +86,7 @@ def failures(out, ranks):
 
 
 def main(out, part, ranks=2):
-    from simpsons_llm.prepare import PrepareConfig, prepare
+    from simpsons_llm.data.prepare import PrepareConfig, prepare
     if not (out/"data").is_dir(): prepare(PrepareConfig(out=str(out/"data")))
     if part == "mpich": return compare(out, ranks, TINY, ("float32",), WAYS[:1], "mpich")
     if part == "smollm2": return compare(out, ranks, SMOLLM2, ("bfloat16", "float32"))

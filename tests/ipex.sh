@@ -44,9 +44,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from simpsons_llm.device import find_device
-from simpsons_llm.job import read_jsonl
-from simpsons_llm.model import load_adapter
+from simpsons_llm.machine.device import find_device
+from simpsons_llm.machine.job import read_jsonl
+from simpsons_llm.model.base import load_adapter
 
 out, names, failed = Path(sys.argv[1]), ("plain", "ipex"), []
 def check(right, text): print("ok  " if right else "FAIL", text); right or failed.append(text)

@@ -75,8 +75,8 @@ def small_configs(cls, **switches):
 
 def small_model(cls, **switches):
     "The first of them that makes a model through which a text goes: (configuration, sketch, whether it reads ahead)."
-    from simpsons_llm.model import shape_of, sketch_of
-    from simpsons_llm.packing import reads_ahead
+    from simpsons_llm.model.base import shape_of, sketch_of
+    from simpsons_llm.data.packing import reads_ahead
     first = None
     for make in small_configs(cls, **switches):
         try:
@@ -92,7 +92,7 @@ def measured_again(config):
     "The largest difference of an answer end to end from the same alone, relative to the spread of the answers."
     import torch
     from transformers import AutoModelForCausalLM
-    from simpsons_llm.packing import EndToEnd, packed_inputs, use_isolated
+    from simpsons_llm.data.packing import EndToEnd, packed_inputs, use_isolated
     torch.manual_seed(5)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
@@ -108,7 +108,7 @@ def measured_again(config):
 def loads(config):
     "What is said when a model is saved and loaded again; empty if it loads whole."
     from transformers import AutoModelForCausalLM
-    from simpsons_llm.model import load_whole
+    from simpsons_llm.model.base import load_whole
     with tempfile.TemporaryDirectory() as folder:
         try:
             AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -124,8 +124,8 @@ def in_short(e):
 
 def survey(kind, cls, **switches):
     "The row of one kind of model."
-    from simpsons_llm.model import shape_of, sketch_of
-    from simpsons_llm.packing import can_isolate, leaks_between, probe_packing
+    from simpsons_llm.model.base import shape_of, sketch_of
+    from simpsons_llm.data.packing import can_isolate, leaks_between, probe_packing
     row = {"model_type": kind, **switches}
     try: config, sketch, ahead = small_model(cls, **switches)
     except Exception as e: return {**row, "verdict": "not asked", "why": in_short(e)}

@@ -2,8 +2,8 @@
 
 import pytest
 
-from simpsons_llm.batches import RankBatches, global_batches, share_loader
-from simpsons_llm.packing import EndToEnd, best_fit
+from simpsons_llm.data.batches import RankBatches, global_batches, share_loader
+from simpsons_llm.data.packing import EndToEnd, best_fit
 
 LENGTHS = [3 + (i * 7) % 11 for i in range(23)]
 

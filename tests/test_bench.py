@@ -1,7 +1,7 @@
 "Tables to measure with, and which of several runs counts."
 
-import simpsons_llm.bench as B
-from simpsons_llm.script import read_script
+import simpsons_llm.bench.preparation as B
+from simpsons_llm.data.formats import read_script
 
 
 def test_a_table_of_any_length_is_a_whole_script(tmp_path):
@@ -21,9 +21,9 @@ def test_the_run_in_the_middle_counts(monkeypatch):
         monkeypatch.setattr(
             B, "in_process", lambda function, **arguments: {"seconds": next(left), "function": function, **arguments}
         )
-        assert B.median_of(len(seconds), "bench:ours_prepare", table="x") == {
+        assert B.median_of(len(seconds), "bench.preparation:ours_prepare", table="x") == {
             "seconds": middle,
-            "function": "bench:ours_prepare",
+            "function": "bench.preparation:ours_prepare",
             "table": "x",
         }
 

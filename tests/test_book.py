@@ -1,4 +1,5 @@
 "The book as a whole: made files are up to date, notebooks and data are fit to ship."
+import ast
 import json
 import re
 import shutil
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CHAPTERS = sorted((ROOT/"nbs").glob("*.ipynb"))
+CHAPTERS = sorted((ROOT/"nbs").glob("[0-9]_*/[0-9]*.ipynb"))  # in the order of the book
+NOTEBOOKS = [ROOT/"nbs"/"index.ipynb", *CHAPTERS]
 
 
 def cells(path): return json.loads(path.read_text(encoding="utf8"))["cells"]
@@ -22,7 +24,7 @@ def test_modules_twins_and_readme_are_up_to_date():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_is_fit_to_read(path):
     "Title and summary first, no failed cell, no path of a machine, no library of the build in its code."
     first = "".join(next(c["source"] for c in cells(path) if c["cell_type"] == "markdown"))
@@ -38,12 +40,12 @@ def test_notebook_is_fit_to_read(path):
 
 
 def test_job_chapters_have_the_parameters_of_their_dataclass():
-    from simpsons_llm.collectives import CollectivesConfig
-    from simpsons_llm.finetune import FinetuneConfig
-    from simpsons_llm.infer import InferConfig
-    from simpsons_llm.job import field_help, find_chapter, same_parameters
-    from simpsons_llm.loop import LoopConfig
-    from simpsons_llm.prepare import PrepareConfig
+    from simpsons_llm.ranks.collectives import CollectivesConfig
+    from simpsons_llm.train.finetune import FinetuneConfig
+    from simpsons_llm.model.infer import InferConfig
+    from simpsons_llm.machine.job import field_help, find_chapter, same_parameters
+    from simpsons_llm.train.loop import LoopConfig
+    from simpsons_llm.data.prepare import PrepareConfig
     for cls, name in ((PrepareConfig, "prepare"), (InferConfig, "infer"), (LoopConfig, "loop"), (FinetuneConfig, "finetune"), (CollectivesConfig, "collectives")):
         assert same_parameters(cls, name)
         source = "".join(next(c["source"] for c in cells(find_chapter(name)) if "parameters" in c["metadata"].get("tags", [])))
@@ -51,28 +53,68 @@ def test_job_chapters_have_the_parameters_of_their_dataclass():
         assert comments == field_help(cls)  # the same words, too
 
 
-def test_chapters_import_only_what_stands_before_them():
-    "No module imports upward: data flows down the book."
-    order = {}
+PACKAGE = ROOT/"simpsons_llm"
+MODULES = {p.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): p for p in PACKAGE.glob("*/[a-z]*.py")}  # "data.prompt": its file
+
+
+def own_imports(path):
+    "Modules of the package that a module or chapter imports, wherever it does."
+    tree, part = ast.parse(path if isinstance(path, str) else path.read_text(encoding="utf8")), "" if isinstance(path, str) else path.parent.name
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import): names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = ["simpsons_llm", part][:3 - node.level] if node.level else []
+            module = ".".join([*above, *filter(None, [node.module])])
+            names = [module, *(f"{module}.{a.name}" for a in node.names)]
+        else: continue
+        found |= {n.removeprefix("simpsons_llm.") for n in names if n.startswith("simpsons_llm.")}
+    return found & MODULES.keys()
+
+
+def test_chapters_have_their_place():
+    "Two digits, each once, the tens digit the part; the module has the chapter's name and its part's."
+    numbers = [p.name[:2] for p in CHAPTERS]
+    assert len(numbers) == len(set(numbers)) and all(p.name[0] == p.parent.name[0] for p in CHAPTERS)
+    made = {}
     for path in CHAPTERS:
-        exp = re.search(r"#\| default_exp (\w+)", "".join("".join(c["source"]) + "\n" for c in cells(path)))
-        if exp: order[exp[1]] = len(order)
-    for name, place in order.items():
-        source = (ROOT/"simpsons_llm"/f"{name}.py").read_text(encoding="utf8")
-        for other in re.findall(r"from (?:simpsons_llm)?\.(\w+) import", source): assert order[other] < place, f"{name} imports {other}"
+        exported = re.findall(r"^#\| default_exp (.+)$", "\n".join("".join(c["source"]) for c in cells(path)), re.M)
+        if path.parent.name == "0_start": assert not exported
+        else: assert exported == [f"{path.parent.name[2:]}.{path.stem[3:]}"], path
+        made.update(dict.fromkeys(exported))
+    assert made.keys() == MODULES.keys()
+    for part in {p.parent for p in MODULES.values()}:
+        said = ast.get_docstring(ast.parse((part/"__init__.py").read_text(encoding="utf8")))
+        assert len([l for l in said.splitlines() if l]) == 3, f"{part.name}/__init__.py says in three lines what lives there"
+
+
+def test_imports_go_down_the_book():
+    "A module imports chapters that stand before its own, and the machine room, which knows no other part; the command line alone knows everyone."
+    place = {f"{p.parent.name[2:]}.{p.stem[3:]}": i for i, p in enumerate(CHAPTERS) if p.parent.name != "0_start"}
+    for name, path in MODULES.items():
+        if name == "machine.cli": continue
+        for other in own_imports(path) - {name}:
+            below = place[other] < place[name]
+            assert other != "machine.cli" and (below if name.startswith("machine.") == other.startswith("machine.") else other.startswith("machine.")), f"{name} imports {other}"
+
+
+def test_no_circle_of_imports():
+    "Each module can be the first that is imported."
+    code = "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module('simpsons_llm.' + name)\n    for m in [m for m in sys.modules if m.startswith('simpsons_llm.')]: del sys.modules[m]"
+    subprocess.run([sys.executable, "-c", code, *MODULES], check=True)
 
 
 def test_import_and_help_are_quick():
     "The package imports nothing heavy."
-    code = "import sys, simpsons_llm, simpsons_llm.cli, simpsons_llm.finetune, simpsons_llm.infer; print([m for m in ('torch','transformers','pandas','matplotlib','datasets','gradio') if m in sys.modules])"
+    code = "import sys, simpsons_llm, simpsons_llm.machine.cli, simpsons_llm.train.finetune, simpsons_llm.model.infer; print([m for m in ('torch','transformers','pandas','matplotlib','datasets','gradio') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
 def test_the_script_is_what_it_promises():
     "Columns of the public table, enough episodes, scenes, lines and speakers; derived columns agree with the text."
     import csv
-    from simpsons_llm.lines import COLUMNS
-    from simpsons_llm.script import read_script
+    from simpsons_llm.data.lines import COLUMNS
+    from simpsons_llm.data.formats import read_script
     script = read_script("springfield")
     assert len({s.episode for s in script.scenes}) >= 24 and len(script.scenes) >= 72 and len(script.lines) >= 1200 and len(script.speakers) >= 20
     account = script.account()
@@ -90,7 +132,7 @@ def test_the_script_is_what_it_promises():
 def test_the_script_repeats_no_sentence():
     "A sentence of four words or more stands in it once: what a model learns by heart cannot pass for style."
     from collections import Counter
-    from simpsons_llm.script import read_script
+    from simpsons_llm.data.formats import read_script
     sentences = Counter(" ".join(re.sub(r"[^a-z0-9 ]", "", s.lower()).split()) for l in read_script("springfield").lines for s in re.split(r"(?<=[.!?])\s+", l.text))
     assert not [s for s, n in sentences.items() if n > 1 and len(s.split()) >= 4]
 
@@ -103,5 +145,5 @@ def test_the_wheel_carries_chapters_and_data(tmp_path):
     subprocess.run([sys.executable, "setup.py", "-q", "sdist", "-d", "archive"], cwd=tmp_path, check=True, capture_output=True)
     subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), *map(str, (tmp_path/"archive").glob("*.tar.gz"))], check=True, capture_output=True)
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    assert {f"simpsons_llm/chapters/{p.name}" for p in CHAPTERS if p.stem[0].isdigit()} | {f"simpsons_llm/chapters/_results/{p.name}" for p in (ROOT/"nbs"/"_results").iterdir()} <= set(names)
+    assert {f"simpsons_llm/chapters/{p.parent.name}/{p.name}" for p in CHAPTERS} | {f"simpsons_llm/chapters/_results/{p.name}" for p in (ROOT/"nbs"/"_results").iterdir()} <= set(names)
     assert "simpsons_llm/data/springfield.csv" in names and not any(n.startswith(("tests/", "nbs/")) for n in names)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from simpsons_llm.cli import main
+from simpsons_llm.machine.cli import main
 
 BIN = Path(sys.executable).parent
 TINY = ["--base-model", "tiny", "--max-seq-len", "600"]
@@ -52,7 +52,7 @@ def test_a_chapter_by_name_with_parameters_and_a_file(place):
 
 
 def test_plain_papermill_runs_the_same_chapter(place):
-    from simpsons_llm.job import find_chapter
+    from simpsons_llm.machine.job import find_chapter
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(find_chapter("prepare")), "out.ipynb", "-p", "out", "runs/byhand", "-p", "split_seed", "7"]
     subprocess.run(command, cwd=place, check=True, capture_output=True)
     assert json.loads((place/"runs/byhand/report.json").read_text())["split_seed"] == 7
@@ -71,7 +71,7 @@ def test_an_adapter_of_other_data_is_not_shown_as_unseen(place):
 
 def test_papermill_by_hand_leaves_prepared_data_alone(place):
     "The checks of a chapter never write where a user's results are."
-    from simpsons_llm.job import find_chapter, sha256
+    from simpsons_llm.machine.job import find_chapter, sha256
     before = sha256(place/"runs/data/train.jsonl")
     words = ["-p", "data", "runs/data", "-p", "base_model", "tiny", "-p", "max_seq_len", "600", "-p", "max_steps", "2", "-p", "run", "runs/z"]
     subprocess.run([sys.executable, "-m", "papermill", "--no-progress-bar", str(find_chapter("finetune")), "byhand.ipynb", *words], cwd=place, check=True, capture_output=True)
@@ -114,7 +114,7 @@ def test_a_notebook_of_ones_own(place):
 ])
 def test_bad_input_is_told_in_one_sentence(place, words, says, monkeypatch, capfd):
     (place/"shopping.csv").write_text("item,price\ndonut,1\n")
-    from simpsons_llm.lines import COLUMNS
+    from simpsons_llm.data.lines import COLUMNS
     (place/"broken.gguf").write_bytes(b"not a model")
     (place/"short.csv").write_text(",".join(COLUMNS) + "\n1,2,3\n")
     monkeypatch.chdir(place)
@@ -126,10 +126,10 @@ def test_bad_input_is_told_in_one_sentence(place, words, says, monkeypatch, capf
 def test_commands_have_the_defaults_of_their_settings():
     "What is not given on the command line is what a notebook or a Python caller gets."
     from dataclasses import fields
-    from simpsons_llm.cli import job_command
-    from simpsons_llm.finetune import FinetuneConfig
-    from simpsons_llm.infer import InferConfig
-    from simpsons_llm.prepare import PrepareConfig
+    from simpsons_llm.machine.cli import job_command
+    from simpsons_llm.train.finetune import FinetuneConfig
+    from simpsons_llm.model.infer import InferConfig
+    from simpsons_llm.data.prepare import PrepareConfig
     import inspect
     for config in (PrepareConfig, FinetuneConfig, InferConfig):
         found = inspect.signature(job_command(config, print, "")).parameters
@@ -147,7 +147,7 @@ def test_debug_shows_the_traceback(place):
 
 
 def test_doctor_knows_this_machine(place):
-    from simpsons_llm.distributed import doctor
+    from simpsons_llm.machine.distributed import doctor
     done = subprocess.run([str(BIN/"simpsons-llm"), "doctor"], cwd=place, capture_output=True, text=True)
     assert done.returncode == any(row["ok"] is False for row in doctor()), done.stdout
     assert "torch" in done.stdout and "papermill" in done.stdout
@@ -157,15 +157,15 @@ def test_doctor_knows_this_machine(place):
 def test_doctor_fails_where_something_is_wrong_and_only_there(found, monkeypatch, capsys):
     "On a pretended machine: what is optional and missing is no fault."
     rows = [{"item": f"part {i}", "value": "x", "ok": ok, "hint": "" if ok else "do this"} for i, ok in enumerate(found)]
-    monkeypatch.setattr("simpsons_llm.distributed.doctor", lambda: rows)
+    monkeypatch.setattr("simpsons_llm.machine.distributed.doctor", lambda: rows)
     assert main(["doctor"]) == (False in found)
     shown = capsys.readouterr().out
     assert all(f"part {i}" in shown for i in range(len(rows))) and shown.count("do this") == sum(ok is not True for ok in found)
 
 
 def test_whole_numbers_keep_every_digit():
-    from simpsons_llm.job import coerce
-    from simpsons_llm.prepare import PrepareConfig
+    from simpsons_llm.machine.job import coerce
+    from simpsons_llm.data.prepare import PrepareConfig
     for n in (2**53 + 1, -(2**53) - 1, 2**63, 12345678901234567891):
         for given in (n, str(n), f" {n} ", f"{n}.0", f"{n}.000"): assert coerce(given, "int", "seed") == n, given
         assert PrepareConfig(split_seed=str(n)).split_seed == n
@@ -182,7 +182,7 @@ def test_a_seed_that_no_library_takes_is_refused(words, says, capsys):
 def test_hints_can_be_pasted_into_a_shell(tmp_path, monkeypatch, capsys):
     "Folders with blanks and signs, in each command that is shown."
     import shlex
-    from simpsons_llm.prepare import load_data
+    from simpsons_llm.data.prepare import load_data
     monkeypatch.chdir(tmp_path)
     odd = "my data; $(echo 'x')"
     assert main(["prepare", "--out", odd]) == 0
@@ -197,7 +197,7 @@ def test_hints_can_be_pasted_into_a_shell(tmp_path, monkeypatch, capsys):
 
 def test_a_benchmark_writes_its_rows(tmp_path, monkeypatch, capsys):
     "The work is done here instead of in processes of its own; the chapter on benchmarks starts those."
-    from simpsons_llm import bench
+    from simpsons_llm.bench import preparation as bench
     monkeypatch.setattr(bench, "in_process", lambda function, **arguments: {**getattr(bench, function.split(":")[1])(**arguments), "peak_gib": 1.0})
     monkeypatch.chdir(tmp_path)
     assert main(["bench", "prepare", "--lines", "1000", "--base-model", "tiny", "--json", "out/bench.json"]) == 0

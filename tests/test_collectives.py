@@ -10,10 +10,10 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from simpsons_llm import collectives as C
-from simpsons_llm.collectives import CollectivesConfig, bus_factor, in_bytes, make_case, measure, on_ranks, parse_dtypes, parse_sizes, pattern, plot_bandwidth, table_of
-from simpsons_llm.device import Ranks
-from simpsons_llm.distributed import free_port
+from simpsons_llm.ranks import collectives as C
+from simpsons_llm.ranks.collectives import CollectivesConfig, bus_factor, in_bytes, make_case, measure, on_ranks, parse_dtypes, parse_sizes, pattern, plot_bandwidth, table_of
+from simpsons_llm.machine.device import Ranks
+from simpsons_llm.machine.distributed import free_port
 
 SIZES, DTYPES = (1, 7, 1000, 5001), ("float32", "bfloat16")
 
@@ -76,7 +76,7 @@ def test_settings_that_cannot_be(wrong): pytest.raises(ValueError, CollectivesCo
 
 
 def test_the_chapter_has_the_parameters_of_the_dataclass_and_the_same_words():
-    from simpsons_llm.job import field_help, find_chapter, same_parameters
+    from simpsons_llm.machine.job import field_help, find_chapter, same_parameters
     assert same_parameters(CollectivesConfig, "collectives")
     cells = json.loads(find_chapter("collectives").read_text(encoding="utf8"))["cells"]
     source = "".join(next(c["source"] for c in cells if "parameters" in c["metadata"].get("tags", [])))
@@ -155,9 +155,9 @@ def test_table_and_picture(rows, tmp_path):
 
 BROKEN = """
 import json, torch
-from simpsons_llm import collectives as C
-from simpsons_llm.device import find_device, find_ranks
-from simpsons_llm.distributed import join_group
+from simpsons_llm.ranks import collectives as C
+from simpsons_llm.machine.device import find_device, find_ranks
+from simpsons_llm.machine.distributed import join_group
 ranks, right, said = find_ranks(), dict(C.COLLECTIVES), []
 join_group(ranks, find_device("cpu"), timeout_s=60)
 calls = [0]
@@ -214,7 +214,7 @@ def test_ranks_that_cannot_be_started(config, n, says):
 def test_the_slowest_rank_of_each_call_counts():
     "Two ranks are pretended, and the calls that warm up are left out."
     from types import SimpleNamespace
-    from simpsons_llm.device import find_device
+    from simpsons_llm.machine.device import find_device
     case = SimpleNamespace(op="all-reduce", elements=4, own=torch.zeros(4), reset=lambda: None, run=lambda: None, mistake=lambda: "")
     with patch.object(torch.distributed, "all_reduce", lambda tensor: None), patch.object(C, "gather", lambda mine: [([1.0, 5.0], ""), ([3.0, 2.0], "")] if len(mine[0]) == 2 else None):
         assert C.time_case(case, find_device("cpu"), 3, 2) == [3.0, 5.0]
@@ -227,7 +227,7 @@ def test_under_a_launcher_no_more_ranks_are_started():
 
 
 def test_an_error_on_a_rank_arrives_here_in_one_sentence():
-    with pytest.raises(RuntimeError, match=r"^rank [01] of 2 failed: TypeError: steps='many' was given; expected int$"): on_ranks("job:coerce", 2, value="many", kind="int", name="steps")
+    with pytest.raises(RuntimeError, match=r"^rank [01] of 2 failed: TypeError: steps='many' was given; expected int$"): on_ranks("machine.job:coerce", 2, value="many", kind="int", name="steps")
 
 
 @pytest.mark.parametrize("kind, raised, says", [("ValueError", ValueError, "^this is wrong$"), ("WrongAnswer", C.WrongAnswer, "^this is wrong$"), ("ConnectionError", ConnectionError, "^this is wrong$"), ("OSError", RuntimeError, "^rank 1 of 2 failed: OSError: this"), (None, RuntimeError, "exit code 1: no such thing")])
@@ -252,7 +252,7 @@ def test_only_rank_0_writes(rows, tmp_path):
 
 
 def test_the_command(rows, tmp_path, capsys):
-    from simpsons_llm.cli import main
+    from simpsons_llm.machine.cli import main
     gone = {"op": "all-gather", "dtype": "float16", "world_size": 2, "backend": "gloo", "device": "x", "size": None, "seconds": None, "note": "not available: no"}
     asked = []
     with patch.object(C, "measure", lambda config, n: asked.append((config, n)) or rows + [gone]):

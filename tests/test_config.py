@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from simpsons_llm.config import TrainConfig, make_optimizer, make_schedule, run_length
+from simpsons_llm.train.config import TrainConfig, make_optimizer, make_schedule, run_length
 
 
 @pytest.mark.parametrize(
@@ -30,8 +30,8 @@ def test_warmup_is_a_share_of_the_steps(ratio, steps, warmup):
 
 @pytest.mark.parametrize("ratio", [1.0, 16.0])
 def test_weights_without_a_gradient_do_not_decay(ratio):
-    from simpsons_llm.lora import LoRASettings
-    from simpsons_llm.model import add_adapter, tiny_model
+    from simpsons_llm.lora.layer import LoRASettings
+    from simpsons_llm.model.base import add_adapter, tiny_model
 
     model = add_adapter(tiny_model()[0], LoRASettings(r=2))
     before = {n: p.detach().clone() for n, p in model.named_parameters()}

@@ -4,10 +4,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from simpsons_llm.cost import Recipe, count, count_step, estimate, live_memory, make_batch, milder, parameter_counts, require_room, room_gib, short_config
-from simpsons_llm.device import find_device
-from simpsons_llm.lora import LoRASettings
-from simpsons_llm.model import load_config
+from simpsons_llm.train.cost import Recipe, count, count_step, estimate, live_memory, make_batch, milder, parameter_counts, require_room, room_gib, short_config
+from simpsons_llm.machine.device import find_device
+from simpsons_llm.lora.layer import LoRASettings
+from simpsons_llm.model.base import load_config
 
 CPU = find_device("cpu", "float32")
 TINY = load_config("tiny")
@@ -33,8 +33,8 @@ def test_few_layers_tell_all(name):
 
 def real_step(config, recipe):
     "The same with real numbers: what is alive, and what autograd says that it saved."
-    from simpsons_llm.config import make_optimizer
-    from simpsons_llm.cost import build, micro_step, update
+    from simpsons_llm.train.config import make_optimizer
+    from simpsons_llm.train.cost import build, micro_step, update
     model = build(config, recipe, "float32", torch.device("cpu"))
     optimizer, batch, saved, found, live = make_optimizer(model, 1e-5), make_batch(recipe, torch.device("cpu")), {}, {}, live_memory()
     def keep(t): saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes(); return t
@@ -79,7 +79,7 @@ def test_a_run_that_cannot_fit_is_refused_and_told_what_would(monkeypatch):
     free = estimate(TINY, recipe, CPU)
     tight = replace(CPU, memory_gib=free.in_use_gib + (free.peak_mem_gib - free.in_use_gib)*0.7)
     with pytest.raises(ValueError, match="needs at least .* GiB .* it would fit with micro_batch_size=1"): require_room(TINY, recipe, tight)
-    monkeypatch.setattr("simpsons_llm.cost.milder", lambda r: milder(r)[-2:])
+    monkeypatch.setattr("simpsons_llm.train.cost.milder", lambda r: milder(r)[-2:])
     with pytest.raises(ValueError, match="no setting of this model would fit"): require_room(TINY, recipe, replace(CPU, memory_gib=0.01))
     assert require_room(TINY, recipe, CPU).trainable == free.trainable
     assert room_gib(replace(CPU, memory_gib=float("nan"))) == float("inf")
@@ -95,8 +95,8 @@ def test_what_would_help_keeps_the_step_the_same_where_it_can():
 
 
 def test_the_time_of_a_step_is_that_of_all_its_micro_batches(monkeypatch):
-    from simpsons_llm.cost import with_time
-    monkeypatch.setattr("simpsons_llm.cost.measure", lambda *_: {"micro_s": 0.5, "update_s": 0.1, "peak": 0.0})
+    from simpsons_llm.train.cost import with_time
+    monkeypatch.setattr("simpsons_llm.train.cost.measure", lambda *_: {"micro_s": 0.5, "update_s": 0.1, "peak": 0.0})
     recipe = Recipe(seq_lens=(60, 40), gradient_accumulation_steps=4)
     told = with_time(estimate(TINY, recipe, CPU), TINY, recipe, CPU)
     assert told.step_s == pytest.approx(4*0.5 + 0.1) and told.tokens == 400 and told.tokens_per_s == pytest.approx(400/2.1)
@@ -104,7 +104,7 @@ def test_the_time_of_a_step_is_that_of_all_its_micro_batches(monkeypatch):
 
 
 def test_ranks_that_share_a_model_share_all_but_activations():
-    from simpsons_llm.cost import in_parts
+    from simpsons_llm.train.cost import in_parts
     whole = estimate(TINY, Recipe(lora=None, seq_lens=(64, 64)), CPU)
     part, shared = in_parts(whole, 4), ("weights_gib", "gradients_gib", "optimizer_gib")
     assert all(getattr(part, n) == pytest.approx(getattr(whole, n)/4) for n in shared) and part.activations_gib == whole.activations_gib
@@ -128,7 +128,7 @@ def test_live_memory_counts_each_storage_once_and_lets_go():
 
 
 def test_the_command(capsys, data):
-    from simpsons_llm.cli import main
+    from simpsons_llm.machine.cli import main
     assert main(["estimate", "--data", data, "--base-model", "tiny", "--max-seq-len", "1200", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     for word in ("trainable parameters", "peak memory", "GFLOP per token", "tokens/s", "steps", "training time"): assert word in said, word
@@ -137,10 +137,10 @@ def test_the_command(capsys, data):
 def test_four_bits_are_counted_as_they_are(tmp_path):
     "A real step with a 4-bit base, tensor by tensor, beside the count; skipped where bitsandbytes is missing."
     pytest.importorskip("bitsandbytes")
-    from simpsons_llm.config import make_optimizer
-    from simpsons_llm.cost import micro_step, update
-    from simpsons_llm.model import add_adapter, load_base, tiny_model
-    from simpsons_llm.packing import use_isolated
+    from simpsons_llm.train.config import make_optimizer
+    from simpsons_llm.train.cost import micro_step, update
+    from simpsons_llm.model.base import add_adapter, load_base, tiny_model
+    from simpsons_llm.data.packing import use_isolated
     model, tokenizer = tiny_model()
     model.save_pretrained(tmp_path); tokenizer.save_pretrained(tmp_path)
     recipe, live = Recipe(seq_lens=(300, 200), quantization="nf4"), live_memory()

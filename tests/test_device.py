@@ -8,8 +8,8 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from simpsons_llm import device as D
-from simpsons_llm.device import Device, Ranks, backend_for, complete_env, find_device, find_ipex, find_ranks
+from simpsons_llm.machine import device as D
+from simpsons_llm.machine.device import Device, Ranks, backend_for, complete_env, find_device, find_ipex, find_ranks
 
 
 # ---- ranks -------------------------------------------------------------------------------------------------------
@@ -279,5 +279,5 @@ def test_threads(cores, local, launcher, omp, threads):
 
 
 def test_importing_the_module_is_light():
-    code = "import sys, simpsons_llm.device, simpsons_llm.distributed; print([m for m in ('torch', 'transformers', 'pandas', 'numpy', 'matplotlib') if m in sys.modules])"
+    code = "import sys, simpsons_llm.machine.device, simpsons_llm.machine.distributed; print([m for m in ('torch', 'transformers', 'pandas', 'numpy', 'matplotlib') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

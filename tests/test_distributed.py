@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from conftest import CLI, TINY
-from simpsons_llm import distributed as M
-from simpsons_llm.device import Device, Ranks, complete_env, find_ranks
-from simpsons_llm.distributed import doctor, join_group, rank_env, who_am_i
+from simpsons_llm.machine import distributed as M
+from simpsons_llm.machine.device import Device, Ranks, complete_env, find_ranks
+from simpsons_llm.machine.distributed import doctor, join_group, rank_env, who_am_i
 from test_device import pretend
 
 def healthy(rows):

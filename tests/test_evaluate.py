@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import simpsons_llm.evaluate as E
-from simpsons_llm.device import Ranks
-from simpsons_llm.packing import use_isolated
-from simpsons_llm.samples import Sample
+import simpsons_llm.model.loss as E
+from simpsons_llm.machine.device import Ranks
+from simpsons_llm.data.packing import use_isolated
+from simpsons_llm.data.samples import Sample
 
 SHAPE = dict(
     vocab_size=50,

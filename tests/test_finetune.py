@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from conftest import TINY, same, weights
-from simpsons_llm.evaluate import heldout_loss
-from simpsons_llm.finetune import FinetuneConfig, finetune
-from simpsons_llm.lifecycle import make_samples, run_data
-from simpsons_llm.job import read_jsonl
+from simpsons_llm.model.loss import heldout_loss
+from simpsons_llm.train.finetune import FinetuneConfig, finetune
+from simpsons_llm.train.lifecycle import make_samples, run_data
+from simpsons_llm.machine.job import read_jsonl
 
 
 def test_summary_holds_what_is_promised(run):
@@ -24,9 +24,9 @@ def test_summary_holds_what_is_promised(run):
 
 
 def test_the_saved_adapter_gives_the_measured_loss(run, data):
-    from simpsons_llm.device import find_device
-    from simpsons_llm.model import load_adapter
-    from simpsons_llm.prompt import TextMaker
+    from simpsons_llm.machine.device import find_device
+    from simpsons_llm.model.base import load_adapter
+    from simpsons_llm.data.prompt import TextMaker
     folder, summary = run
     model, tokenizer, notes = load_adapter(folder/"adapter", find_device("cpu"))
     config = FinetuneConfig(data=data, run=str(folder), **TINY)
@@ -46,8 +46,8 @@ def test_micro_batches_give_the_same_as_one_batch(data, tmp_path):
 
 def test_packed_batches_give_the_same_as_padded_ones(data, tmp_path, monkeypatch):
     "The same order of samples, end to end and filled up: the same losses and adapter."
-    from simpsons_llm.finetune import make_trainer
-    monkeypatch.setattr("simpsons_llm.finetune.make_trainer", lambda *args: make_trainer(*args[:8], False))
+    from simpsons_llm.train.finetune import make_trainer
+    monkeypatch.setattr("simpsons_llm.train.finetune.make_trainer", lambda *args: make_trainer(*args[:8], False))
     for packing in ("none", "flat"):
         finetune(FinetuneConfig(data=data, run=str(tmp_path/packing), packing=packing, global_batch_size=4, micro_batch_size=2, max_steps=4, eval_steps=4, **TINY))
     same(tmp_path/"none", tmp_path/"flat", 1e-5)
@@ -61,7 +61,7 @@ def test_rows_of_a_fixed_length_learn_every_sample_once(data, tmp_path, capsys):
 
 
 def test_packing_is_refused_where_the_model_cannot(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("simpsons_llm.lifecycle.can_isolate", lambda model: "its layers look back over a window only")
+    monkeypatch.setattr("simpsons_llm.train.lifecycle.can_isolate", lambda model: "its layers look back over a window only")
     with pytest.raises(ValueError, match="packing=flat was given, but this model cannot be packed: its layers"): finetune(FinetuneConfig(data=data, run=str(tmp_path/"x"), packing="flat", **TINY))
     assert finetune(FinetuneConfig(data=data, run=str(tmp_path/"y"), max_steps=1, **TINY))["optimizer_steps"] == 1
 
@@ -108,7 +108,7 @@ def test_resuming_with_other_settings_is_refused(run, data):
 
 
 def test_resuming_with_other_data_is_refused(run, tmp_path):
-    from simpsons_llm.prepare import PrepareConfig, prepare
+    from simpsons_llm.data.prepare import PrepareConfig, prepare
     import yaml
     folder, _ = run
     prepare(PrepareConfig(out=str(tmp_path/"other"), split_seed=7))
@@ -140,12 +140,12 @@ def test_a_run_that_learns_nothing_does_not_look_healthy(data, tmp_path):
     assert still["valid_loss_nats_best"] != still["valid_loss_nats_base"]  # even three steps move something at an ordinary rate
     summary = finetune(FinetuneConfig(data=data, run=str(tmp_path/"x"), max_steps=3, eval_steps=3, **{**TINY, "learning_rate": 1e-9}))
     assert summary["status"] == "not better than the base"
-    from simpsons_llm.lifecycle import summary_text
+    from simpsons_llm.train.lifecycle import summary_text
     assert "WARNING" in summary_text(summary)
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(data, tmp_path, monkeypatch):
-    import simpsons_llm.loop as module
+    import simpsons_llm.train.loop as module
     real = module.token_losses
     monkeypatch.setattr(module, "token_losses", lambda model, batch: tuple(x*float("nan") if model.training and i == 0 else x for i, x in enumerate(real(model, batch))))
     with pytest.raises(ValueError, match="train_loss_nats is nan at step 1"): finetune(FinetuneConfig(data=data, run=str(tmp_path/"x"), max_steps=3, **TINY))
@@ -158,7 +158,7 @@ def test_a_time_limit_keeps_what_was_learned(data, tmp_path):
 
 
 def test_speakers_that_are_learned_are_all_that_is_scored(tmp_path):
-    from simpsons_llm.prepare import PrepareConfig, prepare
+    from simpsons_llm.data.prepare import PrepareConfig, prepare
     prepare(PrepareConfig(out=str(tmp_path/"homer"), speakers="Homer Simpson"))
     summary = finetune(FinetuneConfig(data=str(tmp_path/"homer"), run=str(tmp_path/"x"), max_steps=1, eval_steps=1, **TINY))
     notes = json.loads((tmp_path/"x"/"adapter"/"simpsons_llm.json").read_text())
@@ -171,9 +171,9 @@ VARIANTS = {"rsLoRA": dict(use_rslora=True), "DoRA": dict(use_dora=True), "PiSSA
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_way_of_training_learns_and_gives_back_what_it_measured(name, data, tmp_path):
     "Trained, saved, loaded on a fresh base: the loss is the one that was measured; the estimate knew what is trained."
-    from simpsons_llm.device import find_device
-    from simpsons_llm.model import load_tuned
-    from simpsons_llm.prompt import TextMaker
+    from simpsons_llm.machine.device import find_device
+    from simpsons_llm.model.base import load_tuned
+    from simpsons_llm.data.prompt import TextMaker
     config = FinetuneConfig(data=data, run=str(tmp_path/"x"), max_steps=6, eval_steps=3, **VARIANTS[name], **TINY)
     summary = finetune(config)
     assert summary["status"] == "done" and summary["mode"] == config.mode and summary["predicted"]["trainable"] == summary["trainable_parameters"]
@@ -214,11 +214,11 @@ def test_full_fine_tuning_takes_a_tenth_of_the_rate():
 
 
 def test_a_run_that_cannot_fit_is_refused_before_weights_are_loaded(data, tmp_path, monkeypatch):
-    import simpsons_llm.lifecycle as F
+    import simpsons_llm.train.lifecycle as F
     monkeypatch.setattr(F, "load_base", lambda *_: pytest.fail("weights were loaded"))
-    monkeypatch.setattr("simpsons_llm.cost.milder", lambda recipe: [])  # what would help is tested with the costs
+    monkeypatch.setattr("simpsons_llm.train.cost.milder", lambda recipe: [])  # what would help is tested with the costs
     monkeypatch.setattr(F, "find_device", lambda *a: __import__("dataclasses").replace(find(*a), memory_gib=0.01))
-    from simpsons_llm.device import find_device as find
+    from simpsons_llm.machine.device import find_device as find
     (tmp_path/"x").mkdir(); (tmp_path/"x"/"summary.json").write_text('{"optimizer_steps": 1}')
     with pytest.raises(ValueError, match="needs at least"): finetune(FinetuneConfig(data=data, run=str(tmp_path/"x"), max_steps=1, **TINY))
     assert (tmp_path/"x"/"summary.json").read_text() == '{"optimizer_steps": 1}'  # nothing lost
@@ -227,7 +227,7 @@ def test_a_run_that_cannot_fit_is_refused_before_weights_are_loaded(data, tmp_pa
 def test_four_bits_learn_or_are_refused(data, tmp_path):
     "QLoRA on a small model of four-bit layers; where bitsandbytes is missing, one sentence."
     from importlib.util import find_spec
-    from simpsons_llm.model import tiny_model
+    from simpsons_llm.model.base import tiny_model
     model, tokenizer = tiny_model()
     model.save_pretrained(tmp_path/"base"); tokenizer.save_pretrained(tmp_path/"base")
     config = FinetuneConfig(data=data, run=str(tmp_path/"x"), quantization="nf4", max_steps=6, eval_steps=3, **{**TINY, "base_model": str(tmp_path/"base")})

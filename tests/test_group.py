@@ -1,6 +1,6 @@
 "Two real ranks that add up what they know."
 
-from simpsons_llm.distributed import start_ranks
+from simpsons_llm.machine.distributed import start_ranks
 
 
 def test_two_ranks_add_up_in_order_and_all_hear_of_a_failure():

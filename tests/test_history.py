@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-import simpsons_llm.history as H
-from simpsons_llm.config import TrainConfig, run_length
-from simpsons_llm.device import Ranks, find_device
+import simpsons_llm.train.history as H
+from simpsons_llm.train.config import TrainConfig, run_length
+from simpsons_llm.machine.device import Ranks, find_device
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 from conftest import CLI
-from simpsons_llm.launch import mpi_kind
+from simpsons_llm.ranks.launch import mpi_kind
 
 HOSTS = {"10.77.31.1": "slA", "10.77.31.2": "slB"}
 
@@ -41,7 +41,7 @@ def hosts(tmp_path_factory):
 
 def notebook(path):
     cell = nbformat.v4.new_code_cell
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell("import os\nfrom simpsons_llm.device import *\nfrom simpsons_llm.distributed import *\nr = find_ranks()\n"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell("import os\nfrom simpsons_llm.machine.device import *\nfrom simpsons_llm.machine.distributed import *\nr = find_ranks()\n"
         "print(join_group(r, find_device('cpu'), timeout_s=60), gather(os.readlink('/proc/self/ns/net')), total(r.rank + 1), r.local_rank, r.local_world_size)")]), path)
 
 

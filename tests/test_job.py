@@ -5,7 +5,7 @@ from itertools import chain, repeat
 
 import pytest
 
-from simpsons_llm import job as J
+from simpsons_llm.machine import job as J
 
 
 @pytest.mark.parametrize(

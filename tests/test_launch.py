@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from simpsons_llm.job import write_json
-from simpsons_llm.launch import first_host, job_error, list_runs, read_hosts
+from simpsons_llm.machine.job import write_json
+from simpsons_llm.ranks.launch import first_host, job_error, list_runs, read_hosts
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from conftest import TINY
-from simpsons_llm.device import find_device
-from simpsons_llm.evaluate import heldout_loss
-from simpsons_llm.finetune import FinetuneConfig, finetune
-from simpsons_llm.job import read_json, read_jsonl
-from simpsons_llm.lifecycle import make_samples, run_data
-from simpsons_llm.loop import LoopConfig, loop
-from simpsons_llm.model import load_adapter, load_base
-from simpsons_llm.prompt import TextMaker
+from simpsons_llm.machine.device import find_device
+from simpsons_llm.model.loss import heldout_loss
+from simpsons_llm.train.finetune import FinetuneConfig, finetune
+from simpsons_llm.machine.job import read_json, read_jsonl
+from simpsons_llm.train.lifecycle import make_samples, run_data
+from simpsons_llm.train.loop import LoopConfig, loop
+from simpsons_llm.model.base import load_adapter, load_base
+from simpsons_llm.data.prompt import TextMaker
 
 ENGINES = pytest.mark.parametrize(
     "config, train", [(FinetuneConfig, finetune), (LoopConfig, loop)], ids=["trainer", "loop"]
@@ -76,7 +76,7 @@ def test_test_scenes_are_left_alone_otherwise(run):
 
 def test_a_step_that_was_not_loaded_as_it_was_saved_is_noticed(data, tmp_path, monkeypatch):
     "Weights of another step than the best come back."
-    import simpsons_llm.loop as module
+    import simpsons_llm.train.loop as module
 
     real = module.load_weights
     monkeypatch.setattr(module, "load_weights", lambda model, folder: real(model, folder.with_name("checkpoint-1")))

@@ -9,10 +9,10 @@ from importlib.util import find_spec
 import pytest
 
 from conftest import CLI, TINY, cut, same, weights
-from simpsons_llm.finetune import FinetuneConfig, finetune
-from simpsons_llm.job import read_json, read_jsonl
-from simpsons_llm.history import perplexities, what_was_said
-from simpsons_llm.loop import LoopConfig, loop
+from simpsons_llm.train.finetune import FinetuneConfig, finetune
+from simpsons_llm.machine.job import read_json, read_jsonl
+from simpsons_llm.train.history import perplexities, what_was_said
+from simpsons_llm.train.loop import LoopConfig, loop
 
 FIFTY = {**TINY, **dict(max_steps=50, eval_steps=25, global_batch_size=4, micro_batch_size=1, sample_steps=25)}
 FEW = dict(max_steps=6, epochs=1, eval_steps=3, **TINY)
@@ -88,7 +88,7 @@ def test_checkpoints_that_are_kept(data, tmp_path):
 
 def test_the_best_is_the_lowest_and_the_first_of_equals(monkeypatch):
     from unittest.mock import MagicMock
-    import simpsons_llm.loop as module
+    import simpsons_llm.train.loop as module
     told, state = iter([5.0, 4.0, 6.0, 4.0, 4.5]), MagicMock(best=(0, math.inf))
     monkeypatch.setattr(module, "heldout_loss", lambda *_: next(told))
     for step in range(1, 6):
@@ -105,7 +105,7 @@ def test_a_time_limit_keeps_what_was_learned(data, tmp_path):
 def test_a_parameter_without_a_gradient_on_this_rank_gets_that_of_the_others(monkeypatch):
     "Such as an expert that none of this rank's tokens chose."
     import torch
-    import simpsons_llm.loop as module
+    import simpsons_llm.train.loop as module
     used, unused = (torch.nn.Parameter(torch.ones(2, 3)) for _ in range(2))
     used.grad = torch.full((2, 3), 2.0)
     monkeypatch.setattr(module, "in_group", lambda: True)
@@ -115,7 +115,7 @@ def test_a_parameter_without_a_gradient_on_this_rank_gets_that_of_the_others(mon
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(data, tmp_path, monkeypatch):
-    import simpsons_llm.loop as module
+    import simpsons_llm.train.loop as module
     real = module.weighted_loss
     monkeypatch.setattr(module, "weighted_loss", lambda *args: float("nan")*real(*args))
     with pytest.raises(ValueError, match="nan at step 1"): loop(LoopConfig(data=data, run=str(tmp_path/"x"), **FEW))
@@ -126,7 +126,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(data, tmp_path, monkeypatch):
 @pytest.mark.parametrize("config, train", ENGINES, ids=["trainer", "loop"])
 def test_text_and_perplexities_of_each_epoch(config, train, tmp_path):
     "Two short epochs: evaluated at the end of each, whatever eval_steps says."
-    from simpsons_llm.prepare import PrepareConfig, prepare
+    from simpsons_llm.data.prepare import PrepareConfig, prepare
     lines = [f"{who}: {said}" for scene in range(12) for who, said in (("Homer Simpson", f"Donut number {scene} is the best one of all."), ("Marge Simpson", f"You said that about number {scene} before, Homie."))*3]
     blocks = ["[Kitchen]\n" + "\n".join(lines[at:at + 6]) for at in range(0, 72, 6)]
     (tmp_path/"script.txt").write_text("\n\n".join(blocks))
@@ -195,7 +195,7 @@ TRACKERS = ("trackio", "wandb", "tensorboard")
 def tracked_runs(data, tmp_path_factory):
     "A folder with a run for each tracker that is installed, by each engine, made in a process without a network or a login."
     where = tmp_path_factory.mktemp("tracked")
-    code = ("import json, sys; from simpsons_llm.loop import *; from simpsons_llm.finetune import *\nfor name in sys.argv[2:]:\n"
+    code = ("import json, sys; from simpsons_llm.train.loop import *; from simpsons_llm.train.finetune import *\nfor name in sys.argv[2:]:\n"
             "    for c, f in ((FinetuneConfig, finetune), (LoopConfig, loop)): f(c(run=f'{name}/{f.__name__}', trackers=name, **json.loads(sys.argv[1])))")
     env = {k: v for k, v in os.environ.items() if k not in ("WANDB_API_KEY", "WANDB_MODE")} | {"HOME": str(where), "TRACKIO_DIR": str(where/"kept")}
     settings = dict(data=data, max_steps=3, eval_steps=3, **TINY)
@@ -219,5 +219,5 @@ def test_trackers_without_a_network(name, tracked_runs):
 
 
 def test_a_tracker_that_is_not_there_is_refused(monkeypatch):
-    monkeypatch.setattr("simpsons_llm.config.find_spec", lambda name: None)
+    monkeypatch.setattr("simpsons_llm.train.config.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="trackio is not installed; pip install"): LoopConfig(trackers="trackio")

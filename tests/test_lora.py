@@ -11,8 +11,8 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from simpsons_llm.lora import (SEED_LORA, LoRALinear, LoRASettings, add_lora, find_targets, lora_parameter_count, peft_config, plot_low_rank)
-from simpsons_llm.variants import load_lora, lora_layers, merge, read_lora_settings, remove_lora, save_lora, unmerge
+from simpsons_llm.lora.layer import (SEED_LORA, LoRALinear, LoRASettings, add_lora, find_targets, lora_parameter_count, peft_config, plot_low_rank)
+from simpsons_llm.lora.variants import load_lora, lora_layers, merge, read_lora_settings, remove_lora, save_lora, unmerge
 
 SHAPE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48, vocab_size=64)
 TARGETS = ["all-linear", "q_proj,k_proj", "q_proj, v_proj ,down_proj", "layers.1.self_attn.o_proj,gate_proj", "model.layers.0.mlp.up_proj"]
@@ -430,6 +430,6 @@ def test_plot_is_to_scale(D_out, D_in, r):
 
 
 def test_import_brings_torch_only():
-    code = "import sys, simpsons_llm.lora, simpsons_llm.variants; print([m for m in ('transformers', 'peft', 'safetensors', 'matplotlib', 'pandas', 'nbdev', 'fastcore') if m in sys.modules])"
+    code = "import sys, simpsons_llm.lora.layer, simpsons_llm.lora.variants; print([m for m in ('transformers', 'peft', 'safetensors', 'matplotlib', 'pandas', 'nbdev', 'fastcore') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import simpsons_llm.model as M
-from simpsons_llm.device import find_device
-from simpsons_llm.prompt import byte_tokenizer
+import simpsons_llm.model.base as M
+from simpsons_llm.machine.device import find_device
+from simpsons_llm.data.prompt import byte_tokenizer
 
 CPU = find_device("cpu", "float32")
 
@@ -65,7 +65,7 @@ def test_a_hub_model_in_the_cache_loads_without_a_network(tmp_path):
     snapshot.mkdir(parents=True)
     model, tokenizer = M.tiny_model(); model.save_pretrained(snapshot); tokenizer.save_pretrained(snapshot)
     (tmp_path/"hub"/"models--someone--tiny"/"refs").mkdir(); (tmp_path/"hub"/"models--someone--tiny"/"refs"/"main").write_text("abc")
-    code = "from simpsons_llm.model import *; from simpsons_llm.device import find_device; m, t = load_base('someone/tiny', find_device('cpu')); print(m.name_or_path, m.config.hidden_size)"
+    code = "from simpsons_llm.model.base import *; from simpsons_llm.machine.device import find_device; m, t = load_base('someone/tiny', find_device('cpu')); print(m.name_or_path, m.config.hidden_size)"
     import sys
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "HF_HOME": str(tmp_path)}, capture_output=True, text=True)
     assert done.stdout.strip().endswith("someone/tiny 64"), done.stderr
@@ -83,7 +83,7 @@ def test_model_and_tokenizer_pad_with_the_same_token(pad, tmp_path):
 
 
 def test_an_adapter_starts_from_its_seed():
-    from simpsons_llm.lora import LoRASettings
+    from simpsons_llm.lora.layer import LoRASettings
     def start(seed): return torch.cat([p.flatten() for n, p in M.add_adapter(M.tiny_model()[0], LoRASettings(r=2), seed).named_parameters() if "lora_A" in n])
     torch.manual_seed(3)
     first, state = start(1), torch.get_rng_state()
@@ -100,5 +100,5 @@ def test_padding_never_ends_an_answer(pad):
 
 
 def test_an_adapter_that_would_train_nothing_raises():
-    from simpsons_llm.lora import LoRASettings
+    from simpsons_llm.lora.layer import LoRASettings
     with pytest.raises(ValueError, match="no_such"): M.add_adapter(M.tiny_model()[0], LoRASettings(target_modules="no_such"))

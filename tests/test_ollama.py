@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-import simpsons_llm.ollama as O
-import simpsons_llm.publish as P
-from simpsons_llm.device import find_device
-from simpsons_llm.infer import SAMPLING
-from simpsons_llm.model import SMOLLM2, load_base, load_gguf, load_tokenizer
-from simpsons_llm.prompt import CHATML, TextMaker, byte_tokenizer, prompt_ids, small_tokenizer
-from simpsons_llm.script import read_script
+import simpsons_llm.talk.ollama as O
+import simpsons_llm.talk.publish as P
+from simpsons_llm.machine.device import find_device
+from simpsons_llm.model.infer import SAMPLING
+from simpsons_llm.model.base import SMOLLM2, load_base, load_gguf, load_tokenizer
+from simpsons_llm.data.prompt import CHATML, TextMaker, byte_tokenizer, prompt_ids, small_tokenizer
+from simpsons_llm.data.formats import read_script
 
 CPU, WHO = find_device("cpu", "float32"), "Homer Simpson"
 

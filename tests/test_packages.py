@@ -66,14 +66,14 @@ def imported(source, everywhere=True):
 
 def of_modules(everywhere=True):
     return {
-        p.name: imported(p.read_text(encoding="utf8"), everywhere) for p in sorted((ROOT / "simpsons_llm").glob("*.py"))
+        p.name: imported(p.read_text(encoding="utf8"), everywhere) for p in sorted((ROOT / "simpsons_llm").rglob("*.py"))
     }
 
 
 def of_chapters():
     "Imports of the cells that a job runs: a wheel carries the chapters."
     found = {}
-    for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
+    for path in sorted((ROOT / "nbs").glob("[0-9]_*/[0-9]*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf8"))["cells"]
         code = [
             "".join(c["source"])
@@ -137,7 +137,7 @@ def test_versions_of_python_are_the_same_everywhere():
 
 def test_the_code_is_valid_for_the_oldest_python():
     oldest = tuple(map(int, settings["min_python"].split(".")))
-    for path in (ROOT / "simpsons_llm").glob("*.py"):
+    for path in (ROOT / "simpsons_llm").rglob("*.py"):
         ast.parse(path.read_text(encoding="utf8"), feature_version=oldest)
 
 
@@ -163,10 +163,10 @@ def fits(ours, theirs):
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
-    from simpsons_llm.device import find_device
-    from simpsons_llm.finetune import FinetuneConfig, make_trainer, training_arguments
-    from simpsons_llm.model import tiny_model
-    from simpsons_llm.samples import Sample
+    from simpsons_llm.machine.device import find_device
+    from simpsons_llm.train.finetune import FinetuneConfig, make_trainer, training_arguments
+    from simpsons_llm.model.base import tiny_model
+    from simpsons_llm.data.samples import Sample
 
     device, samples = find_device("cpu"), [Sample([5, 6, 7], [0.0, 1.0, 1.0])] * 4
     arguments = training_arguments(

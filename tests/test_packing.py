@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
 
-from simpsons_llm.evaluate import PadRight, token_losses
-from simpsons_llm.packing import EndToEnd, PackedRows, best_fit, can_isolate, filling, isolated_attention, use_isolated
-from simpsons_llm.samples import Sample
+from simpsons_llm.model.loss import PadRight, token_losses
+from simpsons_llm.data.packing import EndToEnd, PackedRows, best_fit, can_isolate, filling, isolated_attention, use_isolated
+from simpsons_llm.data.samples import Sample
 
 SMALL = dict(vocab_size=120, hidden_size=40, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, bos_token_id=1, eos_token_id=2)
 MODELS = {"llama": LlamaConfig(**SMALL), "llama, odd head size": LlamaConfig(**{**SMALL, "head_dim": 20}), "qwen2": Qwen2Config(**SMALL), "qwen3": Qwen3Config(**SMALL, head_dim=10),
@@ -31,7 +31,7 @@ def loss_and_gradients(config, collate, samples, isolated):
 @pytest.mark.parametrize("name", list(MODELS))
 def test_packed_equals_unpacked(name):
     "Loss and gradients within 1e-5: by itself, filled up, end to end (sequence by sequence), in rows of a fixed length, and with a block-diagonal mask."
-    from simpsons_llm.model import ask_by_doing
+    from simpsons_llm.model.base import ask_by_doing
     if name == "gpt2" and ask_by_doing(MODELS[name]): pytest.skip("GPT-2 of this version of transformers drops the boundaries, and is filled up")
     samples = samples_of([5, 30, 3, 61, 17, 44, 8])
     features = [s.features() for s in samples]
@@ -95,7 +95,7 @@ def test_models_that_cannot_be_packed_say_why():
 
 def test_where_packed_rows_are_fast():
     from types import SimpleNamespace
-    from simpsons_llm.packing import packs_well
+    from simpsons_llm.data.packing import packs_well
     assert packs_well(SimpleNamespace(type="cpu")) and not packs_well(SimpleNamespace(type="xpu"))  # no variable-length kernel on XPU
 
 
@@ -119,7 +119,7 @@ def kinds():
 @pytest.mark.parametrize("name", list(kinds()))
 def test_kinds_of_models_are_asked_by_doing(name):
     "Whatever a class says of itself: recurrent, with positions in the scores, with a window of 4,096, or with arguments dropped on the way."
-    from simpsons_llm.model import ask_by_doing
+    from simpsons_llm.model.base import ask_by_doing
     config, said = kinds()[name]
     got = ask_by_doing(config)
     assert said in got and bool(said) == bool(got), got
@@ -128,10 +128,10 @@ def test_kinds_of_models_are_asked_by_doing(name):
 def test_an_encoder_is_refused_packed_or_not(tmp_path):
     "It sees what it should guess. Made a decoder, it can be trained, and packed."
     from transformers import BertConfig
-    from simpsons_llm.config import TrainConfig
-    from simpsons_llm.device import find_device
-    from simpsons_llm.lifecycle import lay_out
-    from simpsons_llm.model import ask_by_doing
+    from simpsons_llm.train.config import TrainConfig
+    from simpsons_llm.machine.device import find_device
+    from simpsons_llm.train.lifecycle import lay_out
+    from simpsons_llm.model.base import ask_by_doing
     small = dict(vocab_size=120, hidden_size=40, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
     for packing in ("auto", "none", "flat"):
         with pytest.raises(ValueError, match="BertLMHeadModel reads ahead.*is_decoder=true"):
@@ -141,10 +141,10 @@ def test_an_encoder_is_refused_packed_or_not(tmp_path):
 
 def test_what_leaks_is_filled_up_or_refused():
     "packing=auto says why; packing=flat and rows are refused."
-    from simpsons_llm.config import TrainConfig
-    from simpsons_llm.device import find_device
-    from simpsons_llm.lifecycle import lay_out
-    from simpsons_llm.model import shape_of
+    from simpsons_llm.train.config import TrainConfig
+    from simpsons_llm.machine.device import find_device
+    from simpsons_llm.train.lifecycle import lay_out
+    from simpsons_llm.model.base import shape_of
     config, samples, cpu = kinds()["nemotron"][0], samples_of([5, 9]), find_device("cpu")
     items, layout, isolated = lay_out(TrainConfig(), config, samples, cpu)
     reason = can_isolate(shape_of(config)) or "sequences of a row read each other"  # what its class says depends on the version
@@ -157,10 +157,10 @@ def test_what_leaks_is_filled_up_or_refused():
 
 def test_the_loaded_model_has_the_last_word(data, tmp_path, monkeypatch):
     "A model that passed as a sketch and leaks itself is refused before anything is trained or moved."
-    import simpsons_llm.lifecycle as L
-    from simpsons_llm.device import find_device
-    from simpsons_llm.loop import LoopConfig, loop
-    from simpsons_llm.model import tiny_model
+    import simpsons_llm.train.lifecycle as L
+    from simpsons_llm.machine.device import find_device
+    from simpsons_llm.train.loop import LoopConfig, loop
+    from simpsons_llm.model.base import tiny_model
     from conftest import TINY
     model = tiny_model()[0]
     forward = model.forward
@@ -179,7 +179,7 @@ WRONG = {"boundaries dropped": "read each other", "other positions": "answer dif
 @pytest.mark.parametrize("fault, said", WRONG.items())
 def test_each_way_of_going_wrong_is_told(fault, said):
     from types import SimpleNamespace
-    from simpsons_llm.packing import leaks_between
+    from simpsons_llm.data.packing import leaks_between
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(MODELS["llama"], attn_implementation="sdpa").train()
     with torch.no_grad(): [p.mul_(8) for p in model.parameters()]
@@ -199,7 +199,7 @@ def test_each_way_of_going_wrong_is_told(fault, said):
 
 
 def test_asking_leaves_the_random_numbers_alone():
-    from simpsons_llm.model import ask_by_doing
+    from simpsons_llm.model.base import ask_by_doing
     torch.manual_seed(3)
     want = torch.rand(2)
     torch.manual_seed(3)
@@ -208,8 +208,8 @@ def test_asking_leaves_the_random_numbers_alone():
 
 
 def test_rounding_is_no_leak():
-    from simpsons_llm.model import sketch_of
-    from simpsons_llm.packing import close_enough, leaks_between, reads_ahead
+    from simpsons_llm.model.base import sketch_of
+    from simpsons_llm.data.packing import close_enough, leaks_between, reads_ahead
     for dtype in (torch.bfloat16, torch.float16):
         model = sketch_of(MODELS["llama"]).to(dtype)
         assert leaks_between(model) == "" and not reads_ahead(model)
@@ -222,7 +222,7 @@ def test_rounding_is_no_leak():
 
 def test_a_sketch_keeps_the_switches_and_is_small():
     from transformers import LlamaConfig, Qwen3Config
-    from simpsons_llm.model import short_config, sketch_of
+    from simpsons_llm.model.base import short_config, sketch_of
     large = LlamaConfig(vocab_size=32000, hidden_size=512, intermediate_size=14336, num_hidden_layers=80, num_attention_heads=8, num_key_value_heads=2,
                         attention_bias=True, pad_token_id=31999, eos_token_id=[31998, 31997])
     sketch = sketch_of(large)
@@ -236,14 +236,14 @@ def test_a_sketch_keeps_the_switches_and_is_small():
 def test_a_sketch_of_a_model_that_starts_with_nothing_can_be_asked():
     "Some kinds start with layers that say next to nothing, through which nothing leaks yet."
     from transformers import NemotronConfig
-    from simpsons_llm.model import ask_by_doing
+    from simpsons_llm.model.base import ask_by_doing
     assert ask_by_doing(LlamaConfig(**SMALL, initializer_range=1e-6)) == ""
     assert "read each other" in ask_by_doing(NemotronConfig(**SMALL, initializer_range=1e-6))
 
 
 def test_no_admitted_kind_leaks():
     "The kept survey of all causal models of transformers (tests/packing_survey.py)."
-    from simpsons_llm.job import chapters_dir, read_jsonl
+    from simpsons_llm.machine.job import chapters_dir, read_jsonl
     rows = read_jsonl(chapters_dir()/"_results"/"packing_models.jsonl")
     packed = [r for r in rows if r["verdict"] == "packed"]
     assert len(rows) > 150 and len(packed) > 20 and all(r["off"] < 1e-3 for r in packed)

@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from simpsons_llm.prepare import PrepareConfig, deal, find_speaker, find_speakers, known_speaker, leak_report, load_data, ngrams, plain_words, prepare, random_rows_leak, report_text, split_scenes
-from simpsons_llm.lines import Line, Scene
-from simpsons_llm.script import read_script
+from simpsons_llm.data.prepare import PrepareConfig, deal, find_speaker, find_speakers, known_speaker, leak_report, load_data, ngrams, plain_words, prepare, random_rows_leak, report_text, split_scenes
+from simpsons_llm.data.lines import Line, Scene
+from simpsons_llm.data.formats import read_script
 
 BOOK = read_script("springfield").scenes
 

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simpsons_llm.prompt import CHATML, LEARNED, TextMaker, Tokens, byte_tokenizer, prompt_ids, small_tokenizer
-from simpsons_llm.samples import audit, cut_windows, row_samples, scene_samples
-from simpsons_llm.lines import Line, Scene
-from simpsons_llm.script import read_script
+from simpsons_llm.data.prompt import CHATML, LEARNED, TextMaker, Tokens, byte_tokenizer, prompt_ids, small_tokenizer
+from simpsons_llm.data.samples import audit, cut_windows, row_samples, scene_samples
+from simpsons_llm.data.lines import Line, Scene
+from simpsons_llm.data.formats import read_script
 
 
 def word_pieces(kind):

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import simpsons_llm.publish as P
-from simpsons_llm.cli import main
-from simpsons_llm.device import find_device
-from simpsons_llm.infer import SAMPLING, InferConfig, infer
-from simpsons_llm.lora import LoRASettings
-from simpsons_llm.model import TINY, add_adapter, load_base, load_gguf, save_adapter, tiny_model
-from simpsons_llm.prompt import TextMaker, byte_tokenizer, prompt_ids
+import simpsons_llm.talk.publish as P
+from simpsons_llm.machine.cli import main
+from simpsons_llm.machine.device import find_device
+from simpsons_llm.model.infer import SAMPLING, InferConfig, infer
+from simpsons_llm.lora.layer import LoRASettings
+from simpsons_llm.model.base import TINY, add_adapter, load_base, load_gguf, save_adapter, tiny_model
+from simpsons_llm.data.prompt import TextMaker, byte_tokenizer, prompt_ids
 from test_ollama import small  # a fixture
 
 CPU, WHO = find_device("cpu", "float32"), "Homer Simpson"

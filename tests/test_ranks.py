@@ -12,9 +12,9 @@ import nbformat
 import pytest
 
 from conftest import CLI, TINY, cut, same
-from simpsons_llm.finetune import FinetuneConfig, finetune
-from simpsons_llm.job import append_jsonl, read_json
-from simpsons_llm.launch import mpi_kind
+from simpsons_llm.train.finetune import FinetuneConfig, finetune
+from simpsons_llm.machine.job import append_jsonl, read_json
+from simpsons_llm.ranks.launch import mpi_kind
 
 SETTINGS = dict(max_steps=6, eval_steps=3, global_batch_size=8, micro_batch_size=1, **TINY)
 BY_HAND = pytest.mark.skipif(not os.environ.get("SIMPSONS_LLM_LONG"), reason="long; run by hand with SIMPSONS_LLM_LONG=1")
@@ -60,9 +60,9 @@ def test_one_by_eight_is_two_by_four_is_four_by_two(launcher, n, alone, data, tm
 RESUME = """
 import shutil, sys
 from pathlib import Path
-from simpsons_llm.finetune import FinetuneConfig, finetune
-from simpsons_llm.device import complete_env, find_ranks
-from simpsons_llm.distributed import join_group, gather, find_device
+from simpsons_llm.train.finetune import FinetuneConfig, finetune
+from simpsons_llm.machine.device import complete_env, find_ranks
+from simpsons_llm.machine.distributed import join_group, gather, find_device
 settings, new, resumed = json.loads(sys.argv[1]), *map(Path, sys.argv[2:4])
 finetune(FinetuneConfig(run=str(new), **settings))
 if resumed.is_dir(): finetune(FinetuneConfig(run=str(resumed), resume=True, **settings))
@@ -105,8 +105,8 @@ def own_notebook(path):
     cell = nbformat.v4.new_code_cell
     nbformat.write(nbformat.v4.new_notebook(cells=[
         cell("how = 'ok'\nwhen = 'before'", metadata={"tags": ["parameters"]}),
-        cell("import os, time\nfrom pathlib import Path\nfrom simpsons_llm.device import find_ranks\nr = find_ranks()\n"
-             "if when == 'after':\n    from simpsons_llm.device import *\n    from simpsons_llm.distributed import *\n    join_group(r, find_device('cpu'))\n    gather(None)\nprint(r, os.environ['MASTER_PORT'])"),
+        cell("import os, time\nfrom pathlib import Path\nfrom simpsons_llm.machine.device import find_ranks\nr = find_ranks()\n"
+             "if when == 'after':\n    from simpsons_llm.machine.device import *\n    from simpsons_llm.machine.distributed import *\n    join_group(r, find_device('cpu'))\n    gather(None)\nprint(r, os.environ['MASTER_PORT'])"),
         cell("if r.rank == 1 and how != 'ok':\n    time.sleep(2*(when == 'before'))\n    Path('grief').write_text(str(time.time()))\n    if how == 'raise': raise ValueError('the film is torn')\n    if how == 'exit': os._exit(7)\n"
              "    os.kill(os.getpid() if how == 'kill' else os.getppid(), 9); time.sleep(100)\nif how != 'ok':\n    gather(None) if when == 'after' else time.sleep(100)\nprint('the end')")]), path)
 
@@ -183,7 +183,7 @@ def test_an_interrupted_run_says_so(data, tmp_path):
 def test_two_jobs_at_once_do_not_meet(tmp_path):
     cell = nbformat.v4.new_code_cell
     nbformat.write(nbformat.v4.new_notebook(cells=[cell("word = 'none'", metadata={"tags": ["parameters"]}), cell(
-        "from simpsons_llm.device import *\nfrom simpsons_llm.distributed import *\nr = find_ranks()\njoin_group(r, find_device('cpu'))\nprint(gather(word))")]), tmp_path/"own.ipynb")
+        "from simpsons_llm.machine.device import *\nfrom simpsons_llm.machine.distributed import *\nr = find_ranks()\njoin_group(r, find_device('cpu'))\nprint(gather(word))")]), tmp_path/"own.ipynb")
     jobs = {word: subprocess.Popen([*CLI, "launch", "-n", "2", "own.ipynb", "--out", word, "-p", "word", word], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for word in ("doh", "woohoo")}
     for word, p in jobs.items():
         out, error = p.communicate(timeout=120)

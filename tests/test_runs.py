@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 from conftest import CLI, TINY, same
-from simpsons_llm.execute import run_chapter
-from simpsons_llm.finetune import FinetuneConfig, finetune
-from simpsons_llm.history import checkpoints, last_checkpoint
-from simpsons_llm.infer import InferConfig, infer
-from simpsons_llm.job import HELD, LOCK, hold_folder, read_json, read_jsonl, read_lock
-from simpsons_llm.launch import launch
-from simpsons_llm.lifecycle import costs, plan
-from simpsons_llm.loop import LoopConfig, loop
-from simpsons_llm.prepare import PrepareConfig, load_data, prepare
-from simpsons_llm.publish import export
+from simpsons_llm.ranks.execute import run_chapter
+from simpsons_llm.train.finetune import FinetuneConfig, finetune
+from simpsons_llm.train.history import checkpoints, last_checkpoint
+from simpsons_llm.model.infer import InferConfig, infer
+from simpsons_llm.machine.job import HELD, LOCK, hold_folder, read_json, read_jsonl, read_lock
+from simpsons_llm.ranks.launch import launch
+from simpsons_llm.train.lifecycle import costs, plan
+from simpsons_llm.train.loop import LoopConfig, loop
+from simpsons_llm.data.prepare import PrepareConfig, load_data, prepare
+from simpsons_llm.talk.publish import export
 
 ENGINES = {"trainer": (FinetuneConfig, finetune), "loop": (LoopConfig, loop)}
 SCRIPT = "\n\n".join(
@@ -36,7 +36,7 @@ def files(folder):
 
 # ---- one job at a time ----------------------------------------------------------------------------------------------
 
-HOLDER = "import sys; from simpsons_llm.job import hold_folder\nwith hold_folder(sys.argv[1], 'finetune', *map(__import__('pathlib').Path, sys.argv[2:])): print('held', flush=True); sys.stdin.read()"
+HOLDER = "import sys; from simpsons_llm.machine.job import hold_folder\nwith hold_folder(sys.argv[1], 'finetune', *map(__import__('pathlib').Path, sys.argv[2:])): print('held', flush=True); sys.stdin.read()"
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_a_process_below_may_work_in_a_folder_that_is_held_and_keeps_it(tmp_path
         below.kill()
         below.communicate()
     assert not (tmp_path/"x").exists() and HELD not in os.environ
-    above = "import os, subprocess, sys; from simpsons_llm.job import hold_folder\nwith hold_folder(sys.argv[1], 'launch'): print(subprocess.Popen([sys.executable, '-c', sys.argv[2], sys.argv[1]], stdin=subprocess.PIPE).pid, flush=True); sys.stdin.read()"
+    above = "import os, subprocess, sys; from simpsons_llm.machine.job import hold_folder\nwith hold_folder(sys.argv[1], 'launch'): print(subprocess.Popen([sys.executable, '-c', sys.argv[2], sys.argv[1]], stdin=subprocess.PIPE).pid, flush=True); sys.stdin.read()"
     parent = subprocess.Popen([sys.executable, "-c", above, str(tmp_path/"y"), HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     child = int(parent.stdout.readline())
     try:
@@ -112,7 +112,7 @@ def test_a_process_below_may_work_in_a_folder_that_is_held_and_keeps_it(tmp_path
 
 DIE = """
 import json, os, signal, sys, torch
-from simpsons_llm.finetune import *; from simpsons_llm.loop import *
+from simpsons_llm.train.finetune import *; from simpsons_llm.train.loop import *
 engine, how, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started the tests with Ctrl-C switched off
 saved, save = [], torch.save
@@ -171,7 +171,7 @@ def script(tmp_path):
 def test_an_estimate_writes_nowhere(script, tmp_path, monkeypatch):
     "Neither beside a finished run's data, nor into a new folder, nor into the cache."
     monkeypatch.setenv("SIMPSONS_LLM_CACHE", str(tmp_path/"cache"))
-    monkeypatch.setattr("simpsons_llm.lifecycle.estimate_run", lambda job: __import__("dataclasses").replace(job.told, step_s=1.0, tokens_per_s=1.0, tflop_per_s=1.0))
+    monkeypatch.setattr("simpsons_llm.train.lifecycle.estimate_run", lambda job: __import__("dataclasses").replace(job.told, step_s=1.0, tokens_per_s=1.0, tflop_per_s=1.0))
     config = FinetuneConfig(data=script, run=str(tmp_path/"x"), max_steps=1, **TINY)
     before = files(tmp_path)
     assert "steps" in costs(config)["the run:"] and files(tmp_path) == before and not (tmp_path/"x").exists()
@@ -216,9 +216,9 @@ def homer(data, tmp_path_factory):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_tokens_of_two_kinds_are_told_apart_and_like_is_compared_with_like(engine, homer, tmp_path, capsys):
     "At a rate that moves nothing, the perplexity of an epoch in training is that of the training scenes as they are scored."
-    from simpsons_llm.device import find_device, find_ranks
-    from simpsons_llm.evaluate import heldout_loss
-    from simpsons_llm.model import tiny_model
+    from simpsons_llm.machine.device import find_device, find_ranks
+    from simpsons_llm.model.loss import heldout_loss
+    from simpsons_llm.model.base import tiny_model
     config, train = ENGINES[engine]
     config = config(data=homer, run=str(tmp_path/"x"), epochs=1, eval_steps=1000, global_batch_size=8, **{**TINY, "learning_rate": 1e-12, "max_seq_len": 900})
     summary = train(config)
@@ -256,12 +256,12 @@ def test_before_and_after_are_computed_in_the_same_format(script, tmp_path):
 
 def test_costs_of_several_ranks_count_what_they_exchange_and_what_loading_takes(data, monkeypatch):
     from dataclasses import replace
-    from simpsons_llm.device import Ranks, find_device
-    import simpsons_llm.lifecycle as L
+    from simpsons_llm.machine.device import Ranks, find_device
+    import simpsons_llm.train.lifecycle as L
     monkeypatch.setattr(L, "on_main", lambda ranks, do: do())
     big = dict(data=data, mode="full", max_steps=1, global_batch_size=4, **{**TINY, "max_seq_len": 200})
     def told(config, n, device=find_device("cpu")): return plan(config, Ranks(0, 0, n, n), device).told
-    monkeypatch.setattr("simpsons_llm.cost.peak_memory_gib", lambda device: 0.0)  # what this process uses meanwhile does not matter here
+    monkeypatch.setattr("simpsons_llm.train.cost.peak_memory_gib", lambda device: 0.0)  # what this process uses meanwhile does not matter here
     one, ddp = told(FinetuneConfig(sharding="none", **big), 1), told(FinetuneConfig(sharding="none", **big), 2)
     alone = told(FinetuneConfig(sharding="none", **{**big, "global_batch_size": 2}), 1)  # the same number of micro-batches on a rank
     assert ddp.peak_mem_gib == pytest.approx(alone.peak_mem_gib + alone.gradients_gib) and one.peak_mem_gib >= alone.peak_mem_gib

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simpsons_llm.lines import COLUMNS, decode, read_table, recover_row
-from simpsons_llm.script import READERS, find_format, parse_lines, read_fountain, read_script, read_text
+from simpsons_llm.data.lines import COLUMNS, decode, read_table, recover_row
+from simpsons_llm.data.formats import READERS, find_format, parse_lines, read_fountain, read_script, read_text
 
 ROW = dict(zip(COLUMNS, ["1", "1", "1", "Homer Simpson: (EATING) Mmm, pie.", "0", "true", "1", "1", "Homer Simpson", "Home", "Mmm, pie.", "mmm pie", "2"]))
 
@@ -86,7 +86,7 @@ def test_json_in_both_spellings_and_context_that_is_not_learned(tmp_path):
 
 def test_records_of_one_speaker_come_back_as_whole_scenes(tmp_path):
     "Other people's lines lie between: contexts overlap, and no line may land in two scenes."
-    from simpsons_llm.prepare import samples_of
+    from simpsons_llm.data.prepare import samples_of
     script = read_script("springfield")
     (tmp_path/"x.json").write_text(json.dumps(samples_of(script.scenes, ["Homer Simpson"], context_lines=10)))
     again = read_script(tmp_path/"x.json")
@@ -179,7 +179,7 @@ def test_what_a_file_is(name, text, kind): assert find_format(name, text) == kin
 
 
 def test_a_speaker_whose_name_holds_a_colon_comes_back_from_samples(tmp_path):
-    from simpsons_llm.prepare import samples_of
+    from simpsons_llm.data.prepare import samples_of
     rows = [{**ROW, "number": n, "raw_character_text": who, "raw_text": f"{who}: Line {n}.", "spoken_words": f"Line {n}."} for n, who in enumerate(["Robot: Two", "Bart", "Robot: Two", "Bart"])]
     script = read_table(table(*rows), "x")
     (tmp_path/"x.json").write_text(json.dumps(samples_of(script.scenes)))

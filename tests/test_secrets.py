@@ -5,8 +5,8 @@ import sys
 import nbformat
 import pytest
 
-from simpsons_llm.cli import main
-from simpsons_llm.launch import CARRIED, LAUNCHERS, is_secret, launch_commands, mpi_kind, read_hosts
+from simpsons_llm.machine.cli import main
+from simpsons_llm.ranks.launch import CARRIED, LAUNCHERS, is_secret, launch_commands, mpi_kind, read_hosts
 
 SECRET = {"HF_TOKEN": "hf_abcdefgh", "HF_HUB_TOKEN": "hf_ijklmnop", "SIMPSONS_LLM_API_KEY": "key-qrstuvwx", "CCL_password": "open-sesame", "HF_APIKEY": "yzyzyzyz", "HF_ENDPOINT": "https://me:swordfish@hub.example"}
 OPEN = {"TOKENIZERS_PARALLELISM": "false", "HF_HOME": "/hub", "HF_TOKEN_PATH": "/hub/token", "OMP_NUM_THREADS": "3", "PATH": "/bin", "NCCL_DEBUG": "INFO", "MASTER_ADDR": "a", "FI_PROVIDER": "tcp"}

@@ -8,8 +8,8 @@ import torch
 from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from simpsons_llm.lora import LoRALinear, LoRASettings, add_lora, find_targets, peft_config
-from simpsons_llm.spectra import (add_changes, best_of_rank, effective_rank, layer_weights, noise_like, plot_spectra, rank_for, shares_held,
+from simpsons_llm.lora.layer import LoRALinear, LoRASettings, add_lora, find_targets, peft_config
+from simpsons_llm.lora.spectra import (add_changes, best_of_rank, effective_rank, layer_weights, noise_like, plot_spectra, rank_for, shares_held,
                                   singular_values, spectra_table, weight_changes)
 
 matplotlib.use("Agg")

@@ -13,19 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import TINY
-from simpsons_llm import infer as I
-from simpsons_llm.device import Draws, find_device
-from simpsons_llm.finetune import FinetuneConfig, finetune
-from simpsons_llm.history import perplexities, text_samples, what_was_said
-from simpsons_llm.infer import Sampling, answer_text, before_after, bench_answer, finish_lines, heldout_moments, spoken, stream_line
-from simpsons_llm.job import read_json, read_jsonl
-from simpsons_llm.lines import Line, Scene
-from simpsons_llm.loop import LoopConfig, loop
-from simpsons_llm.model import tiny_model
-from simpsons_llm.ollama import chat_go, chat_parts
-from simpsons_llm.prepare import PrepareConfig, load_data, prepare
-from simpsons_llm.prompt import CHATML, DATE, SILENCE, TextMaker, byte_tokenizer, chat_system, on_day, prompt_ids, small_tokenizer, with_date
-from simpsons_llm.samples import audit, cache_key, row_samples, scene_samples
+from simpsons_llm.model import infer as I
+from simpsons_llm.machine.device import Draws, find_device
+from simpsons_llm.train.finetune import FinetuneConfig, finetune
+from simpsons_llm.train.history import perplexities, text_samples, what_was_said
+from simpsons_llm.model.infer import Sampling, answer_text, before_after, bench_answer, finish_lines, heldout_moments, spoken, stream_line
+from simpsons_llm.machine.job import read_json, read_jsonl
+from simpsons_llm.data.lines import Line, Scene
+from simpsons_llm.train.loop import LoopConfig, loop
+from simpsons_llm.model.base import tiny_model
+from simpsons_llm.talk.ollama import chat_go, chat_parts
+from simpsons_llm.data.prepare import PrepareConfig, load_data, prepare
+from simpsons_llm.data.prompt import CHATML, DATE, SILENCE, TextMaker, byte_tokenizer, chat_system, on_day, prompt_ids, small_tokenizer, with_date
+from simpsons_llm.data.samples import audit, cache_key, row_samples, scene_samples
 
 ENGINES = [(FinetuneConfig, finetune), (LoopConfig, loop)]
 LINES = [Line(0, 0, "Marge Simpson", "Homer, the dog is wearing your tie again.")]
@@ -64,7 +64,7 @@ def test_scenes_of_one_line_are_learned_and_asked(kind, tmp_path, capsys):
         assert len(told) == 2 and all(r["before"] == "" and r["speaker"] in ("Homer", "Marge") for rows in told for r in rows)
         assert {r["real"] for r in told[0]} & {s.lines[0].text for s in parts["valid"]}       # one of them really says something there
         assert list(what_was_said(run)["before"]) == [""]*2 and list(perplexities(run).index) == [0, 2]
-    from simpsons_llm.cli import main
+    from simpsons_llm.machine.cli import main
     capsys.readouterr()
     assert main(["infer", "--adapter", str(tmp_path/"finetune"/"adapter"), "--data", str(tmp_path/"data"), "--speaker", "Homer", "--max-new-tokens", "3", "--out", str(tmp_path/"said"), ""]) == 0
     rows = read_json(tmp_path/"said"/"answers.json")["before_after"]
@@ -144,7 +144,7 @@ def test_a_fixed_date_changes_nothing_else_of_a_template(start, monkeypatch):
 
 def test_notes_and_exports_keep_the_date(tmp_path, data, monkeypatch):
     "The notes name it; a published template writes it in anybody's hands."
-    import simpsons_llm.publish as P
+    import simpsons_llm.talk.publish as P
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     run = tmp_path/"run"
     finetune(FinetuneConfig(data=data, run=str(run), max_steps=1, eval_steps=1, **TINY))
@@ -295,7 +295,7 @@ def test_a_reader_who_has_had_enough_ends_the_drawing(tiny):
 
 
 def test_a_program_may_end_while_a_reader_is_half_way():
-    code = ("from simpsons_llm.infer import *; from simpsons_llm.model import tiny_model; from simpsons_llm.prompt import TextMaker\nmodel, tokenizer = tiny_model()\n"
+    code = ("from simpsons_llm.model.infer import *; from simpsons_llm.model.base import tiny_model; from simpsons_llm.data.prompt import TextMaker\nmodel, tokenizer = tiny_model()\n"
             "reader = stream_line(model, TextMaker(tokenizer), '', [], 'Moe', Sampling(max_new_tokens=400))\nprint(len(next(reader)) > 0)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout == "True\n", done.stderr

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import simpsons_llm.model as M
-from simpsons_llm.device import find_device
-from simpsons_llm.fsdp import load_weights
-from simpsons_llm.lora import LoRASettings
-from simpsons_llm.prompt import small_tokenizer
+import simpsons_llm.model.base as M
+from simpsons_llm.machine.device import find_device
+from simpsons_llm.train.sharding import load_weights
+from simpsons_llm.lora.layer import LoRASettings
+from simpsons_llm.data.prompt import small_tokenizer
 from test_ollama import write_gguf
 
 CPU = find_device("cpu", "float32")
@@ -309,7 +309,7 @@ def test_checkpoints_keep_tied_weights_once_and_experts_one_by_one(tmp_path):
 def test_a_run_is_not_resumed_from_half_a_checkpoint(data, tmp_path, mode):
     "With Trainer, which would only warn; the loop reads checkpoints with the same function."
     from conftest import TINY, cut
-    from simpsons_llm.finetune import FinetuneConfig, finetune
+    from simpsons_llm.train.finetune import FinetuneConfig, finetune
     small = {k: v for k, v in TINY.items() if mode == "lora" or k not in ("r", "lora_alpha")}
     config = FinetuneConfig(data=data, run=str(tmp_path/"x"), mode=mode, max_steps=3, eval_steps=1, **small)
     finetune(config)
@@ -320,7 +320,7 @@ def test_a_run_is_not_resumed_from_half_a_checkpoint(data, tmp_path, mode):
 
 
 def test_an_export_is_read_back_whole(adapter, tmp_path, monkeypatch):
-    import simpsons_llm.publish as P
+    import simpsons_llm.talk.publish as P
     _, folder = adapter
     write = P.write_model
     def lose(model, maker, dtype, out, sampling): write(model, maker, dtype, out, sampling); change(out/"model.safetensors", without("layers.1."))
@@ -332,8 +332,8 @@ def test_an_export_is_read_back_whole(adapter, tmp_path, monkeypatch):
 # What lies in a folder
 
 def test_answering_and_publishing_find_the_same(run, tmp_path, capsys):
-    from simpsons_llm.cli import main
-    from simpsons_llm.infer import InferConfig, infer
+    from simpsons_llm.machine.cli import main
+    from simpsons_llm.model.infer import InferConfig, infer
     folder, _ = run
     ask = dict(sampling="greedy", max_new_tokens=8, device="cpu")
     assert infer(InferConfig(adapter=str(folder), **ask))["answers"] == infer(InferConfig(adapter=str(folder/"adapter"), **ask))["answers"]

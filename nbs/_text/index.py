@@ -132,8 +132,8 @@ if demo:
 # ## As a library
 
 # %%
-from simpsons_llm.prepare import split_scenes
-from simpsons_llm.script import read_script
+from simpsons_llm.data.prepare import split_scenes
+from simpsons_llm.data.formats import read_script
 
 script = read_script("springfield")
 {name: sum(len(s.lines) for s in part) for name, part in split_scenes(script.scenes).items()}
