@@ -1,4 +1,5 @@
 "The book as a whole: made files are up to date, notebooks and data are fit to ship."
+
 import ast
 import json
 import re
@@ -11,11 +12,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CHAPTERS = sorted((ROOT/"nbs").glob("[0-9]_*/[0-9]*.ipynb"))  # in the order of the book
-NOTEBOOKS = [ROOT/"nbs"/"index.ipynb", *CHAPTERS]
+CHAPTERS = sorted((ROOT / "nbs").glob("[0-9]_*/[0-9]*.ipynb"))  # in the order of the book
+NOTEBOOKS = [ROOT / "nbs" / "index.ipynb", *CHAPTERS]
 
 
-def cells(path): return json.loads(path.read_text(encoding="utf8"))["cells"]
+def cells(path):
+    return json.loads(path.read_text(encoding="utf8"))["cells"]
 
 
 def test_modules_twins_and_readme_are_up_to_date():
@@ -40,34 +42,49 @@ def test_notebook_is_fit_to_read(path):
 
 
 def test_job_chapters_have_the_parameters_of_their_dataclass():
+    from simpsons_llm.data.prepare import PrepareConfig
+    from simpsons_llm.machine.job import field_help, find_chapter, same_parameters
+    from simpsons_llm.model.infer import InferConfig
     from simpsons_llm.ranks.collectives import CollectivesConfig
     from simpsons_llm.train.finetune import FinetuneConfig
-    from simpsons_llm.model.infer import InferConfig
-    from simpsons_llm.machine.job import field_help, find_chapter, same_parameters
     from simpsons_llm.train.loop import LoopConfig
-    from simpsons_llm.data.prepare import PrepareConfig
-    for cls, name in ((PrepareConfig, "prepare"), (InferConfig, "infer"), (LoopConfig, "loop"), (FinetuneConfig, "finetune"), (CollectivesConfig, "collectives")):
+
+    for cls, name in (
+        (PrepareConfig, "prepare"),
+        (InferConfig, "infer"),
+        (LoopConfig, "loop"),
+        (FinetuneConfig, "finetune"),
+        (CollectivesConfig, "collectives"),
+    ):
         assert same_parameters(cls, name)
-        source = "".join(next(c["source"] for c in cells(find_chapter(name)) if "parameters" in c["metadata"].get("tags", [])))
+        source = "".join(
+            next(c["source"] for c in cells(find_chapter(name)) if "parameters" in c["metadata"].get("tags", []))
+        )
         comments = dict(re.findall(r"^(\w+) = .*?\s# (.*)$", source, re.M))
         assert comments == field_help(cls)  # the same words, too
 
 
-PACKAGE = ROOT/"simpsons_llm"
-MODULES = {p.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): p for p in PACKAGE.glob("*/[a-z]*.py")}  # "data.prompt": its file
+PACKAGE = ROOT / "simpsons_llm"
+# "data.prompt": its file
+MODULES = {p.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): p for p in PACKAGE.glob("*/[a-z]*.py")}
 
 
 def own_imports(path):
     "Modules of the package that a module or chapter imports, wherever it does."
-    tree, part = ast.parse(path if isinstance(path, str) else path.read_text(encoding="utf8")), "" if isinstance(path, str) else path.parent.name
+    tree, part = (
+        ast.parse(path if isinstance(path, str) else path.read_text(encoding="utf8")),
+        "" if isinstance(path, str) else path.parent.name,
+    )
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import): names = [a.name for a in node.names]
+        if isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom):
-            above = ["simpsons_llm", part][:3 - node.level] if node.level else []
+            above = ["simpsons_llm", part][: 3 - node.level] if node.level else []
             module = ".".join([*above, *filter(None, [node.module])])
             names = [module, *(f"{module}.{a.name}" for a in node.names)]
-        else: continue
+        else:
+            continue
         found |= {n.removeprefix("simpsons_llm.") for n in names if n.startswith("simpsons_llm.")}
     return found & MODULES.keys()
 
@@ -79,23 +96,30 @@ def test_chapters_have_their_place():
     made = {}
     for path in CHAPTERS:
         exported = re.findall(r"^#\| default_exp (.+)$", "\n".join("".join(c["source"]) for c in cells(path)), re.M)
-        if path.parent.name == "0_start": assert not exported
-        else: assert exported == [f"{path.parent.name[2:]}.{path.stem[3:]}"], path
+        if path.parent.name == "0_start":
+            assert not exported
+        else:
+            assert exported == [f"{path.parent.name[2:]}.{path.stem[3:]}"], path
         made.update(dict.fromkeys(exported))
     assert made.keys() == MODULES.keys()
     for part in {p.parent for p in MODULES.values()}:
-        said = ast.get_docstring(ast.parse((part/"__init__.py").read_text(encoding="utf8")))
-        assert len([l for l in said.splitlines() if l]) == 3, f"{part.name}/__init__.py says in three lines what lives there"
+        said = ast.get_docstring(ast.parse((part / "__init__.py").read_text(encoding="utf8")))
+        assert len([line for line in said.splitlines() if line]) == 3, (
+            f"{part.name}/__init__.py says in three lines what lives there"
+        )
 
 
 def test_imports_go_down_the_book():
     "A module imports chapters that stand before its own, and the machine room, which knows no other part; the command line alone knows everyone."
     place = {f"{p.parent.name[2:]}.{p.stem[3:]}": i for i, p in enumerate(CHAPTERS) if p.parent.name != "0_start"}
     for name, path in MODULES.items():
-        if name == "machine.cli": continue
+        if name == "machine.cli":
+            continue
         for other in own_imports(path) - {name}:
             below = place[other] < place[name]
-            assert other != "machine.cli" and (below if name.startswith("machine.") == other.startswith("machine.") else other.startswith("machine.")), f"{name} imports {other}"
+            assert other != "machine.cli" and (
+                below if name.startswith("machine.") == other.startswith("machine.") else other.startswith("machine.")
+            ), f"{name} imports {other}"
 
 
 def test_no_circle_of_imports():
@@ -107,43 +131,84 @@ def test_no_circle_of_imports():
 def test_import_and_help_are_quick():
     "The package imports nothing heavy."
     code = "import sys, simpsons_llm, simpsons_llm.machine.cli, simpsons_llm.train.finetune, simpsons_llm.model.infer; print([m for m in ('torch','transformers','pandas','matplotlib','datasets','gradio') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_the_script_is_what_it_promises():
     "Columns of the public table, enough episodes, scenes, lines and speakers; derived columns agree with the text."
     import csv
-    from simpsons_llm.data.lines import COLUMNS
+
     from simpsons_llm.data.formats import read_script
+    from simpsons_llm.data.lines import COLUMNS
+
     script = read_script("springfield")
-    assert len({s.episode for s in script.scenes}) >= 24 and len(script.scenes) >= 72 and len(script.lines) >= 1200 and len(script.speakers) >= 20
+    assert (
+        len({s.episode for s in script.scenes}) >= 24
+        and len(script.scenes) >= 72
+        and len(script.lines) >= 1200
+        and len(script.speakers) >= 20
+    )
     account = script.account()
-    assert account["rejected"] == 0 and account["direction"] > 50 and account["wordless"] > 5 and account["heading"] >= 72
+    assert (
+        account["rejected"] == 0 and account["direction"] > 50 and account["wordless"] > 5 and account["heading"] >= 72
+    )
     rows = list(csv.DictReader(open(script.path, encoding="utf8")))
     assert tuple(rows[0]) == COLUMNS and [int(r["id"]) for r in rows] == list(range(1, len(rows) + 1))
     for r in rows:
         if r["speaking_line"] == "true":
-            said = re.sub(r"\s+([.,!?])", r"\1", " ".join(re.sub(r"\([^)]*\)", "", r["raw_text"].split(": ", 1)[1]).split()))
+            said = re.sub(
+                r"\s+([.,!?])", r"\1", " ".join(re.sub(r"\([^)]*\)", "", r["raw_text"].split(": ", 1)[1]).split())
+            )
             assert said == r["spoken_words"] and r["raw_text"].startswith(r["raw_character_text"] + ": ")
             assert (r["word_count"] or "0") == str(len(r["normalized_text"].split()))
-        else: assert not r["spoken_words"] and r["raw_text"].startswith("(")
+        else:
+            assert not r["spoken_words"] and r["raw_text"].startswith("(")
 
 
 def test_the_script_repeats_no_sentence():
     "A sentence of four words or more stands in it once: what a model learns by heart cannot pass for style."
     from collections import Counter
+
     from simpsons_llm.data.formats import read_script
-    sentences = Counter(" ".join(re.sub(r"[^a-z0-9 ]", "", s.lower()).split()) for l in read_script("springfield").lines for s in re.split(r"(?<=[.!?])\s+", l.text))
+
+    sentences = Counter(
+        " ".join(re.sub(r"[^a-z0-9 ]", "", s.lower()).split())
+        for line in read_script("springfield").lines
+        for s in re.split(r"(?<=[.!?])\s+", line.text)
+    )
     assert not [s for s, n in sentences.items() if n > 1 and len(s.split()) >= 4]
 
 
 def test_the_wheel_carries_chapters_and_data(tmp_path):
     "An installed package runs its chapters without a checkout; it is built from the source archive, which must have all that belongs in it."
     top = ("setup.py", "settings.ini", "MANIFEST.in", "README.md", "LICENSE")
-    for name in top: shutil.copy2(ROOT/name, tmp_path/name)
-    for name in ("nbs", "simpsons_llm"): shutil.copytree(ROOT/name, tmp_path/name, ignore=shutil.ignore_patterns("runs", "__pycache__"))
-    subprocess.run([sys.executable, "setup.py", "-q", "sdist", "-d", "archive"], cwd=tmp_path, check=True, capture_output=True)
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), *map(str, (tmp_path/"archive").glob("*.tar.gz"))], check=True, capture_output=True)
+    for name in top:
+        shutil.copy2(ROOT / name, tmp_path / name)
+    for name in ("nbs", "simpsons_llm"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("runs", "__pycache__"))
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "sdist", "-d", "archive"], cwd=tmp_path, check=True, capture_output=True
+    )
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            str(tmp_path),
+            *map(str, (tmp_path / "archive").glob("*.tar.gz")),
+        ],
+        check=True,
+        capture_output=True,
+    )
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    assert {f"simpsons_llm/chapters/{p.parent.name}/{p.name}" for p in CHAPTERS} | {f"simpsons_llm/chapters/_results/{p.name}" for p in (ROOT/"nbs"/"_results").iterdir()} <= set(names)
+    assert {f"simpsons_llm/chapters/{p.parent.name}/{p.name}" for p in CHAPTERS} | {
+        f"simpsons_llm/chapters/_results/{p.name}" for p in (ROOT / "nbs" / "_results").iterdir()
+    } <= set(names)
     assert "simpsons_llm/data/springfield.csv" in names and not any(n.startswith(("tests/", "nbs/")) for n in names)

@@ -1,13 +1,26 @@
 "Costs: counted as they are, refused before anything is loaded, and told in settings that help."
+
 from dataclasses import replace
 
 import pytest
 import torch
 
-from simpsons_llm.train.cost import Recipe, count, count_step, estimate, live_memory, make_batch, milder, parameter_counts, require_room, room_gib, short_config
-from simpsons_llm.machine.device import find_device
 from simpsons_llm.lora.layer import LoRASettings
+from simpsons_llm.machine.device import find_device
 from simpsons_llm.model.base import load_config
+from simpsons_llm.train.cost import (
+    Recipe,
+    count,
+    count_step,
+    estimate,
+    live_memory,
+    make_batch,
+    milder,
+    parameter_counts,
+    require_room,
+    room_gib,
+    short_config,
+)
 
 CPU = find_device("cpu", "float32")
 TINY = load_config("tiny")
@@ -19,68 +32,106 @@ def deep(layers):
     return config
 
 
-RECIPES = {"flat": Recipe(seq_lens=(120, 80)), "padded": Recipe(seq_lens=(120, 80), packed=False), "few learned": Recipe(seq_lens=(120, 80), learned=7), "q": Recipe(lora=LoRASettings(2, 4, 0.1, "q_proj"), seq_lens=(64,)),
-           "dora": Recipe(lora=LoRASettings(4, 8, use_dora=True), seq_lens=(64, 64)), "checkpointing": Recipe(seq_lens=(120, 80), gradient_checkpointing=True), "full": Recipe(lora=None, seq_lens=(64, 64)),
-           "accumulated": Recipe(lora=None, seq_lens=(64,), gradient_accumulation_steps=3)}
+RECIPES = {
+    "flat": Recipe(seq_lens=(120, 80)),
+    "padded": Recipe(seq_lens=(120, 80), packed=False),
+    "few learned": Recipe(seq_lens=(120, 80), learned=7),
+    "q": Recipe(lora=LoRASettings(2, 4, 0.1, "q_proj"), seq_lens=(64,)),
+    "dora": Recipe(lora=LoRASettings(4, 8, use_dora=True), seq_lens=(64, 64)),
+    "checkpointing": Recipe(seq_lens=(120, 80), gradient_checkpointing=True),
+    "full": Recipe(lora=None, seq_lens=(64, 64)),
+    "accumulated": Recipe(lora=None, seq_lens=(64,), gradient_accumulation_steps=3),
+}
 
 
 @pytest.mark.parametrize("name", ["flat", "dora", "checkpointing", "accumulated"])
 def test_few_layers_tell_all(name):
     "Counted with two and three layers, or with all five: the same."
     whole, told = count_step(deep(5), RECIPES[name], CPU), count(deep(5), RECIPES[name], CPU)
-    for k in whole: assert told[k] == pytest.approx(whole[k], rel=0.03), k
+    for k in whole:
+        assert told[k] == pytest.approx(whole[k], rel=0.03), k
 
 
 def real_step(config, recipe):
     "The same with real numbers: what is alive, and what autograd says that it saved."
     from simpsons_llm.train.config import make_optimizer
     from simpsons_llm.train.cost import build, micro_step, update
+
     model = build(config, recipe, "float32", torch.device("cpu"))
-    optimizer, batch, saved, found, live = make_optimizer(model, 1e-5), make_batch(recipe, torch.device("cpu")), {}, {}, live_memory()
-    def keep(t): saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes(); return t
+    optimizer, batch, saved, found, live = (
+        make_optimizer(model, 1e-5),
+        make_batch(recipe, torch.device("cpu")),
+        {},
+        {},
+        live_memory(),
+    )
+
+    def keep(t):
+        saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
     own = [*model.parameters(), *model.buffers(), *[v for v in batch.values() if hasattr(v, "untyped_storage")]]
-    for t in own: live.add(t)
+    for t in own:
+        live.add(t)
     with live:
-        micro_step(model, batch, "float32"); update(model, optimizer)
+        micro_step(model, batch, "float32")
+        update(model, optimizer)
         before = live.peak = live.now
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): micro_step(model, batch, "float32", lambda: found.update(activations=live.now - before))
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            micro_step(model, batch, "float32", lambda: found.update(activations=live.now - before))
         gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
         update(model, optimizer)
     averages = sum(v.nbytes for s in optimizer.state.values() for v in s.values())
-    return {"weights": sum(p.nbytes for p in (*model.parameters(), *model.buffers())), "gradients": gradients, "optimizer": averages, "peak": live.peak, **found}, \
-        sum(n for key, n in saved.items() if key not in {t.untyped_storage().data_ptr() for t in own})
+    return {
+        "weights": sum(p.nbytes for p in (*model.parameters(), *model.buffers())),
+        "gradients": gradients,
+        "optimizer": averages,
+        "peak": live.peak,
+        **found,
+    }, sum(n for key, n in saved.items() if key not in {t.untyped_storage().data_ptr() for t in own})
 
 
 @pytest.mark.parametrize("name", ["flat", "padded", "few learned", "full"])
 def test_counts_are_those_of_a_real_step(name):
     told, (real, saved) = count_step(deep(3), RECIPES[name], CPU), real_step(deep(3), RECIPES[name])
-    for k in real: assert told[k] == pytest.approx(real[k], rel=0.02), k
-    assert saved <= told["activations"]*1.001 and saved > 0.75*told["activations"]
+    for k in real:
+        assert told[k] == pytest.approx(real[k], rel=0.02), k
+    assert saved <= told["activations"] * 1.001 and saved > 0.75 * told["activations"]
 
 
 def test_each_setting_moves_the_cost_the_right_way():
     base = estimate(TINY, Recipe(seq_lens=(400, 400)), CPU)
     assert base.trainable == parameter_counts(TINY, Recipe())[0] and base.tokens == 800 and base.step_s is None
-    of = lambda **kw: estimate(TINY, Recipe(**{"seq_lens": (400, 400), **kw}), CPU)
-    assert of(lora=LoRASettings(64, 128)).trainable == 4*base.trainable
-    assert of(seq_lens=(800,)).flop_per_token > base.flop_per_token                       # longer samples: more attention
-    assert of(seq_lens=(400,)*4).activations_gib == pytest.approx(2*base.activations_gib, rel=0.02)
-    assert of(gradient_checkpointing=True).activations_gib < 0.6*base.activations_gib
-    assert of(gradient_checkpointing=True).flop_per_token > 1.2*base.flop_per_token
+
+    def of(**kw):
+        return estimate(TINY, Recipe(**{"seq_lens": (400, 400), **kw}), CPU)
+
+    assert of(lora=LoRASettings(64, 128)).trainable == 4 * base.trainable
+    # longer samples: more attention
+    assert of(seq_lens=(800,)).flop_per_token > base.flop_per_token
+    assert of(seq_lens=(400,) * 4).activations_gib == pytest.approx(2 * base.activations_gib, rel=0.02)
+    assert of(gradient_checkpointing=True).activations_gib < 0.6 * base.activations_gib
+    assert of(gradient_checkpointing=True).flop_per_token > 1.2 * base.flop_per_token
     assert of(learned=10).activations_gib < base.activations_gib
     full = of(lora=None)
-    assert full.trainable == full.total and full.optimizer_gib == pytest.approx(2*full.gradients_gib, rel=1e-3)
+    assert full.trainable == full.total and full.optimizer_gib == pytest.approx(2 * full.gradients_gib, rel=1e-3)
     four = of(quantization="nf4")
-    assert four.weights_gib < base.weights_gib and four.peak_mem_gib - four.in_use_gib < base.peak_mem_gib - base.in_use_gib and four.trainable == base.trainable
+    assert (
+        four.weights_gib < base.weights_gib
+        and four.peak_mem_gib - four.in_use_gib < base.peak_mem_gib - base.in_use_gib
+        and four.trainable == base.trainable
+    )
 
 
 def test_a_run_that_cannot_fit_is_refused_and_told_what_would(monkeypatch):
-    recipe = Recipe(lora=None, seq_lens=(400,)*8)
+    recipe = Recipe(lora=None, seq_lens=(400,) * 8)
     free = estimate(TINY, recipe, CPU)
-    tight = replace(CPU, memory_gib=free.in_use_gib + (free.peak_mem_gib - free.in_use_gib)*0.7)
-    with pytest.raises(ValueError, match="needs at least .* GiB .* it would fit with micro_batch_size=1"): require_room(TINY, recipe, tight)
+    tight = replace(CPU, memory_gib=free.in_use_gib + (free.peak_mem_gib - free.in_use_gib) * 0.7)
+    with pytest.raises(ValueError, match="needs at least .* GiB .* it would fit with micro_batch_size=1"):
+        require_room(TINY, recipe, tight)
     monkeypatch.setattr("simpsons_llm.train.cost.milder", lambda r: milder(r)[-2:])
-    with pytest.raises(ValueError, match="no setting of this model would fit"): require_room(TINY, recipe, replace(CPU, memory_gib=0.01))
+    with pytest.raises(ValueError, match="no setting of this model would fit"):
+        require_room(TINY, recipe, replace(CPU, memory_gib=0.01))
     assert require_room(TINY, recipe, CPU).trainable == free.trainable
     assert room_gib(replace(CPU, memory_gib=float("nan"))) == float("inf")
     assert room_gib(replace(CPU, type="cuda", memory_gib=80)) < 80
@@ -89,35 +140,64 @@ def test_a_run_that_cannot_fit_is_refused_and_told_what_would(monkeypatch):
 def test_what_would_help_keeps_the_step_the_same_where_it_can():
     recipe = Recipe(seq_lens=(300, 200), learned=100, gradient_accumulation_steps=2)
     words, single = milder(recipe)[0]
-    assert words == "micro_batch_size=1" and single.seq_lens == (300,) and single.gradient_accumulation_steps == 4 and single.learned == 60
-    assert not any("mode=lora" in w for w, _ in milder(recipe)) and any("mode=lora" in w for w, _ in milder(replace(recipe, lora=None)))
+    assert (
+        words == "micro_batch_size=1"
+        and single.seq_lens == (300,)
+        and single.gradient_accumulation_steps == 4
+        and single.learned == 60
+    )
+    assert not any("mode=lora" in w for w, _ in milder(recipe)) and any(
+        "mode=lora" in w for w, _ in milder(replace(recipe, lora=None))
+    )
     assert all("micro_batch_size=1" not in w or len(r.seq_lens) == 1 for w, r in milder(recipe))
 
 
 def test_the_time_of_a_step_is_that_of_all_its_micro_batches(monkeypatch):
     from simpsons_llm.train.cost import with_time
+
     monkeypatch.setattr("simpsons_llm.train.cost.measure", lambda *_: {"micro_s": 0.5, "update_s": 0.1, "peak": 0.0})
     recipe = Recipe(seq_lens=(60, 40), gradient_accumulation_steps=4)
     told = with_time(estimate(TINY, recipe, CPU), TINY, recipe, CPU)
-    assert told.step_s == pytest.approx(4*0.5 + 0.1) and told.tokens == 400 and told.tokens_per_s == pytest.approx(400/2.1)
-    assert told.tflop_per_s == pytest.approx(told.flop_per_token*told.tokens_per_s/1e12)
+    assert (
+        told.step_s == pytest.approx(4 * 0.5 + 0.1)
+        and told.tokens == 400
+        and told.tokens_per_s == pytest.approx(400 / 2.1)
+    )
+    assert told.tflop_per_s == pytest.approx(told.flop_per_token * told.tokens_per_s / 1e12)
 
 
 def test_ranks_that_share_a_model_share_all_but_activations():
     from simpsons_llm.train.cost import in_parts
+
     whole = estimate(TINY, Recipe(lora=None, seq_lens=(64, 64)), CPU)
     part, shared = in_parts(whole, 4), ("weights_gib", "gradients_gib", "optimizer_gib")
-    assert all(getattr(part, n) == pytest.approx(getattr(whole, n)/4) for n in shared) and part.activations_gib == whole.activations_gib
-    assert whole.peak_mem_gib - part.peak_mem_gib == pytest.approx(sum(getattr(whole, n) for n in shared)*3/4) and in_parts(whole, 1) == whole
+    assert (
+        all(getattr(part, n) == pytest.approx(getattr(whole, n) / 4) for n in shared)
+        and part.activations_gib == whole.activations_gib
+    )
+    assert (
+        whole.peak_mem_gib - part.peak_mem_gib == pytest.approx(sum(getattr(whole, n) for n in shared) * 3 / 4)
+        and in_parts(whole, 1) == whole
+    )
 
 
-@pytest.mark.parametrize("wrong, said", [(dict(seq_lens=()), "seq_lens"), (dict(seq_lens=(0,)), "seq_lens"), (dict(gradient_accumulation_steps=0), "gradient_accumulation_steps"), (dict(lora=None, quantization="nf4"), "4-bit")])
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (dict(seq_lens=()), "seq_lens"),
+        (dict(seq_lens=(0,)), "seq_lens"),
+        (dict(gradient_accumulation_steps=0), "gradient_accumulation_steps"),
+        (dict(lora=None, quantization="nf4"), "4-bit"),
+    ],
+)
 def test_impossible_recipes(wrong, said):
-    with pytest.raises(ValueError, match=said): Recipe(**wrong)
+    with pytest.raises(ValueError, match=said):
+        Recipe(**wrong)
 
 
 def test_live_memory_counts_each_storage_once_and_lets_go():
     from torch._subclasses.fake_tensor import FakeTensorMode
+
     with FakeTensorMode(), live_memory() as live:
         a = torch.empty(1000)
         views = [a[i:] for i in range(10)] + [a.view(10, 100)]
@@ -129,32 +209,47 @@ def test_live_memory_counts_each_storage_once_and_lets_go():
 
 def test_the_command(capsys, data):
     from simpsons_llm.machine.cli import main
+
     assert main(["estimate", "--data", data, "--base-model", "tiny", "--max-seq-len", "1200", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
-    for word in ("trainable parameters", "peak memory", "GFLOP per token", "tokens/s", "steps", "training time"): assert word in said, word
+    for word in ("trainable parameters", "peak memory", "GFLOP per token", "tokens/s", "steps", "training time"):
+        assert word in said, word
 
 
 def test_four_bits_are_counted_as_they_are(tmp_path):
     "A real step with a 4-bit base, tensor by tensor, beside the count; skipped where bitsandbytes is missing."
     pytest.importorskip("bitsandbytes")
+    from simpsons_llm.data.packing import use_isolated
+    from simpsons_llm.model.base import add_adapter, load_base, tiny_model
     from simpsons_llm.train.config import make_optimizer
     from simpsons_llm.train.cost import micro_step, update
-    from simpsons_llm.model.base import add_adapter, load_base, tiny_model
-    from simpsons_llm.data.packing import use_isolated
+
     model, tokenizer = tiny_model()
-    model.save_pretrained(tmp_path); tokenizer.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
     recipe, live = Recipe(seq_lens=(300, 200), quantization="nf4"), live_memory()
     told, base = count(load_config(str(tmp_path)), recipe, CPU), load_base(str(tmp_path), CPU, "nf4")[0]
     use_isolated(base)
     model, batch = add_adapter(base, recipe.lora).train(), make_batch(recipe, CPU.torch)
-    states = {id(q): q for m in model.modules() if (q := getattr(getattr(m, "weight", None), "quant_state", None))}.values()  # an adapter's layer shows its base's weight again
+    # an adapter's layer shows its base's weight again
+    states = {
+        id(q): q for m in model.modules() if (q := getattr(getattr(m, "weight", None), "quant_state", None))
+    }.values()
     scales = [t for q in states for t in (q.absmax, q.state2.absmax)]
-    for t in (*model.parameters(), *model.buffers(), *scales): live.add(t)
+    for t in (*model.parameters(), *model.buffers(), *scales):
+        live.add(t)
     weights, optimizer = live.now, make_optimizer(model, 1e-5)
     for v in batch.values():
-        if hasattr(v, "untyped_storage"): live.add(v)
+        if hasattr(v, "untyped_storage"):
+            live.add(v)
     with live:
-        micro_step(model, batch, "float32"); update(model, optimizer)
+        micro_step(model, batch, "float32")
+        update(model, optimizer)
         live.peak = live.now
-        micro_step(model, batch, "float32"); update(model, optimizer)
-    assert len(states) == 14 and told["weights"] == pytest.approx(weights, rel=0.03) and told["peak"] == pytest.approx(live.peak, rel=0.03)
+        micro_step(model, batch, "float32")
+        update(model, optimizer)
+    assert (
+        len(states) == 14
+        and told["weights"] == pytest.approx(weights, rel=0.03)
+        and told["peak"] == pytest.approx(live.peak, rel=0.03)
+    )

@@ -5,9 +5,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import simpsons_llm.model.loss as E
-from simpsons_llm.machine.device import Ranks
 from simpsons_llm.data.packing import use_isolated
 from simpsons_llm.data.samples import Sample
+from simpsons_llm.machine.device import Ranks
 
 SHAPE = dict(
     vocab_size=50,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from simpsons_llm.ranks.execute import ChapterError, JobError, check_parameters, exit_code, plain_value, read_parameters
 from simpsons_llm.machine.job import find_chapter, require
+from simpsons_llm.ranks.execute import ChapterError, JobError, check_parameters, exit_code, plain_value, read_parameters
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import simpsons_llm.train.history as H
-from simpsons_llm.train.config import TrainConfig, run_length
 from simpsons_llm.machine.device import Ranks, find_device
+from simpsons_llm.train.config import TrainConfig, run_length
 
 
 @pytest.fixture
@@ -54,7 +54,8 @@ def test_perplexity_of_an_epoch_is_that_of_its_tokens(tmp_path):
     recorder = H.Recorder(Ranks(), find_device("cpu", "float32"), length, tmp_path, None)
     counts, losses = (10, 20, 110, 120), (7.0, 5.0, 2.0, 4.0)
     recorder.rows = [
-        {"step": k, "train_loss_nats": 9.0, "learned_loss_nats": x, "learned_tokens": n} for k, (n, x) in enumerate(zip(counts, losses), 1)
+        {"step": k, "train_loss_nats": 9.0, "learned_loss_nats": x, "learned_tokens": n}
+        for k, (n, x) in enumerate(zip(counts, losses), 1)
     ]
     assert recorder.train_perplexity(2) == pytest.approx(torch.tensor((10 * 7.0 + 10 * 5.0) / 20).exp().item())
     assert recorder.train_perplexity(4) == pytest.approx(torch.tensor((90 * 2.0 + 10 * 4.0) / 100).exp().item())

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from simpsons_llm.model.infer import Sampling, finish_lines, heldout_moments
+from simpsons_llm.data.formats import read_script
 from simpsons_llm.data.lines import Line, Scene
-from simpsons_llm.model.base import tiny_model
 from simpsons_llm.data.prompt import CHATML, TextMaker, prompt_ids, small_tokenizer
 from simpsons_llm.data.samples import row_samples
-from simpsons_llm.data.formats import read_script
+from simpsons_llm.model.base import tiny_model
+from simpsons_llm.model.infer import Sampling, finish_lines, heldout_moments
 
 SCENE = read_script("springfield").scenes[0]
 REQUESTS = [(SCENE.location, SCENE.lines[:n], "Homer Simpson") for n in (6, 1, 3)]

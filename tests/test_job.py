@@ -73,5 +73,6 @@ def test_set_aside_overwrites_no_earlier_run(tmp_path):
         J.set_aside(tmp_path, ["summary.json", "rank0.ipynb"])
     assert [(tmp_path / "earlier" / n / "summary.json").read_text() for n in "123"] == ["first", "second", "third"]
     (tmp_path / "rank0.ipynb").write_text("third")
-    assert J.set_aside(tmp_path, ["rank0.ipynb"]) == tmp_path / "earlier" / "3"  # another part of the same run
+    # another part of the same run
+    assert J.set_aside(tmp_path, ["rank0.ipynb"]) == tmp_path / "earlier" / "3"
     assert J.set_aside(tmp_path, ["rank0.ipynb"]) is None

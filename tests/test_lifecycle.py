@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-
 from conftest import TINY
+
+from simpsons_llm.data.prompt import TextMaker
 from simpsons_llm.machine.device import find_device
+from simpsons_llm.machine.job import read_json, read_jsonl
+from simpsons_llm.model.base import load_adapter, load_base
 from simpsons_llm.model.loss import heldout_loss
 from simpsons_llm.train.finetune import FinetuneConfig, finetune
-from simpsons_llm.machine.job import read_json, read_jsonl
 from simpsons_llm.train.lifecycle import make_samples, run_data
 from simpsons_llm.train.loop import LoopConfig, loop
-from simpsons_llm.model.base import load_adapter, load_base
-from simpsons_llm.data.prompt import TextMaker
 
 ENGINES = pytest.mark.parametrize(
     "config, train", [(FinetuneConfig, finetune), (LoopConfig, loop)], ids=["trainer", "loop"]
@@ -28,7 +28,8 @@ def test_gradients_are_clipped_before_the_optimizer_sees_them(train, most, data,
     def looked_at(self, *args, **kwargs):
         gradients = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
         if not isinstance(gradients[0], FakeTensor):
-            seen.append(torch.nn.utils.get_total_norm(gradients).item())  # costs are counted without numbers
+            # costs are counted without numbers
+            seen.append(torch.nn.utils.get_total_norm(gradients).item())
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", looked_at)

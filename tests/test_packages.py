@@ -66,7 +66,8 @@ def imported(source, everywhere=True):
 
 def of_modules(everywhere=True):
     return {
-        p.name: imported(p.read_text(encoding="utf8"), everywhere) for p in sorted((ROOT / "simpsons_llm").rglob("*.py"))
+        p.name: imported(p.read_text(encoding="utf8"), everywhere)
+        for p in sorted((ROOT / "simpsons_llm").rglob("*.py"))
     }
 
 
@@ -163,10 +164,10 @@ def fits(ours, theirs):
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
-    from simpsons_llm.machine.device import find_device
-    from simpsons_llm.train.finetune import FinetuneConfig, make_trainer, training_arguments
-    from simpsons_llm.model.base import tiny_model
     from simpsons_llm.data.samples import Sample
+    from simpsons_llm.machine.device import find_device
+    from simpsons_llm.model.base import tiny_model
+    from simpsons_llm.train.finetune import FinetuneConfig, make_trainer, training_arguments
 
     device, samples = find_device("cpu"), [Sample([5, 6, 7], [0.0, 1.0, 1.0])] * 4
     arguments = training_arguments(
@@ -181,7 +182,12 @@ def test_what_we_override_in_trainer_is_there_and_takes_what_ours_takes(trainer)
 
     found = overridden(type(trainer), Trainer)
     private = {name for name, _, theirs in found if theirs and name[0] == "_"}
-    assert {"_get_num_items_in_batch", "_save_checkpoint", "_save_optimizer_and_scheduler", "_load_best_model"} <= private
+    assert {
+        "_get_num_items_in_batch",
+        "_save_checkpoint",
+        "_save_optimizer_and_scheduler",
+        "_load_best_model",
+    } <= private
     assert [name for name, _, theirs in found if theirs is None] == ["shard"], (
         "a method of Trainer that is overridden is not there any more"
     )

@@ -2,11 +2,11 @@
 
 import pytest
 
+from simpsons_llm.data.formats import read_script
 from simpsons_llm.data.lines import Line, Scene
 from simpsons_llm.data.prepare import PrepareConfig, load_data, prepare
 from simpsons_llm.data.prompt import CHATML, READ, TextMaker, byte_tokenizer, small_tokenizer
 from simpsons_llm.data.samples import Sample, cache_key, kept_samples, scene_samples
-from simpsons_llm.data.formats import read_script
 
 SCENES = [s for s in read_script("springfield").scenes if len(s.lines) > 12][:6]
 
@@ -33,7 +33,7 @@ def test_a_window_begins_with_the_end_of_the_one_before_which_is_read_and_not_le
     for scene in SCENES:
         opening, end = maker.heading(scene.location), 0
         blocks = [
-            maker.name(l.speaker) + read + maker.end for l, (read, _) in zip(scene.lines, maker.said(scene.lines))
+            maker.name(line.speaker) + read + maker.end for line, (read, _) in zip(scene.lines, maker.said(scene.lines))
         ]
         windows, too_long = scene_samples([scene], maker, max_seq_len=most, overlap=overlap)
         assert len(windows) > 1 and not too_long

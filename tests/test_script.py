@@ -1,4 +1,5 @@
 "Script files, good and bad."
+
 import csv
 import io
 import json
@@ -8,21 +9,49 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simpsons_llm.data.formats import find_format, parse_lines, read_fountain, read_script, read_text
 from simpsons_llm.data.lines import COLUMNS, decode, read_table, recover_row
-from simpsons_llm.data.formats import READERS, find_format, parse_lines, read_fountain, read_script, read_text
 
-ROW = dict(zip(COLUMNS, ["1", "1", "1", "Homer Simpson: (EATING) Mmm, pie.", "0", "true", "1", "1", "Homer Simpson", "Home", "Mmm, pie.", "mmm pie", "2"]))
+ROW = dict(
+    zip(
+        COLUMNS,
+        [
+            "1",
+            "1",
+            "1",
+            "Homer Simpson: (EATING) Mmm, pie.",
+            "0",
+            "true",
+            "1",
+            "1",
+            "Homer Simpson",
+            "Home",
+            "Mmm, pie.",
+            "mmm pie",
+            "2",
+        ],
+    )
+)
 
 
 def table(*rows, names=COLUMNS):
-    out = io.StringIO(); writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(names); writer.writerows([list(r.values()) if isinstance(r, dict) else r for r in rows])
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([list(r.values()) if isinstance(r, dict) else r for r in rows])
     return out.getvalue()
 
 
 @pytest.mark.parametrize("true,false,empty", [("true", "false", ""), ("TRUE", "FALSE", "NA"), ("True", "False", "")])
 def test_both_public_flavours(true, false, empty):
-    heading = {**{c: empty for c in COLUMNS}, "episode_id": 1, "number": 0, "raw_text": "(Home: int. home - day)", "speaking_line": false, "raw_location_text": "Home"}
+    heading = {
+        **{c: empty for c in COLUMNS},
+        "episode_id": 1,
+        "number": 0,
+        "raw_text": "(Home: int. home - day)",
+        "speaking_line": false,
+        "raw_location_text": "Home",
+    }
     script = read_table(table(heading, {**ROW, "speaking_line": true}), "x")
     assert script.counts == {"spoken": 1, "heading": 1, "direction": 0, "wordless": 0} and not script.rejected
     assert script.scenes[0].lines[0].text == "Mmm, pie." and script.scenes[0].location == "Home"
@@ -30,25 +59,41 @@ def test_both_public_flavours(true, false, empty):
 
 def test_rows_in_any_order_give_the_same_scenes(tmp_path):
     from pathlib import Path
+
     rows = Path(read_script("springfield").path).read_text(encoding="utf8").splitlines()
-    (tmp_path/"x.csv").write_text("\n".join([rows[0], *reversed(rows[1:])]), encoding="utf8")
-    plain = lambda script: [[(l.speaker, l.text) for l in s.lines] for s in script.scenes]
-    assert plain(read_script(tmp_path/"x.csv")) == plain(read_script("springfield"))
+    (tmp_path / "x.csv").write_text("\n".join([rows[0], *reversed(rows[1:])]), encoding="utf8")
+
+    def plain(script):
+        return [[(line.speaker, line.text) for line in s.lines] for s in script.scenes]
+
+    assert plain(read_script(tmp_path / "x.csv")) == plain(read_script("springfield"))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
 def test_encodings_and_line_ends(tmp_path, encoding, newline):
     row = {**ROW, "spoken_words": "Señor café, jalapeño!", "raw_text": "Homer Simpson: Señor café, jalapeño!"}
-    (tmp_path/"x.csv").write_bytes(table(row).replace("\n", newline).encode(encoding))
-    assert read_script(tmp_path/"x.csv").lines[0].text == "Señor café, jalapeño!"
+    (tmp_path / "x.csv").write_bytes(table(row).replace("\n", newline).encode(encoding))
+    assert read_script(tmp_path / "x.csv").lines[0].text == "Señor café, jalapeño!"
 
 
-@pytest.mark.parametrize("change,reason", [
-    ({"episode_id": "one"}, "whole numbers"), ({"number": ""}, "whole numbers"), ({"speaking_line": "maybe"}, "true or false"), ({"raw_character_text": ""}, "no speaker")])
+@pytest.mark.parametrize(
+    "change,reason",
+    [
+        ({"episode_id": "one"}, "whole numbers"),
+        ({"number": ""}, "whole numbers"),
+        ({"speaking_line": "maybe"}, "true or false"),
+        ({"raw_character_text": ""}, "no speaker"),
+    ],
+)
 def test_a_bad_row_is_rejected_with_its_reason(change, reason):
     script = read_table(table(ROW, {**ROW, "number": 2, **change}), "x")
-    assert len(script.rejected) == 1 and reason in script.rejected[0].reason and script.rejected[0].row == 3 and script.counts["spoken"] == 1
+    assert (
+        len(script.rejected) == 1
+        and reason in script.rejected[0].reason
+        and script.rejected[0].row == 3
+        and script.counts["spoken"] == 1
+    )
 
 
 def test_a_row_twice_is_rejected():
@@ -66,62 +111,118 @@ def test_embedded_newlines_stay_on_one_line_and_rows_keep_their_line_numbers():
     assert script.lines[0].text == "Two lines" and script.rejected[0].row == 4
 
 
-@pytest.mark.parametrize("text,says", [
-    ("", "empty"), ("a,b\n1,2", "lacks the columns"), (table(), "no spoken line"), (table({**ROW, "speaking_line": "false"}), "no spoken line"),
-    ("[1, 2", "not valid JSON"), ("[]", "no spoken line"), ('[{"p": "x"}]', "no spoken line"), ("PK\x03\x04\0\0", "binary"), ("{", "not valid JSON")])
+@pytest.mark.parametrize(
+    "text,says",
+    [
+        ("", "empty"),
+        ("a,b\n1,2", "lacks the columns"),
+        (table(), "no spoken line"),
+        (table({**ROW, "speaking_line": "false"}), "no spoken line"),
+        ("[1, 2", "not valid JSON"),
+        ("[]", "no spoken line"),
+        ('[{"p": "x"}]', "no spoken line"),
+        ("PK\x03\x04\0\0", "binary"),
+        ("{", "not valid JSON"),
+    ],
+)
 def test_what_cannot_be_read_is_refused_in_one_sentence(tmp_path, text, says):
-    (tmp_path/"x.csv").write_bytes(text.encode())
-    with pytest.raises(ValueError, match=says) as e: read_script(tmp_path/"x.csv")
+    (tmp_path / "x.csv").write_bytes(text.encode())
+    with pytest.raises(ValueError, match=says) as e:
+        read_script(tmp_path / "x.csv")
     assert "x.csv" in str(e.value) and "\n" not in str(e.value)
 
 
 def test_json_in_both_spellings_and_context_that_is_not_learned(tmp_path):
-    records = [{"p": "Moe: Closed.\nBarney: Since when?", "c": "Moe", "l": "Moe: Since you."}, {"p": "", "c": "Homer", "l": "Hello?"}]
+    records = [
+        {"p": "Moe: Closed.\nBarney: Since when?", "c": "Moe", "l": "Moe: Since you."},
+        {"p": "", "c": "Homer", "l": "Hello?"},
+    ]
     for keys in (("p", "c", "l"), ("instruction", "input", "output")):
-        (tmp_path/"x.json").write_text(json.dumps([dict(zip(keys, r.values())) for r in records]))
-        a, b = read_script(tmp_path/"x.json").scenes
-        assert [(l.speaker, l.text, l.learn) for l in a.lines] == [("Moe", "Closed.", False), ("Barney", "Since when?", False), ("Moe", "Since you.", True)]
-        assert [l.text for l in b.lines] == ["Hello?"]
+        (tmp_path / "x.json").write_text(json.dumps([dict(zip(keys, r.values())) for r in records]))
+        a, b = read_script(tmp_path / "x.json").scenes
+        assert [(line.speaker, line.text, line.learn) for line in a.lines] == [
+            ("Moe", "Closed.", False),
+            ("Barney", "Since when?", False),
+            ("Moe", "Since you.", True),
+        ]
+        assert [line.text for line in b.lines] == ["Hello?"]
 
 
 def test_records_of_one_speaker_come_back_as_whole_scenes(tmp_path):
     "Other people's lines lie between: contexts overlap, and no line may land in two scenes."
     from simpsons_llm.data.prepare import samples_of
+
     script = read_script("springfield")
-    (tmp_path/"x.json").write_text(json.dumps(samples_of(script.scenes, ["Homer Simpson"], context_lines=10)))
-    again = read_script(tmp_path/"x.json")
-    assert [l.text for l in again.lines if l.learn] == [l.text for l in script.lines if l.speaker == "Homer Simpson"]
-    assert max(Counter(l.text for l in again.lines).values()) == max(Counter(l.text for l in script.lines).values())
+    (tmp_path / "x.json").write_text(json.dumps(samples_of(script.scenes, ["Homer Simpson"], context_lines=10)))
+    again = read_script(tmp_path / "x.json")
+    assert [line.text for line in again.lines if line.learn] == [
+        line.text for line in script.lines if line.speaker == "Homer Simpson"
+    ]
+    assert max(Counter(line.text for line in again.lines).values()) == max(
+        Counter(line.text for line in script.lines).values()
+    )
 
 
 def test_an_unclosed_quote_costs_at_most_its_own_row():
     text = table(*[{**ROW, "number": n} for n in range(4)]).splitlines()
-    text[2] = '1,1,1,Homer Simpson: Pie.,0,true,1,1,Homer Simpson,Home,"Pie.,pie,1'  # the quote is never closed, yet the row is certain
+    # the quote is never closed, yet the row is certain
+    text[2] = '1,1,1,Homer Simpson: Pie.,0,true,1,1,Homer Simpson,Home,"Pie.,pie,1'
     script = read_table("\n".join(text), "x")
     assert script.counts["spoken"] == 4 and script.recovered == [3] and not script.rejected
-    text[2] = '1,1,1,Homer Simpson: Cake.,0,true,1,1,Homer Simpson,Home,"Pie.,pie,1'  # what was typed is not what is said
+    # what was typed is not what is said
+    text[2] = '1,1,1,Homer Simpson: Cake.,0,true,1,1,Homer Simpson,Home,"Pie.,pie,1'
     script = read_table("\n".join(text), "x")
-    assert script.counts["spoken"] == 3 and len(script.rejected) == 1 and script.rejected[0].row == 3 and "an unclosed quote?" in script.rejected[0].reason
+    assert (
+        script.counts["spoken"] == 3
+        and len(script.rejected) == 1
+        and script.rejected[0].row == 3
+        and "an unclosed quote?" in script.rejected[0].reason
+    )
 
 
-@pytest.mark.parametrize("row,text", [
-    ('9,1,7,"Homer Simpson: The sign says "closed", Marge.",0,true,2,1,Homer Simpson,Home,"The sign says "closed", Marge.",the sign says closed marge,5', 'The sign says "closed", Marge.'),
-    ('9,1,7,"Homer Simpson: The sign says \\"closed\\".",0,true,2,1,Homer Simpson,Home,"The sign says \\"closed\\".",the sign says closed,4', 'The sign says "closed".'),
-    ('9,1,7,Homer Simpson: (SIGHS) Pie, cake, and more.,0,true,2,1,Homer Simpson,Home,Pie, cake, and more.,pie cake and more,4', "Pie, cake, and more."),
-    ('9,1,7,"Homer Simpson: Pie, cake.",0,true,2,1,"Homer Simpson","Home, Sweet Home",Pie, cake.,pie cake,2', "Pie, cake."),
-    ('9,1,7,"Homer Simpson: A, "b", c, "d, e, f", g, h.",0,TRUE,2,1,Homer Simpson,Home,"A, "b", c, "d, e, f", g, h.",a b c d e f g h,8', 'A, "b", c, "d, e, f", g, h.'),
-    ('9,1,7,(Home, int. kitchen),0,false,,1,,Home,,,', None), ('9,1,7,"(Home: "int. kitchen", day)",0,false,,1,,Home,,,', None)])
+@pytest.mark.parametrize(
+    "row,text",
+    [
+        (
+            '9,1,7,"Homer Simpson: The sign says "closed", Marge.",0,true,2,1,Homer Simpson,Home,"The sign says "closed", Marge.",the sign says closed marge,5',
+            'The sign says "closed", Marge.',
+        ),
+        (
+            '9,1,7,"Homer Simpson: The sign says \\"closed\\".",0,true,2,1,Homer Simpson,Home,"The sign says \\"closed\\".",the sign says closed,4',
+            'The sign says "closed".',
+        ),
+        (
+            "9,1,7,Homer Simpson: (SIGHS) Pie, cake, and more.,0,true,2,1,Homer Simpson,Home,Pie, cake, and more.,pie cake and more,4",
+            "Pie, cake, and more.",
+        ),
+        (
+            '9,1,7,"Homer Simpson: Pie, cake.",0,true,2,1,"Homer Simpson","Home, Sweet Home",Pie, cake.,pie cake,2',
+            "Pie, cake.",
+        ),
+        (
+            '9,1,7,"Homer Simpson: A, "b", c, "d, e, f", g, h.",0,TRUE,2,1,Homer Simpson,Home,"A, "b", c, "d, e, f", g, h.",a b c d e f g h,8',
+            'A, "b", c, "d, e, f", g, h.',
+        ),
+        ("9,1,7,(Home, int. kitchen),0,false,,1,,Home,,,", None),
+        ('9,1,7,"(Home: "int. kitchen", day)",0,false,,1,,Home,,,', None),
+    ],
+)
 def test_a_damaged_row_is_recovered_when_it_is_certain(row, text):
     script = read_table("\n".join([",".join(COLUMNS), *table(ROW).splitlines()[1:], row]), "x")
     assert script.recovered == [3] and not script.rejected and script.account()["kept"] == 1
-    if text: assert script.lines[1].text == text and script.lines[1].location.startswith("Home")
+    if text:
+        assert script.lines[1].text == text and script.lines[1].location.startswith("Home")
 
 
-@pytest.mark.parametrize("row", [
-    '9,1,7,Homer Simpson: Pie, cake.,0,true,2,1,Homer Simpson,Home,Pie, pizza.,pie pizza,2',         # the two texts differ
-    '9,1,7,Pie, cake.,0,true,2,1,Homer Simpson,Home,Pie, cake.,pie cake,2',                         # no speaker in front
-    '9,1,7,Homer Simpson: Pie, cake.,0,maybe,2,1,Homer Simpson,Home,Pie, cake.,pie cake,2',         # neither true nor false
-    '9,1,7,(Home),0,false,,1,,Home, Sweet, Home,,,'])                                               # where does the location end?
+@pytest.mark.parametrize(
+    "row",
+    [
+        "9,1,7,Homer Simpson: Pie, cake.,0,true,2,1,Homer Simpson,Home,Pie, pizza.,pie pizza,2",  # the two texts differ
+        "9,1,7,Pie, cake.,0,true,2,1,Homer Simpson,Home,Pie, cake.,pie cake,2",  # no speaker in front
+        "9,1,7,Homer Simpson: Pie, cake.,0,maybe,2,1,Homer Simpson,Home,Pie, cake.,pie cake,2",  # neither true nor false
+        "9,1,7,(Home),0,false,,1,,Home, Sweet, Home,,,",
+    ],
+)  # where does the location end?
 def test_a_damaged_row_is_rejected_in_doubt(row):
     assert recover_row(row) is None or row.count("maybe")
     script = read_table("\n".join([",".join(COLUMNS), *table(ROW).splitlines()[1:], row]), "x")
@@ -130,25 +231,42 @@ def test_a_damaged_row_is_rejected_in_doubt(row):
 
 @pytest.mark.parametrize("separator", [";", "\t"])
 def test_tables_of_other_programs(separator):
-    out = io.StringIO(); csv.writer(out, delimiter=separator, lineterminator="\n").writerows([COLUMNS, list(ROW.values())])
+    out = io.StringIO()
+    csv.writer(out, delimiter=separator, lineterminator="\n").writerows([COLUMNS, list(ROW.values())])
     assert read_table(out.getvalue(), "x").lines[0].text == "Mmm, pie."
 
 
 def test_directions_are_kept_on_request(tmp_path):
-    (tmp_path/"a.csv").write_text(table(ROW)); (tmp_path/"a.txt").write_text("Homer: (EATING) Mmm."); (tmp_path/"a.fountain").write_text("INT. HOME\n\nHOMER\n(eating)\nMmm.\n")
+    (tmp_path / "a.csv").write_text(table(ROW))
+    (tmp_path / "a.txt").write_text("Homer: (EATING) Mmm.")
+    (tmp_path / "a.fountain").write_text("INT. HOME\n\nHOMER\n(eating)\nMmm.\n")
     for name, want in (("a.csv", "(EATING) Mmm, pie."), ("a.txt", "(EATING) Mmm."), ("a.fountain", "(eating) Mmm.")):
-        assert read_script(tmp_path/name, keep_directions=True).lines[0].text == want and "(" not in read_script(tmp_path/name).lines[0].text
+        assert (
+            read_script(tmp_path / name, keep_directions=True).lines[0].text == want
+            and "(" not in read_script(tmp_path / name).lines[0].text
+        )
 
 
 def test_a_heading_begins_a_scene_even_in_the_same_place():
-    heading = {**{c: "" for c in COLUMNS}, "raw_text": "(Home: int. home - later)", "episode_id": 1, "speaking_line": "false", "raw_location_text": "Home"}
+    heading = {
+        **{c: "" for c in COLUMNS},
+        "raw_text": "(Home: int. home - later)",
+        "episode_id": 1,
+        "speaking_line": "false",
+        "raw_location_text": "Home",
+    }
     rows = [{**ROW, "number": n, "spoken_words": f"Line {n}."} for n in (1, 2, 4, 5)]
     script = read_table(table(*rows[:2], {**heading, "number": 3}, *rows[2:]), "x")
-    assert [[l.text for l in s.lines] for s in script.scenes] == [["Line 1.", "Line 2."], ["Line 4.", "Line 5."]] and [s.index for s in script.scenes] == [0, 1]
+    assert [[line.text for line in s.lines] for s in script.scenes] == [
+        ["Line 1.", "Line 2."],
+        ["Line 4.", "Line 5."],
+    ] and [s.index for s in script.scenes] == [0, 1]
 
 
 def test_blank_rows_end_a_scene_and_where_each_row_has_one_two_do():
-    texts = lambda text: [[l.text for l in s.lines] for s in read_text(text, "x").scenes]
+    def texts(text):
+        return [[line.text for line in s.lines] for s in read_text(text, "x").scenes]
+
     assert texts("A: 1.\nB: 2.\n\nA: 3.\nB: 4.\n\n\nA: 5.\nB: 6.") == [["1.", "2."], ["3.", "4."], ["5.", "6."]]
     assert texts("A: 1.\n\nB: 2.\n\nA: 3.\n\n\nB: 4.\n\nA: 5.") == [["1.", "2.", "3."], ["4.", "5."]]
 
@@ -156,48 +274,138 @@ def test_blank_rows_end_a_scene_and_where_each_row_has_one_two_do():
 def test_rows_of_a_screenplay_keep_their_numbers_behind_comments():
     text = "INT. HOME\n\nMARGE\nOne.\n\n/* three\nrows\nare gone */\n\nHOMER\nTwo.\n\n[[a note\nover two rows]]\n\nMARGE\nThree.\n"
     lines = read_fountain(text, "x").lines
-    assert [(l.text, text.split("\n")[l.row - 1][:3]) for l in lines] == [("One.", "One"), ("Two.", "Two"), ("Three.", "Thr")]
+    assert [(line.text, text.split("\n")[line.row - 1][:3]) for line in lines] == [
+        ("One.", "One"),
+        ("Two.", "Two"),
+        ("Three.", "Thr"),
+    ]
 
 
 def test_text_rows():
-    script = read_text("[Home]\nMarge: One.\n   and two.\n\nBart (O.S.): (beat) Three.\n(Bart leaves.)\nno speaker here\nLisa: (SIGHS)\nCh. 6: Four: five.\n[Episode 4]\n12:30: Noon.", "x")
-    assert [(l.episode, l.location, l.speaker, l.text) for l in script.lines] == [
-        (1, "Home", "Marge", "One. and two."), (1, "Home", "Bart", "Three."), (1, "Home", "Ch. 6", "Four: five."), (4, "", "12:30", "Noon.")]
+    script = read_text(
+        "[Home]\nMarge: One.\n   and two.\n\nBart (O.S.): (beat) Three.\n(Bart leaves.)\nno speaker here\nLisa: (SIGHS)\nCh. 6: Four: five.\n[Episode 4]\n12:30: Noon.",
+        "x",
+    )
+    assert [(line.episode, line.location, line.speaker, line.text) for line in script.lines] == [
+        (1, "Home", "Marge", "One. and two."),
+        (1, "Home", "Bart", "Three."),
+        (1, "Home", "Ch. 6", "Four: five."),
+        (4, "", "12:30", "Noon."),
+    ]
     assert [len(s.lines) for s in script.scenes] == [1, 2, 1] and script.rejected[0].row == 7
     assert script.counts == {"spoken": 4, "heading": 2, "direction": 1, "wordless": 1, "continuation": 1}
 
 
 def test_fountain_marks():
-    script = read_fountain("Title: T\nAuthor: A\n\n# Episode 3\n\n= a synopsis\n\n.SNIPER SCOPE\n\n@McBain\n~La la\nla.\n\n!SHOUTING\n\nINT./EXT. CAR - DAY #4#\n\n/* cut\n\nBART\nGone.\n*/\n\nBART (CONT'D) ^\n(beat)\n**Cool** [[a note]] \\*car\\*.\n\n> THE END <\n", "x")
-    assert [(l.episode, l.location, l.speaker, l.text) for l in script.lines] == [(3, "Sniper Scope", "McBain", "La la la."), (3, "Car", "Bart", "Cool *car*.")]
+    script = read_fountain(
+        "Title: T\nAuthor: A\n\n# Episode 3\n\n= a synopsis\n\n.SNIPER SCOPE\n\n@McBain\n~La la\nla.\n\n!SHOUTING\n\nINT./EXT. CAR - DAY #4#\n\n/* cut\n\nBART\nGone.\n*/\n\nBART (CONT'D) ^\n(beat)\n**Cool** [[a note]] \\*car\\*.\n\n> THE END <\n",
+        "x",
+    )
+    assert [(line.episode, line.location, line.speaker, line.text) for line in script.lines] == [
+        (3, "Sniper Scope", "McBain", "La la la."),
+        (3, "Car", "Bart", "Cool *car*."),
+    ]
 
 
-@pytest.mark.parametrize("name,text,kind", [
-    ("a.json", "{}", "json"), ("a.txt", '[{"p": ""}]', "json"), ("a.txt", "[Home]\nBart: A.", "text"), ("a.fountain", "BART\nHi.", "fountain"), ("a.txt", "INT. HOME\n\nBART\nHi.", "fountain"),
-    ("a.txt", ",".join(COLUMNS), "table"), ("a.csv", "a,b", "table"), ("a", "Bart: The INT. is here.", "text"), ("a.tsv", "\t".join(COLUMNS), "table")])
-def test_what_a_file_is(name, text, kind): assert find_format(name, text) == kind
+@pytest.mark.parametrize(
+    "name,text,kind",
+    [
+        ("a.json", "{}", "json"),
+        ("a.txt", '[{"p": ""}]', "json"),
+        ("a.txt", "[Home]\nBart: A.", "text"),
+        ("a.fountain", "BART\nHi.", "fountain"),
+        ("a.txt", "INT. HOME\n\nBART\nHi.", "fountain"),
+        ("a.txt", ",".join(COLUMNS), "table"),
+        ("a.csv", "a,b", "table"),
+        ("a", "Bart: The INT. is here.", "text"),
+        ("a.tsv", "\t".join(COLUMNS), "table"),
+    ],
+)
+def test_what_a_file_is(name, text, kind):
+    assert find_format(name, text) == kind
 
 
 def test_a_speaker_whose_name_holds_a_colon_comes_back_from_samples(tmp_path):
     from simpsons_llm.data.prepare import samples_of
-    rows = [{**ROW, "number": n, "raw_character_text": who, "raw_text": f"{who}: Line {n}.", "spoken_words": f"Line {n}."} for n, who in enumerate(["Robot: Two", "Bart", "Robot: Two", "Bart"])]
+
+    rows = [
+        {**ROW, "number": n, "raw_character_text": who, "raw_text": f"{who}: Line {n}.", "spoken_words": f"Line {n}."}
+        for n, who in enumerate(["Robot: Two", "Bart", "Robot: Two", "Bart"])
+    ]
     script = read_table(table(*rows), "x")
-    (tmp_path/"x.json").write_text(json.dumps(samples_of(script.scenes)))
-    again = read_script(tmp_path/"x.json")
-    assert len(again.scenes) == 1 and [(l.speaker, l.text) for l in again.lines] == [(l.speaker, l.text) for l in script.lines]
+    (tmp_path / "x.json").write_text(json.dumps(samples_of(script.scenes)))
+    again = read_script(tmp_path / "x.json")
+    assert len(again.scenes) == 1 and [(line.speaker, line.text) for line in again.lines] == [
+        (line.speaker, line.text) for line in script.lines
+    ]
 
 
 def test_a_name_with_a_colon_inside_what_is_said():
-    assert parse_lines("Kent Brockman: Tonight: a shoe: where is it?") == [("Kent Brockman", "Tonight: a shoe: where is it?")]
+    assert parse_lines("Kent Brockman: Tonight: a shoe: where is it?") == [
+        ("Kent Brockman", "Tonight: a shoe: where is it?")
+    ]
 
 
 GOOD = {
-    "csv": table(*[{**ROW, "id": n, "number": n, "raw_text": f'Homer Simpson: (EATING) Line {n}, "quoted", and more.', "spoken_words": f'Line {n}, "quoted", and more.', "normalized_text": f"line {n} quoted and more"} for n in range(8)]),
+    "csv": table(
+        *[
+            {
+                **ROW,
+                "id": n,
+                "number": n,
+                "raw_text": f'Homer Simpson: (EATING) Line {n}, "quoted", and more.',
+                "spoken_words": f'Line {n}, "quoted", and more.',
+                "normalized_text": f"line {n} quoted and more",
+            }
+            for n in range(8)
+        ]
+    ),
     "txt": "[Home]\nMarge: One.\n  and two.\n\n[Episode 2]\n[Moe's Tavern]\nMoe: (WIPING) Three.\nBart: Four: five.\n(Bart leaves.)\nMoe: Six.\n",
     "fountain": "Title: T\n\n# Episode 1\n\nINT. HOME - DAY\n\nAn action.\n\nMARGE\n(beat)\nOne *two*.\nThree.\n\n/* gone */\n\n@McBain\nFour. [[note]]\n\nCUT TO:\n",
-    "json": json.dumps([{"p": "", "c": "Marge", "l": "One."}, {"p": "Marge: One.", "c": "Bart", "l": "Two."}, {"instruction": "Marge: One.\nBart: Two.", "input": "Marge", "output": "Three."}], indent=0),
-    "jsonl": "\n".join(json.dumps({"p": f"Marge: {n}.", "c": "Bart", "l": f"Line {n}."}) for n in range(4))}
-NASTY = ['"', ",", "\n", "\r\n", "'", ":", "(", ")", "[", "]", "{", "}", "\\", "\t", "\0", "\u2028", "\ufeff", "\ud83d\ude00", "NA", "true", "*/", "/*", "1", "-1", "9"*30, " ", "\x0c", "#", "=", ">", "@", "\\ud800"]
+    "json": json.dumps(
+        [
+            {"p": "", "c": "Marge", "l": "One."},
+            {"p": "Marge: One.", "c": "Bart", "l": "Two."},
+            {"instruction": "Marge: One.\nBart: Two.", "input": "Marge", "output": "Three."},
+        ],
+        indent=0,
+    ),
+    "jsonl": "\n".join(json.dumps({"p": f"Marge: {n}.", "c": "Bart", "l": f"Line {n}."}) for n in range(4)),
+}
+NASTY = [
+    '"',
+    ",",
+    "\n",
+    "\r\n",
+    "'",
+    ":",
+    "(",
+    ")",
+    "[",
+    "]",
+    "{",
+    "}",
+    "\\",
+    "\t",
+    "\0",
+    "\u2028",
+    "\ufeff",
+    "\ud83d\ude00",
+    "NA",
+    "true",
+    "*/",
+    "/*",
+    "1",
+    "-1",
+    "9" * 30,
+    " ",
+    "\x0c",
+    "#",
+    "=",
+    ">",
+    "@",
+    "\\ud800",
+]
 
 
 def mutated(draw, text):
@@ -206,7 +414,17 @@ def mutated(draw, text):
         i, j = sorted((draw(st.integers(0, len(text))), draw(st.integers(0, len(text)))))
         j = min(j, i + draw(st.sampled_from([1, 2, 10, 200])))
         nasty = draw(st.sampled_from(NASTY))
-        text = draw(st.sampled_from([text[:i] + text[j:], text[:i] + nasty + text[i:], text[:i] + text[i:j]*2 + text[j:], text[:i] + nasty + text[j:], text[j:] + text[:i] + text[i:j]]))
+        text = draw(
+            st.sampled_from(
+                [
+                    text[:i] + text[j:],
+                    text[:i] + nasty + text[i:],
+                    text[:i] + text[i:j] * 2 + text[j:],
+                    text[:i] + nasty + text[j:],
+                    text[j:] + text[:i] + text[i:j],
+                ]
+            )
+        )
     return text
 
 
@@ -215,23 +433,34 @@ def mutated(draw, text):
 @given(data=st.data())
 def test_a_mutated_file_gives_a_full_account_or_one_sentence(tmp_path_factory, kind, data):
     "1,050 damaged files of five kinds: every row is counted once, untouched rows of a table are all kept, or the file is refused in one sentence."
-    raw = mutated(data.draw, GOOD[kind]).encode(data.draw(st.sampled_from(["utf-8", "utf-8", "utf-8-sig", "utf-16"])), "replace")
-    if data.draw(st.integers(0, 9)) == 0: raw = raw[:len(raw)//2] + bytes([data.draw(st.integers(128, 255))]) + raw[len(raw)//2:]
-    path = tmp_path_factory.getbasetemp()/f"mutated.{kind}"
+    raw = mutated(data.draw, GOOD[kind]).encode(
+        data.draw(st.sampled_from(["utf-8", "utf-8", "utf-8-sig", "utf-16"])), "replace"
+    )
+    if data.draw(st.integers(0, 9)) == 0:
+        raw = raw[: len(raw) // 2] + bytes([data.draw(st.integers(128, 255))]) + raw[len(raw) // 2 :]
+    path = tmp_path_factory.getbasetemp() / f"mutated.{kind}"
     path.write_bytes(raw)
-    try: script = read_script(path)
+    try:
+        script = read_script(path)
     except ValueError as e:
         assert str(e) and len(str(e).splitlines()) == 1 and path.name in str(e), str(e)
         return
     a, text = script.account(), decode(raw)[0]
     assert a["rows"] == a["kept"] + a["recovered"] + a["rejected"] and a["kept"] >= 0 and script.lines
-    assert sum(script.counts.values()) == a["kept"] + a["recovered"] and all(l.text and "\n" not in l.text for l in script.lines)
-    if script.format == "text": assert a["rows"] == sum(bool(r.strip()) for r in text.split("\n"))
-    if script.format == "json": assert script.counts["spoken"] == sum(l.learn for l in script.lines)
+    assert sum(script.counts.values()) == a["kept"] + a["recovered"] and all(
+        line.text and "\n" not in line.text for line in script.lines
+    )
+    if script.format == "text":
+        assert a["rows"] == sum(bool(r.strip()) for r in text.split("\n"))
+    if script.format == "json":
+        assert script.counts["spoken"] == sum(line.learn for line in script.lines)
     if script.format == "table":
-        assert script.counts["spoken"] == len(script.lines) and len({l.row for l in script.lines}) == len(script.lines)
+        assert script.counts["spoken"] == len(script.lines) and len({line.row for line in script.lines}) == len(
+            script.lines
+        )
         whole, rows = set(GOOD[kind].splitlines()[1:]), text.split("\n")
-        used = {l.row for l in script.lines} | {r.row for r in script.rejected if "same episode" in r.reason}
+        used = {line.row for line in script.lines} | {r.row for r in script.rejected if "same episode" in r.reason}
         header = next(i for i, r in enumerate(rows) if r.strip())
         for i, r in enumerate(rows):
-            if i > header and r in whole: assert i + 1 in used, (i + 1, r)
+            if i > header and r in whole:
+                assert i + 1 in used, (i + 1, r)

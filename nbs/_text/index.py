@@ -35,17 +35,23 @@ from pathlib import Path
 
 from IPython.display import Image, Markdown, display
 
-demo = next((p for p in (Path("runs/demo"), Path("../runs/demo")) if (p/"finetune"/"summary.json").is_file()), None)
-if demo is None: print("run `simpsons-llm demo` first")
-else: display(Image(demo/"finetune"/"loss.png"))
+demo = next((p for p in (Path("runs/demo"), Path("../runs/demo")) if (p / "finetune" / "summary.json").is_file()), None)
+if demo is None:
+    print("run `simpsons-llm demo` first")
+else:
+    display(Image(demo / "finetune" / "loss.png"))
 
 # %%
 #| eval: false
 if demo:
-    s = json.loads((demo/"finetune"/"summary.json").read_text(encoding="utf8"))
-    display(Markdown(f"Held-out loss: **{s['valid_loss_nats_base']:.3f}** nats per token before, **{s['valid_loss_nats_best']:.3f}** after (step {s['best_step']} of {s['optimizer_steps']}). "
-                     f"Each right token became {math.exp(s['valid_loss_nats_base'] - s['valid_loss_nats_best']):.2f} times as probable (geometric mean). On the test scenes, scored once at the end: {s['test_loss_nats_base']:.3f} before, {s['test_loss_nats_best']:.3f} after. "
-                     f"{s['base_model']}, {s['real_tokens']:,} tokens, {s['train_s']/60:.1f} minutes with evaluations on {s['device']} ({s['dtype']}), peak memory {s['peak_mem_gib']:.1f} GiB."))
+    s = json.loads((demo / "finetune" / "summary.json").read_text(encoding="utf8"))
+    display(
+        Markdown(
+            f"Held-out loss: **{s['valid_loss_nats_base']:.3f}** nats per token before, **{s['valid_loss_nats_best']:.3f}** after (step {s['best_step']} of {s['optimizer_steps']}). "
+            f"Each right token became {math.exp(s['valid_loss_nats_base'] - s['valid_loss_nats_best']):.2f} times as probable (geometric mean). On the test scenes, scored once at the end: {s['test_loss_nats_base']:.3f} before, {s['test_loss_nats_best']:.3f} after. "
+            f"{s['base_model']}, {s['real_tokens']:,} tokens, {s['train_s'] / 60:.1f} minutes with evaluations on {s['device']} ({s['dtype']}), peak memory {s['peak_mem_gib']:.1f} GiB."
+        )
+    )
 
 # %% [markdown]
 # And nine answers in three test scenes, at moments chosen by rule: what the script says, what the base model says, what the fine-tuned model says. A model of 135 million parameters after a few minutes on a laptop is no comedian yet.
@@ -53,10 +59,16 @@ if demo:
 # %%
 #| eval: false
 if demo:
-    rows = json.loads((demo/"infer"/"answers.json").read_text(encoding="utf8"))["before_after"]
+    rows = json.loads((demo / "infer" / "answers.json").read_text(encoding="utf8"))["before_after"]
     table = [[r["before"], r["speaker"], r["real"], r["base"], r["tuned"]] for r in rows]
     head = ["line before", "asked", "real line", "base model", "fine-tuned"]
-    display(Markdown("\n".join("| " + " | ".join(x.replace("|", "\\|") for x in row) + " |" for row in [head, ["---"]*5, *table])))
+    display(
+        Markdown(
+            "\n".join(
+                "| " + " | ".join(x.replace("|", "\\|") for x in row) + " |" for row in [head, ["---"] * 5, *table]
+            )
+        )
+    )
 
 # %% [markdown]
 # ## Your own script
@@ -132,8 +144,8 @@ if demo:
 # ## As a library
 
 # %%
-from simpsons_llm.data.prepare import split_scenes
 from simpsons_llm.data.formats import read_script
+from simpsons_llm.data.prepare import split_scenes
 
 script = read_script("springfield")
 {name: sum(len(s.lines) for s in part) for name, part in split_scenes(script.scenes).items()}

@@ -17,27 +17,28 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from ..train.cost import Recipe, build, estimate
-from ..machine.device import find_device, find_ranks, peak_memory_gib, reset_peak_memory, synchronize
-from ..train.finetune import FinetuneConfig, make_trainer, training_arguments
-from ..train.config import run_length
-from ..machine.job import Progress, in_process, provenance, require
-from ..train.history import Meter
-from ..model.base import load_config, load_tokenizer
+from ..data.formats import read_script
 from ..data.packing import PackedRows
 from ..data.prepare import split_scenes
 from ..data.prompt import TextMaker, alpaca_frame
 from ..data.samples import Sample, row_samples, scene_samples
-from ..data.formats import read_script
+from ..machine.device import find_device, find_ranks, peak_memory_gib, reset_peak_memory, synchronize
+from ..machine.job import Progress, in_process, provenance, require
+from ..model.base import load_config, load_tokenizer
+from ..train.config import run_length
+from ..train.cost import Recipe, build, estimate
+from ..train.finetune import FinetuneConfig, make_trainer, training_arguments
+from ..train.history import Meter
 
 # %% ../../nbs/8_bench/80_preparation.ipynb #80-05
 def varied_table(
-    path,          # the CSV file to write
-    lines: int,    # rows, without the header
-    seed: int = 0, # of the drawn words
-) -> Path:         # the file
+    path,  # the CSV file to write
+    lines: int,  # rows, without the header
+    seed: int = 0,  # of the drawn words
+) -> Path:  # the file
     "A table of any length in the format of simpsons_script_lines.csv."
-    with open(read_script("springfield").path, encoding="utf8", newline="") as f: header, *rows = csv.reader(f)
+    with open(read_script("springfield").path, encoding="utf8", newline="") as f:
+        header, *rows = csv.reader(f)
     at, rng = {n: i for i, n in enumerate(header)}, random.Random(seed)
     words, episodes = [w for r in rows for w in r[at["spoken_words"]].split()], len({r[at["episode_id"]] for r in rows})
     with open(path, "w", encoding="utf8", newline="") as f:
@@ -46,7 +47,7 @@ def varied_table(
         for i in range(lines):
             again, k = divmod(i, len(rows))
             row = list(rows[k])
-            row[at["id"]], row[at["episode_id"]] = i + 1, int(row[at["episode_id"]]) + again*episodes
+            row[at["id"]], row[at["episode_id"]] = i + 1, int(row[at["episode_id"]]) + again * episodes
             if row[at["spoken_words"]]:
                 said = " ".join(rng.choice(words) if rng.random() < 0.2 else w for w in row[at["spoken_words"]].split())
                 row[at["spoken_words"]], row[at["raw_text"]] = said, f"{row[at['raw_character_text']]}: {said}"
@@ -55,174 +56,324 @@ def varied_table(
 
 # %% ../../nbs/8_bench/80_preparation.ipynb #80-08
 def ours_prepare(
-    table: str,            # a CSV file
-    base_model: str,       # whose tokenizer
+    table: str,  # a CSV file
+    base_model: str,  # whose tokenizer
     view: str = "scenes",  # scenes or rows
-    row_len: int = 1024,   # tokens of a packed row
-) -> dict:                 # seconds of each stage and in all; samples, tokens, rows, filling
+    row_len: int = 1024,  # tokens of a packed row
+) -> dict:  # seconds of each stage and in all; samples, tokens, rows, filling
     "From a table to packed rows, the book's way."
     tokenizer, times, start = load_tokenizer(base_model), {}, time.perf_counter()
-    def stage(name): times[f"{name}_s"] = time.perf_counter() - start - sum(times.values())
-    script = read_script(table); stage("read")
-    parts = split_scenes(script.scenes); stage("split")
+
+    def stage(name):
+        times[f"{name}_s"] = time.perf_counter() - start - sum(times.values())
+
+    script = read_script(table)
+    stage("read")
+    parts = split_scenes(script.scenes)
+    stage("split")
     maker = TextMaker(tokenizer)
-    made = {n: scene_samples(p, maker, [], row_len)[0] if view == "scenes" else row_samples(p, maker, [], min(256, row_len))[0] for n, p in parts.items()}
+    made = {
+        n: scene_samples(p, maker, [], row_len)[0]
+        if view == "scenes"
+        else row_samples(p, maker, [], min(256, row_len))[0]
+        for n, p in parts.items()
+    }
     stage("samples")
     packed = {n: PackedRows(x, row_len) for n, x in made.items()}
-    for p in packed.values(): p.arrays(tokenizer.pad_token_id)
+    for p in packed.values():
+        p.arrays(tokenizer.pad_token_id)
     stage("pack")
     tokens = sum(len(x.input_ids) for xs in made.values() for x in xs)
-    return {"seconds": time.perf_counter() - start, **times, "lines": len(script.lines), "samples": sum(map(len, made.values())), "tokens": tokens,
-            "packed_rows": sum(map(len, packed.values())), "filling": packed["train"].filling, "learned_tokens": sum(x.learned for xs in made.values() for x in xs)}
+    return {
+        "seconds": time.perf_counter() - start,
+        **times,
+        "lines": len(script.lines),
+        "samples": sum(map(len, made.values())),
+        "tokens": tokens,
+        "packed_rows": sum(map(len, packed.values())),
+        "filling": packed["train"].filling,
+        "learned_tokens": sum(x.learned for xs in made.values() for x in xs),
+    }
 
 # %% ../../nbs/8_bench/80_preparation.ipynb #80-10
 def seed_prepare(
-    table: str,      # a CSV file
-    base_model: str, # whose tokenizer
-) -> dict:           # seconds in all; samples, tokens
+    table: str,  # a CSV file
+    base_model: str,  # whose tokenizer
+) -> dict:  # seconds in all; samples, tokens
     "From a table to tokenized rows, the seed's way."
     from datasets import disable_progress_bars, load_dataset
+
     disable_progress_bars()
     tokenizer, records, before, place, start = load_tokenizer(base_model), [], [], None, time.perf_counter()
     with open(table, encoding="utf8", newline="") as f:
         for row in csv.DictReader(f):
             here = (row["episode_id"], row["raw_location_text"])
-            if here != place: before, place = [], here
-            if row["speaking_line"] != "true" or not row["spoken_words"]: continue
-            records.append({"instruction": "\n".join(before[-10:]), "input": row["raw_character_text"], "output": row["spoken_words"]})
+            if here != place:
+                before, place = [], here
+            if row["speaking_line"] != "true" or not row["spoken_words"]:
+                continue
+            records.append(
+                {
+                    "instruction": "\n".join(before[-10:]),
+                    "input": row["raw_character_text"],
+                    "output": row["spoken_words"],
+                }
+            )
             before.append(f"{row['raw_character_text']}: {row['spoken_words']}")
     progress, done = Progress(len(records), "the seed's way", "samples"), 0
+
     def tokenize(record):
         nonlocal done
         begin, end = alpaca_frame(record["input"])
-        ids = tokenizer(f"{begin}{record['instruction']}{end} {record['output']}", truncation=True, max_length=256, padding=False)
-        if ids["input_ids"][-1] != tokenizer.eos_token_id and len(ids["input_ids"]) < 256: ids["input_ids"].append(tokenizer.eos_token_id); ids["attention_mask"].append(1)
+        ids = tokenizer(
+            f"{begin}{record['instruction']}{end} {record['output']}", truncation=True, max_length=256, padding=False
+        )
+        if ids["input_ids"][-1] != tokenizer.eos_token_id and len(ids["input_ids"]) < 256:
+            ids["input_ids"].append(tokenizer.eos_token_id)
+            ids["attention_mask"].append(1)
         ids["labels"] = ids["input_ids"].copy()
-        done += 1; progress(done)
+        done += 1
+        progress(done)
         return ids
+
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "data.json").write_text(json.dumps(records), encoding="utf8")
-        data = load_dataset("json", data_files=str(Path(folder, "data.json")), cache_dir=folder)["train"].train_test_split(test_size=min(200, len(records)//10), seed=42, shuffle=True)
+        data = load_dataset("json", data_files=str(Path(folder, "data.json")), cache_dir=folder)[
+            "train"
+        ].train_test_split(test_size=min(200, len(records) // 10), seed=42, shuffle=True)
         data = {name: part.shuffle(seed=42).map(tokenize) for name, part in data.items()}
-        for name, part in data.items(): part.save_to_disk(str(Path(folder, name)))
+        for name, part in data.items():
+            part.save_to_disk(str(Path(folder, name)))
         seconds = time.perf_counter() - start
-        return {"seconds": seconds, "samples": len(records), "tokens": sum(map(len, data["train"]["input_ids"])) + sum(map(len, data["test"]["input_ids"]))}
+        return {
+            "seconds": seconds,
+            "samples": len(records),
+            "tokens": sum(map(len, data["train"]["input_ids"])) + sum(map(len, data["test"]["input_ids"])),
+        }
 
 # %% ../../nbs/8_bench/80_preparation.ipynb #80-12
 def median_of(
-    runs: int,       # how often
-    function: str,   # "module:function" of this package
-    **arguments,     # its arguments, plain data
-) -> dict:           # the result of the run with the median of `seconds`
+    runs: int,  # how often
+    function: str,  # "module:function" of this package
+    **arguments,  # its arguments, plain data
+) -> dict:  # the result of the run with the median of `seconds`
     "Several processes one after the other, the middle one counts."
-    return sorted((in_process(function, **arguments) for _ in range(runs)), key=lambda r: r["seconds"])[runs//2]
+    return sorted((in_process(function, **arguments) for _ in range(runs)), key=lambda r: r["seconds"])[runs // 2]
 
 # %% ../../nbs/8_bench/80_preparation.ipynb #80-14
 def bench_row(
-    name: str,           # what was measured
-    ours: float,         # the book's way
+    name: str,  # what was measured
+    ours: float,  # the book's way
     seed: float = None,  # the seed's way; None: not measured
-    unit: str = "s",     # unit of both
-    device: str = "cpu", # the device's name
-) -> dict:               # name, ours, seed, ratio (seed / ours: how many times less), unit, device, versions
+    unit: str = "s",  # unit of both
+    device: str = "cpu",  # the device's name
+) -> dict:  # name, ours, seed, ratio (seed / ours: how many times less), unit, device, versions
     "One result, ours beside the seed's."
-    return {"name": name, "ours": ours, "seed": seed, "ratio": seed/ours if seed is not None and ours else None, "unit": unit, "device": device, "versions": provenance()}
+    return {
+        "name": name,
+        "ours": ours,
+        "seed": seed,
+        "ratio": seed / ours if seed is not None and ours else None,
+        "unit": unit,
+        "device": device,
+        "versions": provenance(),
+    }
 
 # %% ../../nbs/8_bench/80_preparation.ipynb #80-15
 def bench_prepare(
-    lines: int = 158_000,            # rows of the table
-    base_model: str = "smollm2-135m", # whose tokenizer
-    sizes: tuple = (),               # more tables, ours alone: does the cost grow in proportion?
-) -> list:                           # what `bench_row` makes
+    lines: int = 158_000,  # rows of the table
+    base_model: str = "smollm2-135m",  # whose tokenizer
+    sizes: tuple = (),  # more tables, ours alone: does the cost grow in proportion?
+) -> list:  # what `bench_row` makes
     "From a table to packed rows: seconds and memory, ours beside the seed's way."
-    require(lines >= 1000 and all(n >= 1000 for n in sizes), f"{min([lines, *sizes])} lines were given; expected 1,000 or more")
+    require(
+        lines >= 1000 and all(n >= 1000 for n in sizes),
+        f"{min([lines, *sizes])} lines were given; expected 1,000 or more",
+    )
     load_tokenizer(base_model)  # fetch it now, not inside a measurement
     device = find_device("cpu").name
     with tempfile.TemporaryDirectory() as folder:
-        table = str(varied_table(Path(folder)/"table.csv", lines))
-        print(f"a table of {lines:,} rows, {os.path.getsize(table)/1e6:.0f} MB; the book's way ...", flush=True)
+        table = str(varied_table(Path(folder) / "table.csv", lines))
+        print(f"a table of {lines:,} rows, {os.path.getsize(table) / 1e6:.0f} MB; the book's way ...", flush=True)
         ours = median_of(3, "bench.preparation:ours_prepare", table=table, base_model=base_model)
         like = in_process("bench.preparation:ours_prepare", table=table, base_model=base_model, view="rows")
         seed = in_process("bench.preparation:seed_prepare", table=table, base_model=base_model)
-        rows = [bench_row(f"prepare {lines:,} rows: table to packed rows, scenes", ours["seconds"], seed["seconds"], "s", device),
-                bench_row(f"prepare {lines:,} rows: table to packed rows, one sample a line", like["seconds"], seed["seconds"], "s", device),
-                bench_row(f"prepare {lines:,} rows: tokens to train on", ours["tokens"], seed["tokens"], "tokens", device),
-                bench_row(f"prepare {lines:,} rows: peak memory", ours["peak_gib"], seed["peak_gib"], "GiB", device)]
-        rows += [bench_row(f"prepare {lines:,} rows: {k.removesuffix('_s')}", ours[k], unit="s", device=device) for k in ("read_s", "split_s", "samples_s", "pack_s")]
+        rows = [
+            bench_row(
+                f"prepare {lines:,} rows: table to packed rows, scenes", ours["seconds"], seed["seconds"], "s", device
+            ),
+            bench_row(
+                f"prepare {lines:,} rows: table to packed rows, one sample a line",
+                like["seconds"],
+                seed["seconds"],
+                "s",
+                device,
+            ),
+            bench_row(f"prepare {lines:,} rows: tokens to train on", ours["tokens"], seed["tokens"], "tokens", device),
+            bench_row(f"prepare {lines:,} rows: peak memory", ours["peak_gib"], seed["peak_gib"], "GiB", device),
+        ]
+        rows += [
+            bench_row(f"prepare {lines:,} rows: {k.removesuffix('_s')}", ours[k], unit="s", device=device)
+            for k in ("read_s", "split_s", "samples_s", "pack_s")
+        ]
         for n in sizes:
-            grown = median_of(3 if n < 200_000 else 1, "bench.preparation:ours_prepare", table=str(varied_table(Path(folder)/"grown.csv", n)), base_model=base_model)
+            grown = median_of(
+                3 if n < 200_000 else 1,
+                "bench.preparation:ours_prepare",
+                table=str(varied_table(Path(folder) / "grown.csv", n)),
+                base_model=base_model,
+            )
             print(f"{n:,} rows: {grown['seconds']:.2f} s", flush=True)
-            rows += [bench_row(f"prepare {n:,} rows: seconds for 1,000 rows", 1000*grown["seconds"]/n, unit="s", device=device), bench_row(f"prepare {n:,} rows: peak memory", grown["peak_gib"], unit="GiB", device=device)]
+            rows += [
+                bench_row(
+                    f"prepare {n:,} rows: seconds for 1,000 rows", 1000 * grown["seconds"] / n, unit="s", device=device
+                ),
+                bench_row(f"prepare {n:,} rows: peak memory", grown["peak_gib"], unit="GiB", device=device),
+            ]
     return rows
 
 # %% ../../nbs/8_bench/80_preparation.ipynb #80-25
 def settings_to_cost(
-    device_type: str, # "cpu": sizes for a laptop; else for a large GPU
-) -> dict:            # name -> (base model, `Recipe`)
+    device_type: str,  # "cpu": sizes for a laptop; else for a large GPU
+) -> dict:  # name -> (base model, `Recipe`)
     "The settings whose cost is predicted and measured."
-    from simpsons_llm.lora.layer import LoRASettings  # brings PyTorch, which the preparation of data does without
+    # brings PyTorch, which the preparation of data does without
+    from simpsons_llm.lora.layer import LoRASettings
+
     small, large = "smollm2-135m", "openlm-research/open_llama_3b"
     n, qk = (256 if device_type == "cpu" else 512), LoRASettings(8, 16, 0.0, "q_proj,k_proj")
-    def of(count, length=n, **more): return Recipe(seq_lens=(length,)*count, **more)
+
+    def of(count, length=n, **more):
+        return Recipe(seq_lens=(length,) * count, **more)
+
     few = 2 if device_type == "cpu" else 4
-    rows = {f"r 16, all linear, {few} x {n}": (small, of(few)), "rank 64": (small, of(few, lora=LoRASettings(64, 128))), "q and k, rank 8": (small, of(few, lora=qk)),
-            f"length {2*few*n//2}": (small, of(1, few*n)), f"{2*few} x {n}": (small, of(2*few)), f"{few} x {n}, checkpointing": (small, of(few, gradient_checkpointing=True)),
-            f"{few} x {n}, answers only": (small, of(few, learned=few*n//4)), f"full, {few} x {n}": (small, of(few, lora=None))}
+    rows = {
+        f"r 16, all linear, {few} x {n}": (small, of(few)),
+        "rank 64": (small, of(few, lora=LoRASettings(64, 128))),
+        "q and k, rank 8": (small, of(few, lora=qk)),
+        f"length {2 * few * n // 2}": (small, of(1, few * n)),
+        f"{2 * few} x {n}": (small, of(2 * few)),
+        f"{few} x {n}, checkpointing": (small, of(few, gradient_checkpointing=True)),
+        f"{few} x {n}, answers only": (small, of(few, learned=few * n // 4)),
+        f"full, {few} x {n}": (small, of(few, lora=None)),
+    }
     if device_type != "cpu":
-        rows |= {f"3B: r 16, all linear, 8 x {n}": (large, of(8)), f"3B: q and k, rank 8, 8 x {n}": (large, of(8, lora=qk)), f"3B: 16 x {n}, checkpointing": (large, of(16, gradient_checkpointing=True)),
-                 "3B: length 4,096": (large, of(1, 4096)), f"3B: full, 2 x {n}": (large, of(2, lora=None))}
+        rows |= {
+            f"3B: r 16, all linear, 8 x {n}": (large, of(8)),
+            f"3B: q and k, rank 8, 8 x {n}": (large, of(8, lora=qk)),
+            f"3B: 16 x {n}, checkpointing": (large, of(16, gradient_checkpointing=True)),
+            "3B: length 4,096": (large, of(1, 4096)),
+            f"3B: full, 2 x {n}": (large, of(2, lora=None)),
+        }
     return rows
 
 
 def cost_of(
-    base_model: str,   # whose shape
-    recipe: dict,      # a `Recipe` as a dict
-    device_type: str = "auto", # where
-    steps: int = 8,    # optimizer steps, of which the first two are not timed
-) -> dict:             # predicted and measured: step_s, peak_gib, trainable
+    base_model: str,  # whose shape
+    recipe: dict,  # a `Recipe` as a dict
+    device_type: str = "auto",  # where
+    steps: int = 8,  # optimizer steps, of which the first two are not timed
+) -> dict:  # predicted and measured: step_s, peak_gib, trainable
     "One setting: the estimate first, then real steps of the trainer."
     from transformers import TrainerCallback
+
     recipe, device = Recipe(**recipe), find_device(device_type)
     config, times = load_config(base_model, device.type), []
     told = estimate(config, recipe, device, timed=True)
 
     class Clock(TrainerCallback):
-        def on_step_begin(self, *_, **__): synchronize(device); self.begin = time.perf_counter()
-        def on_step_end(self, *_, **__): synchronize(device); times.append(time.perf_counter() - self.begin)
+        def on_step_begin(self, *_, **__):
+            synchronize(device)
+            self.begin = time.perf_counter()
+
+        def on_step_end(self, *_, **__):
+            synchronize(device)
+            times.append(time.perf_counter() - self.begin)
 
     model = build(config, recipe, device.dtype, device.torch)
-    n, learned = len(recipe.seq_lens), (recipe.learned or recipe.tokens)/recipe.tokens
-    samples = [Sample([5]*k, [0.0]*(k - round(k*learned)) + [1.0]*round(k*learned)) for k in recipe.seq_lens]*(steps*recipe.gradient_accumulation_steps)
+    n, learned = len(recipe.seq_lens), (recipe.learned or recipe.tokens) / recipe.tokens
+    samples = [
+        Sample([5] * k, [0.0] * (k - round(k * learned)) + [1.0] * round(k * learned)) for k in recipe.seq_lens
+    ] * (steps * recipe.gradient_accumulation_steps)
     with tempfile.TemporaryDirectory() as folder:
-        settings = FinetuneConfig(run=folder, micro_batch_size=n, global_batch_size=n*recipe.gradient_accumulation_steps, max_steps=steps, gradient_checkpointing=recipe.gradient_checkpointing, eval_steps=steps + 1)
+        settings = FinetuneConfig(
+            run=folder,
+            micro_batch_size=n,
+            global_batch_size=n * recipe.gradient_accumulation_steps,
+            max_steps=steps,
+            gradient_checkpointing=recipe.gradient_checkpointing,
+            eval_steps=steps + 1,
+        )
         arguments = training_arguments(settings, len(samples), device)
-        arguments.eval_strategy = arguments.save_strategy = "no"; arguments.load_best_model_at_end = False
-        trainer = make_trainer(model, arguments, samples, samples[:1], 0, Meter(find_ranks(), device, run_length(settings, len(samples))), folder, [Clock()], grouped=not recipe.packed)
+        arguments.eval_strategy = arguments.save_strategy = "no"
+        arguments.load_best_model_at_end = False
+        trainer = make_trainer(
+            model,
+            arguments,
+            samples,
+            samples[:1],
+            0,
+            Meter(find_ranks(), device, run_length(settings, len(samples))),
+            folder,
+            [Clock()],
+            grouped=not recipe.packed,
+        )
         reset_peak_memory(device)
         trainer.train()
-    step_s, peak = sorted(times[2:])[len(times[2:])//2], peak_memory_gib(device)
-    del trainer, model; gc.collect()
+    step_s, peak = sorted(times[2:])[len(times[2:]) // 2], peak_memory_gib(device)
+    del trainer, model
+    gc.collect()
     if device.type != "cpu":
         import torch
+
         getattr(torch, device.type).empty_cache()
-    return {"predicted": {"step_s": told.step_s, "peak_gib": told.peak_mem_gib}, "measured": {"step_s": step_s, "peak_gib": peak}, "trainable": told.trainable, "tokens": told.tokens,
-            "device": device.name, "dtype": device.dtype, "flop_per_token": told.flop_per_token}
+    return {
+        "predicted": {"step_s": told.step_s, "peak_gib": told.peak_mem_gib},
+        "measured": {"step_s": step_s, "peak_gib": peak},
+        "trainable": told.trainable,
+        "tokens": told.tokens,
+        "device": device.name,
+        "dtype": device.dtype,
+        "flop_per_token": told.flop_per_token,
+    }
 
 # %% ../../nbs/8_bench/80_preparation.ipynb #80-26
 def bench_costs(
-    device: str = "auto", # xpu, cuda or cpu; auto: the best there is
-    only: str = "",       # settings whose name has this in it; "": all
-) -> list:                # rows: setting, tokens, predicted and measured seconds of a step and GiB, and their ratios
+    device: str = "auto",  # xpu, cuda or cpu; auto: the best there is
+    only: str = "",  # settings whose name has this in it; "": all
+) -> list:  # rows: setting, tokens, predicted and measured seconds of a step and GiB, and their ratios
     "Predicted beside measured, one setting after the other; on a CPU each in a process of its own."
     kind, rows = find_device(device).type, []
     for name, (base, recipe) in settings_to_cost(kind).items():
-        if only not in name: continue
+        if only not in name:
+            continue
         load_config(base, kind)
-        if kind == "cpu": r = in_process("bench.preparation:cost_of", base_model=base, recipe=asdict(recipe), device_type=kind, steps=6)
-        else: r = cost_of(base, asdict(recipe), kind, steps=14)  # its memory is counted by tensor, so one process will do
+        if kind == "cpu":
+            r = in_process(
+                "bench.preparation:cost_of", base_model=base, recipe=asdict(recipe), device_type=kind, steps=6
+            )
+        else:
+            r = cost_of(base, asdict(recipe), kind, steps=14)  # its memory is counted by tensor, so one process will do
         told, real = r["predicted"], r["measured"]
-        rows.append({"setting": name, "base": base, "tokens": r["tokens"], "trainable": r["trainable"], "step_s predicted": told["step_s"], "step_s measured": real["step_s"], "time ratio": told["step_s"]/real["step_s"],
-                     "GiB predicted": told["peak_gib"], "GiB measured": real["peak_gib"], "memory ratio": told["peak_gib"]/real["peak_gib"], "device": r["device"], "dtype": r["dtype"]})
-        print(f"{name}: {told['step_s']:.3f} s predicted, {real['step_s']:.3f} measured; {told['peak_gib']:.2f} GiB predicted, {real['peak_gib']:.2f} measured", flush=True)
+        rows.append(
+            {
+                "setting": name,
+                "base": base,
+                "tokens": r["tokens"],
+                "trainable": r["trainable"],
+                "step_s predicted": told["step_s"],
+                "step_s measured": real["step_s"],
+                "time ratio": told["step_s"] / real["step_s"],
+                "GiB predicted": told["peak_gib"],
+                "GiB measured": real["peak_gib"],
+                "memory ratio": told["peak_gib"] / real["peak_gib"],
+                "device": r["device"],
+                "dtype": r["dtype"],
+            }
+        )
+        print(
+            f"{name}: {told['step_s']:.3f} s predicted, {real['step_s']:.3f} measured; {told['peak_gib']:.2f} GiB predicted, {real['peak_gib']:.2f} measured",
+            flush=True,
+        )
     require(rows, f"only={only!r} was given; expected part of a setting's name: {'; '.join(settings_to_cost(kind))}")
     return rows

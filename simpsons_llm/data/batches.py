@@ -6,137 +6,201 @@
 __all__ = ['accumulation_steps', 'global_batches', 'RankBatches', 'plot_shares', 'as_features', 'share_loader']
 
 # %% ../../nbs/1_data/16_batches.ipynb #16-02
-from ..machine.job import require
 from .packing import PackedRows
+from ..machine.job import require
 
 # %% ../../nbs/1_data/16_batches.ipynb #16-05
 def accumulation_steps(
-    global_batch_size: int, # samples for one optimizer step
+    global_batch_size: int,  # samples for one optimizer step
     micro_batch_size: int,  # samples at once on one rank
-    world_size: int = 1,    # ranks
-) -> int:                   # micro-batches for one optimizer step, on each rank
+    world_size: int = 1,  # ranks
+) -> int:  # micro-batches for one optimizer step, on each rank
     "How many micro-batches make a batch; ValueError if they cannot."
-    at_once = micro_batch_size*world_size
-    require(global_batch_size % at_once == 0, f"global_batch_size={global_batch_size} is not a multiple of micro_batch_size x ranks = {micro_batch_size} x {world_size}; "
-            f"use {at_once*max(1, round(global_batch_size/at_once))}, or another micro_batch_size")
-    return global_batch_size//at_once
+    at_once = micro_batch_size * world_size
+    require(
+        global_batch_size % at_once == 0,
+        f"global_batch_size={global_batch_size} is not a multiple of micro_batch_size x ranks = {micro_batch_size} x {world_size}; "
+        f"use {at_once * max(1, round(global_batch_size / at_once))}, or another micro_batch_size",
+    )
+    return global_batch_size // at_once
 
 # %% ../../nbs/1_data/16_batches.ipynb #16-08
 def global_batches(
-    lengths: list,          # tokens of each sample
-    global_batch_size: int, # samples for one optimizer step
-    seed: int = 0,          # of the run
-    epoch: int = 0,         # 0, 1, 2, ...
+    lengths: list,  # tokens of each sample
+    global_batch_size: int,  # samples for one optimizer step
+    seed: int = 0,  # of the run
+    epoch: int = 0,  # 0, 1, 2, ...
     grouped: bool = False,  # samples of similar length into one batch
-) -> list:                  # of lists of sample numbers; every sample once, the last batch may be shorter
+) -> list:  # of lists of sample numbers; every sample once, the last batch may be shorter
     "The batches of one epoch, the same on every rank."
     import random
+
     draw, n = random.Random(f"{seed} {epoch}"), len(lengths)
-    order = list(range(n)); draw.shuffle(order)
+    order = list(range(n))
+    draw.shuffle(order)
     if grouped:
-        stretch = global_batch_size*max(1, min(n//(4*global_batch_size), 50))
-        order = [i for at in range(0, n, stretch) for i in sorted(order[at:at + stretch], key=lambda i: -lengths[i])]
-    batches = [order[at:at + global_batch_size] for at in range(0, n, global_batch_size)]
+        stretch = global_batch_size * max(1, min(n // (4 * global_batch_size), 50))
+        order = [i for at in range(0, n, stretch) for i in sorted(order[at : at + stretch], key=lambda i: -lengths[i])]
+    batches = [order[at : at + global_batch_size] for at in range(0, n, global_batch_size)]
     if grouped:
         whole, rest = (batches[:-1], batches[-1:]) if len(batches[-1]) < global_batch_size else (batches, [])
         draw.shuffle(whole)
         longest = max(range(len(whole)), key=lambda b: max(lengths[i] for i in whole[b]), default=0)
-        batches = whole[longest:longest + 1] + whole[:longest] + whole[longest + 1:] + rest
+        batches = whole[longest : longest + 1] + whole[:longest] + whole[longest + 1 :] + rest
     return batches
 
 # %% ../../nbs/1_data/16_batches.ipynb #16-12
 class RankBatches:
     "A batch sampler for `torch.utils.data.DataLoader`: the micro-batches of one rank. A filler is written as -1 - i for sample i."
-    def __init__(self,
-        lengths: list,          # tokens of each sample
-        global_batch_size: int, # samples for one optimizer step
+
+    def __init__(
+        self,
+        lengths: list,  # tokens of each sample
+        global_batch_size: int,  # samples for one optimizer step
         micro_batch_size: int,  # samples at once on one rank
-        rank: int = 0,          # this rank
-        world_size: int = 1,    # ranks
-        seed: int = 0,          # of the run
+        rank: int = 0,  # this rank
+        world_size: int = 1,  # ranks
+        seed: int = 0,  # of the run
         grouped: bool = False,  # samples of similar length into one batch
     ):
         require(lengths, "no sample was given; expected one or more to learn from")
         self.accumulation = accumulation_steps(global_batch_size, micro_batch_size, world_size)
-        self.lengths, self.sizes, self.rank, self.world_size, self.seed, self.grouped, self.epoch = lengths, (global_batch_size, micro_batch_size), rank, world_size, seed, grouped, 0
+        self.lengths, self.sizes, self.rank, self.world_size, self.seed, self.grouped, self.epoch = (
+            lengths,
+            (global_batch_size, micro_batch_size),
+            rank,
+            world_size,
+            seed,
+            grouped,
+            0,
+        )
 
-    def set_epoch(self,
-        epoch: int, # 0, 1, 2, ...
+    def set_epoch(
+        self,
+        epoch: int,  # 0, 1, 2, ...
     ):
         "Take the order of this epoch from now on."
         self.epoch = epoch
 
-    def steps(self) -> list: # for each optimizer step, this rank's micro-batches
+    def steps(self) -> list:  # for each optimizer step, this rank's micro-batches
         "The epoch, step by step."
         whole, micro = self.sizes
         for batch in global_batches(self.lengths, whole, self.seed, self.epoch, self.grouped):
-            cards = [batch[at:at + micro] for at in range(0, len(batch), micro)]
-            rounds = -(-len(cards)//self.world_size)
-            yield [cards[k] if (k := turn*self.world_size + self.rank) < len(cards) else [-1 - batch[0]] for turn in range(rounds)]
+            cards = [batch[at : at + micro] for at in range(0, len(batch), micro)]
+            rounds = -(-len(cards) // self.world_size)
+            yield [
+                cards[k] if (k := turn * self.world_size + self.rank) < len(cards) else [-1 - batch[0]]
+                for turn in range(rounds)
+            ]
 
-    def __iter__(self): return (micro for step in self.steps() for micro in step)
+    def __iter__(self):
+        return (micro for step in self.steps() for micro in step)
 
     def __len__(self):
         (whole, micro), n = self.sizes, len(self.lengths)
-        return n//whole*self.accumulation + -(-(-(-(n % whole)//micro))//self.world_size)
+        left = -(-(n % whole) // micro)  # micro-batches of the last, shorter step, over all ranks
+        return n // whole * self.accumulation + -(-left // self.world_size)
 
 # %% ../../nbs/1_data/16_batches.ipynb #16-14
 def plot_shares(
-    n: int,                 # samples
-    global_batch_size: int, # samples for one optimizer step
+    n: int,  # samples
+    global_batch_size: int,  # samples for one optimizer step
     micro_batch_size: int,  # samples at once on one rank
-    world_size: int,        # ranks
-    ax=None,                # matplotlib axes; None: make some
-):                          # the axes
+    world_size: int,  # ranks
+    ax=None,  # matplotlib axes; None: make some
+):  # the axes
     "Which rank computes which sample in which step."
     import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(6.4, 0.6 + 0.5*world_size))[1]
+
+    ax = ax or plt.subplots(figsize=(6.4, 0.6 + 0.5 * world_size))[1]
     colors = ("#b9a100", "#1f5fa8", "#c0504d", "#5b9c5b")
     for rank in range(world_size):
         at = 0
-        for s, step in enumerate(RankBatches([1]*n, global_batch_size, micro_batch_size, rank, world_size).steps()):
+        for s, step in enumerate(RankBatches([1] * n, global_batch_size, micro_batch_size, rank, world_size).steps()):
             for micro in step:
                 for i in micro:
-                    ax.add_patch(plt.Rectangle((at, world_size - 1 - rank), 0.92, 0.8, fc="white" if i < 0 else colors[s % 4], ec="#666", lw=0.8))
-                    ax.text(at + 0.46, world_size - 0.6 - rank, "-" if i < 0 else str(i), ha="center", va="center", fontsize=8, color="#666" if i < 0 else "white")
+                    ax.add_patch(
+                        plt.Rectangle(
+                            (at, world_size - 1 - rank),
+                            0.92,
+                            0.8,
+                            fc="white" if i < 0 else colors[s % 4],
+                            ec="#666",
+                            lw=0.8,
+                        )
+                    )
+                    ax.text(
+                        at + 0.46,
+                        world_size - 0.6 - rank,
+                        "-" if i < 0 else str(i),
+                        ha="center",
+                        va="center",
+                        fontsize=8,
+                        color="#666" if i < 0 else "white",
+                    )
                     at += 1
                 at += 0.25
             at += 0.5
-    ax.set_xlim(-0.2, n + 5); ax.set_ylim(-0.1, world_size)
-    ax.set_yticks([world_size - 0.6 - r for r in range(world_size)], [f"rank {r}" for r in range(world_size)]); ax.set_xticks([])
-    ax.set_title(f"{world_size} x {accumulation_steps(global_batch_size, micro_batch_size, world_size)} (ranks x micro-batches of {micro_batch_size})", fontsize=9, loc="left")
-    for side in ax.spines.values(): side.set_visible(False)
+    ax.set_xlim(-0.2, n + 5)
+    ax.set_ylim(-0.1, world_size)
+    ax.set_yticks([world_size - 0.6 - r for r in range(world_size)], [f"rank {r}" for r in range(world_size)])
+    ax.set_xticks([])
+    ax.set_title(
+        f"{world_size} x {accumulation_steps(global_batch_size, micro_batch_size, world_size)} (ranks x micro-batches of {micro_batch_size})",
+        fontsize=9,
+        loc="left",
+    )
+    for side in ax.spines.values():
+        side.set_visible(False)
     return ax
 
 # %% ../../nbs/1_data/16_batches.ipynb #16-18
 def as_features(
-    train,       # `Sample`s, or `PackedRows` of them
-) -> tuple:      # (what a collator takes, one for each sample or row; their lengths; rows are all as long)
+    train,  # `Sample`s, or `PackedRows` of them
+) -> tuple:  # (what a collator takes, one for each sample or row; their lengths; rows are all as long)
     "Training samples as batches are made of them."
-    if isinstance(train, PackedRows): return train, [1]*len(train)
+    if isinstance(train, PackedRows):
+        return train, [1] * len(train)
     return [s.features() for s in train], [len(s.input_ids) for s in train]
 
 # %% ../../nbs/1_data/16_batches.ipynb #16-19
 class _WithFillers:
     "Items, and below zero the same as fillers."
-    def __init__(self, items): self.items = items
-    def __len__(self): return len(self.items)
-    def __getitem__(self, i): return {**self.items[-1 - i], "filler": True} if i < 0 else self.items[i]
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        return {**self.items[-1 - i], "filler": True} if i < 0 else self.items[i]
 
 
 def share_loader(
-    items,                # samples as dicts of features, or `PackedRows`
-    collate,              # what makes a batch of them, with `loss_weights` and `labels` in it
-    sampler: RankBatches, # this rank's micro-batches
-    pin_memory: bool = False, # keep batches where a GPU can fetch them
-):                        # a torch DataLoader with set_epoch
+    items,  # samples as dicts of features, or `PackedRows`
+    collate,  # what makes a batch of them, with `loss_weights` and `labels` in it
+    sampler: RankBatches,  # this rank's micro-batches
+    pin_memory: bool = False,  # keep batches where a GPU can fetch them
+):  # a torch DataLoader with set_epoch
     "Batches of one rank."
     import torch
     from torch.utils.data import DataLoader
+
     def together(features):
         batch = collate([{k: v for k, v in f.items() if k != "filler"} for f in features])
-        if "filler" in features[0]: batch["loss_weights"].zero_(); batch["labels"].fill_(-100)
+        if "filler" in features[0]:
+            batch["loss_weights"].zero_()
+            batch["labels"].fill_(-100)
         return batch
-    loader = DataLoader(_WithFillers(items), batch_sampler=sampler, collate_fn=together, pin_memory=pin_memory, generator=torch.Generator())  # one of its own: dropout's numbers stay as they are
+
+    # one of its own: dropout's numbers stay as they are
+    loader = DataLoader(
+        _WithFillers(items),
+        batch_sampler=sampler,
+        collate_fn=together,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),
+    )
     loader.set_epoch = sampler.set_epoch
     return loader

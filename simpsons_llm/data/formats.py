@@ -16,130 +16,210 @@ from operator import attrgetter
 from pathlib import Path
 
 import simpsons_llm
+from simpsons_llm.data.lines import (
+    HINT,
+    Line,
+    Rejected,
+    Scene,
+    Script,
+    clean,
+    decode,
+    has_words,
+    read_table,
+    scenes_of,
+    without_directions,
+)
 from ..machine.job import collector_off, require
-from .lines import HINT, Line, Rejected, Scene, Script, clean, decode, has_words, read_table, scenes_of, without_directions
 
 # %% ../../nbs/1_data/11_formats.ipynb #11-05
 EPISODE = re.compile(r"\W*(?:season\s+\d+\W+)?episode\s+(\d+)\s*(?:[:\]–—-].*)?", re.I)
 
 
 def split_name(
-    text: str,         # such as "Moe Szyslak: Closed."
-    known: set = (),   # names that are known
-) -> tuple:            # (speaker, what is said); ("", text) where no speaker is named
+    text: str,  # such as "Moe Szyslak: Closed."
+    known: set = (),  # names that are known
+) -> tuple:  # (speaker, what is said); ("", text) where no speaker is named
     "Who says it, and what."
     ends = [m.start() for m in re.finditer(r":(?=\s|$)", text[:100])]
     named = [i for i in ends if text[:i].strip() in known] or [i for i in ends[:1] if 0 < len(text[:i].strip()) <= 60]
-    return (text[:named[-1]].strip(), clean(text[named[-1] + 1:])) if named else ("", clean(text))
+    return (text[: named[-1]].strip(), clean(text[named[-1] + 1 :])) if named else ("", clean(text))
 
 
 def parse_lines(
-    text: str,       # "Name: line" rows with newlines between
-    known: set = (), # names that are known
-) -> list:           # (speaker, text) pairs; ("", text) where no speaker is named
+    text: str,  # "Name: line" rows with newlines between
+    known: set = (),  # names that are known
+) -> list:  # (speaker, text) pairs; ("", text) where no speaker is named
     "Lines of a conversation as people write them."
     return [split_name(row.strip(), known) for row in text.splitlines() if row.strip()]
 
 # %% ../../nbs/1_data/11_formats.ipynb #11-08
 def read_text(
-    text: str,       # a whole text file
-    where: str,      # its name, for errors
-    keep_directions: bool = False, # keep (STAGE DIRECTIONS) inside lines
-) -> Script:         # scenes and account
+    text: str,  # a whole text file
+    where: str,  # its name, for errors
+    keep_directions: bool = False,  # keep (STAGE DIRECTIONS) inside lines
+) -> Script:  # scenes and account
     "Read `Speaker: line` rows."
     rows, lines, breaks, counts, rejected = text.split("\n"), [], [], Counter(), []
     filled = [bool(r.strip()) for r in rows]
     pairs, together = sum(filled), sum(a and b for a, b in zip(filled, filled[1:]))
-    spaced = pairs > 3 and together < pairs/10  # hardly two rows stand together
-    episode, location, empty, open_at = 1, "", 0, None  # open_at: indentation of the line that may go on
+    spaced = pairs > 3 and together < pairs / 10  # hardly two rows stand together
+    # open_at: indentation of the line that may go on
+    episode, location, empty, open_at = 1, "", 0, None
     for row, raw in enumerate(rows, 1):
         text, indent = " ".join(raw.split()), len(raw) - len(raw.lstrip())
         if not text:
             empty += 1
-            if empty > spaced: breaks.append(Line(episode, row, "", "", location, row)); open_at = None
+            if empty > spaced:
+                breaks.append(Line(episode, row, "", "", location, row))
+                open_at = None
             continue
         empty = 0
-        if m := EPISODE.fullmatch(text): episode, location, open_at = int(m[1]), "", None; counts["heading"] += 1
-        elif text[0] + text[-1] == "[]": location, open_at = text[1:-1].strip(), None; counts["heading"] += 1; breaks.append(Line(episode, row, "", text, location, row))
-        elif text[0] + text[-1] == "()": counts["direction"] += 1
+        if m := EPISODE.fullmatch(text):
+            episode, location, open_at = int(m[1]), "", None
+            counts["heading"] += 1
+        elif text[0] + text[-1] == "[]":
+            location, open_at = text[1:-1].strip(), None
+            counts["heading"] += 1
+            breaks.append(Line(episode, row, "", text, location, row))
+        elif text[0] + text[-1] == "()":
+            counts["direction"] += 1
         elif open_at is not None and indent > open_at:
             more = text if keep_directions else without_directions(text)
-            lines[-1] = lines[-1]._replace(text=clean(f"{lines[-1].text} {more}")); counts["continuation"] += 1
+            lines[-1] = lines[-1]._replace(text=clean(f"{lines[-1].text} {more}"))
+            counts["continuation"] += 1
         else:
             speaker, said = split_name(text)
             speaker = without_directions(speaker)
-            if not keep_directions: said = without_directions(said)
+            if not keep_directions:
+                said = without_directions(said)
             open_at = None
-            if not speaker: rejected.append(Rejected(row, "no speaker is named; expected 'Speaker: line', '[Place]' or '(direction)'", text[:120]))
-            elif not has_words(said): counts["wordless"] += 1
-            else: lines.append(Line(episode, row, speaker, said, location, row)); counts["spoken"] += 1; open_at = indent
-    notes = ["every line is followed by a blank one, so two blank lines end a scene here"]*spaced
-    return Script(where, "", scenes_of(lines, breaks), {k: counts[k] for k in ("spoken", "heading", "direction", "wordless", "continuation")}, rejected, [], notes, "text")
+            if not speaker:
+                rejected.append(
+                    Rejected(
+                        row, "no speaker is named; expected 'Speaker: line', '[Place]' or '(direction)'", text[:120]
+                    )
+                )
+            elif not has_words(said):
+                counts["wordless"] += 1
+            else:
+                lines.append(Line(episode, row, speaker, said, location, row))
+                counts["spoken"] += 1
+                open_at = indent
+    notes = ["every line is followed by a blank one, so two blank lines end a scene here"] * spaced
+    return Script(
+        where,
+        "",
+        scenes_of(lines, breaks),
+        {k: counts[k] for k in ("spoken", "heading", "direction", "wordless", "continuation")},
+        rejected,
+        [],
+        notes,
+        "text",
+    )
 
 # %% ../../nbs/1_data/11_formats.ipynb #11-12
 PLACE = re.compile(r"(?:INT\.?/EXT|EXT\.?/INT|I/E|INT|EXT|EST)(?:\.|\s)\s*(.*)", re.I)
-TITLE = re.compile(r"(?:title|credit|authors?|source|draft date|date|contact|copyright|notes|revision|format)\s*:", re.I)
+TITLE = re.compile(
+    r"(?:title|credit|authors?|source|draft date|date|contact|copyright|notes|revision|format)\s*:", re.I
+)
 
 
 def fountain_place(
-    text: str, # a row
-) -> str:      # the place; None if the row is no scene heading
+    text: str,  # a row
+) -> str:  # the place; None if the row is no scene heading
     "The place that a scene heading names."
     m = PLACE.fullmatch(text)
-    if text[:1] == "." and text[1:2] not in ("", "."): place = text[1:]
-    elif m: place = m[1]
-    else: return None
+    if text[:1] == "." and text[1:2] not in ("", "."):
+        place = text[1:]
+    elif m:
+        place = m[1]
+    else:
+        return None
     place = re.sub(r"\s*#[^#]*#\s*$", "", PLACE.sub(r"\1", place))
     return string.capwords(re.split(r"\s+[-–—]+\s+", place)[0]) or "Scene"
 
 
 def fountain_cue(
-    text: str, # a row with a blank one above it and text below it
-) -> str:      # the speaker; None if the row is no cue
+    text: str,  # a row with a blank one above it and text below it
+) -> str:  # the speaker; None if the row is no cue
     "The speaker that a cue names."
     name = without_directions(text.removesuffix("^").strip()).strip()
-    if name[:1] == "@": return name[1:].strip() or None
-    return string.capwords(name) if name == name.upper() and re.search(r"[^\W\d_]", name) and name[-1] not in ":.!?" else None
+    if name[:1] == "@":
+        return name[1:].strip() or None
+    return (
+        string.capwords(name)
+        if name == name.upper() and re.search(r"[^\W\d_]", name) and name[-1] not in ":.!?"
+        else None
+    )
 
 # %% ../../nbs/1_data/11_formats.ipynb #11-13
 def read_fountain(
-    text: str,       # a whole Fountain file
-    where: str,      # its name, for errors
-    keep_directions: bool = False, # keep (STAGE DIRECTIONS) inside lines
-) -> Script:         # scenes and account; a spoken block is one line
+    text: str,  # a whole Fountain file
+    where: str,  # its name, for errors
+    keep_directions: bool = False,  # keep (STAGE DIRECTIONS) inside lines
+) -> Script:  # scenes and account; a spoken block is one line
     "Read a screenplay in Fountain."
-    hide = lambda m: re.sub(r"[^\n]", "", m[0])  # comments leave their line ends, so that rows keep their numbers
+
+    # comments leave their line ends, so that rows keep their numbers
+    def hide(m):
+        return re.sub(r"[^\n]", "", m[0])
+
     rows = re.sub(r"\[\[.*?\]\]", hide, re.sub(r"/\*.*?(?:\*/|\Z)", hide, text, flags=re.S), flags=re.S).split("\n")
-    counts, lines, breaks, rejected = Counter({k: 0 for k in ("spoken", "heading", "direction", "wordless", "continuation", "cue", "note")}), [], [], []
-    episode, location, speaker, begun, pending, above = 1, "", None, False, "", True  # above: is the row above blank?
+    counts, lines, breaks, rejected = (
+        Counter({k: 0 for k in ("spoken", "heading", "direction", "wordless", "continuation", "cue", "note")}),
+        [],
+        [],
+        [],
+    )
+    # above: is the row above blank?
+    episode, location, speaker, begun, pending, above = 1, "", None, False, "", True
     title = bool(TITLE.match(next((r.strip() for r in rows if r.strip()), "")))
     for row, raw in enumerate(rows, 1):
         plain = " ".join(raw.split())
         if not plain:
-            if speaker and raw.startswith("  "): continue  # two spaces: the speech goes on
+            if speaker and raw.startswith("  "):
+                continue  # two spaces: the speech goes on
             title = title and not counts["note"]  # the title page ends at its first blank row
             speaker, above, pending = None, True, ""
             continue
         blank_above, above = above, False
         below = row < len(rows) and bool(rows[row].strip())
-        if title: counts["note"] += 1
+        if title:
+            counts["note"] += 1
         elif speaker:
             text = re.sub(r"(?<!\\)[*_]+", "", plain.removeprefix("~")).replace("\\*", "*").replace("\\_", "_").strip()
             if text[:1] + text[-1:] == "()":
-                counts["direction"] += 1; pending = f"{text} " if keep_directions else ""; continue
+                counts["direction"] += 1
+                pending = f"{text} " if keep_directions else ""
+                continue
             text, pending = pending + (text if keep_directions else without_directions(text)), ""
-            if not has_words(text): counts["wordless"] += 1
-            elif begun: lines[-1] = lines[-1]._replace(text=f"{lines[-1].text} {text}"); counts["continuation"] += 1
-            else: lines.append(Line(episode, row, speaker, text, location, row)); counts["spoken"] += 1; begun = True
+            if not has_words(text):
+                counts["wordless"] += 1
+            elif begun:
+                lines[-1] = lines[-1]._replace(text=f"{lines[-1].text} {text}")
+                counts["continuation"] += 1
+            else:
+                lines.append(Line(episode, row, speaker, text, location, row))
+                counts["spoken"] += 1
+                begun = True
         elif plain[0] == "#":
-            m = EPISODE.fullmatch(plain); counts["note"] += 1
-            if m: episode, location = int(m[1]), ""
-        elif plain[0] == "=": counts["note"] += 1
-        elif plain[0] in "!>" or (blank_above and plain.endswith(" TO:") and plain == plain.upper()): counts["direction"] += 1
+            m = EPISODE.fullmatch(plain)
+            counts["note"] += 1
+            if m:
+                episode, location = int(m[1]), ""
+        elif plain[0] == "=":
+            counts["note"] += 1
+        elif plain[0] in "!>" or (blank_above and plain.endswith(" TO:") and plain == plain.upper()):
+            counts["direction"] += 1
         elif blank_above and (place := fountain_place(plain)):
-            location = place; counts["heading"] += 1; breaks.append(Line(episode, row, "", plain, location, row))
-        elif blank_above and below and (name := fountain_cue(plain)): speaker, begun = name, False; counts["cue"] += 1
-        else: counts["direction"] += 1
+            location = place
+            counts["heading"] += 1
+            breaks.append(Line(episode, row, "", plain, location, row))
+        elif blank_above and below and (name := fountain_cue(plain)):
+            speaker, begun = name, False
+            counts["cue"] += 1
+        else:
+            counts["direction"] += 1
     return Script(where, "", scenes_of(lines, breaks), dict(counts), rejected, [], [], "fountain")
 
 # %% ../../nbs/1_data/11_formats.ipynb #11-17
@@ -147,48 +227,64 @@ SPELLINGS = (("p", "c", "l"), ("instruction", "input", "output"))
 
 
 def spelling_of(
-    record, # one JSON value
-) -> tuple: # names of its three fields; None if it has neither spelling
+    record,  # one JSON value
+) -> tuple:  # names of its three fields; None if it has neither spelling
     "Which spelling a record uses."
-    return next((k for k in SPELLINGS if isinstance(record, dict) and all(isinstance(record.get(x), str) for x in k)), None)
+    return next(
+        (k for k in SPELLINGS if isinstance(record, dict) and all(isinstance(record.get(x), str) for x in k)), None
+    )
 
 
 def read_record(
-    record,          # one JSON value
-    known: set = (), # names of all who speak
-) -> tuple:          # (context pairs, speaker, text), or (None, reason, "")
+    record,  # one JSON value
+    known: set = (),  # names of all who speak
+) -> tuple:  # (context pairs, speaker, text), or (None, reason, "")
     "One sample in either spelling."
-    if not (keys := spelling_of(record)): return None, "expected text under p, c, l or instruction, input, output", ""
+    if not (keys := spelling_of(record)):
+        return None, "expected text under p, c, l or instruction, input, output", ""
     context, speaker, said = (record[k].encode("utf8", "replace").decode("utf8") for k in keys)
     speaker, said = clean(speaker), clean(said)
-    if not speaker or len(speaker) > 60: return None, f"{keys[1]} must be the name of who speaks next", ""
+    if not speaker or len(speaker) > 60:
+        return None, f"{keys[1]} must be the name of who speaks next", ""
     said = said.removeprefix(f"{speaker}:").strip()
-    return (parse_lines(context, known), speaker, said) if has_words(said) else (None, f"nothing is said under {keys[2]}", "")
+    return (
+        (parse_lines(context, known), speaker, said)
+        if has_words(said)
+        else (None, f"nothing is said under {keys[2]}", "")
+    )
 
 # %% ../../nbs/1_data/11_formats.ipynb #11-19
 def load_records(
     text: str,  # a whole JSON or JSONL file
-    where: str, # its name, for errors
-) -> tuple:     # ([(row, JSON value)], `Rejected` rows); ValueError if nothing can be read
+    where: str,  # its name, for errors
+) -> tuple:  # ([(row, JSON value)], `Rejected` rows); ValueError if nothing can be read
     "The JSON values of a file, with the lines they stand in (in a list: their places)."
-    try: whole = json.loads(text)
-    except RecursionError: raise ValueError(f"{where} is nested too deeply; expected a list of records or one record a line") from None
+    try:
+        whole = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{where} is nested too deeply; expected a list of records or one record a line") from None
     except json.JSONDecodeError as e:
         found, bad = [], []
         for row, line in enumerate(text.split("\n"), 1):
-            if not line.strip(): continue
-            try: found.append((row, json.loads(line)))
-            except (json.JSONDecodeError, RecursionError) as broken: bad.append(Rejected(row, f"not valid JSON ({getattr(broken, 'msg', 'nested too deeply')})", line[:120]))
-        require(any(spelling_of(r) for _, r in found), f"{where} is not valid JSON ({e.msg} at line {e.lineno}); expected a list of records or one record a line")
+            if not line.strip():
+                continue
+            try:
+                found.append((row, json.loads(line)))
+            except (json.JSONDecodeError, RecursionError) as broken:
+                bad.append(Rejected(row, f"not valid JSON ({getattr(broken, 'msg', 'nested too deeply')})", line[:120]))
+        require(
+            any(spelling_of(r) for _, r in found),
+            f"{where} is not valid JSON ({e.msg} at line {e.lineno}); expected a list of records or one record a line",
+        )
         return found, bad
     return list(enumerate(whole if isinstance(whole, list) else [whole], 1)), []
 
 # %% ../../nbs/1_data/11_formats.ipynb #11-20
 def read_records(
     text: str,  # a whole JSON or JSONL file
-    where: str, # its name, for errors
-    keep_directions: bool = False, # keep (STAGE DIRECTIONS) inside lines
-) -> Script:    # scenes and account
+    where: str,  # its name, for errors
+    keep_directions: bool = False,  # keep (STAGE DIRECTIONS) inside lines
+) -> Script:  # scenes and account
     "Read p/c/l or instruction/input/output samples back into scenes."
     records, rejected = load_records(text, where)
     known = {clean(r[keys[1]]) for _, r in records if (keys := spelling_of(r))}
@@ -196,15 +292,22 @@ def read_records(
     scenes, so_far, spoken = [], [], 0
     for row, record in records:
         context, speaker, said = read_record(record, known)
-        if context is not None and not has_words(strip(said)): context, speaker = None, "nothing is said but directions"
-        if context is None: rejected.append(Rejected(row, speaker, json.dumps(record)[:120])); continue
+        if context is not None and not has_words(strip(said)):
+            context, speaker = None, "nothing is said but directions"
+        if context is None:
+            rejected.append(Rejected(row, speaker, json.dumps(record)[:120]))
+            continue
         spoken += 1
         shared = next((n for n in range(min(len(context), len(so_far)), 0, -1) if so_far[-n:] == context[:n]), 0)
-        if not shared: scenes.append([]); so_far = []  # a new scene
+        if not shared:
+            scenes.append([])
+            so_far = []  # a new scene
         new = [(who, what, False) for who, what in context[shared:]] + [(speaker, said, True)]
-        scenes[-1] += [Line(0, len(scenes[-1]) + i, who, strip(what), "", row, learn) for i, (who, what, learn) in enumerate(new)]
+        scenes[-1] += [
+            Line(0, len(scenes[-1]) + i, who, strip(what), "", row, learn) for i, (who, what, learn) in enumerate(new)
+        ]
         so_far += [x[:2] for x in new]
-    scenes = [Scene(0, i, "", tuple(l for l in lines if l.text)) for i, lines in enumerate(scenes)]
+    scenes = [Scene(0, i, "", tuple(line for line in lines if line.text)) for i, lines in enumerate(scenes)]
     return Script(where, "", scenes, {"spoken": spoken}, sorted(rejected, key=attrgetter("row")), [], [], "json")
 
 # %% ../../nbs/1_data/11_formats.ipynb #11-23
@@ -212,33 +315,53 @@ READERS = {"table": read_table, "text": read_text, "fountain": read_fountain, "j
 
 
 def find_format(
-    name: str, # a file's name
-    text: str, # what stands in it
-) -> str:      # a key of `READERS`
+    name: str,  # a file's name
+    text: str,  # what stands in it
+) -> str:  # a key of `READERS`
     "What kind of script a file holds."
     suffix, begin = Path(name).suffix.lower(), text.lstrip()
-    if suffix in (".json", ".jsonl", ".ndjson") or re.match(r"\{|\[\s*[\[{\]]", begin) or (suffix in (".csv", ".tsv") and begin[:1] == "["): return "json"
-    if suffix in (".fountain", ".spmd"): return "fountain"
-    if suffix in (".csv", ".tsv") or {"raw_text", "speaking_line"} <= set(re.findall(r"\w+", begin[:begin.find("\n")].lower())): return "table"
+    if (
+        suffix in (".json", ".jsonl", ".ndjson")
+        or re.match(r"\{|\[\s*[\[{\]]", begin)
+        or (suffix in (".csv", ".tsv") and begin[:1] == "[")
+    ):
+        return "json"
+    if suffix in (".fountain", ".spmd"):
+        return "fountain"
+    if suffix in (".csv", ".tsv") or {"raw_text", "speaking_line"} <= set(
+        re.findall(r"\w+", begin[: begin.find("\n")].lower())
+    ):
+        return "table"
     headings = re.findall(r"^(?:INT|EXT|EST|INT\.?/EXT|I/E)\. ", text, re.M)
-    return "fountain" if headings and len(headings) > len(re.findall(r"^\S[^:\n]{0,59}:\s+\S", text, re.M))/10 else "text"
+    return (
+        "fountain"
+        if headings and len(headings) > len(re.findall(r"^\S[^:\n]{0,59}:\s+\S", text, re.M)) / 10
+        else "text"
+    )
 
 # %% ../../nbs/1_data/11_formats.ipynb #11-24
 def read_script(
-    path,                 # a script file, or "springfield": the script that comes with the package
-    keep_directions: bool = False, # keep (STAGE DIRECTIONS) inside lines
-    encoding: str = None, # a codec's name; None: find out
-    format: str = "auto", # table, text, fountain or json; auto: find out
-) -> Script:              # FileNotFoundError or ValueError, in one sentence, when it cannot be read
+    path,  # a script file, or "springfield": the script that comes with the package
+    keep_directions: bool = False,  # keep (STAGE DIRECTIONS) inside lines
+    encoding: str = None,  # a codec's name; None: find out
+    format: str = "auto",  # table, text, fountain or json; auto: find out
+) -> Script:  # FileNotFoundError or ValueError, in one sentence, when it cannot be read
     "Read a script, whatever its format."
     require(format == "auto" or format in READERS, f"format={format!r} was given; expected auto, {', '.join(READERS)}")
-    path = Path(simpsons_llm.__file__).parent/"data"/"springfield.csv" if str(path) == "springfield" else Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"no script at {path}; give the path of a table, text, Fountain or JSON file, or springfield for the script that comes with the package")
+    path = Path(simpsons_llm.__file__).parent / "data" / "springfield.csv" if str(path) == "springfield" else Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no script at {path}; give the path of a table, text, Fountain or JSON file, or springfield for the script that comes with the package"
+        )
     text, encoding = decode(path.read_bytes(), path.name, encoding)
     require(text.strip(), f"{path.name} is empty; {HINT}")
-    with collector_off(): script = READERS[find_format(path.name, text) if format == "auto" else format](text, path.name, keep_directions)
+    with collector_off():
+        script = READERS[find_format(path.name, text) if format == "auto" else format](text, path.name, keep_directions)
     if not script.lines:
-        why = "; ".join(f"{r}: {n} rows" for r, n in Counter(r.reason for r in script.rejected).most_common(3)) or "it has no spoken rows"
+        why = (
+            "; ".join(f"{r}: {n} rows" for r, n in Counter(r.reason for r in script.rejected).most_common(3))
+            or "it has no spoken rows"
+        )
         raise ValueError(f"{path.name} holds no spoken line that can be used ({why}); read as {script.format}, {HINT}")
     script.path, script.encoding = str(path), encoding
     return script

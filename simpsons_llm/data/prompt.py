@@ -13,14 +13,15 @@ import bisect
 import copy
 import datetime
 
-from ..machine.job import require
 from .formats import read_script
+from ..machine.job import require
 
 # %% ../../nbs/1_data/13_prompt.ipynb #13-05
 def byte_tokenizer():
     "A tokenizer of 256 bytes and three special tokens, built in memory."
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
+
     special = ["<pad>", "<bos>", "<eos>"]
     vocab = {t: i for i, t in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
@@ -30,29 +31,34 @@ def byte_tokenizer():
 
 # %% ../../nbs/1_data/13_prompt.ipynb #13-08
 def reader(
-    tokenizer,            # a transformers tokenizer
-    literal: bool = True, # letters of special tokens are letters
-):                        # a function: list of texts -> for each, its token ids, no special tokens added
+    tokenizer,  # a transformers tokenizer
+    literal: bool = True,  # letters of special tokens are letters
+):  # a function: list of texts -> for each, its token ids, no special tokens added
     "Plain tokenization. A literal reader has a copy of the tokenizer, so nobody's padding or truncation is in it, and threads may use it."
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not literal or not hasattr(backend, "encode_batch_fast"): return lambda texts: tokenizer(texts, add_special_tokens=False, split_special_tokens=literal).input_ids
+    if not literal or not hasattr(backend, "encode_batch_fast"):
+        return lambda texts: tokenizer(texts, add_special_tokens=False, split_special_tokens=literal).input_ids
     backend = copy.deepcopy(backend)
-    backend.no_padding(); backend.no_truncation()
+    backend.no_padding()
+    backend.no_truncation()
     backend.encode_special_tokens = True
-    return lambda texts: [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]  # a quarter of the time of tokenizer(texts)
+    # a quarter of the time of tokenizer(texts)
+    return lambda texts: [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def piece_ids(
-    read,             # what `reader` gave
-    texts: list,      # pieces of text
-    anchor: str = "", # what each piece follows, e.g. ":"; empty: the beginning of the text
-) -> list:            # for each piece, its token ids, without special tokens
+    read,  # what `reader` gave
+    texts: list,  # pieces of text
+    anchor: str = "",  # what each piece follows, e.g. ":"; empty: the beginning of the text
+) -> list:  # for each piece, its token ids, without special tokens
     "Token ids of pieces, as they are in the middle of a text."
-    if not anchor or not texts: return read(texts) if texts else []
+    if not anchor or not texts:
+        return read(texts) if texts else []
     before, *together = read([anchor, *(anchor + t for t in texts)])
     n, alone = len(before), None
     for i, x in enumerate(together):
-        if x[:n] == before and len(x) > n: together[i] = x[n:]
+        if x[:n] == before and len(x) > n:
+            together[i] = x[n:]
         else:  # anchor and piece merged into one token: tokenize the piece alone
             alone = alone or read(texts)
             together[i] = alone[i]
@@ -60,12 +66,14 @@ def piece_ids(
 
 # %% ../../nbs/1_data/13_prompt.ipynb #13-10
 def small_tokenizer(
-    size: int = 2000,        # how many tokens it has
-    chat_template: str = None, # a chat template
-    special: tuple = (),     # the template's special tokens
-):                           # a transformers tokenizer, made in half a second
+    size: int = 2000,  # how many tokens it has
+    chat_template: str = None,  # a chat template
+    special: tuple = (),  # the template's special tokens
+):  # a transformers tokenizer, made in half a second
     "A byte-level BPE tokenizer trained on the book's own script, for examples and tests."
-    tokenizer = byte_tokenizer().train_new_from_iterator([f"{l.speaker}: {l.text}\n" for l in read_script("springfield").lines], size, show_progress=False)
+    tokenizer = byte_tokenizer().train_new_from_iterator(
+        [f"{line.speaker}: {line.text}\n" for line in read_script("springfield").lines], size, show_progress=False
+    )
     tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
     tokenizer.chat_template = chat_template
     return tokenizer
@@ -75,26 +83,31 @@ TEMPLATES = ("script", "alpaca", "chat")
 
 
 def alpaca_frame(
-    speaker: str, # who answers
-) -> tuple:       # (text before the lines, text behind them)
+    speaker: str,  # who answers
+) -> tuple:  # (text before the lines, text behind them)
     "The seed's prompt: an opening sentence and the headings Instruction, Input and Response."
-    return ("Here is a part of a scene from a script. Write what the named character says next.\n\n"
-            f"### Instruction:\nComplete {speaker}'s line.\n\n### Input:\n", f"\n\n### Response:\n{speaker}:")
+    return (
+        "Here is a part of a scene from a script. Write what the named character says next.\n\n"
+        f"### Instruction:\nComplete {speaker}'s line.\n\n### Input:\n",
+        f"\n\n### Response:\n{speaker}:",
+    )
 
 # %% ../../nbs/1_data/13_prompt.ipynb #13-16
 SILENCE = "(Nobody else speaks.)"
 
 
 def chat_system(
-    location: str, # where the scene is; may be empty
+    location: str,  # where the scene is; may be empty
     speaker: str,  # who answers
-) -> str:          # the system's words
+) -> str:  # the system's words
     "What a chat model is told before a scene."
     return f"You are {speaker} in a scene of a script.{f' The scene is set here: {location}.' if location else ''} Answer with the next line of {speaker}, and nothing else."
 
 # %% ../../nbs/1_data/13_prompt.ipynb #13-18
-CHATML = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
-          ("<|im_start|>", "<|im_end|>"))  # a common template and its special tokens, for examples and tests
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    ("<|im_start|>", "<|im_end|>"),
+)  # a common template and its special tokens, for examples and tests
 
 # %% ../../nbs/1_data/13_prompt.ipynb #13-20
 DATE = "2025-01-01"  # the day on which all conversations take place
@@ -102,151 +115,237 @@ CLOCK = "{% macro strftime_now(format) %}{{ format"
 
 
 def on_day(
-    day: datetime.date, # any day; midnight is its time
-) -> dict:              # what `strftime` puts for each of its codes, in English whatever the system speaks
+    day: datetime.date,  # any day; midnight is its time
+) -> dict:  # what `strftime` puts for each of its codes, in English whatever the system speaks
     "A day in the codes of `strftime`."
     name = ("Mon", "Tues", "Wednes", "Thurs", "Fri", "Satur", "Sun")[day.weekday()] + "day"
     months = "January February March April May June July August September October November December"
     month, numbers = months.split()[day.month - 1], {c: day.strftime(f"%{c}") for c in "dHIjmMSUwWyY"}
-    words = {"%A": name, "%a": name[:3], "%B": month, "%b": month[:3], "%p": "AM", "%e": f"{day.day:2}", "%F": f"{day}",
-             "%T": "00:00:00", "%f": "000000", "%z": "", "%Z": ""}
+    words = {
+        "%A": name,
+        "%a": name[:3],
+        "%B": month,
+        "%b": month[:3],
+        "%p": "AM",
+        "%e": f"{day.day:2}",
+        "%F": f"{day}",
+        "%T": "00:00:00",
+        "%f": "000000",
+        "%z": "",
+        "%Z": "",
+    }
     bare = {f"%-{c}": n.lstrip("0") or "0" for c, n in numbers.items()}  # without zeros in front
     return {**words, **{f"%{c}": n for c, n in numbers.items()}, **bare}
 
 
 def with_date(
-    template: str, # a chat template
-    date: str = DATE, # the day it writes, as year-month-day
-) -> str:          # the same for every day; as it was if it asks for no date, or is fixed already; ValueError if `date` is none
+    template: str,  # a chat template
+    date: str = DATE,  # the day it writes, as year-month-day
+) -> str:  # the same for every day; as it was if it asks for no date, or is fixed already; ValueError if `date` is none
     "A chat template that writes one date for ever."
-    try: codes = on_day(datetime.date.fromisoformat(date))
-    except (ValueError, TypeError): raise ValueError(f"date={date!r} was given; expected a day such as {DATE}") from None
-    if "strftime_now" not in template or template.startswith(CLOCK): return template
+    try:
+        codes = on_day(datetime.date.fromisoformat(date))
+    except (ValueError, TypeError):
+        raise ValueError(f"date={date!r} was given; expected a day such as {DATE}") from None
+    if "strftime_now" not in template or template.startswith(CLOCK):
+        return template
     steps = {"%%": "@percent@", **codes, "@percent@": "%"}  # %% is a percent sign
     return CLOCK + "".join(f" | replace({a!r}, {b!r})" for a, b in steps.items()) + " }}{% endmacro %}\n" + template
 
 # %% ../../nbs/1_data/13_prompt.ipynb #13-23
 class ChatFrame:
     "What a tokenizer's chat template writes around the words of a conversation."
+
     MARKS = ("@@first@@", "@@answer@@", "@@second@@")
 
-    def __init__(self,
-        tokenizer, # a transformers tokenizer with a chat template
-        date: str = DATE, # the day on which the conversation takes place, as year-month-day
+    def __init__(
+        self,
+        tokenizer,  # a transformers tokenizer with a chat template
+        date: str = DATE,  # the day on which the conversation takes place, as year-month-day
     ):
         template = getattr(tokenizer, "chat_template", None)
-        if isinstance(template, dict): template = template.get("default")  # others are for tools
-        require(template, "template=chat was given, but the tokenizer has no chat template; use template=script, or a model that was trained to chat")
+        if isinstance(template, dict):
+            template = template.get("default")  # others are for tools
+        require(
+            template,
+            "template=chat was given, but the tokenizer has no chat template; use template=script, or a model that was trained to chat",
+        )
         self.tokenizer, self.template, self._before = tokenizer, with_date(template, date), {}
-        self.special = tuple(dict.fromkeys([*map(str, tokenizer.all_special_tokens), *(t.content for t in getattr(tokenizer, "added_tokens_decoder", {}).values() if t.special)]))
+        self.special = tuple(
+            dict.fromkeys(
+                [
+                    *map(str, tokenizer.all_special_tokens),
+                    *(t.content for t in getattr(tokenizer, "added_tokens_decoder", {}).values() if t.special),
+                ]
+            )
+        )
         asked, again = self.render("@@system@@", 1), self.render("@@system@@", 3)
         first, answer, second = self.MARKS
         unstable = "template=chat was given, but this model's chat template changes earlier text when a line is added, or writes the words differently; use template=script"
-        require(all(text.count(m) == 1 for text, ms in ((asked, self.MARKS[:1]), (again, self.MARKS)) for m in ms), unstable)
+        require(
+            all(text.count(m) == 1 for text, ms in ((asked, self.MARKS[:1]), (again, self.MARKS)) for m in ms), unstable
+        )
         self.middle = asked.split(first)[1]
         between = again.split(first)[1].split(answer)
-        require(again.startswith(asked) and again.endswith(self.middle) and between[0].startswith(self.middle) and not between[0][len(self.middle):].strip(), unstable)
-        self.lead, tail = between[0][len(self.middle):], between[1].split(second)[0]
+        require(
+            again.startswith(asked)
+            and again.endswith(self.middle)
+            and between[0].startswith(self.middle)
+            and not between[0][len(self.middle) :].strip(),
+            unstable,
+        )
+        self.lead, tail = between[0][len(self.middle) :], between[1].split(second)[0]
         ends = [i + len(t) for t in self.special if (i := tail.find(t)) >= 0]
-        require(ends, "template=chat was given, but this model's chat template ends an answer with no special token; use template=script")
-        self.end, self.again = tail[:min(ends)], tail[min(ends):]
+        require(
+            ends,
+            "template=chat was given, but this model's chat template ends an answer with no special token; use template=script",
+        )
+        self.end, self.again = tail[: min(ends)], tail[min(ends) :]
 
-    def write(self,
-        messages: list,   # of {"role", "content"}
-        ask: bool = True, # end where the assistant answers
-    ) -> str:             # the template's text, the same on every day; raises whatever the template raises
+    def write(
+        self,
+        messages: list,  # of {"role", "content"}
+        ask: bool = True,  # end where the assistant answers
+    ) -> str:  # the template's text, the same on every day; raises whatever the template raises
         "Write a conversation."
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, chat_template=self.template)
+        return self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=ask, chat_template=self.template
+        )
 
-    def render(self,
-        system: str, # the system's words
+    def render(
+        self,
+        system: str,  # the system's words
         turns: int,  # 1: first user; 3: first user, answer, second user
-    ) -> str:        # the template's text, ready for an answer
+    ) -> str:  # the template's text, ready for an answer
         "Write a conversation of marks."
         roles = ("user", "assistant", "user")
         said = [{"role": r, "content": m} for r, m in list(zip(roles, self.MARKS))[:turns]]
-        merged = [{"role": "user", "content": f"{system}\n\n{self.MARKS[0]}"}, *said[1:]]  # for templates without a system role
+        # for templates without a system role
+        merged = [{"role": "user", "content": f"{system}\n\n{self.MARKS[0]}"}, *said[1:]]
         for messages in ([{"role": "system", "content": system}, *said], merged):
-            try: text = self.write(messages)
-            except Exception as e: problem = e; continue  # whatever a template raises
-            if system in text: return text
-        raise ValueError(f"template=chat was given, but this model's chat template takes neither a system message nor a user's ({problem if 'problem' in locals() else 'it leaves out the words'}); use template=script")
+            try:
+                text = self.write(messages)
+            except Exception as e:
+                problem = e
+                continue  # whatever a template raises
+            if system in text:
+                return text
+        raise ValueError(
+            f"template=chat was given, but this model's chat template takes neither a system message nor a user's ({problem if 'problem' in locals() else 'it leaves out the words'}); use template=script"
+        )
 
-    def before(self,
-        location: str, # where the scene is; may be empty
+    def before(
+        self,
+        location: str,  # where the scene is; may be empty
         speaker: str,  # who answers
-    ) -> str:          # text before the first user's words
+    ) -> str:  # text before the first user's words
         "How a conversation begins; the last answer for the same scene and speaker is kept."
         key = (location, speaker)
-        if key not in self._before: self._before[key] = self.render(chat_system(location, speaker), 1).split(self.MARKS[0])[0]
+        if key not in self._before:
+            self._before[key] = self.render(chat_system(location, speaker), 1).split(self.MARKS[0])[0]
         return self._before[key]
 
-    def follows(self,
-        text: str, # what the template writes
-    ) -> str:      # the anchor of what comes next
+    def follows(
+        self,
+        text: str,  # what the template writes
+    ) -> str:  # the anchor of what comes next
         "The last character, unless it belongs to a special token: behind those, text begins anew."
         return "" if text.endswith(self.special) else text[-1:]
 
 # %% ../../nbs/1_data/13_prompt.ipynb #13-27
-SCAFFOLD, READ, CONTEXT, LEARNED = range(4)  # roles: what a template adds; words that are read; words that count a little; words to learn
+# roles: what a template adds; words that are read; words that count a little; words to learn
+SCAFFOLD, READ, CONTEXT, LEARNED = range(4)
 
 
 class Tokens:
     "A growing sequence of tokens, each with its role."
+
     __slots__ = ("ids", "roles")
 
-    def __init__(self,
-        ids: list = None,   # token ids to begin with
-        roles: bytes = b"", # their roles
-    ): self.ids, self.roles = ids or [], bytearray(roles)
+    def __init__(
+        self,
+        ids: list = None,  # token ids to begin with
+        roles: bytes = b"",  # their roles
+    ):
+        self.ids, self.roles = ids or [], bytearray(roles)
 
-    def __len__(self): return len(self.ids)
+    def __len__(self):
+        return len(self.ids)
 
-    def add(self,
-        ids: list, # token ids
-        role: int, # one role for all of them
+    def add(
+        self,
+        ids: list,  # token ids
+        role: int,  # one role for all of them
     ):
         "Add a piece; gives itself back."
-        self.ids += ids; self.roles += bytes((role,))*len(ids)
+        self.ids += ids
+        self.roles += bytes((role,)) * len(ids)
         return self
 
 # %% ../../nbs/1_data/13_prompt.ipynb #13-28
 class TextMaker:
     "Makes all token sequences, for training and for serving."
-    def __init__(self,
-        tokenizer,                # a transformers tokenizer with an end token and another token to pad with
-        template: str = "script", # "script", "alpaca" or "chat"
+
+    def __init__(
+        self,
+        tokenizer,  # a transformers tokenizer with an end token and another token to pad with
+        template: str = "script",  # "script", "alpaca" or "chat"
         max_seq_len: int = None,  # most tokens of prompt and answer when serving, as in training; None: as many as the model takes
-        date: str = DATE,         # the day that a chat template writes, as year-month-day
+        date: str = DATE,  # the day that a chat template writes, as year-month-day
     ):
-        require(template in TEMPLATES, f"template={template!r} was given; expected {', '.join(TEMPLATES[:-1])} or {TEMPLATES[-1]}")
+        require(
+            template in TEMPLATES,
+            f"template={template!r} was given; expected {', '.join(TEMPLATES[:-1])} or {TEMPLATES[-1]}",
+        )
         require(tokenizer.eos_token_id is not None, "the tokenizer has no end token; answers could not end")
-        self.tokenizer, self.template, self.max_seq_len, self.date, self._kept = tokenizer, template, max_seq_len, date, {}
+        self.tokenizer, self.template, self.max_seq_len, self.date, self._kept = (
+            tokenizer,
+            template,
+            max_seq_len,
+            date,
+            {},
+        )
         self.literal, self.marked = reader(tokenizer), reader(tokenizer, False)
-        self.threads = hasattr(getattr(tokenizer, "backend_tokenizer", None), "encode_batch_fast")  # whether `said` may run in a thread
+        # whether `said` may run in a thread
+        self.threads = hasattr(getattr(tokenizer, "backend_tokenizer", None), "encode_batch_fast")
         self.frame = ChatFrame(tokenizer, date) if template == "chat" else None
         plain = tokenizer("a").input_ids
-        self.bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and plain[0] == tokenizer.bos_token_id else []
-        self.end = [tokenizer.eos_token_id] if template == "alpaca" else self.ids("\n", ".") if template == "script" else self.ids(self.frame.end, ".", False)
-        require(tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in self.stop_ids,
-                "the tokenizer pads with the token that ends an answer, or has no padding token; set another pad token, or the end would never be learned")
+        self.bos = (
+            [tokenizer.bos_token_id]
+            if tokenizer.bos_token_id is not None and plain[0] == tokenizer.bos_token_id
+            else []
+        )
+        self.end = (
+            [tokenizer.eos_token_id]
+            if template == "alpaca"
+            else self.ids("\n", ".")
+            if template == "script"
+            else self.ids(self.frame.end, ".", False)
+        )
+        require(
+            tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in self.stop_ids,
+            "the tokenizer pads with the token that ends an answer, or has no padding token; set another pad token, or the end would never be learned",
+        )
 
     @classmethod
-    def of_notes(cls,
-        tokenizer,   # the tokenizer of a trained model
-        notes: dict, # the notes beside it: template, and where they are known max_seq_len and date
-    ):               # a TextMaker
+    def of_notes(
+        cls,
+        tokenizer,  # the tokenizer of a trained model
+        notes: dict,  # the notes beside it: template, and where they are known max_seq_len and date
+    ):  # a TextMaker
         "The maker of a model's training, for serving it."
         return cls(tokenizer, notes["template"], notes.get("max_seq_len"), notes.get("date") or DATE)
 
-    def ids(self,
-        text: str,            # a piece of text
-        anchor: str = "",     # what it follows
-        literal: bool = True, # letters of special tokens are letters
-    ) -> list:                # token ids
+    def ids(
+        self,
+        text: str,  # a piece of text
+        anchor: str = "",  # what it follows
+        literal: bool = True,  # letters of special tokens are letters
+    ) -> list:  # token ids
         "Tokens of one piece; the last answer for the same piece is kept."
         key = (text, anchor, literal)
-        if key not in self._kept: self._kept[key] = piece_ids(self.literal if literal else self.marked, [text], anchor)[0] if text else []
+        if key not in self._kept:
+            self._kept[key] = piece_ids(self.literal if literal else self.marked, [text], anchor)[0] if text else []
         return self._kept[key]
 
     @property
@@ -254,88 +353,109 @@ class TextMaker:
         "Tokens at which an answer ends."
         return sorted({self.end[-1], self.tokenizer.eos_token_id})
 
-    def said(self,
-        lines: list, # `Line`s
-    ) -> list:       # for each, (tokens as others read it, tokens as an answer), without the end
+    def said(
+        self,
+        lines: list,  # `Line`s
+    ) -> list:  # for each, (tokens as others read it, tokens as an answer), without the end
         "Tokens of what is said, all lines in one call (the slow part, so not kept one by one)."
-        texts = list(dict.fromkeys(l.text for l in lines))  # people say the same short things again and again
+        # people say the same short things again and again
+        texts = list(dict.fromkeys(line.text for line in lines))
         read = answer = dict(zip(texts, piece_ids(self.literal, [f" {t}" for t in texts], ":")))
-        if self.template == "chat": answer = dict(zip(texts, piece_ids(self.literal, [self.frame.lead + t for t in texts], self.frame.follows(self.frame.middle))))
-        return [(read[l.text], answer[l.text]) for l in lines]
+        if self.template == "chat":
+            answer = dict(
+                zip(
+                    texts,
+                    piece_ids(
+                        self.literal, [self.frame.lead + t for t in texts], self.frame.follows(self.frame.middle)
+                    ),
+                )
+            )
+        return [(read[line.text], answer[line.text]) for line in lines]
 
-    def name(self,
-        speaker: str, # who speaks; may be empty
-    ) -> list:        # token ids
+    def name(
+        self,
+        speaker: str,  # who speaks; may be empty
+    ) -> list:  # token ids
         "Tokens of a speaker's name and colon, at the beginning of a line."
         return self.ids(f"{speaker}:", "\n") if speaker else []
 
-    def heading(self,
-        location: str, # where the scene is; may be empty
-    ) -> list:         # token ids
+    def heading(
+        self,
+        location: str,  # where the scene is; may be empty
+    ) -> list:  # token ids
         "Tokens that open a scene in the script template."
         return self.bos + self.ids(f"[{location or 'Scene'}]\n")
 
 # %% ../../nbs/1_data/13_prompt.ipynb #13-30
 def alpaca_text(
-    maker: TextMaker, # tokenizer and template
-    location: str,    # where the scene is; may be empty
-    lines: list,      # the `Line`s before the answer
-    speaker: str,     # who answers
-    said: list,       # what `TextMaker.said` gave for `lines`
-) -> Tokens:          # everything up to and including "Name:"
+    maker: TextMaker,  # tokenizer and template
+    location: str,  # where the scene is; may be empty
+    lines: list,  # the `Line`s before the answer
+    speaker: str,  # who answers
+    said: list,  # what `TextMaker.said` gave for `lines`
+) -> Tokens:  # everything up to and including "Name:"
     "A prompt in the seed's form."
     before, after = alpaca_frame(speaker)
     out, newline = Tokens().add(maker.bos + maker.ids(before), SCAFFOLD), maker.ids("\n", ".")
-    if location: out.add(maker.ids(f"[{location}]", "\n"), SCAFFOLD)
-    for i, (l, (read, _)) in enumerate(zip(lines, said)):
-        if i or location: out.add(newline, SCAFFOLD)
-        out.add(maker.name(l.speaker), SCAFFOLD).add(read, READ)
+    if location:
+        out.add(maker.ids(f"[{location}]", "\n"), SCAFFOLD)
+    for i, (line, (read, _)) in enumerate(zip(lines, said)):
+        if i or location:
+            out.add(newline, SCAFFOLD)
+        out.add(maker.name(line.speaker), SCAFFOLD).add(read, READ)
     return out.add(maker.ids(after.removesuffix(f"{speaker}:"), "."), SCAFFOLD).add(maker.name(speaker), SCAFFOLD)
 
 
 def script_text(
-    maker: TextMaker, # tokenizer and template
-    location: str,    # where the scene is; may be empty
-    lines: list,      # the `Line`s before the answer
-    speaker: str,     # who answers
-    said: list,       # what `TextMaker.said` gave for `lines`
-) -> Tokens:          # everything up to and including "Name:"
+    maker: TextMaker,  # tokenizer and template
+    location: str,  # where the scene is; may be empty
+    lines: list,  # the `Line`s before the answer
+    speaker: str,  # who answers
+    said: list,  # what `TextMaker.said` gave for `lines`
+) -> Tokens:  # everything up to and including "Name:"
     "A prompt in the plain form."
     out = Tokens().add(maker.heading(location), SCAFFOLD)
-    for l, (read, _) in zip(lines, said): out.add(maker.name(l.speaker), SCAFFOLD).add(read + maker.end, READ)
+    for line, (read, _) in zip(lines, said):
+        out.add(maker.name(line.speaker), SCAFFOLD).add(read + maker.end, READ)
     return out.add(maker.name(speaker), SCAFFOLD)
 
 # %% ../../nbs/1_data/13_prompt.ipynb #13-31
 def user_turn(
-    maker: TextMaker, # tokenizer and the chat template
-    out: Tokens,      # what stands before; it grows
-    opened: str,      # the text before the turn's words
-    begins: bool,     # whether a conversation begins here
-    lines: list,      # the `Line`s of others; may be empty
-    said: list,       # what `TextMaker.said` gave for them
-) -> Tokens:          # `out`, up to where the assistant answers
+    maker: TextMaker,  # tokenizer and the chat template
+    out: Tokens,  # what stands before; it grows
+    opened: str,  # the text before the turn's words
+    begins: bool,  # whether a conversation begins here
+    lines: list,  # the `Line`s of others; may be empty
+    said: list,  # what `TextMaker.said` gave for them
+) -> Tokens:  # `out`, up to where the assistant answers
     "One turn of the user, and the opening of the answer."
     opening = opened.rstrip(" ")
-    lead, anchor = opened[len(opening):], maker.frame.follows(opening)
+    lead, anchor = opened[len(opening) :], maker.frame.follows(opening)
     out.add(maker.ids(opening, "" if begins else ".", False), SCAFFOLD)
-    if not lines: out.add(maker.ids(lead + SILENCE, anchor), SCAFFOLD)
-    for i, (l, (read, _)) in enumerate(zip(lines, said)):
-        if i: out.add(maker.ids("\n", "."), SCAFFOLD)
-        out.add(maker.name(l.speaker) if i else maker.ids(f"{lead}{l.speaker}:", anchor) if l.speaker else [], SCAFFOLD).add(read, READ)
+    if not lines:
+        out.add(maker.ids(lead + SILENCE, anchor), SCAFFOLD)
+    for i, (line, (read, _)) in enumerate(zip(lines, said)):
+        if i:
+            out.add(maker.ids("\n", "."), SCAFFOLD)
+        out.add(
+            maker.name(line.speaker) if i else maker.ids(f"{lead}{line.speaker}:", anchor) if line.speaker else [],
+            SCAFFOLD,
+        ).add(read, READ)
     return out.add(maker.ids(maker.frame.middle, ".", False), SCAFFOLD)
 
 
 def chat_text(
-    maker: TextMaker, # tokenizer and the chat template
-    location: str,    # where the scene is; may be empty
-    lines: list,      # the `Line`s before the answer
-    speaker: str,     # who answers
-    said: list,       # what `TextMaker.said` gave for `lines`
-) -> Tokens:          # everything up to the answer
+    maker: TextMaker,  # tokenizer and the chat template
+    location: str,  # where the scene is; may be empty
+    lines: list,  # the `Line`s before the answer
+    speaker: str,  # who answers
+    said: list,  # what `TextMaker.said` gave for `lines`
+) -> Tokens:  # everything up to the answer
     "A prompt as a conversation."
     out, opened, turn = Tokens(), maker.frame.before(location, speaker), 0
-    for i, l in enumerate(lines):
-        if l.speaker != speaker: continue
+    for i, line in enumerate(lines):
+        if line.speaker != speaker:
+            continue
         user_turn(maker, out, opened, turn == 0, lines[turn:i], said[turn:i]).add(said[i][1] + maker.end, READ)
         opened, turn = maker.frame.again, i + 1
     return user_turn(maker, out, opened, turn == 0, lines[turn:], said[turn:])
@@ -345,28 +465,33 @@ WRITERS = {"script": script_text, "alpaca": alpaca_text, "chat": chat_text}
 
 
 def prompt_tokens(
-    maker: TextMaker,      # tokenizer and template
-    location: str,         # where the scene is; may be empty
-    lines: list,           # the `Line`s before the answer
-    speaker: str,          # who answers
+    maker: TextMaker,  # tokenizer and template
+    location: str,  # where the scene is; may be empty
+    lines: list,  # the `Line`s before the answer
+    speaker: str,  # who answers
     max_len: int = 10**9,  # most tokens; lines that do not fit are left out from the beginning
-    said: list = None,     # what `TextMaker.said` gave for `lines`, if that is known already
-) -> tuple:                # (`Tokens` up to the answer, how many lines were left out)
+    said: list = None,  # what `TextMaker.said` gave for `lines`, if that is known already
+) -> tuple:  # (`Tokens` up to the answer, how many lines were left out)
     "A prompt with its roles."
     said = maker.said(lines) if said is None else said
-    def without(first): return WRITERS[maker.template](maker, location, lines[first:], speaker, said[first:])
+
+    def without(first):
+        return WRITERS[maker.template](maker, location, lines[first:], speaker, said[first:])
+
     whole = without(0)
-    if len(whole) <= max_len: return whole, 0
-    first = bisect.bisect_left(range(len(lines)), True, key=lambda n: len(without(n)) <= max_len)  # leaving out more makes it shorter
+    if len(whole) <= max_len:
+        return whole, 0
+    # leaving out more makes it shorter
+    first = bisect.bisect_left(range(len(lines)), True, key=lambda n: len(without(n)) <= max_len)
     return without(first), first
 
 
 def prompt_ids(
-    maker: TextMaker,      # tokenizer and template
-    location: str,         # where the scene is; may be empty
-    lines: list,           # the `Line`s before the answer
-    speaker: str,          # who answers
+    maker: TextMaker,  # tokenizer and template
+    location: str,  # where the scene is; may be empty
+    lines: list,  # the `Line`s before the answer
+    speaker: str,  # who answers
     max_len: int = 10**9,  # most tokens; lines that do not fit are left out from the beginning
-) -> list:                 # token ids, up to where the answer begins
+) -> list:  # token ids, up to where the answer begins
     "What a model is asked with: everything up to the answer."
     return prompt_tokens(maker, location, lines, speaker, max_len)[0].ids

@@ -19,18 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import simpsons_llm
-from ..machine.job import cache_dir, collector_off, open_folder, read_json, require, write_json, write_text
+from .lines import Scene
 from .prepare import is_target
 from .prompt import CONTEXT, LEARNED, READ, SCAFFOLD, TextMaker, Tokens, prompt_tokens, user_turn
-from .lines import Scene
+from ..machine.job import cache_dir, collector_off, open_folder, read_json, require, write_json, write_text
 
 # %% ../../nbs/1_data/14_samples.ipynb #14-05
 @dataclass(frozen=True, slots=True)
 class Sample:
     "One sequence to train on or to score."
-    input_ids: list    # T token ids
-    loss_weights: list # T weights, 0..1: how much the prediction *of* this token counts
-    roles: bytes = b"" # T roles (SCAFFOLD, READ, CONTEXT, LEARNED of the prompt chapter), for looking at it
+
+    input_ids: list  # T token ids
+    loss_weights: list  # T weights, 0..1: how much the prediction *of* this token counts
+    roles: bytes = b""  # T roles (SCAFFOLD, READ, CONTEXT, LEARNED of the prompt chapter), for looking at it
 
     @property
     def learned(self) -> int:
@@ -48,88 +49,109 @@ class Sample:
 
 
 def sample_of(
-    tokens: Tokens,              # tokens with roles
-    context_weight: float = 0.0, # weight of the role CONTEXT, 0..1
-) -> Sample:                     # with weights
+    tokens: Tokens,  # tokens with roles
+    context_weight: float = 0.0,  # weight of the role CONTEXT, 0..1
+) -> Sample:  # with weights
     "Roles become weights."
     weights = (0.0, 0.0, context_weight, 1.0)  # of SCAFFOLD, READ, CONTEXT, LEARNED
     return Sample(tokens.ids, list(map(weights.__getitem__, tokens.roles)), bytes(tokens.roles))
 
 # %% ../../nbs/1_data/14_samples.ipynb #14-07
 def with_said(
-    scenes: list,     # `Scene`s
-    maker: TextMaker, # tokenizer and template
-    at_once: int = 1000, # lines in one call of the tokenizer
-):                    # yields (scene, what `TextMaker.said` gives for its lines)
+    scenes: list,  # `Scene`s
+    maker: TextMaker,  # tokenizer and template
+    at_once: int = 1000,  # lines in one call of the tokenizer
+):  # yields (scene, what `TextMaker.said` gives for its lines)
     "Scenes with the tokens of their lines."
     groups, size = [], at_once
     for s in scenes:
-        if size >= at_once: groups.append([]); size = 0
-        groups[-1].append(s); size += len(s.lines)
-    def job(group): return maker.said([l for s in group for l in s.lines])
+        if size >= at_once:
+            groups.append([])
+            size = 0
+        groups[-1].append(s)
+        size += len(s.lines)
+
+    def job(group):
+        return maker.said([line for s in group for line in s.lines])
+
     with collector_off(), ThreadPoolExecutor(1) as ahead:
         waiting = deque(ahead.submit(job, g) for g in groups[:3]) if maker.threads else None
         for i, group in enumerate(groups):
             said, begin = waiting.popleft().result() if maker.threads else job(group), 0
-            if maker.threads and i + 3 < len(groups): waiting.append(ahead.submit(job, groups[i + 3]))
+            if maker.threads and i + 3 < len(groups):
+                waiting.append(ahead.submit(job, groups[i + 3]))
             for s in group:
-                yield s, said[begin:begin + len(s.lines)]
+                yield s, said[begin : begin + len(s.lines)]
                 begin += len(s.lines)
 
 
 def row_samples(
-    scenes: list,            # `Scene`s
-    maker: TextMaker,        # tokenizer and template
-    targets: list = (),      # names to learn; empty: everyone
+    scenes: list,  # `Scene`s
+    maker: TextMaker,  # tokenizer and template
+    targets: list = (),  # names to learn; empty: everyone
     max_seq_len: int = 256,  # most tokens of a sample
-    context_lines: int = 10, # most lines of context
-) -> tuple:                  # (samples, lines to learn that are longer than max_seq_len by themselves)
+    context_lines: int = 10,  # most lines of context
+) -> tuple:  # (samples, lines to learn that are longer than max_seq_len by themselves)
     "One sample a line: its context is read, the line and its end are learned."
     samples, too_long = [], []
     for s, said in with_said(scenes, maker):
-        for i, l in enumerate(s.lines):
-            if not is_target(l, targets): continue
+        for i, line in enumerate(s.lines):
+            if not is_target(line, targets):
+                continue
             answer, first = said[i][1] + maker.end, max(0, i - context_lines)
-            out, _ = prompt_tokens(maker, s.location, s.lines[first:i], l.speaker, max_seq_len - len(answer), said[first:i])
-            if len(out) + len(answer) > max_seq_len: too_long.append(l)
-            else: samples.append(sample_of(out.add(answer, LEARNED)))
+            out, _ = prompt_tokens(
+                maker, s.location, s.lines[first:i], line.speaker, max_seq_len - len(answer), said[first:i]
+            )
+            if len(out) + len(answer) > max_seq_len:
+                too_long.append(line)
+            else:
+                samples.append(sample_of(out.add(answer, LEARNED)))
     return samples, too_long
 
 # %% ../../nbs/1_data/14_samples.ipynb #14-09
 def script_blocks(
-    maker: TextMaker, # tokenizer and template
-    scene: Scene,     # a scene
-    said: list,       # what `TextMaker.said` gave for its lines
-    targets: list,    # names to learn; empty: everyone
-    context: int,     # role of lines by others: CONTEXT or READ
-    max_seq_len: int, # not used: a line is not cut
-):                    # yields (opening, blocks); a block is (`Tokens` where it begins a window, `Tokens` elsewhere, its last line)
+    maker: TextMaker,  # tokenizer and template
+    scene: Scene,  # a scene
+    said: list,  # what `TextMaker.said` gave for its lines
+    targets: list,  # names to learn; empty: everyone
+    context: int,  # role of lines by others: CONTEXT or READ
+    max_seq_len: int,  # not used: a line is not cut
+):  # yields (opening, blocks); a block is (`Tokens` where it begins a window, `Tokens` elsewhere, its last line)
     "A scene in the plain form: one block a line."
     blocks, end = [], maker.end
-    for l, (read, _) in zip(scene.lines, said):
-        role, name = LEARNED if is_target(l, targets) else context if l.learn else READ, maker.name(l.speaker)
-        block = Tokens(name + read + end, bytes((SCAFFOLD,))*len(name) + bytes((role,))*(len(read) + len(end)))
-        blocks.append((block, block, l))
+    for line, (read, _) in zip(scene.lines, said):
+        role, name = LEARNED if is_target(line, targets) else context if line.learn else READ, maker.name(line.speaker)
+        block = Tokens(name + read + end, bytes((SCAFFOLD,)) * len(name) + bytes((role,)) * (len(read) + len(end)))
+        blocks.append((block, block, line))
     yield Tokens().add(maker.heading(scene.location), SCAFFOLD), blocks
 
 
 def chat_blocks(
-    maker: TextMaker, # tokenizer and template
-    scene: Scene,     # a scene
-    said: list,       # what `TextMaker.said` gave for its lines
-    targets: list,    # names to learn; empty: everyone
-    context: int,     # not used: a user's turns are never learned
-    max_seq_len: int, # most tokens of a block; lines before an answer are left out from the beginning
-):                    # yields (opening, blocks) for each character to learn; a block is (`Tokens` where it begins a window, `Tokens` elsewhere, its last line)
+    maker: TextMaker,  # tokenizer and template
+    scene: Scene,  # a scene
+    said: list,  # what `TextMaker.said` gave for its lines
+    targets: list,  # names to learn; empty: everyone
+    context: int,  # not used: a user's turns are never learned
+    max_seq_len: int,  # most tokens of a block; lines before an answer are left out from the beginning
+):  # yields (opening, blocks) for each character to learn; a block is (`Tokens` where it begins a window, `Tokens` elsewhere, its last line)
     "A scene as conversations, one for each character to learn: one block for each of its lines."
-    for who in dict.fromkeys(l.speaker for l in scene.lines if is_target(l, targets)):
+    for who in dict.fromkeys(line.speaker for line in scene.lines if is_target(line, targets)):
         turn, blocks = 0, []
-        for i, l in enumerate(scene.lines):
-            if l.speaker != who: continue
-            answer, role = said[i][1] + maker.end, LEARNED if is_target(l, targets) else READ
-            def block(opened, begins, since): return user_turn(maker, Tokens(), opened, begins, scene.lines[since:i], said[since:i]).add(answer, role)
-            first = next(b for n in range(turn, i + 1) if len(b := block(maker.frame.before(scene.location, who), True, n)) <= max_seq_len or n == i)  # the newest lines that fit
-            blocks.append((first, block(maker.frame.again, False, turn), l))
+        for i, line in enumerate(scene.lines):
+            if line.speaker != who:
+                continue
+            answer, role = said[i][1] + maker.end, LEARNED if is_target(line, targets) else READ
+
+            def block(opened, begins, since):
+                return user_turn(maker, Tokens(), opened, begins, scene.lines[since:i], said[since:i]).add(answer, role)
+
+            # the newest lines that fit
+            first = next(
+                b
+                for n in range(turn, i + 1)
+                if len(b := block(maker.frame.before(scene.location, who), True, n)) <= max_seq_len or n == i
+            )
+            blocks.append((first, block(maker.frame.again, False, turn), line))
             turn = i + 1
         yield Tokens(), blocks
 
@@ -138,168 +160,242 @@ BLOCKS = {"script": script_blocks, "chat": chat_blocks}
 
 
 def scene_samples(
-    scenes: list,                # `Scene`s
-    maker: TextMaker,            # tokenizer and the script or chat template
-    targets: list = (),          # names to learn; empty: everyone
-    max_seq_len: int = 512,      # most tokens of a sample
-    context_weight: float = 0.0, # loss weight of lines by others, 0..1 (script template)
-    overlap: float = 0.25,       # share of a window that may repeat the one before it, as context
-) -> tuple:                      # (samples, lines to learn that are longer than max_seq_len by themselves)
+    scenes: list,  # `Scene`s
+    maker: TextMaker,  # tokenizer and the script or chat template
+    targets: list = (),  # names to learn; empty: everyone
+    max_seq_len: int = 512,  # most tokens of a sample
+    context_weight: float = 0.0,  # loss weight of lines by others, 0..1 (script template)
+    overlap: float = 0.25,  # share of a window that may repeat the one before it, as context
+) -> tuple:  # (samples, lines to learn that are longer than max_seq_len by themselves)
     "One pass over each scene; every line to learn is a target exactly once."
-    require(maker.template in BLOCKS, f"view=scenes needs template=script or chat, not {maker.template}; or use view=rows")
+    require(
+        maker.template in BLOCKS, f"view=scenes needs template=script or chat, not {maker.template}; or use view=rows"
+    )
     samples, too_long = [], []
     context = CONTEXT if context_weight else READ
     for s, said in with_said(scenes, maker):
         for opening, blocks in BLOCKS[maker.template](maker, s, said, targets, context, max_seq_len):
             windows, long = cut_windows(opening, blocks, max_seq_len, overlap)
-            too_long += [l for l in long if is_target(l, targets)]  # what others say is missing from the context, and that is all
-            samples += [sample_of(w, context_weight) for w in windows if w.roles.count(LEARNED) or w.roles.count(CONTEXT)]
+            # what others say is missing from the context, and that is all
+            too_long += [line for line in long if is_target(line, targets)]
+            samples += [
+                sample_of(w, context_weight) for w in windows if w.roles.count(LEARNED) or w.roles.count(CONTEXT)
+            ]
     return samples, too_long
 
 # %% ../../nbs/1_data/14_samples.ipynb #14-12
 def cut_windows(
     opening: Tokens,  # what every window begins with
-    blocks: list,     # (`Tokens` where it begins a window, `Tokens` elsewhere, line) in order
-    max_seq_len: int, # most tokens of a window
-    overlap: float,   # share of a window that may repeat the one before it
-) -> tuple:           # (windows as `Tokens`, lines that fit into none)
+    blocks: list,  # (`Tokens` where it begins a window, `Tokens` elsewhere, line) in order
+    max_seq_len: int,  # most tokens of a window
+    overlap: float,  # share of a window that may repeat the one before it
+) -> tuple:  # (windows as `Tokens`, lines that fit into none)
     "Put blocks together as long as they fit."
     begin = len(opening)
     windows, too_long, window, size = [], [], [], begin
-    def read(tokens): return Tokens().add(tokens.ids, READ)  # what is repeated is not learned again
+
+    def read(tokens):
+        return Tokens().add(tokens.ids, READ)  # what is repeated is not learned again
+
     for first, later, line in blocks:
-        if begin + len(first.ids) > max_seq_len: too_long.append(line); continue
+        if begin + len(first.ids) > max_seq_len:
+            too_long.append(line)
+            continue
         if window and size + len(later.ids) > max_seq_len:
             windows.append(join(opening, window))
-            room = min(overlap*max_seq_len, max_seq_len - begin - len(later.ids))
+            room = min(overlap * max_seq_len, max_seq_len - begin - len(later.ids))
             keep = len(window)
-            while keep and room >= len(window[keep - 1][0]): keep -= 1; room -= len(window[keep][0])
-            window = [(read(f), read(l)) for f, l in window[keep:]]
+            while keep and room >= len(window[keep - 1][0]):
+                keep -= 1
+                room -= len(window[keep][0])
+            window = [(read(f), read(said)) for f, said in window[keep:]]
             size = begin + sum(len(w[i > 0]) for i, w in enumerate(window))
         size += len(later.ids if window else first.ids)
         window.append((first, later))
-    return windows + [join(opening, window)]*bool(window), too_long
+    return windows + [join(opening, window)] * bool(window), too_long
 
 
 def join(
-    opening: Tokens, # what comes first
-    window: list,    # (`Tokens` where it begins a window, `Tokens` elsewhere) of its blocks
-) -> Tokens:         # all in one
+    opening: Tokens,  # what comes first
+    window: list,  # (`Tokens` where it begins a window, `Tokens` elsewhere) of its blocks
+) -> Tokens:  # all in one
     "One sequence of several."
     blocks = [block[i > 0] for i, block in enumerate(window)]
     return Tokens(opening.ids + [t for b in blocks for t in b.ids], opening.roles + b"".join(b.roles for b in blocks))
 
 # %% ../../nbs/1_data/14_samples.ipynb #14-23
 def truncation_table(
-    scenes: list,            # `Scene`s
-    maker: TextMaker,        # tokenizer and template
-    targets: list = (),      # names to learn; empty: everyone
-    lengths: tuple = (128, 256, 512, 1024), # values of max_seq_len to look at
-    context_lines: int = 10, # most lines of context in rows
-) -> list:                   # a dict for each length
+    scenes: list,  # `Scene`s
+    maker: TextMaker,  # tokenizer and template
+    targets: list = (),  # names to learn; empty: everyone
+    lengths: tuple = (128, 256, 512, 1024),  # values of max_seq_len to look at
+    context_lines: int = 10,  # most lines of context in rows
+) -> list:  # a dict for each length
     "What each limit would cut off."
-    rows, wanted = [], sum(is_target(l, targets) for s in scenes for l in s.lines)
+    rows, wanted = [], sum(is_target(line, targets) for s in scenes for line in s.lines)
     full = sum(len(x.input_ids) for x in row_samples(scenes, maker, targets, 10**9, context_lines)[0])
     for n in lengths:
         samples, long = row_samples(scenes, maker, targets, n, context_lines)
-        row = {"max_seq_len": n, "lines too long": len(long)/max(wanted, 1), "rows: tokens cut": 1 - sum(len(x.input_ids) for x in samples)/max(full, 1)}
+        row = {
+            "max_seq_len": n,
+            "lines too long": len(long) / max(wanted, 1),
+            "rows: tokens cut": 1 - sum(len(x.input_ids) for x in samples) / max(full, 1),
+        }
         if maker.template in BLOCKS:
             windows, _ = scene_samples(scenes, maker, targets, n)
-            row |= {"scenes: windows": len(windows), "scenes: longest": max((len(x.input_ids) for x in windows), default=0)}
+            row |= {
+                "scenes: windows": len(windows),
+                "scenes: longest": max((len(x.input_ids) for x in windows), default=0),
+            }
         rows.append(row)
     return rows
 
 # %% ../../nbs/1_data/14_samples.ipynb #14-29
 def why_nothing(
-    scenes: list,     # the `Scene`s that samples were made of; empty: not known
-    maker: TextMaker, # what made them
-    targets: list,    # names to learn; empty: everyone
-    max_seq_len: int, # most tokens of a sample
-) -> str:             # half a sentence, with what to do
+    scenes: list,  # the `Scene`s that samples were made of; empty: not known
+    maker: TextMaker,  # what made them
+    targets: list,  # names to learn; empty: everyone
+    max_seq_len: int,  # most tokens of a sample
+) -> str:  # half a sentence, with what to do
     "Why no line of some scenes is learned."
-    needs = [len(prompt_tokens(maker, s.location, [], l.speaker)[0]) + len(answer) + len(maker.end)
-             for s, said in with_said(scenes, maker) for l, (_, answer) in zip(s.lines, said) if is_target(l, targets)]
-    if not needs or min(needs) <= max_seq_len: return "check the speakers and max_seq_len"
-    return (f"each of the {len(needs):,} lines to learn is longer than max_seq_len={max_seq_len} tokens by itself (with heading, name "
-            f"and end, the shortest takes {min(needs):,}, the longest {max(needs):,}); raise max_seq_len, to {max(needs):,} for all of them")
+    needs = [
+        len(prompt_tokens(maker, s.location, [], line.speaker)[0]) + len(answer) + len(maker.end)
+        for s, said in with_said(scenes, maker)
+        for line, (_, answer) in zip(s.lines, said)
+        if is_target(line, targets)
+    ]
+    if not needs or min(needs) <= max_seq_len:
+        return "check the speakers and max_seq_len"
+    return (
+        f"each of the {len(needs):,} lines to learn is longer than max_seq_len={max_seq_len} tokens by itself (with heading, name "
+        f"and end, the shortest takes {min(needs):,}, the longest {max(needs):,}); raise max_seq_len, to {max(needs):,} for all of them"
+    )
 
 
 def audit(
-    samples: list,    # `Sample`s
-    maker: TextMaker, # what made them
-    scenes: list = (), # the `Scene`s they were made of, to say why nothing is learned
-    targets: list = (), # names to learn; empty: everyone
-    max_seq_len: int = 10**9, # most tokens of a sample
-) -> dict:            # counts: samples, tokens, learned_tokens (at weight 1), context_tokens (at less), learned_ends, longest, scaffold, read
+    samples: list,  # `Sample`s
+    maker: TextMaker,  # what made them
+    scenes: list = (),  # the `Scene`s they were made of, to say why nothing is learned
+    targets: list = (),  # names to learn; empty: everyone
+    max_seq_len: int = 10**9,  # most tokens of a sample
+) -> dict:  # counts: samples, tokens, learned_tokens (at weight 1), context_tokens (at less), learned_ends, longest, scaffold, read
     "Counts of what will be learned; ValueError if nothing would be, or if answers would never learn to end."
-    def nothing(what): return ValueError(f"there is nothing to learn{what}: {why_nothing(scenes, maker, targets, max_seq_len)}")
-    if not samples: raise nothing("")
-    end, ends, total, learned, context, longest, roles = maker.end[-1], 0, 0, 0, 0, 0, [0]*4
+
+    def nothing(what):
+        return ValueError(f"there is nothing to learn{what}: {why_nothing(scenes, maker, targets, max_seq_len)}")
+
+    if not samples:
+        raise nothing("")
+    end, ends, total, learned, context, longest, roles = maker.end[-1], 0, 0, 0, 0, 0, [0] * 4
     for i, x in enumerate(samples):
         full, n = x.learned, x.weighted
         require(n, f"sample {i} of {len(samples)} has 0 learned tokens; check the speakers and max_seq_len")
-        if x.input_ids.count(end): ends += sum(w > 0 for t, w in zip(x.input_ids, x.loss_weights) if t == end)
-        total += len(x.input_ids); learned += full; context += n - full; longest = max(longest, len(x.input_ids))
-        for r in range(4): roles[r] += x.roles.count(r)
-    if not learned: raise nothing(" but what others say")
-    require(ends, f"the token that ends an answer ({maker.tokenizer.decode(maker.end)!r}) is never learned; answers would not stop")
-    return {"samples": len(samples), "tokens": total, "learned_tokens": learned, "context_tokens": context, "learned_ends": ends, "longest": longest, **dict(zip(("scaffold", "read"), roles))}
+        if x.input_ids.count(end):
+            ends += sum(w > 0 for t, w in zip(x.input_ids, x.loss_weights) if t == end)
+        total += len(x.input_ids)
+        learned += full
+        context += n - full
+        longest = max(longest, len(x.input_ids))
+        for r in range(4):
+            roles[r] += x.roles.count(r)
+    if not learned:
+        raise nothing(" but what others say")
+    require(
+        ends,
+        f"the token that ends an answer ({maker.tokenizer.decode(maker.end)!r}) is never learned; answers would not stop",
+    )
+    return {
+        "samples": len(samples),
+        "tokens": total,
+        "learned_tokens": learned,
+        "context_tokens": context,
+        "learned_ends": ends,
+        "longest": longest,
+        **dict(zip(("scaffold", "read"), roles)),
+    }
 
 # %% ../../nbs/1_data/14_samples.ipynb #14-32
-COLORS = {LEARNED: ("#f2c500", "learned"), CONTEXT: ("#a9c8ec", "learned a little"), READ: ("#ffffff", "only read"), SCAFFOLD: ("#d9d9d9", "scaffolding")}
+COLORS = {
+    LEARNED: ("#f2c500", "learned"),
+    CONTEXT: ("#a9c8ec", "learned a little"),
+    READ: ("#ffffff", "only read"),
+    SCAFFOLD: ("#d9d9d9", "scaffolding"),
+}
 
 
 def show_sample(
     sample: Sample,  # a sample
-    tokenizer,       # its tokenizer
-    most: int = 300, # tokens to show
-) -> str:            # HTML
+    tokenizer,  # its tokenizer
+    most: int = 300,  # tokens to show
+) -> str:  # HTML
     "A sample as coloured text: what is learned, learned a little, only read, scaffolding."
     import html
-    def span(text, role): return f'<span style="background:{COLORS[role][0]};color:#111;margin-right:1px;white-space:pre-wrap;border-radius:2px">{text}</span>'
+
+    def span(text, role):
+        return f'<span style="background:{COLORS[role][0]};color:#111;margin-right:1px;white-space:pre-wrap;border-radius:2px">{text}</span>'
+
     roles = sample.roles or bytes(LEARNED if w == 1 else CONTEXT if w else READ for w in sample.loss_weights)
-    shown = [span(html.escape(tokenizer.decode([i])).replace("\n", "&para;<br>"), r) for i, r in list(zip(sample.input_ids, roles))[:most]]
+    shown = [
+        span(html.escape(tokenizer.decode([i])).replace("\n", "&para;<br>"), r)
+        for i, r in list(zip(sample.input_ids, roles))[:most]
+    ]
     legend = " ".join(span(f"&nbsp;{what}: {roles.count(r)}&nbsp;", r) for r, (_, what) in COLORS.items())
     more = f"<br>and {len(roles) - most} more tokens" if len(roles) > most else ""
     return f'<div style="line-height:1.7;font-family:monospace;background:#fff;color:#111;padding:6px">{"".join(shown)}{more}<br><br>{legend}</div>'
 
 # %% ../../nbs/1_data/14_samples.ipynb #14-37
 def write_audit(
-    samples: list,    # `Sample`s
-    maker: TextMaker, # what made them
-    counts: dict,     # what `audit` gave
-    path,             # the HTML file
-) -> Path:            # the file
+    samples: list,  # `Sample`s
+    maker: TextMaker,  # what made them
+    counts: dict,  # what `audit` gave
+    path,  # the HTML file
+) -> Path:  # the file
     "One sample in colours, and the counts."
-    longest = sorted(samples, key=lambda x: len(x.input_ids))[len(samples)//2]
-    rows = "".join(f"<tr><td>{k.replace('_', ' ')}</td><td style='text-align:right'>{v:,}</td></tr>" for k, v in counts.items())
-    return write_text(path, f"<!doctype html><meta charset='utf-8'><title>What is learned</title><body style='font-family:sans-serif;max-width:60em;margin:2em auto'><h1>What is learned</h1>"
-                      f"<p>Template {maker.template}; a sample of median length.</p>{show_sample(longest, maker.tokenizer, 2000)}<table>{rows}</table>")
+    longest = sorted(samples, key=lambda x: len(x.input_ids))[len(samples) // 2]
+    rows = "".join(
+        f"<tr><td>{k.replace('_', ' ')}</td><td style='text-align:right'>{v:,}</td></tr>" for k, v in counts.items()
+    )
+    return write_text(
+        path,
+        f"<!doctype html><meta charset='utf-8'><title>What is learned</title><body style='font-family:sans-serif;max-width:60em;margin:2em auto'><h1>What is learned</h1>"
+        f"<p>Template {maker.template}; a sample of median length.</p>{show_sample(longest, maker.tokenizer, 2000)}<table>{rows}</table>",
+    )
 
 # %% ../../nbs/1_data/14_samples.ipynb #14-39
 def tokenizer_hash(
-    tokenizer, # a transformers tokenizer
-) -> str:      # 16 hexadecimal digits
+    tokenizer,  # a transformers tokenizer
+) -> str:  # 16 hexadecimal digits
     "A hash over everything that decides about a tokenizer's tokens."
     backend = getattr(tokenizer, "backend_tokenizer", None)
     what = backend.to_str() if hasattr(backend, "to_str") else json.dumps(sorted(tokenizer.get_vocab().items()))
-    what += json.dumps([tokenizer.special_tokens_map, getattr(tokenizer, "chat_template", None), type(tokenizer).__name__], default=str, sort_keys=True)
+    what += json.dumps(
+        [tokenizer.special_tokens_map, getattr(tokenizer, "chat_template", None), type(tokenizer).__name__],
+        default=str,
+        sort_keys=True,
+    )
     return hashlib.sha256(what.encode()).hexdigest()[:16]
 
 
 def code_hash() -> str:
     "A hash over the modules that turn a script into samples."
-    package = Path(simpsons_llm.__file__).parent/"data"
-    return hashlib.sha256(b"".join((package/f"{m}.py").read_bytes() for m in ("lines", "formats", "prepare", "prompt", "samples"))).hexdigest()[:16]
+    package = Path(simpsons_llm.__file__).parent / "data"
+    return hashlib.sha256(
+        b"".join((package / f"{m}.py").read_bytes() for m in ("lines", "formats", "prepare", "prompt", "samples"))
+    ).hexdigest()[:16]
 
 
 def cache_key(
     maker: TextMaker,  # tokenizer and template
-    data_sha256,       # hash or hashes of the data
-    **options,         # everything else that shapes the samples
-) -> dict:             # what the samples are made from
+    data_sha256,  # hash or hashes of the data
+    **options,  # everything else that shapes the samples
+) -> dict:  # what the samples are made from
     "What must be the same for kept samples to be used."
-    made = {"tokenizer": tokenizer_hash(maker.tokenizer), "template": maker.template, "date": maker.date, "code": code_hash()}
+    made = {
+        "tokenizer": tokenizer_hash(maker.tokenizer),
+        "template": maker.template,
+        "date": maker.date,
+        "code": code_hash(),
+    }
     return {"data": data_sha256, **made, **options}
 
 # %% ../../nbs/1_data/14_samples.ipynb #14-40
@@ -307,53 +403,71 @@ KEEP = 16  # how many sets of samples are kept, the newest
 
 
 def kept_samples(
-    key: dict,          # what `cache_key` gave
-    make,               # called without arguments if nothing is kept: gives (split name -> `Sample`s, facts as plain data)
-    folder: Path = None, # where samples are kept; None: the cache folder
+    key: dict,  # what `cache_key` gave
+    make,  # called without arguments if nothing is kept: gives (split name -> `Sample`s, facts as plain data)
+    folder: Path = None,  # where samples are kept; None: the cache folder
     keep: bool = True,  # keep new ones; False: nothing is written
-) -> tuple:             # (split name -> `Sample`s, facts, whether they were kept before)
+) -> tuple:  # (split name -> `Sample`s, facts, whether they were kept before)
     "Samples by what they are made from: kept ones if there are, else new ones, which are kept."
-    folder = Path(folder or cache_dir()/"tokens")
-    place = folder/hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    folder = Path(folder or cache_dir() / "tokens")
+    place = folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     try:
-        note = read_json(place/"key.json")
+        note = read_json(place / "key.json")
         if note["key"] == key:
-            if keep: os.utime(place)
-            return {name: load_samples(place/name) for name in note["splits"]}, note["facts"], True
-    except (OSError, ValueError, KeyError, IndexError, TypeError, ImportError): pass  # not there, or not whole: made anew
+            if keep:
+                os.utime(place)
+            return {name: load_samples(place / name) for name in note["splits"]}, note["facts"], True
+    except (OSError, ValueError, KeyError, IndexError, TypeError, ImportError):
+        pass  # not there, or not whole: made anew
     samples, facts = make()
-    if not keep or not all(samples.values()): return samples, facts, False  # nothing to learn: soon refused, not worth keeping
+    # nothing to learn: soon refused, not worth keeping
+    if not keep or not all(samples.values()):
+        return samples, facts, False
     try:
         open_folder(folder)
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".new"))
-        for name, xs in samples.items(): save_samples(xs, temporary/name)
-        write_json(temporary/"key.json", {"key": key, "splits": list(samples), "facts": facts})
+        for name, xs in samples.items():
+            save_samples(xs, temporary / name)
+        write_json(temporary / "key.json", {"key": key, "splits": list(samples), "facts": facts})
         shutil.rmtree(place, ignore_errors=True)
         os.replace(temporary, place)
-        for old in sorted((p for p in folder.iterdir() if p.name[:1] != "."), key=lambda p: p.stat().st_mtime)[:-KEEP]: shutil.rmtree(old, ignore_errors=True)
-    except (OSError, ImportError): shutil.rmtree(locals().get("temporary", ""), ignore_errors=True)  # a full disk, another rank was first, or no datasets library: not kept
+        for old in sorted((p for p in folder.iterdir() if p.name[:1] != "."), key=lambda p: p.stat().st_mtime)[:-KEEP]:
+            shutil.rmtree(old, ignore_errors=True)
+    except (OSError, ImportError):
+        shutil.rmtree(
+            locals().get("temporary", ""), ignore_errors=True
+        )  # a full disk, another rank was first, or no datasets library: not kept
     return samples, facts, False
 
 # %% ../../nbs/1_data/14_samples.ipynb #14-42
 def save_samples(
-    samples: list, # `Sample`s
-    folder,        # a new folder
+    samples: list,  # `Sample`s
+    folder,  # a new folder
 ):
     "Write samples as an Arrow table."
     import pyarrow as pa
     from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    table = pa.table({"input_ids": pa.array([x.input_ids for x in samples], pa.list_(pa.int32())), "loss_weights": pa.array([x.loss_weights for x in samples], pa.list_(pa.float64())),
-                      "roles": pa.array([x.roles for x in samples], pa.binary())})
+
+    table = pa.table(
+        {
+            "input_ids": pa.array([x.input_ids for x in samples], pa.list_(pa.int32())),
+            "loss_weights": pa.array([x.loss_weights for x in samples], pa.list_(pa.float64())),
+            "roles": pa.array([x.roles for x in samples], pa.binary()),
+        }
+    )
     shown = not are_progress_bars_disabled()
     disable_progress_bars()
-    try: Dataset(table).save_to_disk(str(folder))
-    finally: enable_progress_bars() if shown else None
+    try:
+        Dataset(table).save_to_disk(str(folder))
+    finally:
+        enable_progress_bars() if shown else None
 
 
 def load_samples(
-    folder, # what `save_samples` wrote
+    folder,  # what `save_samples` wrote
 ) -> list:  # `Sample`s
     "Read samples from an Arrow table."
     from datasets import load_from_disk
+
     table = load_from_disk(str(folder)).data.table
     return [Sample(*x) for x in zip(*(table[c].to_pylist() for c in ("input_ids", "loss_weights", "roles")))]

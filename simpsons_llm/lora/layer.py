@@ -18,27 +18,34 @@ from ..machine.job import require
 
 # %% ../../nbs/2_lora/20_layer.ipynb #20-16
 def best_of_rank(
-    matrix: torch.Tensor,   # D_out x D_in
-    r: int,                 # rank to cut to, >= 0; more than the matrix has leaves it as it is
-) -> torch.Tensor:          # D_out x D_in, the dtype of `matrix`
+    matrix: torch.Tensor,  # D_out x D_in
+    r: int,  # rank to cut to, >= 0; more than the matrix has leaves it as it is
+) -> torch.Tensor:  # D_out x D_in, the dtype of `matrix`
     "The closest matrix of rank r (Eckart and Young 1936)."
     require(type(r) is int and r >= 0, f"r={r!r} is not a rank to cut to; give a whole number from 0")
-    if r >= min(matrix.shape): return matrix
+    if r >= min(matrix.shape):
+        return matrix
     U, S, V = torch.linalg.svd(matrix.double(), full_matrices=False)
     return (U[:, :r] * S[:r] @ V[:r]).to(matrix.dtype)
 
 # %% ../../nbs/2_lora/20_layer.ipynb #20-23
 def plot_low_rank(
-    D_out: int,   # rows of W: numbers that leave the layer, >= 1
-    D_in: int,    # columns of W: numbers that enter the layer, >= 1
-    r: int,       # rank: columns of B and rows of A, >= 1
-    ax=None,      # matplotlib axes to draw on; None makes new ones
-):                # the axes
+    D_out: int,  # rows of W: numbers that leave the layer, >= 1
+    D_in: int,  # columns of W: numbers that enter the layer, >= 1
+    r: int,  # rank: columns of B and rows of A, >= 1
+    ax=None,  # matplotlib axes to draw on; None makes new ones
+):  # the axes
     "Draw the frozen W and the product B A beside it, all to the same scale."
     import matplotlib.pyplot as plt
-    if ax is None: _, ax = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+
+    if ax is None:
+        _, ax = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
     gap, x = 0.2 * max(D_out, D_in), 0
-    parts = (("W, frozen", D_out, D_in, "lightsteelblue", "+"), ("B", D_out, r, "tab:orange", "×"), ("A", r, D_in, "tab:orange", ""))
+    parts = (
+        ("W, frozen", D_out, D_in, "lightsteelblue", "+"),
+        ("B", D_out, r, "tab:orange", "×"),
+        ("A", r, D_in, "tab:orange", ""),
+    )
     for name, rows, columns, color, sign in parts:
         ax.add_patch(plt.Rectangle((x, -rows), columns, rows, facecolor=color, edgecolor="black", linewidth=0.5))
         ax.text(x + columns / 2, -rows - gap / 4, f"{name}\n{rows:,} × {columns:,}", ha="center", va="top")
@@ -51,36 +58,58 @@ def plot_low_rank(
 # %% ../../nbs/2_lora/20_layer.ipynb #20-26
 INITS = ("default", "pissa", "loftq")
 
+
 @dataclass(frozen=True)
 class LoRASettings:
     "What a LoRA adapter looks like and where it goes."
-    r: int = 16                          # rank, >= 1
-    lora_alpha: int = 32                 # the change is multiplied by lora_alpha / r; > 0
-    lora_dropout: float = 0.0            # share of the adapter's inputs dropped in training, 0 <= p < 1
-    target_modules: str = "all-linear"   # "all-linear", or names separated by commas: "q_proj,k_proj"
-    use_rslora: bool = False             # multiply by lora_alpha / sqrt(r) instead
-    use_dora: bool = False               # learn the length of each row of the weight, too
-    init_lora_weights: str = "default"   # start of A and B: "default", "pissa" or "loftq" (peft only; needs scaling 1)
+
+    r: int = 16  # rank, >= 1
+    lora_alpha: int = 32  # the change is multiplied by lora_alpha / r; > 0
+    lora_dropout: float = 0.0  # share of the adapter's inputs dropped in training, 0 <= p < 1
+    target_modules: str = "all-linear"  # "all-linear", or names separated by commas: "q_proj,k_proj"
+    use_rslora: bool = False  # multiply by lora_alpha / sqrt(r) instead
+    use_dora: bool = False  # learn the length of each row of the weight, too
+    init_lora_weights: str = "default"  # start of A and B: "default", "pissa" or "loftq" (peft only; needs scaling 1)
 
     def __post_init__(self):
-        number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
+        def number(v):
+            return isinstance(v, (int, float)) and not isinstance(v, bool)
+
         require(type(self.r) is int and self.r >= 1, f"r={self.r!r} is not a rank; give a whole number from 1, e.g. 16")
-        require(number(self.lora_alpha) and 0 < self.lora_alpha < math.inf, f"lora_alpha={self.lora_alpha!r} is not a number above 0; give e.g. {2 * self.r}")
-        require(number(self.lora_dropout) and 0 <= self.lora_dropout < 1, f"lora_dropout={self.lora_dropout!r} is outside 0 <= p < 1; give a share, e.g. 0.05")
-        require(isinstance(self.target_modules, str) and all(_names(self.target_modules)),
-                f'target_modules={self.target_modules!r} is not one string of names; give "all-linear" or e.g. "q_proj,k_proj"')
+        require(
+            number(self.lora_alpha) and 0 < self.lora_alpha < math.inf,
+            f"lora_alpha={self.lora_alpha!r} is not a number above 0; give e.g. {2 * self.r}",
+        )
+        require(
+            number(self.lora_dropout) and 0 <= self.lora_dropout < 1,
+            f"lora_dropout={self.lora_dropout!r} is outside 0 <= p < 1; give a share, e.g. 0.05",
+        )
+        require(
+            isinstance(self.target_modules, str) and all(_names(self.target_modules)),
+            f'target_modules={self.target_modules!r} is not one string of names; give "all-linear" or e.g. "q_proj,k_proj"',
+        )
         for name in ("use_rslora", "use_dora"):
-            require(type(getattr(self, name)) is bool, f"{name}={getattr(self, name)!r} is not a switch; give True or False")
-        require(self.init_lora_weights in INITS, f"init_lora_weights={self.init_lora_weights!r} is not known; give one of {', '.join(INITS)}")
-        require(self.init_lora_weights != "loftq" or self.scaling == 1, f'init_lora_weights="loftq" was given with a scaling of {self.scaling:g}, '
-                f"but its start is exact at scaling 1 only; give lora_alpha={math.sqrt(self.r) if self.use_rslora else self.r:g}")
+            require(
+                type(getattr(self, name)) is bool, f"{name}={getattr(self, name)!r} is not a switch; give True or False"
+            )
+        require(
+            self.init_lora_weights in INITS,
+            f"init_lora_weights={self.init_lora_weights!r} is not known; give one of {', '.join(INITS)}",
+        )
+        require(
+            self.init_lora_weights != "loftq" or self.scaling == 1,
+            f'init_lora_weights="loftq" was given with a scaling of {self.scaling:g}, '
+            f"but its start is exact at scaling 1 only; give lora_alpha={math.sqrt(self.r) if self.use_rslora else self.r:g}",
+        )
 
     @property
     def scaling(self) -> float:
         "The factor of the change: lora_alpha / r, or lora_alpha / sqrt(r) with rsLoRA."
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
-def _names(target_modules): return [name.strip() for name in target_modules.split(",")]
+
+def _names(target_modules):
+    return [name.strip() for name in target_modules.split(",")]
 
 # %% ../../nbs/2_lora/20_layer.ipynb #20-28
 SEED_LORA = LoRASettings(8, 16, 0.05, "q_proj,k_proj")
@@ -88,16 +117,23 @@ SEED_LORA = LoRASettings(8, 16, 0.05, "q_proj,k_proj")
 # %% ../../nbs/2_lora/20_layer.ipynb #20-33
 def _row_lengths(layer):
     "Length of each row of base weight + change, without gradient."
-    with torch.no_grad(): return (layer.base.weight + layer.delta()).norm(dim=1)
+    with torch.no_grad():
+        return (layer.base.weight + layer.delta()).norm(dim=1)
 
-def _dora_stretch(layer): return layer.lora_magnitude_vector / _row_lengths(layer)
+
+def _dora_stretch(layer):
+    return layer.lora_magnitude_vector / _row_lengths(layer)
+
 
 def _dora_change(layer, x, h, change):
     "What DoRA adds to the base's output h: c (W0 x + change) - W0 x."
     stretch = _dora_stretch(layer)
-    if layer.training and layer.settings.lora_dropout: h = F.linear(x, layer.base.weight.to(x.dtype))
-    elif layer.base.bias is not None: h = h - layer.base.bias
+    if layer.training and layer.settings.lora_dropout:
+        h = F.linear(x, layer.base.weight.to(x.dtype))
+    elif layer.base.bias is not None:
+        h = h - layer.base.bias
     return (stretch - 1) * h + stretch * change
+
 
 @torch.no_grad()
 def _pissa_start(layer):
@@ -109,39 +145,58 @@ def _pissa_start(layer):
     layer.lora_A.copy_(root[:, None] * V[:r])
     layer.base.weight.copy_(layer.base.weight - layer.delta())
 
+
 def _check_start(settings, shapes):
-    require(settings.init_lora_weights != "loftq", 'init_lora_weights="loftq" is not in LoRALinear; train with peft (get_peft_model and peft_config), or give "default" or "pissa"')
+    require(
+        settings.init_lora_weights != "loftq",
+        'init_lora_weights="loftq" is not in LoRALinear; train with peft (get_peft_model and peft_config), or give "default" or "pissa"',
+    )
     small = {name: min(shape) for name, shape in shapes.items() if min(shape) < settings.r}
-    require(settings.init_lora_weights != "pissa" or not small, f'r={settings.r} is more than a PiSSA start has: {next(iter(small), "")} has rank {min(small.values(), default=0)} at most; give a smaller r')
+    require(
+        settings.init_lora_weights != "pissa" or not small,
+        f"r={settings.r} is more than a PiSSA start has: {next(iter(small), '')} has rank {min(small.values(), default=0)} at most; give a smaller r",
+    )
 
 # %% ../../nbs/2_lora/20_layer.ipynb #20-35
 class LoRALinear(torch.nn.Module):
     "A frozen Linear plus a learned change of rank r."
-    def __init__(self,
-        base: torch.nn.Linear,     # the layer to adapt; it is frozen here, and with PiSSA its weight becomes the rest
-        settings: LoRASettings,    # all but target_modules is used; ValueError for what only peft can do
+
+    def __init__(
+        self,
+        base: torch.nn.Linear,  # the layer to adapt; it is frozen here, and with PiSSA its weight becomes the rest
+        settings: LoRASettings,  # all but target_modules is used; ValueError for what only peft can do
     ):
         super().__init__()
         D_out, D_in, r = base.out_features, base.in_features, settings.r
         _check_start(settings, {"the layer": (D_out, D_in)})
         kind = dict(device=base.weight.device, dtype=torch.promote_types(base.weight.dtype, torch.float32))
-        self.base, self.settings, self.scaling, self.merged = base.requires_grad_(False), settings, settings.scaling, False
+        self.base, self.settings, self.scaling, self.merged = (
+            base.requires_grad_(False),
+            settings,
+            settings.scaling,
+            False,
+        )
         self.dropout = torch.nn.Dropout(settings.lora_dropout) if settings.lora_dropout else torch.nn.Identity()
         self.lora_A = torch.nn.Parameter(torch.empty(r, D_in, **kind))
         self.lora_B = torch.nn.Parameter(torch.zeros(D_out, r, **kind))
-        torch.nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))   # as peft does
-        if settings.init_lora_weights == "pissa": _pissa_start(self)
-        self.register_parameter("lora_magnitude_vector", torch.nn.Parameter(_row_lengths(self)) if settings.use_dora else None)
-        self.register_buffer("stretch", None, persistent=False)       # DoRA's factors while merged
+        torch.nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as peft does
+        if settings.init_lora_weights == "pissa":
+            _pissa_start(self)
+        self.register_parameter(
+            "lora_magnitude_vector", torch.nn.Parameter(_row_lengths(self)) if settings.use_dora else None
+        )
+        self.register_buffer("stretch", None, persistent=False)  # DoRA's factors while merged
         self.train(base.training)
 
     def forward(self, x):
         "base(x) + scaling * B A dropout(x); DoRA scales each row of that. Merged: base(x)."
         h = self.base(x)
-        if self.merged: return h
+        if self.merged:
+            return h
         x = self.dropout(x.to(self.lora_A.dtype))
         change = F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scaling
-        if self.lora_magnitude_vector is not None: change = _dora_change(self, x, h, change)
+        if self.lora_magnitude_vector is not None:
+            change = _dora_change(self, x, h, change)
         return (h + change).to(h.dtype)
 
     def delta(self) -> torch.Tensor:
@@ -157,10 +212,14 @@ def _merge(self) -> LoRALinear:
     if self.lora_magnitude_vector is not None:
         stretch = _dora_stretch(self)
         weight = stretch[:, None] * weight
-    require(weight.isfinite().all(), "the merged weight would hold numbers that are not finite; the adapter is broken, train it again")
+    require(
+        weight.isfinite().all(),
+        "the merged weight would hold numbers that are not finite; the adapter is broken, train it again",
+    )
     self.base.weight.copy_(weight)
     self.stretch, self.merged = stretch, True
     return self
+
 
 @torch.no_grad()
 def _unmerge(self) -> LoRALinear:
@@ -171,35 +230,43 @@ def _unmerge(self) -> LoRALinear:
     self.stretch, self.merged = None, False
     return self
 
+
 LoRALinear.merge, LoRALinear.unmerge = _merge, _unmerge
 
 # %% ../../nbs/2_lora/20_layer.ipynb #20-53
 def find_targets(
-    model: torch.nn.Module,   # a model without adapters; the meta device will do
-    target_modules: str,      # "all-linear" (all but the output layer), or names separated by commas
-) -> dict:                    # full name of each layer to adapt -> (D_out, D_in)
+    model: torch.nn.Module,  # a model without adapters; the meta device will do
+    target_modules: str,  # "all-linear" (all but the output layer), or names separated by commas
+) -> dict:  # full name of each layer to adapt -> (D_out, D_in)
     "The Linear layers that get an adapter; ValueError for a name that matches none."
     done = [name for name, m in model.named_modules() if hasattr(m, "lora_A")]
-    if done: raise ValueError(f"the model has LoRA already, first on {done[0]!r} and on {len(done)} layers in all; give the model without adapters")
+    if done:
+        raise ValueError(
+            f"the model has LoRA already, first on {done[0]!r} and on {len(done)} layers in all; give the model without adapters"
+        )
     linear = {name: m for name, m in model.named_modules() if name and isinstance(m, torch.nn.Linear)}
     has = ", ".join(sorted({name.rpartition(".")[2] for name in linear})) or "none"
     if target_modules == "all-linear":
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         found = {name for name, m in linear.items() if m is not head}
-        if not found: raise ValueError(f'target_modules="all-linear" finds no Linear layer to adapt; the model has: {has}')
+        if not found:
+            raise ValueError(f'target_modules="all-linear" finds no Linear layer to adapt; the model has: {has}')
     else:
         found = set()
         for wanted in _names(target_modules):
             match = {name for name in linear if name == wanted or name.endswith(f".{wanted}")}
-            if not match: raise ValueError(f"target_modules names {wanted!r}, which matches no Linear layer; the model has: {has}")
+            if not match:
+                raise ValueError(
+                    f"target_modules names {wanted!r}, which matches no Linear layer; the model has: {has}"
+                )
             found |= match
     return {name: (m.out_features, m.in_features) for name, m in linear.items() if name in found}
 
 # %% ../../nbs/2_lora/20_layer.ipynb #20-59
 def lora_parameter_count(
-    model: torch.nn.Module,   # a model without adapters; the meta device will do
-    settings: LoRASettings,   # r, target_modules and use_dora are used
-) -> dict:                    # trainable, total (base + adapter), share (trainable / total), targets (adapted layers)
+    model: torch.nn.Module,  # a model without adapters; the meta device will do
+    settings: LoRASettings,  # r, target_modules and use_dora are used
+) -> dict:  # trainable, total (base + adapter), share (trainable / total), targets (adapted layers)
     "How many parameters LoRA would train, without allocating any."
     shapes = find_targets(model, settings.target_modules).values()
     trainable = sum(settings.r * (D_in + D_out) + settings.use_dora * D_out for D_out, D_in in shapes)
@@ -211,16 +278,21 @@ def _require_own_weights(model, names, what):
     "ValueError if one of these layers holds a weight that another layer uses too."
     holders = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
     shared = [name for name in names if holders[id(model.get_submodule(name).weight)] > 1]
-    require(not shared, f"{what} would write into the weight of {next(iter(shared), '')!r}, which another layer shares (tied embeddings); leave it out of target_modules, or untie the two")
+    require(
+        not shared,
+        f"{what} would write into the weight of {next(iter(shared), '')!r}, which another layer shares (tied embeddings); leave it out of target_modules, or untie the two",
+    )
+
 
 def add_lora(
-    model: torch.nn.Module,   # a model without adapters; it is changed in place
-    settings: LoRASettings,   # what the adapter looks like and where it goes; ValueError for what only peft can do
-) -> torch.nn.Module:         # the same model; only the adapters are trainable
+    model: torch.nn.Module,  # a model without adapters; it is changed in place
+    settings: LoRASettings,  # what the adapter looks like and where it goes; ValueError for what only peft can do
+) -> torch.nn.Module:  # the same model; only the adapters are trainable
     "Freeze the model and put a LoRALinear around each target."
     targets = find_targets(model, settings.target_modules)
     _check_start(settings, targets)
-    if settings.init_lora_weights == "pissa": _require_own_weights(model, targets, "PiSSA")
+    if settings.init_lora_weights == "pissa":
+        _require_own_weights(model, targets, "PiSSA")
     model.requires_grad_(False)
     for name in targets:
         parent, _, child = name.rpartition(".")
@@ -229,11 +301,21 @@ def add_lora(
 
 # %% ../../nbs/2_lora/20_layer.ipynb #20-71
 def peft_config(
-    settings: LoRASettings,   # what the adapter looks like and where it goes
-):                            # a peft.LoraConfig for a causal language model; ImportError from peft for "loftq" without scipy
+    settings: LoRASettings,  # what the adapter looks like and where it goes
+):  # a peft.LoraConfig for a causal language model; ImportError from peft for "loftq" without scipy
     "The same settings for peft: no bias is trained."
     from peft import LoftQConfig, LoraConfig
+
     targets, start = settings.target_modules, settings.init_lora_weights
-    return LoraConfig(r=settings.r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, bias="none", use_rslora=settings.use_rslora, use_dora=settings.use_dora,
-                      target_modules=targets if targets == "all-linear" else _names(targets), task_type="CAUSAL_LM",
-                      init_lora_weights=True if start == "default" else start, **({"loftq_config": LoftQConfig(loftq_bits=4)} if start == "loftq" else {}))
+    return LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        bias="none",
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
+        target_modules=targets if targets == "all-linear" else _names(targets),
+        task_type="CAUSAL_LM",
+        init_lora_weights=True if start == "default" else start,
+        **({"loftq_config": LoftQConfig(loftq_bits=4)} if start == "loftq" else {}),
+    )

@@ -12,129 +12,179 @@ from collections.abc import Mapping
 
 import torch
 
-from ..machine.job import require
 from .layer import LoRALinear, best_of_rank, find_targets
+from ..machine.job import require
 
 # %% ../../nbs/2_lora/21_spectra.ipynb #21-15
 def layer_weights(
-    model,   # a model without adapters, or a state dict (name -> tensor)
-) -> dict:   # layer name -> weight, D_out x D_in; ValueError for a model with adapters
+    model,  # a model without adapters, or a state dict (name -> tensor)
+) -> dict:  # layer name -> weight, D_out x D_in; ValueError for a model with adapters
     "The matrices to compare: Linear layers without the output layer, or all matrices of a state dict."
-    if isinstance(model, Mapping): return {name.removesuffix(".weight"): t.detach() for name, t in model.items() if t.ndim == 2}
+    if isinstance(model, Mapping):
+        return {name.removesuffix(".weight"): t.detach() for name, t in model.items() if t.ndim == 2}
     return {name: model.get_submodule(name).weight.detach() for name in find_targets(model, "all-linear")}
 
 # %% ../../nbs/2_lora/21_spectra.ipynb #21-17
 def weight_changes(
     before,  # a model without adapters, or its state dict
-    after,   # the same after fine-tuning: a model (one with `LoRALinear`s too), or a state dict (a merged PEFT model's too)
-) -> dict:   # layer name -> change, D_out x D_in, 32 bits or more; layers that did not change are left out
+    after,  # the same after fine-tuning: a model (one with `LoRALinear`s too), or a state dict (a merged PEFT model's too)
+) -> dict:  # layer name -> change, D_out x D_in, 32 bits or more; layers that did not change are left out
     "What fine-tuning added to each layer; ValueError if the layers differ or nothing changed."
-    require(isinstance(before, Mapping) == isinstance(after, Mapping), "one model and one state dict were given; give two models or two state dicts")
-    adapters = {} if isinstance(after, Mapping) else {name: m for name, m in after.named_modules() if isinstance(m, LoRALinear)}
-    old, new, changes = layer_weights(before), {name: m.base.weight.detach() for name, m in adapters.items()} or layer_weights(after), {}
+    require(
+        isinstance(before, Mapping) == isinstance(after, Mapping),
+        "one model and one state dict were given; give two models or two state dicts",
+    )
+    adapters = (
+        {}
+        if isinstance(after, Mapping)
+        else {name: m for name, m in after.named_modules() if isinstance(m, LoRALinear)}
+    )
+    old, new, changes = (
+        layer_weights(before),
+        {name: m.base.weight.detach() for name, m in adapters.items()} or layer_weights(after),
+        {},
+    )
     alone = sorted(new.keys() - old.keys() if adapters else new.keys() ^ old.keys())
-    require(not alone, f"only one side has {alone[:1]}; give two states of the same model, with adapters merged and removed")
+    require(
+        not alone, f"only one side has {alone[:1]}; give two states of the same model, with adapters merged and removed"
+    )
     for name, w in new.items():
-        require(w.shape == old[name].shape, f"{name} is {tuple(old[name].shape)} before and {tuple(w.shape)} after; give two states of the same model")
+        require(
+            w.shape == old[name].shape,
+            f"{name} is {tuple(old[name].shape)} before and {tuple(w.shape)} after; give two states of the same model",
+        )
         m = adapters.get(name)
-        require(m is None or torch.equal(w, old[name].to(w.device)) and getattr(m, "lora_magnitude_vector", None) is None,
-                f"the change of {name} is more than B A (another base, a merged adapter, PiSSA or DoRA); give the model it was trained on, or merge it and remove the adapters")
+        require(
+            m is None or torch.equal(w, old[name].to(w.device)) and getattr(m, "lora_magnitude_vector", None) is None,
+            f"the change of {name} is more than B A (another base, a merged adapter, PiSSA or DoRA); give the model it was trained on, or merge it and remove the adapters",
+        )
         d = m.delta().detach() if m else w.to(torch.promote_types(w.dtype, torch.float32)) - old[name].to(w.device)
-        if d.any(): changes[name] = d
+        if d.any():
+            changes[name] = d
     require(changes, f"none of {len(new)} layers changed; give the model before and after training")
     return changes
 
 # %% ../../nbs/2_lora/21_spectra.ipynb #21-23
 def singular_values(
-    matrix: torch.Tensor,   # D_out x D_in, finite
-) -> torch.Tensor:          # min(D_out, D_in) values, largest first, 64 bits, on the CPU
+    matrix: torch.Tensor,  # D_out x D_in, finite
+) -> torch.Tensor:  # min(D_out, D_in) values, largest first, 64 bits, on the CPU
     "The singular values of one change."
-    require(matrix.ndim == 2 and bool(matrix.isfinite().all()), f"a tensor of shape {tuple(matrix.shape)} with {int((~matrix.isfinite()).sum())} values that are not finite was given; give a finite matrix")
+    require(
+        matrix.ndim == 2 and bool(matrix.isfinite().all()),
+        f"a tensor of shape {tuple(matrix.shape)} with {int((~matrix.isfinite()).sum())} values that are not finite was given; give a finite matrix",
+    )
     return torch.linalg.svdvals(matrix.detach().double()).cpu()
 
 
 def shares_held(
-    values: torch.Tensor,   # singular values, largest first
-) -> torch.Tensor:          # entry r: share of the squared length in the r largest, r = 0..len(values)
+    values: torch.Tensor,  # singular values, largest first
+) -> torch.Tensor:  # entry r: share of the squared length in the r largest, r = 0..len(values)
     "How much of a matrix each rank holds at best."
-    require(values.ndim == 1 and bool((values >= 0).all() & (values.diff() <= 0).all()) and bool(values.any()), "these are no singular values of a change; give what singular_values gives, not all of it zero")
-    return torch.cat([torch.zeros(1, dtype=torch.double), (values.double()**2).cumsum(0) / (values.double()**2).sum()])
+    require(
+        values.ndim == 1 and bool((values >= 0).all() & (values.diff() <= 0).all()) and bool(values.any()),
+        "these are no singular values of a change; give what singular_values gives, not all of it zero",
+    )
+    return torch.cat(
+        [torch.zeros(1, dtype=torch.double), (values.double() ** 2).cumsum(0) / (values.double() ** 2).sum()]
+    )
 
 
 def rank_for(
-    values: torch.Tensor,   # singular values, largest first
-    share: float = 0.9,     # of the squared length, 0 < share <= 1; 1 means all but rounding
-) -> int:                   # 1..len(values)
+    values: torch.Tensor,  # singular values, largest first
+    share: float = 0.9,  # of the squared length, 0 < share <= 1; 1 means all but rounding
+) -> int:  # 1..len(values)
     "The smallest rank that holds this share of the squared length."
     require(0 < share <= 1, f"share={share!r} is outside 0 < share <= 1; give e.g. 0.9")
     return max(1, int((shares_held(values) < share - 1e-12).sum()))
 
 
 def effective_rank(
-    values: torch.Tensor,   # singular values, largest first
-) -> float:                 # 1..len(values)
+    values: torch.Tensor,  # singular values, largest first
+) -> float:  # 1..len(values)
     "exp of the entropy of the singular values over their sum (Roy and Vetterli 2007)."
-    p = shares_held(values).diff().sqrt()   # the values over the length of the whole
+    p = shares_held(values).diff().sqrt()  # the values over the length of the whole
     p /= p.sum()
     return torch.special.entr(p).sum().exp().item()
 
 # %% ../../nbs/2_lora/21_spectra.ipynb #21-27
 def noise_like(
-    matrix: torch.Tensor,   # D_out x D_in
-    seed: int = 0,          # the same seed gives the same noise
-) -> torch.Tensor:          # independent normal numbers of the same shape and length, 32 bits, on the CPU
+    matrix: torch.Tensor,  # D_out x D_in
+    seed: int = 0,  # the same seed gives the same noise
+) -> torch.Tensor:  # independent normal numbers of the same shape and length, 32 bits, on the CPU
     "A control without structure."
     noise = torch.randn(matrix.shape, generator=torch.Generator().manual_seed(seed))
     return noise * (matrix.detach().float().norm().cpu() / noise.norm())
 
 # %% ../../nbs/2_lora/21_spectra.ipynb #21-29
 def spectra_table(
-    changes: dict,                      # what `weight_changes` gave
-    before=None,                        # the model before, or its state dict; None leaves out the column `relative`
-    shares: tuple = (0.5, 0.9, 0.99),   # shares of the squared length, each 0 < share <= 1
-):                                      # a DataFrame, a row for each layer
+    changes: dict,  # what `weight_changes` gave
+    before=None,  # the model before, or its state dict; None leaves out the column `relative`
+    shares: tuple = (0.5, 0.9, 0.99),  # shares of the squared length, each 0 < share <= 1
+):  # a DataFrame, a row for each layer
     "Length and rank of each layer's change."
     import pandas as pd
+
     old, rows = layer_weights(before) if before is not None else {}, []
-    require(not old or changes.keys() <= old.keys(), f"the model before has no layer {min(changes.keys() - old.keys(), default='')!r}; give the one that the changes were taken from")
+    require(
+        not old or changes.keys() <= old.keys(),
+        f"the model before has no layer {min(changes.keys() - old.keys(), default='')!r}; give the one that the changes were taken from",
+    )
     for name, d in changes.items():
         values = singular_values(d)
-        rows.append(dict(layer=name, shape=f"{d.shape[0]} x {d.shape[1]}", norm=values.norm().item(), **({"relative": values.norm().item() / old[name].double().norm().item()} if old else {}),
-                         **{f"rank_{100 * share:g}": rank_for(values, share) for share in shares}, effective_rank=effective_rank(values), full_rank=len(values)))
+        rows.append(
+            dict(
+                layer=name,
+                shape=f"{d.shape[0]} x {d.shape[1]}",
+                norm=values.norm().item(),
+                **({"relative": values.norm().item() / old[name].double().norm().item()} if old else {}),
+                **{f"rank_{100 * share:g}": rank_for(values, share) for share in shares},
+                effective_rank=effective_rank(values),
+                full_rank=len(values),
+            )
+        )
     return pd.DataFrame(rows).set_index("layer")
 
 # %% ../../nbs/2_lora/21_spectra.ipynb #21-35
 def plot_spectra(
-    spectra: dict,      # label -> singular values, largest first
-    r: tuple = (),      # ranks to mark with a vertical line
-    ax=None,            # matplotlib axes to draw on; None makes new ones
+    spectra: dict,  # label -> singular values, largest first
+    r: tuple = (),  # ranks to mark with a vertical line
+    ax=None,  # matplotlib axes to draw on; None makes new ones
     floor: float = 1e-6,  # values below this share of the largest are rounding and not drawn
-):                      # the axes
+):  # the axes
     "Singular values over the largest one, on a logarithmic axis."
     import matplotlib.pyplot as plt
-    if ax is None: _, ax = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+
+    if ax is None:
+        _, ax = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
     for label, values in spectra.items():
-        require(len(values) and values[0] > 0, f"the spectrum of {label!r} has no value above 0; give what singular_values gives")
+        require(
+            len(values) and values[0] > 0,
+            f"the spectrum of {label!r} has no value above 0; give what singular_values gives",
+        )
         kept = (values / values[0])[values > floor * values[0]]
         ax.plot(range(1, len(kept) + 1), kept, marker=".", markersize=4, linewidth=1, label=label)
     for rank in r:
         ax.axvline(rank, color="grey", linestyle=":", linewidth=1)
         ax.annotate(f"r = {rank}", (rank, 1), xytext=(3, 0), textcoords="offset points", fontsize=8)
     ax.set(xlabel="number of the singular value", ylabel="value / largest", yscale="log")
-    ax.legend(); ax.grid(alpha=0.3)
+    ax.legend()
+    ax.grid(alpha=0.3)
     return ax
 
 # %% ../../nbs/2_lora/21_spectra.ipynb #21-44
 @torch.no_grad()
 def add_changes(
-    model: torch.nn.Module,   # the model before; it stays as it is
-    changes: dict,            # what `weight_changes` gave
-    r: int = None,            # cut each change to this rank first, >= 0; None: the whole change
-) -> torch.nn.Module:         # a copy with the changes added
+    model: torch.nn.Module,  # the model before; it stays as it is
+    changes: dict,  # what `weight_changes` gave
+    r: int = None,  # cut each change to this rank first, >= 0; None: the whole change
+) -> torch.nn.Module:  # a copy with the changes added
     "The model, plus its layers' changes or the best part of rank r of each."
     model = copy.deepcopy(model)
     for name, d in changes.items():
         weight = model.get_submodule(name).weight
-        require(weight.shape == d.shape, f"{name} is {tuple(weight.shape)}, its change {tuple(d.shape)}; give the model that the changes were taken from")
+        require(
+            weight.shape == d.shape,
+            f"{name} is {tuple(weight.shape)}, its change {tuple(d.shape)}; give the model that the changes were taken from",
+        )
         weight += (d if r is None else best_of_rank(d, r)).to(weight)
     return model

@@ -11,50 +11,65 @@ from pathlib import Path
 
 import torch
 
-from ..machine.job import open_folder, read_json, require
 from .layer import LoRALinear, LoRASettings, _require_own_weights, add_lora, find_targets, peft_config
+from ..machine.job import open_folder, read_json, require
 
 # %% ../../nbs/2_lora/22_variants.ipynb #22-29
 def lora_layers(
-    model: torch.nn.Module,   # a model after `add_lora`
-) -> dict:                    # full name -> LoRALinear; ValueError if there is none
+    model: torch.nn.Module,  # a model after `add_lora`
+) -> dict:  # full name -> LoRALinear; ValueError if there is none
     "The adapted layers of a model."
     layers = {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
     require(layers, "the model has no LoRALinear; put some in with add_lora (a model of peft has its own methods)")
     return layers
 
+
 def merge(
-    model: torch.nn.Module,   # a model after `add_lora`; it is changed in place
-) -> torch.nn.Module:         # the same model: its base weights hold the change; ValueError if any do already
+    model: torch.nn.Module,  # a model after `add_lora`; it is changed in place
+) -> torch.nn.Module:  # the same model: its base weights hold the change; ValueError if any do already
     "Write all changes into the base weights."
     layers = lora_layers(model)
     done = [name for name, layer in layers.items() if layer.merged]
-    require(not done, f"{len(done)} of {len(layers)} layers are merged already, such as {next(iter(done), '')!r}; unmerge them first")
+    require(
+        not done,
+        f"{len(done)} of {len(layers)} layers are merged already, such as {next(iter(done), '')!r}; unmerge them first",
+    )
     _require_own_weights(model, [f"{name}.base" for name in layers], "merging")
-    for layer in layers.values(): layer.merge()
+    for layer in layers.values():
+        layer.merge()
     return model
 
+
 def unmerge(
-    model: torch.nn.Module,   # a model after `merge`; it is changed in place
-) -> torch.nn.Module:         # the same model with its adapters beside the base again; ValueError if any are not merged
+    model: torch.nn.Module,  # a model after `merge`; it is changed in place
+) -> torch.nn.Module:  # the same model with its adapters beside the base again; ValueError if any are not merged
     "Take all changes off the base weights."
     layers = lora_layers(model)
     apart = [name for name, layer in layers.items() if not layer.merged]
-    require(not apart, f"{len(apart)} of {len(layers)} layers are not merged, such as {next(iter(apart), '')!r}; merge them first")
-    for layer in layers.values(): layer.unmerge()
+    require(
+        not apart,
+        f"{len(apart)} of {len(layers)} layers are not merged, such as {next(iter(apart), '')!r}; merge them first",
+    )
+    for layer in layers.values():
+        layer.unmerge()
     return model
 
+
 def remove_lora(
-    model: torch.nn.Module,   # a model after `add_lora`, merged or not; it is changed in place
-    keep_change: bool = True, # True: the change stays in the weights; False: the base as it was, to rounding if it was merged (not for PiSSA: ValueError)
-) -> torch.nn.Module:         # the same model with plain, still frozen, Linear layers
+    model: torch.nn.Module,  # a model after `add_lora`, merged or not; it is changed in place
+    keep_change: bool = True,  # True: the change stays in the weights; False: the base as it was, to rounding if it was merged (not for PiSSA: ValueError)
+) -> torch.nn.Module:  # the same model with plain, still frozen, Linear layers
     "Take the adapters away."
     layers = lora_layers(model)
     merged = [layer.merged for layer in layers.values()]
-    require(keep_change or all(layer.settings.init_lora_weights != "pissa" for layer in layers.values()),
-            "keep_change=False was given, but PiSSA took part of the weights into A and B, and training changed it; load the base model again")
-    if keep_change and not all(merged): merge(model)
-    if not keep_change and any(merged): unmerge(model)
+    require(
+        keep_change or all(layer.settings.init_lora_weights != "pissa" for layer in layers.values()),
+        "keep_change=False was given, but PiSSA took part of the weights into A and B, and training changed it; load the base model again",
+    )
+    if keep_change and not all(merged):
+        merge(model)
+    if not keep_change and any(merged):
+        unmerge(model)
     for name, layer in layers.items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer.base)
@@ -63,72 +78,133 @@ def remove_lora(
 # %% ../../nbs/2_lora/22_variants.ipynb #22-38
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 
-def _file_key(name, part): return f"{PREFIX}{name}.{part}" + ("" if part == "lora_magnitude_vector" else ".weight")
+
+def _file_key(name, part):
+    return f"{PREFIX}{name}.{part}" + ("" if part == "lora_magnitude_vector" else ".weight")
+
 
 def save_lora(
-    model: torch.nn.Module,        # a model after `add_lora`, merged or not
-    folder,                        # where to; it is made if need be
-    settings: LoRASettings = None, # what the adapters were made with, checked against the layers; None: as the layers say
-) -> Path:                         # the folder; ValueError if there are no adapters, or others
+    model: torch.nn.Module,  # a model after `add_lora`, merged or not
+    folder,  # where to; it is made if need be
+    settings: LoRASettings = None,  # what the adapters were made with, checked against the layers; None: as the layers say
+) -> Path:  # the folder; ValueError if there are no adapters, or others
     "Write the adapters as peft would."
     from safetensors.torch import save_file
+
     layers = lora_layers(model)
     made = {layer.settings for layer in layers.values()}
     require(len(made) == 1, f"the layers were made with {len(made)} different settings; one file can hold one")
     settings = settings or next(iter(made))
-    require(settings in made, f"the adapters were made with {next(iter(made))}, not with {settings}; give those, or None")
+    require(
+        settings in made, f"the adapters were made with {next(iter(made))}, not with {settings}; give those, or None"
+    )
     config = peft_config(settings)
     config.inference_mode, config.base_model_name_or_path = True, getattr(model, "name_or_path", None) or None
     folder = open_folder(folder)
     config.save_pretrained(str(folder))
-    weights = {_file_key(name, part): p.detach().cpu().contiguous() for name, layer in layers.items() for part, p in layer.named_parameters(recurse=False)}
-    save_file(weights, folder/f"{WEIGHTS}.part", metadata={"format": "pt"})
-    (folder/f"{WEIGHTS}.part").replace(folder/WEIGHTS)
+    weights = {
+        _file_key(name, part): p.detach().cpu().contiguous()
+        for name, layer in layers.items()
+        for part, p in layer.named_parameters(recurse=False)
+    }
+    save_file(weights, folder / f"{WEIGHTS}.part", metadata={"format": "pt"})
+    (folder / f"{WEIGHTS}.part").replace(folder / WEIGHTS)
     return folder
 
 # %% ../../nbs/2_lora/22_variants.ipynb #22-41
-_OURS = {"r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules", "init_lora_weights", "peft_type"}
-_NOTES = {"base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping", "peft_version",           # of no effect on the numbers
-          "qalora_group_size", "megatron_core", "loftq_config", "eva_config"}                                             # of none without a switch beside them
+_OURS = {
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "use_rslora",
+    "use_dora",
+    "target_modules",
+    "init_lora_weights",
+    "peft_type",
+}
+_NOTES = {
+    "base_model_name_or_path",
+    "revision",
+    "task_type",
+    "inference_mode",
+    "auto_mapping",
+    "peft_version",  # of no effect on the numbers
+    "qalora_group_size",
+    "megatron_core",
+    "loftq_config",
+    "eva_config",
+}  # of none without a switch beside them
+
 
 def read_lora_settings(
-    folder,          # an adapter in peft's format
-) -> LoRASettings:   # FileNotFoundError if a file is missing; ValueError for a feature that LoRALinear does not have
+    folder,  # an adapter in peft's format
+) -> LoRASettings:  # FileNotFoundError if a file is missing; ValueError for a feature that LoRALinear does not have
     "The settings in an adapter's configuration."
     for name in (CONFIG, WEIGHTS):
-        if not (Path(folder)/name).is_file(): raise FileNotFoundError(f"no adapter in {folder} ({name} is missing); give a folder that peft or save_lora wrote")
-    config = read_json(Path(folder)/CONFIG)
-    refuse = lambda name: f"the adapter in {folder} has {name}={config.get(name)!r}, which LoRALinear does not do; load it with peft"
+        if not (Path(folder) / name).is_file():
+            raise FileNotFoundError(
+                f"no adapter in {folder} ({name} is missing); give a folder that peft or save_lora wrote"
+            )
+    config = read_json(Path(folder) / CONFIG)
+
+    def refuse(name):
+        return (
+            f"the adapter in {folder} has {name}={config.get(name)!r}, which LoRALinear does not do; load it with peft"
+        )
+
     require(config.get("peft_type") == "LORA", refuse("peft_type"))
-    for name, value in config.items(): require(name in _OURS | _NOTES or not value or (name, value) == ("bias", "none"), refuse(name))
+    for name, value in config.items():
+        require(name in _OURS | _NOTES or not value or (name, value) == ("bias", "none"), refuse(name))
     targets, start = config.get("target_modules"), config.get("init_lora_weights", True)
-    require(targets == "all-linear" or (targets and isinstance(targets, list)), refuse("target_modules"))   # another string is a regular expression
+    # another string is a regular expression
+    require(targets == "all-linear" or (targets and isinstance(targets, list)), refuse("target_modules"))
     require(start in (True, False, "gaussian", "orthogonal", "eva", "pissa"), refuse("init_lora_weights"))
-    return LoRASettings(config.get("r"), config.get("lora_alpha"), config.get("lora_dropout", 0.0), targets if isinstance(targets, str) else ",".join(sorted(targets)),
-                        config.get("use_rslora", False), config.get("use_dora", False), "pissa" if start == "pissa" else "default")
+    return LoRASettings(
+        config.get("r"),
+        config.get("lora_alpha"),
+        config.get("lora_dropout", 0.0),
+        targets if isinstance(targets, str) else ",".join(sorted(targets)),
+        config.get("use_rslora", False),
+        config.get("use_dora", False),
+        "pissa" if start == "pissa" else "default",
+    )
 
 # %% ../../nbs/2_lora/22_variants.ipynb #22-43
 def load_lora(
-    model: torch.nn.Module,   # a model without adapters; it is changed in place
-    folder,                   # an adapter in peft's format, from `save_lora` or from peft
-) -> torch.nn.Module:         # the same model, frozen, with the adapters as LoRALinear; ValueError if they do not fit
+    model: torch.nn.Module,  # a model without adapters; it is changed in place
+    folder,  # an adapter in peft's format, from `save_lora` or from peft
+) -> torch.nn.Module:  # the same model, frozen, with the adapters as LoRALinear; ValueError if they do not fit
     "Put a saved adapter on a model."
     from safetensors import SafetensorError
     from safetensors.torch import load_file
+
     settings = read_lora_settings(folder)
-    try: weights = load_file(Path(folder)/WEIGHTS)
-    except SafetensorError as e: raise ValueError(f"{WEIGHTS} in {folder} cannot be read ({e}); copy or make it again") from None
+    try:
+        weights = load_file(Path(folder) / WEIGHTS)
+    except SafetensorError as e:
+        raise ValueError(f"{WEIGHTS} in {folder} cannot be read ({e}); copy or make it again") from None
     r, places = settings.r, {}
     for name, (D_out, D_in) in find_targets(model, settings.target_modules).items():
-        parts = {"lora_A": (r, D_in), "lora_B": (D_out, r), **({"lora_magnitude_vector": (D_out,)} if settings.use_dora else {})}
+        parts = {
+            "lora_A": (r, D_in),
+            "lora_B": (D_out, r),
+            **({"lora_magnitude_vector": (D_out,)} if settings.use_dora else {}),
+        }
         places |= {_file_key(name, part): (name, part, shape) for part, shape in parts.items()}
     lost, empty = weights.keys() - places.keys(), places.keys() - weights.keys()
     misfit = f"the adapter in {folder} does not fit the model:"
-    require(not lost and not empty, f"{misfit} {len(lost)} of its keys have no place and {len(empty)} places have no key, such as {min(lost | empty, default='')}")
+    require(
+        not lost and not empty,
+        f"{misfit} {len(lost)} of its keys have no place and {len(empty)} places have no key, such as {min(lost | empty, default='')}",
+    )
     wrong = {key: shape for key, (_, _, shape) in places.items() if tuple(weights[key].shape) != shape}
     key = next(iter(wrong), None)
-    require(not wrong, f"{misfit} {len(wrong)} of its tensors have another shape, such as {key}: {tuple(weights[key].shape) if wrong else ''} in the file, {wrong.get(key)} in the model")
+    require(
+        not wrong,
+        f"{misfit} {len(wrong)} of its tensors have another shape, such as {key}: {tuple(weights[key].shape) if wrong else ''} in the file, {wrong.get(key)} in the model",
+    )
     add_lora(model, settings)
     with torch.no_grad():
-        for key, (name, part, _) in places.items(): getattr(model.get_submodule(name), part).copy_(weights[key])
+        for key, (name, part, _) in places.items():
+            getattr(model.get_submodule(name), part).copy_(weights[key])
     return model

@@ -16,7 +16,7 @@ import traceback
 from dataclasses import fields
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, List, Optional
+from typing import Annotated, Optional
 
 import typer
 
@@ -28,142 +28,208 @@ KINDS = {"str": str, "int": int, "float": float, "bool": bool}
 
 
 def option(
-    field,              # a dataclass field
-    help: str,          # what it means
-    argument: bool,     # a word without a name instead of an option
-) -> inspect.Parameter: # for the command's signature
+    field,  # a dataclass field
+    help: str,  # what it means
+    argument: bool,  # a word without a name instead of an option
+) -> inspect.Parameter:  # for the command's signature
     "One setting as an option of the command line."
     text = getattr(field.type, "__name__", field.type)
     kind = KINDS[text.split("|")[0].strip()]
-    if "None" in text: kind = Optional[kind]
+    if "None" in text:
+        kind = Optional[kind]  # noqa: UP045  typer reads an annotation made at run time
     name = "--" + field.name.replace("_", "-")
-    how = typer.Argument(help=help) if argument else typer.Option(f"{name}/--no-{name[2:]}" if kind is bool else name, help=help)
-    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=Annotated[kind, how])
+    how = (
+        typer.Argument(help=help)
+        if argument
+        else typer.Option(f"{name}/--no-{name[2:]}" if kind is bool else name, help=help)
+    )
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=Annotated[kind, how]
+    )
 
 
 def job_command(
-    config: type,       # a JobConfig subclass
-    do,                 # called with a config
-    summary: str,       # the command's help, with examples
-    argument: str = "", # the field that is given without a name
-):                      # a function for typer
+    config: type,  # a JobConfig subclass
+    do,  # called with a config
+    summary: str,  # the command's help, with examples
+    argument: str = "",  # the field that is given without a name
+):  # a function for typer
     "A job as a command."
-    def command(**given): do(config(**given))
+
+    def command(**given):
+        do(config(**given))
+
     helps = field_help(config)
-    command.__signature__ = inspect.Signature([option(f, helps.get(f.name, ""), f.name == argument) for f in fields(config)])
+    command.__signature__ = inspect.Signature(
+        [option(f, helps.get(f.name, ""), f.name == argument) for f in fields(config)]
+    )
     command.__doc__ = summary
     return command
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-07
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
-                  help="From a script to a character that talks. Start with: simpsons-llm demo\n\nAdd --debug to any command to see the traceback of an error.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="From a script to a character that talks. Start with: simpsons-llm demo\n\nAdd --debug to any command to see the traceback of an error.",
+)
 
 
 def do_prepare(
-    config, # a PrepareConfig
+    config,  # a PrepareConfig
 ):
     "Prepare, and show the report."
     from simpsons_llm.data.prepare import prepare, report_text
+
     print(report_text(prepare(config)))
     print(f"written to {config.out}; next: simpsons-llm finetune --data {quote(config.out)} --run runs/x")
 
 
 def do_train(
-    config, # a FinetuneConfig, or a LoopConfig
+    config,  # a FinetuneConfig, or a LoopConfig
 ):
     "Train, and show what it brought."
     from simpsons_llm.machine.device import find_ranks
     from simpsons_llm.train.finetune import FinetuneConfig, finetune
     from simpsons_llm.train.lifecycle import KEPT, summary_text
     from simpsons_llm.train.loop import loop
+
     summary = finetune(config) if isinstance(config, FinetuneConfig) else loop(config)
-    if not find_ranks().is_main: return
+    if not find_ranks().is_main:
+        return
     print(summary_text(summary))
-    kept = Path(config.run)/KEPT[config.mode]
-    print(f"{KEPT[config.mode]}: {kept}; loss curve: {Path(config.run)/'loss.png'}; next: simpsons-llm infer --adapter {quote(str(kept))}")
+    kept = Path(config.run) / KEPT[config.mode]
+    print(
+        f"{KEPT[config.mode]}: {kept}; loss curve: {Path(config.run) / 'loss.png'}; next: simpsons-llm infer --adapter {quote(str(kept))}"
+    )
 
 
 def do_estimate(
-    config, # a FinetuneConfig
+    config,  # a FinetuneConfig
 ):
     "Tell what a run would cost, without running it."
     from simpsons_llm.train.lifecycle import costs
+
     for name, rows in costs(config).items():
         print(name)
-        for key, value in rows.items(): print(f"  {key:22}{value}")
+        for key, value in rows.items():
+            print(f"  {key:22}{value}")
 
 
 def do_infer(
-    config, # an InferConfig
+    config,  # an InferConfig
 ):
     "Answer, and show moments and timing if they were asked for."
     from simpsons_llm.model.infer import infer
+
     result = infer(config)
     print(config.prompt)
-    for line in result["answers"]: print(f"{result['speaker']}: {line}")
-    if "before_after" in result: show_before_after(result["before_after"])
+    for line in result["answers"]:
+        print(f"{result['speaker']}: {line}")
+    if "before_after" in result:
+        show_before_after(result["before_after"])
     if t := result.get("timing"):
-        print(f"{t['tokens']} tokens on {t['device']} ({t['dtype']}), {t['runs']} runs: mean {t['mean_s']:.3f} s, min {t['min_s']:.3f}, max {t['max_s']:.3f}, deviation {t['stdev_s']:.3f}; {t['tokens_per_s']:.1f} tokens/s")
+        print(
+            f"{t['tokens']} tokens on {t['device']} ({t['dtype']}), {t['runs']} runs: mean {t['mean_s']:.3f} s, min {t['min_s']:.3f}, max {t['max_s']:.3f}, deviation {t['stdev_s']:.3f}; {t['tokens_per_s']:.1f} tokens/s"
+        )
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-09
 def show_before_after(
-    rows: list, # what `infer` found at held-out moments
+    rows: list,  # what `infer` found at held-out moments
 ):
     "Real line, base and fine-tuned model side by side."
     from rich.markup import escape
     from rich.table import Table
+
     table = Table(show_lines=True, title="scenes that were never seen in training")
-    for name in ("line before", "asked", "real line", "base model", "fine-tuned"): table.add_column(name, no_wrap=False, ratio=1 if name == "asked" else 3, overflow="fold")
-    for r in rows: table.add_row(*map(escape, (r["before"], r["speaker"], r["real"], r["base"], r["tuned"])))
+    for name in ("line before", "asked", "real line", "base model", "fine-tuned"):
+        table.add_column(name, no_wrap=False, ratio=1 if name == "asked" else 3, overflow="fold")
+    for r in rows:
+        table.add_row(*map(escape, (r["before"], r["speaker"], r["real"], r["base"], r["tuned"])))
     print_table(table)
 
 
 def print_table(
-    table, # a rich Table
+    table,  # a rich Table
 ):
     "As wide as the terminal, or wide enough to read where there is none."
     from rich.console import Console
+
     Console(width=None if sys.stdout.isatty() else 150).print(table)
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-11
 def add_jobs():
     "Register the jobs; their dataclasses are light to import."
-    from simpsons_llm.train.finetune import FinetuneConfig
-    from simpsons_llm.model.infer import InferConfig
-    from simpsons_llm.train.loop import LoopConfig
     from simpsons_llm.data.prepare import PrepareConfig
-    app.command("prepare")(job_command(PrepareConfig, do_prepare, """Turn a script into scenes to learn from, to choose by and to judge by.
+    from simpsons_llm.model.infer import InferConfig
+    from simpsons_llm.train.finetune import FinetuneConfig
+    from simpsons_llm.train.loop import LoopConfig
+
+    app.command("prepare")(
+        job_command(
+            PrepareConfig,
+            do_prepare,
+            """Turn a script into scenes to learn from, to choose by and to judge by.
 
     \b
     simpsons-llm prepare --script simpsons_script_lines.csv --out runs/data
     simpsons-llm prepare --script my.csv --speakers "Homer Simpson,Marge Simpson"
-    simpsons-llm prepare --script samples.json --split scene"""))
-    app.command("finetune")(job_command(FinetuneConfig, do_train, """Fine-tune a base model on prepared data; leaves an adapter in the run's folder.
+    simpsons-llm prepare --script samples.json --split scene""",
+        )
+    )
+    app.command("finetune")(
+        job_command(
+            FinetuneConfig,
+            do_train,
+            """Fine-tune a base model on prepared data; leaves an adapter in the run's folder.
 
     \b
     simpsons-llm finetune --data runs/data --run runs/x
     simpsons-llm finetune --data runs/data --base-model openlm-research/open_llama_3b --recipe seed
     simpsons-llm finetune --data runs/data --run runs/full --mode full
-    simpsons-llm finetune --data runs/data --run runs/quick --max-steps 10"""))
-    app.command("loop")(job_command(LoopConfig, do_train, """Train with the loop that is written out in chapter 09: the same as finetune, step for step, without Trainer. A few steps unless epochs or max-steps say more.
+    simpsons-llm finetune --data runs/data --run runs/quick --max-steps 10""",
+        )
+    )
+    app.command("loop")(
+        job_command(
+            LoopConfig,
+            do_train,
+            """Train with the loop that is written out in chapter 09: the same as finetune, step for step, without Trainer. A few steps unless epochs or max-steps say more.
 
     \b
     simpsons-llm loop --data runs/data --run runs/byhand --max-steps 20
     simpsons-llm loop --data runs/data --mode full --epochs 1
-    simpsons-llm loop --data runs/data --run runs/byhand --max-steps 20 --resume"""))
-    app.command("estimate")(job_command(FinetuneConfig, do_estimate, """Tell what a fine-tuning run would cost: memory, arithmetic, time. No weights are loaded; a run that cannot fit is refused.
+    simpsons-llm loop --data runs/data --run runs/byhand --max-steps 20 --resume""",
+        )
+    )
+    app.command("estimate")(
+        job_command(
+            FinetuneConfig,
+            do_estimate,
+            """Tell what a fine-tuning run would cost: memory, arithmetic, time. No weights are loaded; a run that cannot fit is refused.
 
     \b
     simpsons-llm estimate --data runs/data
     simpsons-llm estimate --data runs/data --base-model openlm-research/open_llama_3b --micro-batch-size 8 --global-batch-size 64
-    simpsons-llm estimate --data runs/data --mode full --gradient-checkpointing"""))
-    app.command("infer")(job_command(InferConfig, do_infer, """Let a character say the next line.
+    simpsons-llm estimate --data runs/data --mode full --gradient-checkpointing""",
+        )
+    )
+    app.command("infer")(
+        job_command(
+            InferConfig,
+            do_infer,
+            """Let a character say the next line.
 
     \b
     simpsons-llm infer --adapter runs/x/adapter --speaker "Homer Simpson" "Marge Simpson: Homer, the dog is wearing your tie again."
     simpsons-llm infer --adapter runs/x/adapter --speaker "Bart Simpson" --answers 3 "Seymour Skinner: Who painted the frogs?"
     simpsons-llm infer --adapter runs/x/adapter --sampling seed --bench
-    simpsons-llm infer --adapter runs/x/adapter --data runs/data""", argument="prompt"))
+    simpsons-llm infer --adapter runs/x/adapter --data runs/data""",
+            argument="prompt",
+        )
+    )
+
 
 add_jobs()
 
@@ -171,11 +237,19 @@ add_jobs()
 @app.command()
 def export(
     source: Annotated[str, typer.Argument(help="a run's folder, such as runs/x, or an adapter's")],
-    out: Annotated[str, typer.Option(help="folder for the model; new, empty, or an earlier export; empty: export/ in the source")] = "",
-    dtype: Annotated[str, typer.Option(help="format of the weights: float32, float16, bfloat16; auto: as the base is stored")] = "auto",
-    gguf: Annotated[str, typer.Option(help="also a GGUF file and a Modelfile for Ollama: f32, f16, bf16 or q8_0; empty: none")] = "",
-    speaker: Annotated[str, typer.Option(help="who answers in Modelfile and README.md; empty: the first of the run")] = "",
-    base_model: Annotated[Optional[str], typer.Option(help="another name for the base it was trained on")] = None,
+    out: Annotated[
+        str, typer.Option(help="folder for the model; new, empty, or an earlier export; empty: export/ in the source")
+    ] = "",
+    dtype: Annotated[
+        str, typer.Option(help="format of the weights: float32, float16, bfloat16; auto: as the base is stored")
+    ] = "auto",
+    gguf: Annotated[
+        str, typer.Option(help="also a GGUF file and a Modelfile for Ollama: f32, f16, bf16 or q8_0; empty: none")
+    ] = "",
+    speaker: Annotated[
+        str, typer.Option(help="who answers in Modelfile and README.md; empty: the first of the run")
+    ] = "",
+    base_model: Annotated[str | None, typer.Option(help="another name for the base it was trained on")] = None,
     device: Annotated[str, typer.Option(help="where the adapter is added in: cpu, xpu, cuda or auto")] = "cpu",
 ):
     """Merge base and adapter into one model that others load without this program; with README.md, and GGUF on request.
@@ -185,10 +259,15 @@ def export(
     simpsons-llm export runs/x --dtype bfloat16
     simpsons-llm export runs/x --gguf q8_0 --speaker "Homer Simpson" --out homer"""
     from simpsons_llm.model.infer import SAMPLING
-    from simpsons_llm.talk.publish import export as publish, export_text
-    record = publish(source, out or Path(source)/"export", dtype, gguf, speaker, base_model, device, SAMPLING["book"].arguments())
+    from simpsons_llm.talk.publish import export as publish
+    from simpsons_llm.talk.publish import export_text
+
+    record = publish(
+        source, out or Path(source) / "export", dtype, gguf, speaker, base_model, device, SAMPLING["book"].arguments()
+    )
     print(export_text(record))
-    if gguf and not record["gguf"]["file"]: raise ValueError(record["gguf"]["note"])
+    if gguf and not record["gguf"]["file"]:
+        raise ValueError(record["gguf"]["note"])
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-15
 CHAPTER = typer.Argument(help="a job (prepare, finetune, infer), a chapter (46_finetune) or the path of a notebook")
@@ -201,8 +280,8 @@ CCL_DEBUG = typer.Option("--ccl-debug", help="let oneCCL tell what it does (CCL_
 def run(
     chapter: Annotated[str, CHAPTER],
     out: Annotated[str, typer.Option(help="folder for the executed notebook and what the job writes")] = "",
-    parameter: Annotated[Optional[List[str]], PARAMETER] = None,
-    file: Annotated[Optional[str], PARAMETERS] = None,
+    parameter: Annotated[list[str] | None, PARAMETER] = None,
+    file: Annotated[str | None, PARAMETERS] = None,
 ):
     """Run a chapter under papermill, without a screen; the executed notebook is the log.
 
@@ -211,28 +290,51 @@ def run(
     simpsons-llm run nbs/1_data/12_prepare.ipynb --out runs/data -p script my.csv
     simpsons-llm run finetune --out runs/x -f params.yaml -p seed 7"""
     from simpsons_llm.ranks.execute import run_chapter
-    print(f"executed notebook: {run_chapter(chapter, out or f'runs/{Path(chapter).stem}', typed_parameters(parameter, file))}")
+
+    print(
+        f"executed notebook: {run_chapter(chapter, out or f'runs/{Path(chapter).stem}', typed_parameters(parameter, file))}"
+    )
 
 
 def typed_parameters(
-    pairs: "list | None", # NAME=VALUE, as `join_parameters` wrote them
-    file: "str | None",   # a YAML file
-) -> dict:                # name -> value
+    pairs: "list | None",  # NAME=VALUE, as `join_parameters` wrote them
+    file: "str | None",  # a YAML file
+) -> dict:  # name -> value
     "Parameters of a chapter from the command line."
     from simpsons_llm.ranks.execute import read_parameters
-    return read_parameters([(p.partition("=")[0], p.partition("=")[2] if "=" in p else None) for p in pairs or []], file)
+
+    return read_parameters(
+        [(p.partition("=")[0], p.partition("=")[2] if "=" in p else None) for p in pairs or []], file
+    )
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-17
 @app.command()
 def launch(
     chapter: Annotated[str, CHAPTER],
-    n: Annotated[Optional[int], typer.Option("-n", "--ranks", help="ranks in all; by default one per accelerator of this machine")] = None,
-    out: Annotated[str, typer.Option(help="the run's folder: one executed notebook a rank, and what the job writes")] = "",
-    parameter: Annotated[Optional[List[str]], PARAMETER] = None,
-    file: Annotated[Optional[str], PARAMETERS] = None,
-    launcher: Annotated[str, typer.Option(help="torchrun, mpich, intelmpi, openmpi, slurm; auto: slurm in an allocation, the mpirun on PATH for several hosts, else torchrun")] = "auto",
-    hosts: Annotated[str, typer.Option(help="host names with commas, such as a,b or a:4,b:4; or a hostfile with lines such as: a slots=4")] = "",
-    rsh: Annotated[str, typer.Option(help="program that starts a command on a host, called with the host and the command")] = "ssh",
+    n: Annotated[
+        int | None,
+        typer.Option("-n", "--ranks", help="ranks in all; by default one per accelerator of this machine"),
+    ] = None,
+    out: Annotated[
+        str, typer.Option(help="the run's folder: one executed notebook a rank, and what the job writes")
+    ] = "",
+    parameter: Annotated[list[str] | None, PARAMETER] = None,
+    file: Annotated[str | None, PARAMETERS] = None,
+    launcher: Annotated[
+        str,
+        typer.Option(
+            help="torchrun, mpich, intelmpi, openmpi, slurm; auto: slurm in an allocation, the mpirun on PATH for several hosts, else torchrun"
+        ),
+    ] = "auto",
+    hosts: Annotated[
+        str,
+        typer.Option(
+            help="host names with commas, such as a,b or a:4,b:4; or a hostfile with lines such as: a slots=4"
+        ),
+    ] = "",
+    rsh: Annotated[
+        str, typer.Option(help="program that starts a command on a host, called with the host and the command")
+    ] = "ssh",
     ccl_debug: Annotated[bool, CCL_DEBUG] = False,
 ):
     """Run a chapter once per rank. If one rank fails, all end, and the message says which and why.
@@ -244,21 +346,37 @@ def launch(
     simpsons-llm launch -n 2 nbs/1_data/12_prepare.ipynb --out runs/data"""
     from simpsons_llm.machine.device import find_device
     from simpsons_llm.ranks.launch import launch as start
+
     if n is None:
         import torch
+
         kind = find_device().type
-        if kind == "cpu" or hosts: raise ValueError(f"-n was not given, and {'there is no accelerator to count' if kind == 'cpu' else 'the hosts have not been asked for their cards'}; write -n 2 for two ranks")
+        if kind == "cpu" or hosts:
+            raise ValueError(
+                f"-n was not given, and {'there is no accelerator to count' if kind == 'cpu' else 'the hosts have not been asked for their cards'}; write -n 2 for two ranks"
+            )
         n = getattr(torch, kind).device_count()
-    notebooks = start(chapter, out or f"runs/{Path(chapter).stem}", n, typed_parameters(parameter, file), launcher, hosts, rsh, ccl_debug)
+    notebooks = start(
+        chapter,
+        out or f"runs/{Path(chapter).stem}",
+        n,
+        typed_parameters(parameter, file),
+        launcher,
+        hosts,
+        rsh,
+        ccl_debug,
+    )
     print(f"executed notebooks: {notebooks[0]}" + (f" to {notebooks[-1].name}" if len(notebooks) > 1 else ""))
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-18
 @app.command()
 def rank(
     chapter: Annotated[str, CHAPTER],
-    notebook: Annotated[str, typer.Argument(help="the executed notebook, with {rank} in its name; its folder is the run's")],
-    parameter: Annotated[Optional[List[str]], PARAMETER] = None,
-    file: Annotated[Optional[str], PARAMETERS] = None,
+    notebook: Annotated[
+        str, typer.Argument(help="the executed notebook, with {rank} in its name; its folder is the run's")
+    ],
+    parameter: Annotated[list[str] | None, PARAMETER] = None,
+    file: Annotated[str | None, PARAMETERS] = None,
     ccl_debug: Annotated[bool, CCL_DEBUG] = False,
 ):
     """Be one rank of a chapter: for an mpirun or srun of your own. `launch` does this for you.
@@ -269,14 +387,16 @@ def rank(
     torchrun --no-python --nproc-per-node 4 simpsons-llm rank finetune runs/x/rank{rank}.ipynb"""
     from simpsons_llm.machine.device import find_ranks
     from simpsons_llm.ranks.launch import run_rank
+
     executed = run_rank(chapter, notebook, typed_parameters(parameter, file), ccl_debug)
-    if find_ranks().is_main: print(f"executed notebook: {executed}")
+    if find_ranks().is_main:
+        print(f"executed notebook: {executed}")
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-19
 @app.command()
 def runs(
     root: Annotated[str, typer.Argument(help="folder with runs, at any depth")] = "runs",
-    file: Annotated[Optional[str], typer.Option("--json", help="file for the list")] = None,
+    file: Annotated[str | None, typer.Option("--json", help="file for the list")] = None,
 ):
     """List runs, newest first: parameters, losses, speed, status.
 
@@ -284,19 +404,48 @@ def runs(
     simpsons-llm runs
     simpsons-llm runs runs/sweep --json runs.json"""
     from rich.table import Table
+
     from simpsons_llm.ranks.launch import list_runs
-    if not Path(root).is_dir(): raise FileNotFoundError(f"no folder at {root}; give a folder that holds runs, or start one: simpsons-llm finetune --run runs/x")
+
+    if not Path(root).is_dir():
+        raise FileNotFoundError(
+            f"no folder at {root}; give a folder that holds runs, or start one: simpsons-llm finetune --run runs/x"
+        )
     rows = list_runs(root)
-    if not rows: print(f"no run in {root}; start one: simpsons-llm finetune --run {quote(f'{root}/x')}"); return
+    if not rows:
+        print(f"no run in {root}; start one: simpsons-llm finetune --run {quote(f'{root}/x')}")
+        return
     table = Table(box=None)
-    columns = {"run": "run", "status": "status", "base_model": "base", "mode": "mode", "view": "view", "learning_rate": "rate", "world_size": "ranks", "optimizer_steps": "steps", "valid_loss_nats_base": "loss before", "valid_loss_nats_best": "best loss", "best_step": "at step", "tokens_per_s": "tokens/s", "peak_mem_gib": "GiB", "train_s": "time"}
-    for i, name in enumerate(columns.values()): table.add_column(name, justify="left" if i < 5 else "right", overflow="fold")
+    columns = {
+        "run": "run",
+        "status": "status",
+        "base_model": "base",
+        "mode": "mode",
+        "view": "view",
+        "learning_rate": "rate",
+        "world_size": "ranks",
+        "optimizer_steps": "steps",
+        "valid_loss_nats_base": "loss before",
+        "valid_loss_nats_best": "best loss",
+        "best_step": "at step",
+        "tokens_per_s": "tokens/s",
+        "peak_mem_gib": "GiB",
+        "train_s": "time",
+    }
+    for i, name in enumerate(columns.values()):
+        table.add_column(name, justify="left" if i < 5 else "right", overflow="fold")
+
     def cell(name, x):
-        if x is None: return "-"
-        if name == "train_s": return format_seconds(x)
-        if not isinstance(x, float): return str(x)
+        if x is None:
+            return "-"
+        if name == "train_s":
+            return format_seconds(x)
+        if not isinstance(x, float):
+            return str(x)
         return f"{x:.4f}" if "loss" in name else f"{x:.1f}" if x >= 1 else f"{x:g}"
-    for r in rows: table.add_row(*(cell(name, r[name]) for name in columns))
+
+    for r in rows:
+        table.add_row(*(cell(name, r[name]) for name in columns))
     print_table(table)
     write_rows(rows, file)
 
@@ -309,13 +458,20 @@ def doctor():
     simpsons-llm doctor"""
     from rich.markup import escape
     from rich.table import Table
+
     from simpsons_llm.machine.distributed import doctor as examine
+
     rows = examine()
     table = Table(show_header=True, box=None)
-    for name in ("", "item", "value", "hint"): table.add_column(name, overflow="fold")
-    for r in rows: table.add_row({True: "ok", False: "no", None: "-"}[r["ok"]], *(escape(str(r[k])) for k in ("item", "value", "hint")))
+    for name in ("", "item", "value", "hint"):
+        table.add_column(name, overflow="fold")
+    for r in rows:
+        table.add_row(
+            {True: "ok", False: "no", None: "-"}[r["ok"]], *(escape(str(r[k])) for k in ("item", "value", "hint"))
+        )
     print_table(table)
-    if any(r["ok"] is False for r in rows): raise typer.Exit(1)
+    if any(r["ok"] is False for r in rows):
+        raise typer.Exit(1)
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-23
 @app.command()
@@ -323,55 +479,100 @@ def demo(
     out: Annotated[str, typer.Option(help="folder for everything the demo writes")] = "runs/demo",
     base_model: Annotated[str, typer.Option(help="a hub id, folder or short name")] = "smollm2-135m",
     epochs: Annotated[float, typer.Option(help="passes over the data")] = 1.0,
-    max_minutes: Annotated[float, typer.Option(help="training stops after so many minutes, with what was learned so far")] = 6.0,
+    max_minutes: Annotated[
+        float, typer.Option(help="training stops after so many minutes, with what was learned so far")
+    ] = 6.0,
 ):
     """Prepare the script that comes with the package, fine-tune on it, and show what changed. Minutes on a laptop.
 
     \b
     simpsons-llm demo"""
     import time
-    from simpsons_llm.train.lifecycle import summary_text
+
     from simpsons_llm.ranks.execute import run_chapter
+    from simpsons_llm.train.lifecycle import summary_text
+
     begin, folder = time.perf_counter(), Path(out)
     print("1/3  prepare the script that comes with the package", flush=True)
-    notebooks = [run_chapter("prepare", folder/"data")]
+    notebooks = [run_chapter("prepare", folder / "data")]
     print("2/3  fine-tune", flush=True)
-    notebooks.append(run_chapter("finetune", folder/"finetune", {"data": str(folder/"data"), "base_model": base_model, "epochs": epochs, "max_minutes": max_minutes, "score_test": True}))
+    notebooks.append(
+        run_chapter(
+            "finetune",
+            folder / "finetune",
+            {
+                "data": str(folder / "data"),
+                "base_model": base_model,
+                "epochs": epochs,
+                "max_minutes": max_minutes,
+                "score_test": True,
+            },
+        )
+    )
     print("3/3  let the characters speak in test scenes", flush=True)
-    notebooks.append(run_chapter("infer", folder/"infer", {"data": str(folder/"data"), "adapter": str(folder/"finetune"/"adapter")}, show=False))
-    summary = read_json(folder/"finetune"/"summary.json")
-    show_before_after(read_json(folder/"infer"/"answers.json")["before_after"])
+    notebooks.append(
+        run_chapter(
+            "infer",
+            folder / "infer",
+            {"data": str(folder / "data"), "adapter": str(folder / "finetune" / "adapter")},
+            show=False,
+        )
+    )
+    summary = read_json(folder / "finetune" / "summary.json")
+    show_before_after(read_json(folder / "infer" / "answers.json")["before_after"])
     print(summary_text(summary))
-    print(f"loss curve: {folder/'finetune'/'loss.png'}\nexecuted notebooks: {', '.join(map(str, notebooks))}")
-    print(f"the demo took {format_seconds(time.perf_counter() - begin)}; ask Homer yourself:\n  simpsons-llm infer --adapter {quote(str(folder/'finetune'/'adapter'))} --speaker \"Homer Simpson\" \"Marge Simpson: Homer, the dog is wearing your tie again.\"")
+    print(f"loss curve: {folder / 'finetune' / 'loss.png'}\nexecuted notebooks: {', '.join(map(str, notebooks))}")
+    print(
+        f'the demo took {format_seconds(time.perf_counter() - begin)}; ask Homer yourself:\n  simpsons-llm infer --adapter {quote(str(folder / "finetune" / "adapter"))} --speaker "Homer Simpson" "Marge Simpson: Homer, the dog is wearing your tie again."'
+    )
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-25
-bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, help="Measure the book's way beside the seed's way, and predictions beside what they predict.")
+bench = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Measure the book's way beside the seed's way, and predictions beside what they predict.",
+)
 app.add_typer(bench, name="bench")
 JSON_FILE = typer.Option("--json", help="file for the results: rows of name, ours, seed, ratio, unit, device, versions")
 
 
 def show_bench(
-    rows: list,        # what `bench_row` made
-    file: "str | None", # where to write them
+    rows: list,  # what `bench_row` made
+    file: "str | None",  # where to write them
 ):
     "Results as a table, and as JSON."
     from rich.table import Table
+
     table = Table(box=None)
-    for name in ("", "ours", "seed", "ratio", "unit"): table.add_column(name, justify="left" if name in ("", "unit") else "right", overflow="fold")
-    def number(x): return "-" if x is None else f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.4g}"
-    for r in rows: table.add_row(r["name"], number(r["ours"]), number(r["seed"]), number(r["ratio"]) + " x"*(r["ratio"] is not None), r["unit"])
+    for name in ("", "ours", "seed", "ratio", "unit"):
+        table.add_column(name, justify="left" if name in ("", "unit") else "right", overflow="fold")
+
+    def number(x):
+        return "-" if x is None else f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.4g}"
+
+    for r in rows:
+        table.add_row(
+            r["name"],
+            number(r["ours"]),
+            number(r["seed"]),
+            number(r["ratio"]) + " x" * (r["ratio"] is not None),
+            r["unit"],
+        )
     print_table(table)
     write_rows(rows, file)
 
 
 def write_rows(
-    rows: list,         # results
-    file: "str | None", # where to write them; None: nowhere
+    rows: list,  # results
+    file: "str | None",  # where to write them; None: nowhere
 ):
     "Results as JSON."
     from simpsons_llm.machine.job import open_folder, write_json
-    if file: write_json(open_folder(Path(file).parent)/Path(file).name, rows); print(f"written to {file}")
+
+    if file:
+        write_json(open_folder(Path(file).parent) / Path(file).name, rows)
+        print(f"written to {file}")
 
 
 @bench.command("prepare")
@@ -379,7 +580,7 @@ def bench_prepare(
     lines: Annotated[int, typer.Option(help="rows of the table, 1,000 or more")] = 158_000,
     base_model: Annotated[str, typer.Option(help="whose tokenizer: a hub id, folder or short name")] = "smollm2-135m",
     sizes: Annotated[str, typer.Option(help="sizes of more tables, with commas, to see how the cost grows")] = "",
-    file: Annotated[Optional[str], JSON_FILE] = None,
+    file: Annotated[str | None, JSON_FILE] = None,
 ):
     """From a table to packed rows of tokens: seconds and memory. The seed's way takes a minute or two.
 
@@ -388,8 +589,13 @@ def bench_prepare(
     simpsons-llm bench prepare --lines 20000 --json bench.json
     simpsons-llm bench prepare --sizes 10000,100000,1000000"""
     from simpsons_llm.bench.preparation import bench_prepare as measure
-    try: more = tuple(int(n) for n in sizes.split(",") if n.strip())
-    except ValueError: raise ValueError(f"--sizes {sizes!r} was given; expected whole numbers with commas, such as 10000,100000") from None
+
+    try:
+        more = tuple(int(n) for n in sizes.split(",") if n.strip())
+    except ValueError:
+        raise ValueError(
+            f"--sizes {sizes!r} was given; expected whole numbers with commas, such as 10000,100000"
+        ) from None
     show_bench(measure(lines, base_model, more), file)
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-26
@@ -397,7 +603,7 @@ def bench_prepare(
 def bench_costs(
     device: Annotated[str, typer.Option(help="xpu, cuda or cpu; auto: the best there is")] = "auto",
     only: Annotated[str, typer.Option(help="settings whose name has this in it; empty: all")] = "",
-    file: Annotated[Optional[str], typer.Option("--json", help="file for the results")] = None,
+    file: Annotated[str | None, typer.Option("--json", help="file for the results")] = None,
 ):
     """Memory and time of a training step, predicted beside measured, over ranks, targets, lengths, batches, checkpointing and full fine-tuning. Minutes; let nothing else run meanwhile.
 
@@ -405,20 +611,35 @@ def bench_costs(
     simpsons-llm bench costs
     simpsons-llm bench costs --only checkpointing --json costs.json"""
     from simpsons_llm.bench.preparation import bench_costs as measure
+
     write_rows(measure(device, only), file)
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-27
 @bench.command("collectives")
 def bench_collectives(
-    n: Annotated[int, typer.Option("-n", "--ranks", help="ranks to start on this machine; 0: one per accelerator, 2 on a CPU, or those that a launcher started")] = 0,
-    sizes: Annotated[str, typer.Option(help="numbers in an array: auto (powers of 4), seed (1 to 786,432), or a list such as 1,1024,1048576")] = "auto",
-    dtypes: Annotated[str, typer.Option(help="number formats, with commas: float32, bfloat16, float16")] = "float32,bfloat16",
+    n: Annotated[
+        int,
+        typer.Option(
+            "-n",
+            "--ranks",
+            help="ranks to start on this machine; 0: one per accelerator, 2 on a CPU, or those that a launcher started",
+        ),
+    ] = 0,
+    sizes: Annotated[
+        str,
+        typer.Option(
+            help="numbers in an array: auto (powers of 4), seed (1 to 786,432), or a list such as 1,1024,1048576"
+        ),
+    ] = "auto",
+    dtypes: Annotated[
+        str, typer.Option(help="number formats, with commas: float32, bfloat16, float16")
+    ] = "float32,bfloat16",
     warmup: Annotated[int, typer.Option(help="calls before the clock counts, 0 or more")] = 10,
     repeats: Annotated[int, typer.Option(help="calls that are timed, 1 or more")] = 10,
     device: Annotated[str, typer.Option(help="xpu, cuda or cpu; auto: the best there is")] = "auto",
     backend: Annotated[str, typer.Option(help="xccl, ccl, nccl or gloo; auto: the one for the device")] = "auto",
-    file: Annotated[Optional[str], typer.Option("--json", help="file for the results")] = None,
-    plot: Annotated[Optional[str], typer.Option(help="file for the picture, such as collectives.png")] = None,
+    file: Annotated[str | None, typer.Option("--json", help="file for the results")] = None,
+    plot: Annotated[str | None, typer.Option(help="file for the picture, such as collectives.png")] = None,
 ):
     """Broadcast, all-reduce, all-gather and reduce-scatter between ranks: time, bandwidth, and whether every answer is right.
 
@@ -428,46 +649,82 @@ def bench_collectives(
     simpsons-llm bench collectives -n 4 --device cpu --sizes 1,1024,1048576 --dtypes float32
     mpirun -n 2 simpsons-llm bench collectives"""
     from rich.table import Table
-    from simpsons_llm.ranks.collectives import CollectivesConfig, in_bytes, measure, plot_bandwidth
+
     from simpsons_llm.machine.device import find_ranks
-    rows = measure(CollectivesConfig(sizes=sizes, dtypes=dtypes, warmup=warmup, repeats=repeats, device=device, backend=backend), n)
-    if not find_ranks().is_main: return
-    table = Table(box=None, title=f"{rows[0]['world_size']} ranks, {rows[0]['backend']}, {rows[0]['device']}; median of {repeats} calls, every answer right")
-    for name in ("", "numbers", "size", "µs", "fastest", "slowest", "algorithm GB/s", "bus GB/s"): table.add_column(name, justify="right" if name else "left", overflow="fold")
+    from simpsons_llm.ranks.collectives import CollectivesConfig, in_bytes, measure, plot_bandwidth
+
+    rows = measure(
+        CollectivesConfig(sizes=sizes, dtypes=dtypes, warmup=warmup, repeats=repeats, device=device, backend=backend), n
+    )
+    if not find_ranks().is_main:
+        return
+    table = Table(
+        box=None,
+        title=f"{rows[0]['world_size']} ranks, {rows[0]['backend']}, {rows[0]['device']}; median of {repeats} calls, every answer right",
+    )
+    for name in ("", "numbers", "size", "µs", "fastest", "slowest", "algorithm GB/s", "bus GB/s"):
+        table.add_column(name, justify="right" if name else "left", overflow="fold")
     for r in rows:
-        if r["seconds"] is None: table.add_row(f"{r['op']}, {r['dtype']}: {r['note']}")
-        else: table.add_row(f"{r['op']}, {r['dtype']}", f"{r['elements']:,}", in_bytes(r["bytes"]), *(f"{r[k]*1e6:,.1f}" for k in ("seconds", "min_s", "max_s")), *(f"{r[k]:.3g}" for k in ("algorithm_gb_per_s", "bus_gb_per_s")))
+        if r["seconds"] is None:
+            table.add_row(f"{r['op']}, {r['dtype']}: {r['note']}")
+        else:
+            table.add_row(
+                f"{r['op']}, {r['dtype']}",
+                f"{r['elements']:,}",
+                in_bytes(r["bytes"]),
+                *(f"{r[k] * 1e6:,.1f}" for k in ("seconds", "min_s", "max_s")),
+                *(f"{r[k]:.3g}" for k in ("algorithm_gb_per_s", "bus_gb_per_s")),
+            )
     print_table(table)
     write_rows(rows, file)
-    if plot: plot_bandwidth(rows, file=plot); print(f"picture: {plot}")
+    if plot:
+        plot_bandwidth(rows, file=plot)
+        print(f"picture: {plot}")
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-29
 def join_parameters(
-    argv: list, # words of the command line
-) -> list:      # the same with `-p NAME VALUE` written as `-p NAME=VALUE`
+    argv: list,  # words of the command line
+) -> list:  # the same with `-p NAME VALUE` written as `-p NAME=VALUE`
     "papermill's way of writing parameters, for a parser that takes one word an option."
     words, out = list(argv), []
     while words:
         out.append(words.pop(0))
-        if out[-1] in ("-p", "--parameter") and len(words) > 1 and re.fullmatch(r"\w+", words[0]) and not words[1].startswith("-p"): out.append(f"{words.pop(0)}={words.pop(0)}")
+        if (
+            out[-1] in ("-p", "--parameter")
+            and len(words) > 1
+            and re.fullmatch(r"\w+", words[0])
+            and not words[1].startswith("-p")
+        ):
+            out.append(f"{words.pop(0)}={words.pop(0)}")
     return out
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-30
 def main(
-    argv: list = None, # words of the command line; None: those of this process
-) -> int:              # exit code: 0 done, 2 wrong input, 1 a mistake in the program, 130 interrupted
+    argv: list = None,  # words of the command line; None: those of this process
+) -> int:  # exit code: 0 done, 2 wrong input, 1 a mistake in the program, 130 interrupted
     "The entry point of `simpsons-llm`."
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
-    try: code = app(join_parameters([w for w in words if w != "--debug"]), standalone_mode=True)
+    try:
+        code = app(join_parameters([w for w in words if w != "--debug"]), standalone_mode=True)
     except SystemExit as e:
         code = e.code
-        if code == 130: print("interrupted", file=sys.stderr)  # typer made this of a KeyboardInterrupt
-    except KeyboardInterrupt: print("interrupted", file=sys.stderr); code = 130
+        if code == 130:
+            print("interrupted", file=sys.stderr)  # typer made this of a KeyboardInterrupt
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
     except Exception as e:
-        if debug: traceback.print_exc()
+        if debug:
+            traceback.print_exc()
         code = exit_code(e)
-        if code == 2 or isinstance(e, JobError): print(f"error: {e}", file=sys.stderr)
-        else: print(f"unexpected {type(e).__name__}: {e}" + ("" if debug else "; add --debug for the traceback"), file=sys.stderr)
-    if argv is None: sys.exit(code)
+        if code == 2 or isinstance(e, JobError):
+            print(f"error: {e}", file=sys.stderr)
+        else:
+            print(
+                f"unexpected {type(e).__name__}: {e}" + ("" if debug else "; add --debug for the traceback"),
+                file=sys.stderr,
+            )
+    if argv is None:
+        sys.exit(code)
     return code or 0

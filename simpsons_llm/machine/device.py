@@ -6,45 +6,62 @@
 __all__ = ['Ranks', 'find_ranks', 'complete_env', 'Device', 'backend_for', 'memory_gib', 'find_device', 'synchronize',
            'reset_peak_memory', 'peak_memory_gib', 'set_threads', 'Draws', 'find_ipex', 'require_ipex', 'load_ipex']
 
-# %% ../../nbs/9_machine/90_device.ipynb #91-02
-import os, platform, sys, threading, warnings
+# %% ../../nbs/9_machine/90_device.ipynb #90-02
+import os
+import platform
+import sys
+import threading
+import warnings
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-# %% ../../nbs/9_machine/90_device.ipynb #91-05
+# %% ../../nbs/9_machine/90_device.ipynb #90-05
 @dataclass(frozen=True)
 class Ranks:
     "Which copy of the program this is, and how many there are."
-    rank: int = 0             # number of this copy over all machines, 0..world_size-1
-    local_rank: int = 0       # number of this copy on its machine, 0..local_world_size-1
-    world_size: int = 1       # copies on all machines, 1 or more
-    local_world_size: int = 1 # copies on this machine, 1..world_size
-    launcher: str = "none"    # who started it: "torchrun", "openmpi", "mpich", "intelmpi", "slurm", "env" or "none"
+
+    rank: int = 0  # number of this copy over all machines, 0..world_size-1
+    local_rank: int = 0  # number of this copy on its machine, 0..local_world_size-1
+    world_size: int = 1  # copies on all machines, 1 or more
+    local_world_size: int = 1  # copies on this machine, 1..world_size
+    launcher: str = "none"  # who started it: "torchrun", "openmpi", "mpich", "intelmpi", "slurm", "env" or "none"
 
     @property
     def is_main(self) -> bool:
         "Is this the copy that prints and saves?"
         return self.rank == 0
 
-# %% ../../nbs/9_machine/90_device.ipynb #91-07
+# %% ../../nbs/9_machine/90_device.ipynb #90-07
 _FIELDS = "rank", "world_size", "local_rank", "local_world_size"
 _SAYS = {
     "env": (["RANK"], ["WORLD_SIZE"], ["LOCAL_RANK"], ["LOCAL_WORLD_SIZE"]),
-    "openmpi": (["OMPI_COMM_WORLD_RANK"], ["OMPI_COMM_WORLD_SIZE"],
-                ["OMPI_COMM_WORLD_LOCAL_RANK"], ["OMPI_COMM_WORLD_LOCAL_SIZE"]),
-    "pmi": (["PMI_RANK"], ["PMI_SIZE"], ["MPI_LOCALRANKID", "PALS_LOCAL_RANKID", "PMI_LOCAL_RANK"],
-            ["MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"]),
-    "slurm": (["SLURM_PROCID"], ["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"], ["SLURM_LOCALID"],
-              ["SLURM_STEP_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE", "SLURM_TASKS_PER_NODE"]),
+    "openmpi": (
+        ["OMPI_COMM_WORLD_RANK"],
+        ["OMPI_COMM_WORLD_SIZE"],
+        ["OMPI_COMM_WORLD_LOCAL_RANK"],
+        ["OMPI_COMM_WORLD_LOCAL_SIZE"],
+    ),
+    "pmi": (
+        ["PMI_RANK"],
+        ["PMI_SIZE"],
+        ["MPI_LOCALRANKID", "PALS_LOCAL_RANKID", "PMI_LOCAL_RANK"],
+        ["MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"],
+    ),
+    "slurm": (
+        ["SLURM_PROCID"],
+        ["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"],
+        ["SLURM_LOCALID"],
+        ["SLURM_STEP_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE", "SLURM_TASKS_PER_NODE"],
+    ),
 }
 
-# %% ../../nbs/9_machine/90_device.ipynb #91-09
+# %% ../../nbs/9_machine/90_device.ipynb #90-09
 def _tasks_on_node(
-    text: str,     # SLURM's shorthand, e.g. "4(x2),3"
-    node: int = 0, # which machine of the job, from 0
-) -> int:          # tasks on that machine
+    text: str,  # SLURM's shorthand, e.g. "4(x2),3"
+    node: int = 0,  # which machine of the job, from 0
+) -> int:  # tasks on that machine
     "Tasks on machine `node`, from SLURM's shorthand."
     counts = []
     for part in text.split(","):
@@ -52,319 +69,424 @@ def _tasks_on_node(
         counts += [int(tasks)] * int(times or 1)
     return counts[min(node, len(counts) - 1)]
 
-# %% ../../nbs/9_machine/90_device.ipynb #91-11
+# %% ../../nbs/9_machine/90_device.ipynb #90-11
 def _read(
-    env,           # mapping of environment variables
-    launcher: str, # a key of `_SAYS`
-) -> dict:         # field -> (variable, number), only what is set
+    env,  # mapping of environment variables
+    launcher: str,  # a key of `_SAYS`
+) -> dict:  # field -> (variable, number), only what is set
     "What one launcher's variables say."
     said = {}
     for field, names in zip(_FIELDS, _SAYS[launcher]):
         name = next((n for n in names if n in env), None)
-        if name is None: continue
+        if name is None:
+            continue
         try:
             text = env[name]
-            if "TASKS_PER_NODE" in name: text = _tasks_on_node(text, int(env.get("SLURM_NODEID", 0)))
+            if "TASKS_PER_NODE" in name:
+                text = _tasks_on_node(text, int(env.get("SLURM_NODEID", 0)))
             said[field] = name, int(text)
         except (ValueError, IndexError):
-            raise ValueError(f"{name}={env[name]!r} is not a whole number; unset it, or let the launcher set it") from None
+            raise ValueError(
+                f"{name}={env[name]!r} is not a whole number; unset it, or let the launcher set it"
+            ) from None
     if ("rank" in said) != ("world_size" in said):
-        have, lacks = (said["rank"][0], _SAYS[launcher][1][-1]) if "rank" in said else (said["world_size"][0], _SAYS[launcher][0][0])
+        have, lacks = (
+            (said["rank"][0], _SAYS[launcher][1][-1])
+            if "rank" in said
+            else (said["world_size"][0], _SAYS[launcher][0][0])
+        )
         raise ValueError(f"{have} is set but {lacks} is not; set both, or unset both and let the launcher set them")
     return said
 
-# %% ../../nbs/9_machine/90_device.ipynb #91-13
+# %% ../../nbs/9_machine/90_device.ipynb #90-13
 def _merge(
-    sources: list, # dicts of `_read`, the one to believe most first
-) -> dict:         # field -> number
+    sources: list,  # dicts of `_read`, the one to believe most first
+) -> dict:  # field -> number
     "One answer from several that must agree."
     found = {}
     for field in _FIELDS:
         said = [s[field] for s in sources if field in s]
-        if not said: continue
+        if not said:
+            continue
         for name, number in said[1:]:
             if number != said[0][1]:
-                raise ValueError(f"{said[0][0]}={said[0][1]} but {name}={number}: two launchers disagree; unset RANK, "
-                                 "WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE in the shell, and let one launcher start the ranks")
+                raise ValueError(
+                    f"{said[0][0]}={said[0][1]} but {name}={number}: two launchers disagree; unset RANK, "
+                    "WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE in the shell, and let one launcher start the ranks"
+                )
         found[field] = said[0][1]
     return found
 
-# %% ../../nbs/9_machine/90_device.ipynb #91-15
+# %% ../../nbs/9_machine/90_device.ipynb #90-15
 def _checked(
-    found: dict,   # field -> number
-    launcher: str, # who said so
-) -> Ranks:        # the same as a record
+    found: dict,  # field -> number
+    launcher: str,  # who said so
+) -> Ranks:  # the same as a record
     "Ranks whose numbers are possible."
     if "rank" not in found:
-        raise ValueError("LOCAL_RANK or LOCAL_WORLD_SIZE is set but RANK and WORLD_SIZE are not; unset it, or set all of them")
+        raise ValueError(
+            "LOCAL_RANK or LOCAL_WORLD_SIZE is set but RANK and WORLD_SIZE are not; unset it, or set all of them"
+        )
     world = found["world_size"]
     if world > 1 and "local_rank" not in found:
-        raise ValueError(f"world size is {world} but nothing says which rank of its machine this is; set LOCAL_RANK "
-                         "(0 where each machine runs one rank)")
+        raise ValueError(
+            f"world size is {world} but nothing says which rank of its machine this is; set LOCAL_RANK "
+            "(0 where each machine runs one rank)"
+        )
     ranks = Ranks(found["rank"], found.get("local_rank", 0), world, found.get("local_world_size", world), launcher)
     if not 0 <= ranks.rank < world:
         raise ValueError(f"rank is {ranks.rank} but world size is {world}; a rank is 0 to world size - 1")
     if not 0 <= ranks.local_rank < ranks.local_world_size <= world:
-        raise ValueError(f"local rank is {ranks.local_rank}, local world size {ranks.local_world_size}, world size {world}; "
-                         "expected local rank < local world size <= world size")
+        raise ValueError(
+            f"local rank is {ranks.local_rank}, local world size {ranks.local_world_size}, world size {world}; "
+            "expected local rank < local world size <= world size"
+        )
     return ranks
 
-# %% ../../nbs/9_machine/90_device.ipynb #91-17
+# %% ../../nbs/9_machine/90_device.ipynb #90-17
 def find_ranks(
-    env=None, # mapping of environment variables; None: `os.environ`
-) -> Ranks:   # one process alone where no launcher speaks; ValueError where the variables cannot be right
+    env=None,  # mapping of environment variables; None: `os.environ`
+) -> Ranks:  # one process alone where no launcher speaks; ValueError where the variables cannot be right
     "Which rank this is, from the variables of torchrun, Open MPI, MPICH, Intel MPI or SLURM."
     env = os.environ if env is None else env
     own, ompi, pmi = (_read(env, launcher) for launcher in ("env", "openmpi", "pmi"))
-    if own and env.get("TORCHELASTIC_RUN_ID"): return _checked(_merge([own]), "torchrun")
+    if own and env.get("TORCHELASTIC_RUN_ID"):
+        return _checked(_merge([own]), "torchrun")
     mpi = [s for s in (ompi, pmi) if "rank" in s]
     inside_srun = "SLURM_STEP_ID" in env and not any("local_rank" in s for s in mpi)
     step = _read(env, "slurm") if inside_srun else {}
-    if own and step and step["world_size"][1] == 1: step = {}
-    if not (mpi or own or step): return Ranks()
+    if own and step and step["world_size"][1] == 1:
+        step = {}
+    if not (mpi or own or step):
+        return Ranks()
     intel = any(name.startswith("I_MPI_") and name != "I_MPI_ROOT" for name in env)
-    launcher = ("openmpi" if "rank" in ompi else "intelmpi" if mpi and intel else "mpich" if mpi
-                else "slurm" if step else "env")
+    launcher = (
+        "openmpi" if "rank" in ompi else "intelmpi" if mpi and intel else "mpich" if mpi else "slurm" if step else "env"
+    )
     return _checked(_merge([*mpi, step, own]), launcher)
 
-# %% ../../nbs/9_machine/90_device.ipynb #91-25
+# %% ../../nbs/9_machine/90_device.ipynb #90-25
 def complete_env(
-    ranks: Ranks,                   # this copy, as `find_ranks` found it
-    env=None,                       # mapping to complete in place; None: `os.environ`
-    master_addr: str = "127.0.0.1", # address of rank 0's machine, used where MASTER_ADDR is missing
-    master_port: int = None,        # port on it, 1..65535, used where MASTER_PORT is missing; the same on every rank
-) -> dict:                          # the variables that were set here, {} for one process alone
+    ranks: Ranks,  # this copy, as `find_ranks` found it
+    env=None,  # mapping to complete in place; None: `os.environ`
+    master_addr: str = "127.0.0.1",  # address of rank 0's machine, used where MASTER_ADDR is missing
+    master_port: int = None,  # port on it, 1..65535, used where MASTER_PORT is missing; the same on every rank
+) -> dict:  # the variables that were set here, {} for one process alone
     "Set what is missing of torchrun's variables, and take away what would mislead one process alone. Call it before transformers is imported."
     env = os.environ if env is None else env
     if ranks.world_size < 2:
-        if not {"MASTER_ADDR", "MASTER_PORT"} <= set(env): env.pop("LOCAL_RANK", None)
+        if not {"MASTER_ADDR", "MASTER_PORT"} <= set(env):
+            env.pop("LOCAL_RANK", None)
         return {}
     if "MASTER_PORT" not in env:
         if master_port is None:
-            raise ValueError(f"{ranks.world_size} ranks need one port to meet at and MASTER_PORT is not set; one rank cannot guess "
-                             "a port that the others know: export MASTER_PORT before starting them, or pass master_port")
-        if not 0 < int(master_port) < 65536: raise ValueError(f"master_port={master_port}; expected 1 to 65535")
-    if ranks.local_world_size < ranks.world_size and "MASTER_ADDR" not in env and master_addr in ("127.0.0.1", "localhost"):
-        raise ValueError(f"{ranks.world_size} ranks with {ranks.local_world_size} on this machine cannot meet at {master_addr}; "
-                         "export MASTER_ADDR, or pass master_addr: the address of the machine of rank 0")
-    full = {**{field.upper(): getattr(ranks, field) for field in _FIELDS},
-            "MASTER_ADDR": master_addr, "MASTER_PORT": master_port}
+            raise ValueError(
+                f"{ranks.world_size} ranks need one port to meet at and MASTER_PORT is not set; one rank cannot guess "
+                "a port that the others know: export MASTER_PORT before starting them, or pass master_port"
+            )
+        if not 0 < int(master_port) < 65536:
+            raise ValueError(f"master_port={master_port}; expected 1 to 65535")
+    if (
+        ranks.local_world_size < ranks.world_size
+        and "MASTER_ADDR" not in env
+        and master_addr in ("127.0.0.1", "localhost")
+    ):
+        raise ValueError(
+            f"{ranks.world_size} ranks with {ranks.local_world_size} on this machine cannot meet at {master_addr}; "
+            "export MASTER_ADDR, or pass master_addr: the address of the machine of rank 0"
+        )
+    full = {
+        **{field.upper(): getattr(ranks, field) for field in _FIELDS},
+        "MASTER_ADDR": master_addr,
+        "MASTER_PORT": master_port,
+    }
     made = {name: str(value) for name, value in full.items() if name not in env}
     env.update(made)
     return made
 
-# %% ../../nbs/9_machine/90_device.ipynb #91-29
+# %% ../../nbs/9_machine/90_device.ipynb #90-29
 @dataclass(frozen=True)
 class Device:
     "What this rank computes on."
-    type: str         # "xpu", "cuda" or "cpu"
-    index: int        # which one of its type, from 0; 0 for cpu
-    name: str         # what the maker calls it
-    memory_gib: float # all of its memory, GiB
-    dtype: str        # number type of the model: "bfloat16" or "float32"
-    backend: str      # how ranks talk: "xccl", "ccl", "nccl", "gloo"; "" where this PyTorch has none for it
+
+    type: str  # "xpu", "cuda" or "cpu"
+    index: int  # which one of its type, from 0; 0 for cpu
+    name: str  # what the maker calls it
+    memory_gib: float  # all of its memory, GiB
+    dtype: str  # number type of the model: "bfloat16" or "float32"
+    backend: str  # how ranks talk: "xccl", "ccl", "nccl", "gloo"; "" where this PyTorch has none for it
 
     @property
     def torch(self):
         "The same as a `torch.device`; cpu has no index."
         import torch
+
         return torch.device(self.type) if self.type == "cpu" else torch.device(self.type, self.index)
 
-# %% ../../nbs/9_machine/90_device.ipynb #91-31
+# %% ../../nbs/9_machine/90_device.ipynb #90-31
 def _talks(backend: str) -> bool:
     "Does this PyTorch build have the backend?"
     from torch import distributed
+
     return bool(getattr(distributed, f"is_{backend}_available", lambda: False)())
+
 
 _BACKENDS = {"xpu": ("xccl", "ccl"), "cuda": ("nccl", "gloo"), "cpu": ("gloo", "ccl")}
 
+
 def backend_for(
-    device_type: str,   # "xpu", "cuda" or "cpu"
-    want: str = "auto", # "auto", or a backend by name
-) -> str:               # the name for `torch.distributed.init_process_group`; ValueError where it is not there
+    device_type: str,  # "xpu", "cuda" or "cpu"
+    want: str = "auto",  # "auto", or a backend by name
+) -> str:  # the name for `torch.distributed.init_process_group`; ValueError where it is not there
     "The communication backend for a device type."
     if device_type not in _BACKENDS:
         raise ValueError(f"device type {device_type!r} is unknown; expected one of {', '.join(_BACKENDS)}")
     name = _BACKENDS[device_type][0] if want == "auto" else want
     if name not in _BACKENDS[device_type]:
-        raise ValueError(f"backend {want!r} does not serve {device_type}; expected auto or one of {', '.join(_BACKENDS[device_type])}")
+        raise ValueError(
+            f"backend {want!r} does not serve {device_type}; expected auto or one of {', '.join(_BACKENDS[device_type])}"
+        )
     if name == "ccl" and find_spec("oneccl_bindings_for_pytorch") is None:
-        raise ValueError("backend 'ccl' needs oneccl-bind-pt, which is not installed; install it from Intel's index beside "
-                         "torch 2.8, or leave the backend at auto")
+        raise ValueError(
+            "backend 'ccl' needs oneccl-bind-pt, which is not installed; install it from Intel's index beside "
+            "torch 2.8, or leave the backend at auto"
+        )
     if name == "xccl" and not _talks("xccl"):
-        raise ValueError("this PyTorch has no xccl backend, which ranks on xpu talk through; install torch 2.8 or newer from "
-                         "PyTorch's XPU index: pip install torch --index-url https://download.pytorch.org/whl/xpu")
+        raise ValueError(
+            "this PyTorch has no xccl backend, which ranks on xpu talk through; install torch 2.8 or newer from "
+            "PyTorch's XPU index: pip install torch --index-url https://download.pytorch.org/whl/xpu"
+        )
     return name
 
-# %% ../../nbs/9_machine/90_device.ipynb #91-36
+# %% ../../nbs/9_machine/90_device.ipynb #90-36
 def _count(device_type: str) -> int:
     "How many devices of this type PyTorch can use; 1 for cpu."
     import torch
-    if device_type == "cpu": return 1
+
+    if device_type == "cpu":
+        return 1
     module = getattr(torch, device_type, None)
     return module.device_count() if module is not None and module.is_available() else 0
+
 
 def _has_bf16(device_type: str) -> bool:
     "Does the hardware itself compute in bfloat16, as far as PyTorch knows?"
     import torch
-    if device_type == "cpu": return False
-    ask = getattr(getattr(torch, device_type), "is_bf16_supported", None)
-    if ask is None: return device_type == "xpu"
-    try: return bool(ask(including_emulation=False))
-    except TypeError: return bool(ask())
 
-# %% ../../nbs/9_machine/90_device.ipynb #91-38
+    if device_type == "cpu":
+        return False
+    ask = getattr(getattr(torch, device_type), "is_bf16_supported", None)
+    if ask is None:
+        return device_type == "xpu"
+    try:
+        return bool(ask(including_emulation=False))
+    except TypeError:
+        return bool(ask())
+
+# %% ../../nbs/9_machine/90_device.ipynb #90-38
 def _cgroup_limits(
-    root: str = "/sys/fs/cgroup",    # where control groups are mounted
-    proc: str = "/proc/self/cgroup", # which groups this process is in
-) -> list:                           # memory limits in bytes, of this group and those above it
+    root: str = "/sys/fs/cgroup",  # where control groups are mounted
+    proc: str = "/proc/self/cgroup",  # which groups this process is in
+) -> list:  # memory limits in bytes, of this group and those above it
     "Memory limits that the control groups of this process set."
     limits = []
-    try: lines = Path(proc).read_text().splitlines()
-    except OSError: return limits
+    try:
+        lines = Path(proc).read_text().splitlines()
+    except OSError:
+        return limits
     for _, controllers, group in (line.split(":", 2) for line in lines if line.count(":") >= 2):
-        if controllers == "": top, name = Path(root), "memory.max"
-        elif "memory" in controllers.split(","): top, name = Path(root)/"memory", "memory.limit_in_bytes"
-        else: continue
-        folder = top/group.strip("/")
+        if controllers == "":
+            top, name = Path(root), "memory.max"
+        elif "memory" in controllers.split(","):
+            top, name = Path(root) / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        folder = top / group.strip("/")
         for place in (folder, *folder.parents):
-            if not place.is_relative_to(top): break
-            try: text = (place/name).read_text().strip()
-            except OSError: continue
-            if text.isdigit(): limits.append(int(text))
+            if not place.is_relative_to(top):
+                break
+            try:
+                text = (place / name).read_text().strip()
+            except OSError:
+                continue
+            if text.isdigit():
+                limits.append(int(text))
     return limits
 
-# %% ../../nbs/9_machine/90_device.ipynb #91-39
+# %% ../../nbs/9_machine/90_device.ipynb #90-39
 def memory_gib(
-    device_type: str, # "xpu", "cuda" or "cpu"
-    index: int = 0,   # which one of its type, from 0
-) -> float:           # GiB; nan where the system does not say
+    device_type: str,  # "xpu", "cuda" or "cpu"
+    index: int = 0,  # which one of its type, from 0
+) -> float:  # GiB; nan where the system does not say
     "All memory of a device; for cpu what a control group leaves of it."
     if device_type != "cpu":
         import torch
+
         return getattr(torch, device_type).get_device_properties(index).total_memory / 2**30
-    try: machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError): return float("nan")
+    try:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return float("nan")
     return min([machine, *_cgroup_limits()]) / 2**30
 
-# %% ../../nbs/9_machine/90_device.ipynb #91-42
+# %% ../../nbs/9_machine/90_device.ipynb #90-42
 def _name(device_type: str, index: int = 0) -> str:
     "What the maker calls it; for a cpu that does not say, its architecture."
     if device_type != "cpu":
         import torch
+
         return getattr(torch, device_type).get_device_properties(index).name
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"): return line.partition(":")[2].strip()
-    except OSError: pass
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
     return platform.processor() or platform.machine()
+
 
 def _seen() -> str:
     "What this PyTorch can use, in words."
     import torch
+
     current = torch.accelerator.current_accelerator() if hasattr(torch, "accelerator") else None
     kinds = [f"{n} {kind}" for kind in ("xpu", "cuda") if (n := _count(kind))]
-    if current is not None and current.type not in ("xpu", "cuda"): kinds.append(f"{current.type} (not used here)")
+    if current is not None and current.type not in ("xpu", "cuda"):
+        kinds.append(f"{current.type} (not used here)")
     return f"PyTorch {torch.__version__} sees {', '.join([*kinds, 'the cpu'])}"
 
-# %% ../../nbs/9_machine/90_device.ipynb #91-43
+# %% ../../nbs/9_machine/90_device.ipynb #90-43
 def find_device(
     want: str = "auto",  # "auto", "xpu", "cuda" or "cpu"
-    dtype: str = "auto", # "auto", "bfloat16" or "float32"
-    local_rank: int = 0, # number of this rank on its machine; picks the device
-) -> Device:             # ValueError where it is not there
+    dtype: str = "auto",  # "auto", "bfloat16" or "float32"
+    local_rank: int = 0,  # number of this rank on its machine; picks the device
+) -> Device:  # ValueError where it is not there
     "What this rank computes on, and in which dtype."
-    if want not in ("auto", "xpu", "cuda", "cpu"): raise ValueError(f"device {want!r} is unknown; expected auto, xpu, cuda or cpu")
-    if dtype not in ("auto", "bfloat16", "float32"): raise ValueError(f"dtype {dtype!r} is unknown; expected auto, bfloat16 or float32")
+    if want not in ("auto", "xpu", "cuda", "cpu"):
+        raise ValueError(f"device {want!r} is unknown; expected auto, xpu, cuda or cpu")
+    if dtype not in ("auto", "bfloat16", "float32"):
+        raise ValueError(f"dtype {dtype!r} is unknown; expected auto, bfloat16 or float32")
     kind = next(k for k in ("xpu", "cuda", "cpu") if _count(k)) if want == "auto" else want
     if not _count(kind):
-        raise ValueError(f"device {kind!r} was asked for, but {_seen()}; use device auto, or install a PyTorch build and a driver for {kind}")
+        raise ValueError(
+            f"device {kind!r} was asked for, but {_seen()}; use device auto, or install a PyTorch build and a driver for {kind}"
+        )
     if local_rank < 0 or kind != "cpu" and local_rank >= _count(kind):
-        raise ValueError(f"local rank {local_rank} has no device, since {_seen()}; start at most {_count(kind)} ranks per machine, "
-                         "and let every rank see all devices")
+        raise ValueError(
+            f"local rank {local_rank} has no device, since {_seen()}; start at most {_count(kind)} ranks per machine, "
+            "and let every rank see all devices"
+        )
     native = _has_bf16(kind)
     if dtype == "bfloat16" and not native:
-        warnings.warn(f"bfloat16 on this {kind} may be imitated: on a CPU without AVX-512-BF16 or AMX it was measured "
-                      "about 70 times slower than float32; dtype auto picks float32", stacklevel=2)
-    if dtype == "auto": dtype = "bfloat16" if native else "float32"
-    try: backend = backend_for(kind)
-    except ValueError: backend = ""
+        warnings.warn(
+            f"bfloat16 on this {kind} may be imitated: on a CPU without AVX-512-BF16 or AMX it was measured "
+            "about 70 times slower than float32; dtype auto picks float32",
+            stacklevel=2,
+        )
+    if dtype == "auto":
+        dtype = "bfloat16" if native else "float32"
+    try:
+        backend = backend_for(kind)
+    except ValueError:
+        backend = ""
     index = 0 if kind == "cpu" else local_rank
     return Device(kind, index, _name(kind, index), memory_gib(kind, index), dtype, backend)
 
-# %% ../../nbs/9_machine/90_device.ipynb #91-49
+# %% ../../nbs/9_machine/90_device.ipynb #90-49
 def synchronize(
-    device, # a `Device` or a `torch.device`
+    device,  # a `Device` or a `torch.device`
 ) -> None:
     "Wait until the device has done all work given to it."
     import torch
-    if device.type != "cpu": getattr(torch, device.type).synchronize(device.index)
 
-# %% ../../nbs/9_machine/90_device.ipynb #91-52
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize(device.index)
+
+# %% ../../nbs/9_machine/90_device.ipynb #90-52
 def reset_peak_memory(
-    device, # a `Device` or a `torch.device`
+    device,  # a `Device` or a `torch.device`
 ) -> bool:  # False where the count cannot be started anew and older peaks stay in it
     "Start counting the peak of used memory anew."
     if device.type != "cpu":
         import torch
+
         getattr(torch, device.type).reset_peak_memory_stats(device.index)
         return True
-    try: Path("/proc/self/clear_refs").write_text("5")
-    except OSError: return False
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
     return "VmHWM" in Path("/proc/self/status").read_text()
 
-# %% ../../nbs/9_machine/90_device.ipynb #91-53
+# %% ../../nbs/9_machine/90_device.ipynb #90-53
 def _cpu_peak_bytes(status: str = "/proc/self/status") -> float:
     "The largest size this process had in memory, in bytes."
     try:
         for line in Path(status).read_text().splitlines():
-            if line.startswith("VmHWM"): return int(line.split()[1]) * 1024
-    except OSError: pass
-    try: import resource
-    except ImportError: return float("nan")
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:
+        return float("nan")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
+
 def peak_memory_gib(
-    device, # a `Device` or a `torch.device`
-) -> float: # GiB; tensors only on a GPU, the whole process on a CPU
+    device,  # a `Device` or a `torch.device`
+) -> float:  # GiB; tensors only on a GPU, the whole process on a CPU
     "The most memory in use since `reset_peak_memory`, or since the start."
-    if device.type == "cpu": return _cpu_peak_bytes() / 2**30
+    if device.type == "cpu":
+        return _cpu_peak_bytes() / 2**30
     import torch
+
     return getattr(torch, device.type).max_memory_allocated(device.index) / 2**30
 
-# %% ../../nbs/9_machine/90_device.ipynb #91-57
+# %% ../../nbs/9_machine/90_device.ipynb #90-57
 def _cores() -> int:
     "Cores this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
+
 def set_threads(
-    ranks: Ranks, # this copy; its local world size shares the cores
-    env=None,     # mapping of environment variables; None: `os.environ`
-) -> int:         # threads that PyTorch now uses
+    ranks: Ranks,  # this copy; its local world size shares the cores
+    env=None,  # mapping of environment variables; None: `os.environ`
+) -> int:  # threads that PyTorch now uses
     "Give this rank its share of the cores, unless the user set OMP_NUM_THREADS."
     import torch
+
     asked = (os.environ if env is None else env).get("OMP_NUM_THREADS", "")
     from_torchrun = asked == "1" and ranks.launcher == "torchrun" and ranks.local_world_size > 1
-    if not asked or from_torchrun: torch.set_num_threads(max(1, _cores() // ranks.local_world_size))
+    if not asked or from_torchrun:
+        torch.set_num_threads(max(1, _cores() // ranks.local_world_size))
     return torch.get_num_threads()
 
-# %% ../../nbs/9_machine/90_device.ipynb #91-60
+# %% ../../nbs/9_machine/90_device.ipynb #90-60
 _DRAWING = threading.RLock()
 
 
 class Draws:
     "Random numbers of one's own; those of the process are after each `with` block as they were before."
-    def __init__(self,
-        device,    # a `Device` or a `torch.device`: the CPU's generator is always among them
-        seed: int, # where they begin, 0..2**64-1
+
+    def __init__(
+        self,
+        device,  # a `Device` or a `torch.device`: the CPU's generator is always among them
+        seed: int,  # where they begin, 0..2**64-1
     ):
         import torch
-        self.devices = [torch.device("cpu"), *([torch.device(device.type, device.index or 0)] if device.type != "cpu" else [])]
+
+        self.devices = [
+            torch.device("cpu"),
+            *([torch.device(device.type, device.index or 0)] if device.type != "cpu" else []),
+        ]
         self.states = [torch.Generator(d).manual_seed(seed).get_state() for d in self.devices]
 
     def swap(self):
         "Exchange the process's states and one's own."
         import torch
+
         for i, d in enumerate(self.devices):
             module, where = (torch, ()) if d.type == "cpu" else (getattr(torch, d.type), (d,))
             mine, self.states[i] = self.states[i], module.get_rng_state(*where)
@@ -372,41 +494,58 @@ class Draws:
 
     def __enter__(self):
         _DRAWING.acquire()
-        try: self.swap()
-        except BaseException: _DRAWING.release(); raise
+        try:
+            self.swap()
+        except BaseException:
+            _DRAWING.release()
+            raise
         return self
 
     def __exit__(self, *_):
-        try: self.swap()
-        finally: _DRAWING.release()
+        try:
+            self.swap()
+        finally:
+            _DRAWING.release()
 
-# %% ../../nbs/9_machine/90_device.ipynb #91-63
+# %% ../../nbs/9_machine/90_device.ipynb #90-63
 def _version(package: str) -> str:
     "Version of an installed package, or None. Imports nothing."
-    try: return metadata.version(package)
-    except metadata.PackageNotFoundError: return None
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
-def find_ipex() -> tuple: # (may it be imported, why or why not)
+
+def find_ipex() -> tuple:  # (may it be imported, why or why not)
     "May intel-extension-for-pytorch be imported? Decided from versions alone."
     ipex, torch = _version("intel-extension-for-pytorch"), _version("torch")
-    if ipex is None: return False, "not installed; torch 2.8 and newer need no extension"
-    if torch is None: return False, f"version {ipex} is installed, but torch is not"
+    if ipex is None:
+        return False, "not installed; torch 2.8 and newer need no extension"
+    if torch is None:
+        return False, f"version {ipex} is installed, but torch is not"
     same = ipex.split(".")[:2] == torch.split(".")[:2]
-    if same: return True, f"version {ipex} fits torch {torch}"
-    return False, (f"version {ipex} needs torch {'.'.join(ipex.split('.')[:2])} and torch {torch} is installed; "
-                   "uninstall the extension, or install the torch it needs")
+    if same:
+        return True, f"version {ipex} fits torch {torch}"
+    return False, (
+        f"version {ipex} needs torch {'.'.join(ipex.split('.')[:2])} and torch {torch} is installed; "
+        "uninstall the extension, or install the torch it needs"
+    )
 
-# %% ../../nbs/9_machine/90_device.ipynb #91-64
+# %% ../../nbs/9_machine/90_device.ipynb #90-64
 def require_ipex():
     "Raise ValueError where Intel's extension may not be imported. Imports nothing."
     ok, why = find_ipex()
-    if not ok: raise ValueError(f"use_ipex was given, but intel-extension-for-pytorch cannot be used: {why}")
+    if not ok:
+        raise ValueError(f"use_ipex was given, but intel-extension-for-pytorch cannot be used: {why}")
 
 
-def load_ipex(): # the module; ValueError where it may not be imported, or dies of it
+def load_ipex():  # the module; ValueError where it may not be imported, or dies of it
     "Import Intel's extension, if it fits."
     require_ipex()
-    try: import intel_extension_for_pytorch
+    try:
+        import intel_extension_for_pytorch
     except (Exception, SystemExit) as e:  # it does not die of ImportError alone
-        raise ValueError(f"use_ipex was given, but importing intel-extension-for-pytorch failed with {type(e).__name__}: {str(e)[:200]}; version 2.8 needs transformers below 5.24; or leave use_ipex out") from None
+        raise ValueError(
+            f"use_ipex was given, but importing intel-extension-for-pytorch failed with {type(e).__name__}: {str(e)[:200]}; version 2.8 needs transformers below 5.24; or leave use_ipex out"
+        ) from None
     return intel_extension_for_pytorch

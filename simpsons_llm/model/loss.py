@@ -6,77 +6,102 @@
 __all__ = ['PadRight', 'collator', 'token_losses', 'scored', 'heldout_loss']
 
 # %% ../../nbs/3_model/33_loss.ipynb #33-02
+from ..data.packing import EndToEnd, packed_inputs, require_learning, to_device
 from ..machine.distributed import group_ranks, total
 from ..machine.job import require
-from ..data.packing import EndToEnd, packed_inputs, require_learning, to_device
 
 # %% ../../nbs/3_model/33_loss.ipynb #33-05
 class PadRight:
     "Collator: samples side by side, filled up on the right with weight 0."
-    def __init__(self,
-        pad_id: int, # the padding token
-    ): self.pad_id = pad_id
 
-    def __call__(self,
-        samples: list, # what `Sample.features` gives: dicts with input_ids and loss_weights
-    ) -> dict:         # input_ids (B x T, int64), loss_weights (B x T, float32), labels (B x T, -100 where nothing is learned), lengths (B)
+    def __init__(
+        self,
+        pad_id: int,  # the padding token
+    ):
+        self.pad_id = pad_id
+
+    def __call__(
+        self,
+        samples: list,  # what `Sample.features` gives: dicts with input_ids and loss_weights
+    ) -> dict:  # input_ids (B x T, int64), loss_weights (B x T, float32), labels (B x T, -100 where nothing is learned), lengths (B)
         import torch
+
         longest = max(len(s["input_ids"]) for s in samples)
-        ids = torch.tensor([s["input_ids"] + [self.pad_id]*(longest - len(s["input_ids"])) for s in samples])
-        weights = torch.tensor([s["loss_weights"] + [0.0]*(longest - len(s["loss_weights"])) for s in samples])
+        ids = torch.tensor([s["input_ids"] + [self.pad_id] * (longest - len(s["input_ids"])) for s in samples])
+        weights = torch.tensor([s["loss_weights"] + [0.0] * (longest - len(s["loss_weights"])) for s in samples])
         require_learning(weights[:, 1:])
-        return {"input_ids": ids, "loss_weights": weights, "labels": ids.masked_fill(weights == 0, -100), "lengths": torch.tensor([len(s["input_ids"]) for s in samples])}
+        return {
+            "input_ids": ids,
+            "loss_weights": weights,
+            "labels": ids.masked_fill(weights == 0, -100),
+            "lengths": torch.tensor([len(s["input_ids"]) for s in samples]),
+        }
 
 
 def collator(
-    model,       # a causal language model
-    pad_id: int, # the padding token
-):               # `EndToEnd` for a model that uses isolated attention, else `PadRight`
+    model,  # a causal language model
+    pad_id: int,  # the padding token
+):  # `EndToEnd` for a model that uses isolated attention, else `PadRight`
     "How samples become a batch for this model."
     return (EndToEnd if model.config._attn_implementation == "isolated" else PadRight)(pad_id)
 
 # %% ../../nbs/3_model/33_loss.ipynb #33-07
 def token_losses(
-    model,   # a causal language model
-    batch: dict, # what `PadRight` or `EndToEnd` makes, on the model's device; `keep` in it, if given, says at which K positions
+    model,  # a causal language model
+    batch: dict,  # what `PadRight` or `EndToEnd` makes, on the model's device; `keep` in it, if given, says at which K positions
 ) -> tuple:  # (losses in nats, B x K; weights, B x K), where K counts the positions of which at least one sample learns
     "Negative log-probability of the learned tokens."
     import torch
+
     weights = batch["loss_weights"][:, 1:]
-    keep = batch["keep"] if "keep" in batch else (weights > 0).any(0).nonzero().squeeze(1)  # position t predicts token t + 1
-    logits = model(input_ids=batch["input_ids"], logits_to_keep=keep, use_cache=False, **packed_inputs(batch)).logits.float()
-    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["input_ids"][:, keep + 1].flatten(), reduction="none")
+    # position t predicts token t + 1
+    keep = batch["keep"] if "keep" in batch else (weights > 0).any(0).nonzero().squeeze(1)
+    logits = model(
+        input_ids=batch["input_ids"], logits_to_keep=keep, use_cache=False, **packed_inputs(batch)
+    ).logits.float()
+    losses = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), batch["input_ids"][:, keep + 1].flatten(), reduction="none"
+    )
     return losses.view(logits.shape[:2]), weights[:, keep]
 
 # %% ../../nbs/3_model/33_loss.ipynb #33-13
 def scored(
-    samples: list, # `Sample`s
-) -> list:         # their features, those with a token of full weight behind the first, all other weights 0
+    samples: list,  # `Sample`s
+) -> list:  # their features, those with a token of full weight behind the first, all other weights 0
     "What of held-out samples is scored."
-    return [{"input_ids": s.input_ids, "loss_weights": [float(w == 1) for w in s.loss_weights]} for s in samples if 1.0 in s.loss_weights[1:]]
+    return [
+        {"input_ids": s.input_ids, "loss_weights": [float(w == 1) for w in s.loss_weights]}
+        for s in samples
+        if 1.0 in s.loss_weights[1:]
+    ]
 
 
 def heldout_loss(
-    model,       # a causal language model
-    samples: list, # `Sample`s
-    pad_id: int, # the padding token
-    batch_size: int = 4, # samples at once
-    progress=None, # called with the number of samples done
-) -> float:      # nats per learned token
+    model,  # a causal language model
+    samples: list,  # `Sample`s
+    pad_id: int,  # the padding token
+    batch_size: int = 4,  # samples at once
+    progress=None,  # called with the number of samples done
+) -> float:  # nats per learned token
     "Mean negative log-probability of the held-out tokens to learn. In a group of ranks, each scores a part, and all must call it."
     import torch
+
     was_training, loss, count, ranks = model.training, 0.0, 0, group_ranks()
     collate, ordered = collator(model, pad_id), sorted(scored(samples), key=lambda s: len(s["input_ids"]))
     require(ordered, "no held-out token is to be learned; check the speakers of the data")
     model.eval()
-    parts = [ordered[i:i + batch_size] for i in range(0, len(ordered), batch_size)]
+    parts = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
     with torch.no_grad():
         for turn in range(0, len(parts), ranks.world_size):
             mine = turn + ranks.rank
-            part = parts[mine if mine < len(parts) else turn]  # a rank without a part of its own computes one again, so that all take as many turns, and does not count it
+            # a rank without a part of its own computes one again, so that all take as many turns, and does not count it
+            part = parts[mine if mine < len(parts) else turn]
             losses, weights = token_losses(model, to_device(collate(part), model.device))
-            if mine < len(parts): loss += losses[weights == 1].cpu().double().sum().item(); count += int((weights == 1).sum())
-            if progress: progress(min(len(ordered), (turn + ranks.world_size)*batch_size))
+            if mine < len(parts):
+                loss += losses[weights == 1].cpu().double().sum().item()
+                count += int((weights == 1).sum())
+            if progress:
+                progress(min(len(ordered), (turn + ranks.world_size) * batch_size))
     model.train(was_training)
     loss, count = total(loss, count)
-    return loss/count
+    return loss / count

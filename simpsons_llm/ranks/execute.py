@@ -29,49 +29,64 @@ LEAVE_OUT = {"check", "example"}
 
 
 def job_notebook(
-    path, # a notebook
-):        # an nbformat notebook: only what the job needs
+    path,  # a notebook
+):  # an nbformat notebook: only what the job needs
     "A chapter as a program: without checks, examples and the outputs of an earlier run."
     import nbformat
+
     nb = nbformat.read(path, as_version=4)
     nb.cells = [c for c in nb.cells if not LEAVE_OUT & set(c.metadata.get("tags", []))]
     for c in nb.cells:
-        if c.cell_type == "code": c.outputs, c.execution_count = [], None
+        if c.cell_type == "code":
+            c.outputs, c.execution_count = [], None
     return nb
 
 # %% ../../nbs/7_ranks/71_execute.ipynb #71-09
 def plain_value(
-    text, # a value as it was typed
-):        # None, True, False, an int or a float where the text is one; else the text itself
+    text,  # a value as it was typed
+):  # None, True, False, an int or a float where the text is one; else the text itself
     "A value of the command line. Text stays text, whatever marks stand in it."
-    if not isinstance(text, str): return text
+    if not isinstance(text, str):
+        return text
     named = {"None": None, "null": None, "True": True, "true": True, "False": False, "false": False}
-    if text in named: return named[text]
+    if text in named:
+        return named[text]
     for kind, form in ((int, r"[+-]?(0|[1-9]\d*)"), (float, r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?")):
-        if re.fullmatch(form, text): return kind(text)
+        if re.fullmatch(form, text):
+            return kind(text)
     return text
 
 # %% ../../nbs/7_ranks/71_execute.ipynb #71-10
 def read_parameters(
-    pairs: list,      # (name, value) pairs as typed; a value of None means that none was given
-    file: str = None, # a YAML file with more parameters; the pairs overrule it
-) -> dict:            # name -> value
+    pairs: list,  # (name, value) pairs as typed; a value of None means that none was given
+    file: str = None,  # a YAML file with more parameters; the pairs overrule it
+) -> dict:  # name -> value
     "Parameters from the command line and a file."
     import yaml
+
     given = {}
     if file:
-        if not Path(file).is_file(): raise FileNotFoundError(f"no parameter file at {file}; give a YAML file such as: max_steps: 10")
-        try: given = yaml.safe_load(Path(file).read_text(encoding="utf8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as e: raise ValueError(f"{file} is not valid YAML ({str(e).splitlines()[0]}); write lines such as: max_steps: 10") from None
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"no parameter file at {file}; give a YAML file such as: max_steps: 10")
+        try:
+            given = yaml.safe_load(Path(file).read_text(encoding="utf8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as e:
+            raise ValueError(
+                f"{file} is not valid YAML ({str(e).splitlines()[0]}); write lines such as: max_steps: 10"
+            ) from None
         require(isinstance(given, dict), f"{file} holds no parameters; write lines such as: max_steps: 10")
-    for name, value in pairs: require(name and value is not None, f"-p {name} was given without a value; write -p NAME VALUE, e.g. -p max_steps 10")
+    for name, value in pairs:
+        require(
+            name and value is not None,
+            f"-p {name} was given without a value; write -p NAME VALUE, e.g. -p max_steps 10",
+        )
     return {**given, **{name: plain_value(v) for name, v in pairs}}
 
 
 def check_parameters(
-    given: dict, # name -> value
-    chapter,     # path of the chapter
-) -> dict:       # the same, or ValueError naming what the chapter does not know
+    given: dict,  # name -> value
+    chapter,  # path of the chapter
+) -> dict:  # the same, or ValueError naming what the chapter does not know
     "Refuse parameters that the chapter does not have."
     known = parameters_of(chapter)
     require(known or not given, f"{Path(chapter).name} has no cell tagged parameters, so it takes none")
@@ -82,12 +97,15 @@ def check_parameters(
 
 # %% ../../nbs/7_ranks/71_execute.ipynb #71-14
 def private_kernel(
-    folder, # an empty folder with a short path
-):          # a traitlets Config for papermill
+    folder,  # an empty folder with a short path
+):  # a traitlets Config for papermill
     "Kernel sockets in a folder of one's own, on systems that have such sockets."
     from traitlets.config import Config
-    if sys.platform == "win32" or len(str(folder)) > 80: return Config()  # no such sockets, or no room for their names: network ports
-    return Config({"KernelManager": {"transport": "ipc", "connection_file": str(Path(folder)/"k.json")}})
+
+    # no such sockets, or no room for their names: network ports
+    if sys.platform == "win32" or len(str(folder)) > 80:
+        return Config()
+    return Config({"KernelManager": {"transport": "ipc", "connection_file": str(Path(folder) / "k.json")}})
 
 # %% ../../nbs/7_ranks/71_execute.ipynb #71-16
 GRACE_S = 4  # time that an interrupted kernel gets to end its cell, in seconds
@@ -95,71 +113,95 @@ GRACE_S = 4  # time that an interrupted kernel gets to end its cell, in seconds
 
 class Interrupter:
     "While this lasts, SIGINT and SIGTERM interrupt the kernel, and kill it if it does not listen."
-    def __init__(self): self.managers, self.signal = [], None
+
+    def __init__(self):
+        self.managers, self.signal = [], None
 
     def kernel_class(self):
         "A kernel manager that this interrupter knows of."
         from jupyter_client import AsyncKernelManager
+
         held = self.managers
+
         class Known(AsyncKernelManager):
-            def __init__(self, **kw): super().__init__(**kw); held.append(self)
+            def __init__(self, **kw):
+                super().__init__(**kw)
+                held.append(self)
+
         return Known
 
     def kernel_pid(self):
         "Process number of the kernel, or None if none runs."
-        return next((m.provisioner.pid for m in reversed(self.managers) if m.provisioner is not None and m.provisioner.pid), None)
+        return next(
+            (m.provisioner.pid for m in reversed(self.managers) if m.provisioner is not None and m.provisioner.pid),
+            None,
+        )
 
     def stop(self, number, _frame):
         "The signal handler."
         first, self.signal, pid = self.signal is None, number, self.kernel_pid()
-        if pid is None or not first: raise KeyboardInterrupt
+        if pid is None or not first:
+            raise KeyboardInterrupt
+
         def send(what):
-            if self.kernel_pid() != pid: return
-            try: os.kill(pid, what)
-            except ProcessLookupError: pass
+            if self.kernel_pid() != pid:
+                return
+            try:
+                os.kill(pid, what)
+            except ProcessLookupError:
+                pass
+
         send(signal.SIGINT)
-        timer = threading.Timer(GRACE_S, send, [getattr(signal, "SIGKILL", signal.SIGTERM)]); timer.daemon = True; timer.start()
+        timer = threading.Timer(GRACE_S, send, [getattr(signal, "SIGKILL", signal.SIGTERM)])
+        timer.daemon = True
+        timer.start()
 
     def __enter__(self):
         self.before = {}
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM): self.before[number] = signal.signal(number, self.stop)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self.stop)
         return self
 
     def __exit__(self, *_):
-        for number, handler in self.before.items(): signal.signal(number, handler)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 # %% ../../nbs/7_ranks/71_execute.ipynb #71-18
 @contextmanager
 def without(
-    module: str, # a module's name
+    module: str,  # a module's name
 ):
     "While this lasts, a module that is not loaded yet cannot be imported."
     held = sys.modules.get(module)
     sys.modules[module] = held  # None means: cannot be imported
-    try: yield
+    try:
+        yield
     finally:
-        if held is None: del sys.modules[module]
+        if held is None:
+            del sys.modules[module]
 
 # %% ../../nbs/7_ranks/71_execute.ipynb #71-20
 FOLDER = ("run", "out")  # the parameter that names a job's folder, where the chapter has it
 
 
 def run_chapter(
-    name: str,              # a job's name, a chapter's, or the path of any notebook
-    out,                    # folder for the executed notebook; also the job's own folder, unless the parameters say otherwise
-    parameters: dict = None, # name -> value
-    show: bool = True,      # print what the job prints
-    notebook = None,        # the executed notebook; None: rank{rank}.ipynb in `out`
-) -> Path:                  # the executed notebook
+    name: str,  # a job's name, a chapter's, or the path of any notebook
+    out,  # folder for the executed notebook; also the job's own folder, unless the parameters say otherwise
+    parameters: dict = None,  # name -> value
+    show: bool = True,  # print what the job prints
+    notebook=None,  # the executed notebook; None: rank{rank}.ipynb in `out`
+) -> Path:  # the executed notebook
     "Run a chapter under papermill; ChapterError if it fails, KeyboardInterrupt if it was interrupted, ValueError if another job holds the folder."
     chapter, known, given = find_chapter(name), parameters_of(find_chapter(name)), dict(parameters or {})
     check_parameters(given, chapter)
     out, ranks = open_folder(out), find_ranks()
     folder = next((f for f in FOLDER if f in known), None)
-    if folder: given.setdefault(folder, str(out))
-    executed = Path(notebook or out/f"rank{ranks.rank}.ipynb")
-    with hold_folder(out, chapter.stem) if ranks.is_main else nullcontext():  # one rank holds it for all
+    if folder:
+        given.setdefault(folder, str(out))
+    executed = Path(notebook or out / f"rank{ranks.rank}.ipynb")
+    # one rank holds it for all
+    with hold_folder(out, chapter.stem) if ranks.is_main else nullcontext():
         set_aside(executed.parent, [executed.name])
         execute(chapter, executed, given, show)
     return executed
@@ -167,35 +209,60 @@ def run_chapter(
 
 def execute(
     chapter: Path,  # a notebook
-    executed: Path, # the executed notebook
-    given: dict,    # parameters
-    show: bool = True, # print what the job prints
+    executed: Path,  # the executed notebook
+    given: dict,  # parameters
+    show: bool = True,  # print what the job prints
 ):
     "papermill, with a kernel of its own that signals reach; errors as `run_chapter`."
     import logging
+
     with without("rfc3987_syntax"):
         import papermill
         from nbclient.exceptions import DeadKernelError
         from papermill.exceptions import PapermillExecutionError
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    backend = os.environ.pop("MPLBACKEND", None)  # a backend meant for scripts would keep pictures out of the notebook
+    # a backend meant for scripts would keep pictures out of the notebook
+    backend = os.environ.pop("MPLBACKEND", None)
     short = "/tmp" if len(tempfile.gettempdir()) > 60 and os.access("/tmp", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="k", dir=short, ignore_cleanup_errors=True) as sockets, Interrupter() as stopper:
+    with (
+        tempfile.TemporaryDirectory(prefix="k", dir=short, ignore_cleanup_errors=True) as sockets,
+        Interrupter() as stopper,
+    ):
         try:
-            papermill.execute_notebook(job_notebook(chapter), str(executed), given, kernel_name="python3", language="python", progress_bar=False, config=private_kernel(sockets), start_timeout=600,
-                                       kernel_manager_class=stopper.kernel_class(), stdout_file=sys.stdout if show else None, request_save_on_cell_execute=True, autosave_cell_every=30)
+            papermill.execute_notebook(
+                job_notebook(chapter),
+                str(executed),
+                given,
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                config=private_kernel(sockets),
+                start_timeout=600,
+                kernel_manager_class=stopper.kernel_class(),
+                stdout_file=sys.stdout if show else None,
+                request_save_on_cell_execute=True,
+                autosave_cell_every=30,
+            )
         except PapermillExecutionError as e:
-            if e.ename == "KeyboardInterrupt" or stopper.signal: raise KeyboardInterrupt(str(executed)) from None
+            if e.ename == "KeyboardInterrupt" or stopper.signal:
+                raise KeyboardInterrupt(str(executed)) from None
             raise ChapterError(e.ename, e.evalue, executed, raised_in(e.traceback)) from None
         except DeadKernelError:
-            if stopper.signal: raise KeyboardInterrupt(str(executed)) from None
-            raise ChapterError("DeadKernelError", "the kernel died without a word; somebody killed it, or the system did because memory ran out (see dmesg)", executed, "") from None
-        finally: os.environ.update({"MPLBACKEND": backend} if backend else {})
+            if stopper.signal:
+                raise KeyboardInterrupt(str(executed)) from None
+            raise ChapterError(
+                "DeadKernelError",
+                "the kernel died without a word; somebody killed it, or the system did because memory ran out (see dmesg)",
+                executed,
+                "",
+            ) from None
+        finally:
+            os.environ.update({"MPLBACKEND": backend} if backend else {})
 
 # %% ../../nbs/7_ranks/71_execute.ipynb #71-22
 def raised_in(
-    traceback: list, # a notebook's traceback, as Jupyter colours it
-) -> str:            # the line that its last arrow points at
+    traceback: list,  # a notebook's traceback, as Jupyter colours it
+) -> str:  # the line that its last arrow points at
     "The line of code at which an error was raised."
     plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(traceback))
     return ([m[1] for m in re.finditer(r"^-+>\s*\d+\s?(.*)$", plain, re.M)] or [""])[-1].strip()
@@ -203,11 +270,13 @@ def raised_in(
 
 class ChapterError(RuntimeError):
     "A chapter that failed under papermill."
-    def __init__(self,
+
+    def __init__(
+        self,
         ename: str,  # the error's class, e.g. "ValueError"
-        evalue: str, # its sentence
-        notebook,    # the executed notebook, with the traceback
-        line: str,   # the line of code that failed
+        evalue: str,  # its sentence
+        notebook,  # the executed notebook, with the traceback
+        line: str,  # the line of code that failed
     ):
         super().__init__(f"{evalue} (the notebook with the traceback: {notebook})")
         self.ename, self.evalue, self.notebook, self.line = ename, evalue, Path(notebook), line
@@ -215,9 +284,11 @@ class ChapterError(RuntimeError):
 # %% ../../nbs/7_ranks/71_execute.ipynb #71-23
 class JobError(RuntimeError):
     "A job of which a rank failed."
-    def __init__(self,
-        message: str, # what happened, in one sentence
-        code: int,    # the exit code of the rank
+
+    def __init__(
+        self,
+        message: str,  # what happened, in one sentence
+        code: int,  # the exit code of the rank
     ):
         super().__init__(message)
         self.code = code
@@ -227,21 +298,28 @@ EXPECTED = (ValueError, TypeError, FileNotFoundError, PermissionError, Connectio
 
 
 def on_purpose(
-    error: BaseException, # what was raised
-) -> bool:                # True: the user's input is at fault, and the message says how
+    error: BaseException,  # what was raised
+) -> bool:  # True: the user's input is at fault, and the message says how
     "Was this error raised by the book's own code, to say what was given wrongly?"
     if hasattr(error, "ename"):  # from a notebook: only the class's name is left
         kind = getattr(builtins, error.ename, Exception)
         return issubclass(kind, OSError) or issubclass(kind, EXPECTED) and "raise " in error.line
     frames = traceback.extract_tb(error.__traceback__)
     own = Path(simpsons_llm.__file__).parent.resolve()
-    if isinstance(error, OSError): return True  # a file, a folder or a network, whoever noticed
-    return isinstance(error, EXPECTED) and bool(frames) and Path(frames[-1].filename).resolve().is_relative_to(own) and "raise " in (frames[-1].line or "")
+    if isinstance(error, OSError):
+        return True  # a file, a folder or a network, whoever noticed
+    return (
+        isinstance(error, EXPECTED)
+        and bool(frames)
+        and Path(frames[-1].filename).resolve().is_relative_to(own)
+        and "raise " in (frames[-1].line or "")
+    )
 
 
 def exit_code(
-    error: BaseException, # what ended a program
-) -> int:                 # 2 wrong input, 130 interrupted, 1 anything else; of a job, that of its rank
+    error: BaseException,  # what ended a program
+) -> int:  # 2 wrong input, 130 interrupted, 1 anything else; of a job, that of its rank
     "The exit code that tells what kind of failure it was."
-    if isinstance(error, JobError): return error.code
+    if isinstance(error, JobError):
+        return error.code
     return 130 if isinstance(error, KeyboardInterrupt) else 2 if on_purpose(error) else 1

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from ..data.batches import RankBatches, accumulation_steps, as_features, share_loader
 from ..machine.device import load_ipex, require_ipex
+from ..machine.job import require, same_parameters
 from ..model.loss import collator, heldout_loss
-from .sharding import fsdp_arguments, load_weights, sharded_trainer
 from .config import TrainConfig, make_optimizer, make_schedule, run_length
 from .history import STATE, checkpoint_folder, new_checkpoint, thin_out
-from ..machine.job import require, same_parameters
 from .lifecycle import Job, run_job
 from .loop import weighted_loss
+from .sharding import fsdp_arguments, load_weights, sharded_trainer
 
 # %% ../../nbs/4_train/46_finetune.ipynb #46-08
 SHARDINGS = ("auto", "none", "fsdp")
@@ -27,58 +27,84 @@ SHARDINGS = ("auto", "none", "fsdp")
 @dataclass
 class FinetuneConfig(TrainConfig):
     "Settings of the finetune job."
-    run: str = "runs/finetune"              # the run's folder
-    sharding: str = "auto"                  # several ranks: none (DDP: each holds the whole model) or fsdp (each holds a part); auto: fsdp for mode=full and for what does not fit otherwise
-    use_ipex: bool = False                  # intel-extension-for-pytorch: only with torch 2.8 and where it is installed
 
-    exchange = "buckets"                    # no setting: how DDP sends gradients
+    run: str = "runs/finetune"  # the run's folder
+    sharding: str = "auto"  # several ranks: none (DDP: each holds the whole model) or fsdp (each holds a part); auto: fsdp for mode=full and for what does not fit otherwise
+    use_ipex: bool = False  # intel-extension-for-pytorch: only with torch 2.8 and where it is installed
+
+    exchange = "buckets"  # no setting: how DDP sends gradients
 
     def check(self):
         super().check()
         require(self.sharding in SHARDINGS, f"sharding={self.sharding!r} was given; expected {', '.join(SHARDINGS)}")
-        require(self.sharding != "fsdp" or self.quantization == "none", "sharding=fsdp was given with quantization=nf4, whose packed weights are not shared out here; use one of the two")
-        if self.use_ipex: require_ipex()
+        require(
+            self.sharding != "fsdp" or self.quantization == "none",
+            "sharding=fsdp was given with quantization=nf4, whose packed weights are not shared out here; use one of the two",
+        )
+        if self.use_ipex:
+            require_ipex()
 
 # %% ../../nbs/4_train/46_finetune.ipynb #46-11
 def make_trainer(
-    model,        # a PEFT model, or a plain one that is trained in full
-    arguments,    # transformers.TrainingArguments
-    train,        # `Sample`s, or `PackedRows` of them
+    model,  # a PEFT model, or a plain one that is trained in full
+    arguments,  # transformers.TrainingArguments
+    train,  # `Sample`s, or `PackedRows` of them
     valid: list,  # `Sample`s
     pad_id: int,  # the padding token
-    meter,        # the `Recorder`, or a `Meter`: counts each step's micro-batches, and hears their losses
-    run,          # the run's folder
-    callbacks: list = (), # transformers.TrainerCallbacks
-    lora_plus_ratio: float = 1.0, # the learning rate of B over that of A
-    grouped: bool = False, # samples of similar length into one batch
-    use_ipex: bool = False, # prepare model and optimizer with Intel's extension
-    keep: int = 3, # checkpoints to keep
-):                # a Trainer
+    meter,  # the `Recorder`, or a `Meter`: counts each step's micro-batches, and hears their losses
+    run,  # the run's folder
+    callbacks: list = (),  # transformers.TrainerCallbacks
+    lora_plus_ratio: float = 1.0,  # the learning rate of B over that of A
+    grouped: bool = False,  # samples of similar length into one batch
+    use_ipex: bool = False,  # prepare model and optimizer with Intel's extension
+    keep: int = 3,  # checkpoints to keep
+):  # a Trainer
     "A Trainer that knows loss weights, global batches and ranks."
     from transformers import Trainer
+
     items, lengths = as_features(train)
-    batches = RankBatches(lengths, arguments.per_device_train_batch_size*arguments.gradient_accumulation_steps*arguments.world_size, arguments.per_device_train_batch_size,
-                          arguments.process_index, arguments.world_size, arguments.seed, grouped)
+    batches = RankBatches(
+        lengths,
+        arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
+        arguments.per_device_train_batch_size,
+        arguments.process_index,
+        arguments.world_size,
+        arguments.seed,
+        grouped,
+    )
 
     class ScriptTrainer(sharded_trainer(Trainer)):
-        def get_train_dataloader(self): return share_loader(items, self.data_collator, batches, arguments.dataloader_pin_memory)
+        def get_train_dataloader(self):
+            return share_loader(items, self.data_collator, batches, arguments.dataloader_pin_memory)
 
         def create_optimizer(self, *given):
-            if self.optimizer is None: self.optimizer = make_optimizer(self.model, arguments.learning_rate, lora_plus_ratio, "fused" in arguments.optim)
-            if use_ipex: with_ipex(self.model, self.optimizer)
+            if self.optimizer is None:
+                self.optimizer = make_optimizer(
+                    self.model, arguments.learning_rate, lora_plus_ratio, "fused" in arguments.optim
+                )
+            if use_ipex:
+                with_ipex(self.model, self.optimizer)
             return super().create_optimizer(*given)
 
         def create_scheduler(self, num_training_steps, optimizer=None):
-            if self.lr_scheduler is None: self.lr_scheduler = make_schedule(optimizer or self.optimizer, arguments.warmup_steps, num_training_steps)
+            if self.lr_scheduler is None:
+                self.lr_scheduler = make_schedule(
+                    optimizer or self.optimizer, arguments.warmup_steps, num_training_steps
+                )
             return super().create_scheduler(num_training_steps, optimizer)
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            return weighted_loss(model, inputs, num_items_in_batch, meter.hear)*self.accelerator.num_processes  # gradients are averaged over ranks, the sum is meant
+            # gradients are averaged over ranks, the sum is meant
+            return weighted_loss(model, inputs, num_items_in_batch, meter.hear) * self.accelerator.num_processes
 
-        def _get_num_items_in_batch(self, parts, device): return meter.count(parts)  # called once a step
+        # called once a step
+        def _get_num_items_in_batch(self, parts, device):
+            return meter.count(parts)
 
         def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-            loss = heldout_loss(self.accelerator.unwrap_model(self.model), valid, pad_id, arguments.per_device_eval_batch_size)
+            loss = heldout_loss(
+                self.accelerator.unwrap_model(self.model), valid, pad_id, arguments.per_device_eval_batch_size
+            )
             metrics = {f"{metric_key_prefix}_loss": loss}
             self.log(metrics)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -93,61 +119,105 @@ def make_trainer(
                 self._save_rng_state(str(part))
                 if self.args.should_save:
                     self.state.stateful_callbacks["TrainerControl"] = self.control.state()
-                    self.state.save_to_json(str(part/STATE))
-            if self.args.should_save: thin_out(run, keep, best)
+                    self.state.save_to_json(str(part / STATE))
+            if self.args.should_save:
+                thin_out(run, keep, best)
 
-    trainer = ScriptTrainer(model=model, args=arguments, train_dataset=items, eval_dataset=[items[0]], data_collator=collator(model, pad_id), callbacks=list(callbacks))
-    trainer.model_accepts_loss_kwargs = trainer.loss_is_scaled_for_ga = True  # the loss above is already that of the global batch
+    trainer = ScriptTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=items,
+        eval_dataset=[items[0]],
+        data_collator=collator(model, pad_id),
+        callbacks=list(callbacks),
+    )
+    # the loss above is already that of the global batch
+    trainer.model_accepts_loss_kwargs = trainer.loss_is_scaled_for_ga = True
     return trainer
 
 
 def with_ipex(
-    model,     # the model, before it is wrapped for several ranks
-    optimizer, # its optimizer
-):             # (model, optimizer), prepared in place
+    model,  # the model, before it is wrapped for several ranks
+    optimizer,  # its optimizer
+):  # (model, optimizer), prepared in place
     "Let Intel's extension prepare a model for training; number types and the layout of weights stay as they are."
     return load_ipex().optimize(model.train(), optimizer=optimizer, inplace=True, weights_prepack=False)
 
 # %% ../../nbs/4_train/46_finetune.ipynb #46-13
 def training_arguments(
-    config: FinetuneConfig, # the settings
-    samples: int,           # number of training samples, or of rows
-    device,                 # the `Device`
-    world_size: int = 1,    # ranks
+    config: FinetuneConfig,  # the settings
+    samples: int,  # number of training samples, or of rows
+    device,  # the `Device`
+    world_size: int = 1,  # ranks
     sharded: bool = False,  # each rank holds a part of the model
-):                          # transformers.TrainingArguments
+):  # transformers.TrainingArguments
     "Our settings in the words of Trainer."
     from transformers import TrainingArguments
+
     s = config.resolved()
-    accumulation, length = accumulation_steps(s["global_batch_size"], s["micro_batch_size"], world_size), run_length(config, samples)
+    accumulation, length = (
+        accumulation_steps(s["global_batch_size"], s["micro_batch_size"], world_size),
+        run_length(config, samples),
+    )
     arguments = TrainingArguments(
-        output_dir=str(Path(config.run)/"checkpoints"), max_steps=length.steps, per_device_train_batch_size=s["micro_batch_size"], per_device_eval_batch_size=s["micro_batch_size"],
-        gradient_accumulation_steps=accumulation, learning_rate=s["learning_rate"], lr_scheduler_type="linear", warmup_steps=length.warmup_steps,
-        weight_decay=0.0, max_grad_norm=config.max_grad_norm, optim="adamw_torch" if device.type == "cpu" else "adamw_torch_fused", seed=config.seed, bf16=device.dtype == "bfloat16", use_cpu=device.type == "cpu",
-        eval_strategy="steps", eval_steps=length.eval_steps, save_strategy="steps", save_steps=length.eval_steps, load_best_model_at_end=True,
-        metric_for_best_model="eval_loss", greater_is_better=False, logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False, remove_unused_columns=False,
-        report_to="none", disable_tqdm=True,
-        dataloader_pin_memory=device.type != "cpu", ddp_find_unused_parameters=False, **(fsdp_arguments() if sharded else {}))
-    if world_size == 1: arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: never DataParallel
+        output_dir=str(Path(config.run) / "checkpoints"),
+        max_steps=length.steps,
+        per_device_train_batch_size=s["micro_batch_size"],
+        per_device_eval_batch_size=s["micro_batch_size"],
+        gradient_accumulation_steps=accumulation,
+        learning_rate=s["learning_rate"],
+        lr_scheduler_type="linear",
+        warmup_steps=length.warmup_steps,
+        weight_decay=0.0,
+        max_grad_norm=config.max_grad_norm,
+        optim="adamw_torch" if device.type == "cpu" else "adamw_torch_fused",
+        seed=config.seed,
+        bf16=device.dtype == "bfloat16",
+        use_cpu=device.type == "cpu",
+        eval_strategy="steps",
+        eval_steps=length.eval_steps,
+        save_strategy="steps",
+        save_steps=length.eval_steps,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=device.type != "cpu",
+        ddp_find_unused_parameters=False,
+        **(fsdp_arguments() if sharded else {}),
+    )
+    # one process, one device: never DataParallel
+    if world_size == 1:
+        arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
 # %% ../../nbs/4_train/46_finetune.ipynb #46-15
 def make_reporter(
-    job: Job, # the run
-):            # a transformers.TrainerCallback; `first` is called before the first step, `resumed` tells from which
+    job: Job,  # the run
+):  # a transformers.TrainerCallback; `first` is called before the first step, `resumed` tells from which
     "The recorder's ears in Trainer."
     from transformers import TrainerCallback
+
     recorder, length = job.recorder, job.length
 
     class Reporter(TrainerCallback):
         first = None
 
         def on_train_begin(self, args, state, control, **_):
-            if self.first: self.first()
+            if self.first:
+                self.first()
             recorder.begin()
-            if state.best_model_checkpoint: state.best_model_checkpoint = str(job.run/"checkpoints"/Path(state.best_model_checkpoint).name)  # the run may have been moved
+            # the run may have been moved
+            if state.best_model_checkpoint:
+                state.best_model_checkpoint = str(job.run / "checkpoints" / Path(state.best_model_checkpoint).name)
 
-        def on_step_begin(self, args, state, control, **_): recorder.step_begins()
+        def on_step_begin(self, args, state, control, **_):
+            recorder.step_begins()
 
         def on_step_end(self, args, state, control, **_):
             stop = recorder.step_ends(state.global_step)
@@ -158,59 +228,91 @@ def make_reporter(
             if "loss" in logs:
                 recorder.learned(state.global_step, logs["loss"], logs["grad_norm"], logs["learning_rate"])
                 recorder.speak(state.global_step)
-            if "eval_loss" in logs: recorder.evaluated(state.global_step, logs["eval_loss"])
+            if "eval_loss" in logs:
+                recorder.evaluated(state.global_step, logs["eval_loss"])
 
     return Reporter()
 
 # %% ../../nbs/4_train/46_finetune.ipynb #46-17
 class TrainerEngine:
     "Hugging Face Trainer, as the chapter on the life of a run wants it."
+
     name = "trainer"
 
-    def __init__(self,
-        job: Job, # the run
-        model,    # the model, ready to be trained
+    def __init__(
+        self,
+        job: Job,  # the run
+        model,  # the model, ready to be trained
     ):
         from transformers import PrinterCallback
+
         config = job.config
         self.job, self.reporter = job, make_reporter(job)
         arguments = training_arguments(config, len(job.items), job.device, job.ranks.world_size, job.sharded)
-        self.trainer = make_trainer(model, arguments, job.items, job.samples["valid"], job.maker.tokenizer.pad_token_id, job.recorder, job.run, [self.reporter], config.lora_plus_ratio, not job.isolated, config.use_ipex, config.save_total_limit)
+        self.trainer = make_trainer(
+            model,
+            arguments,
+            job.items,
+            job.samples["valid"],
+            job.maker.tokenizer.pad_token_id,
+            job.recorder,
+            job.run,
+            [self.reporter],
+            config.lora_plus_ratio,
+            not job.isolated,
+            config.use_ipex,
+            config.save_total_limit,
+        )
         self.trainer.remove_callback(PrinterCallback)  # our own lines instead of dicts
 
     @property
-    def model(self): return self.trainer.model
+    def model(self):
+        return self.trainer.model
 
     @property
-    def step(self) -> int: return self.trainer.state.global_step
+    def step(self) -> int:
+        return self.trainer.state.global_step
 
     @property
-    def best(self) -> tuple: return int(self.trainer.state.best_model_checkpoint.rsplit("-", 1)[1]), self.trainer.state.best_metric
+    def best(self) -> tuple:
+        return int(self.trainer.state.best_model_checkpoint.rsplit("-", 1)[1]), self.trainer.state.best_metric
 
-    def learn(self,
-        resumed: int, # the step of the last checkpoint; 0: from the beginning
-        first,        # called when the model is where it will be trained
+    def learn(
+        self,
+        resumed: int,  # the step of the last checkpoint; 0: from the beginning
+        first,  # called when the model is where it will be trained
     ):
         "Take the model to the end of the run, its best step loaded."
         finished, sharded = resumed >= self.job.length.steps, self.job.sharded
-        if sharded and finished: self.trainer.shard()
-        if sharded and not finished: self.reporter.first = first
-        else: first()
-        if finished: self.load_best(resumed)
-        else: self.trainer.train(resume_from_checkpoint=str(checkpoint_folder(self.job.run, resumed)) if resumed else None)
+        if sharded and finished:
+            self.trainer.shard()
+        if sharded and not finished:
+            self.reporter.first = first
+        else:
+            first()
+        if finished:
+            self.load_best(resumed)
+        else:
+            self.trainer.train(
+                resume_from_checkpoint=str(checkpoint_folder(self.job.run, resumed)) if resumed else None
+            )
 
-    def load_best(self,
-        step: int, # of the last checkpoint
+    def load_best(
+        self,
+        step: int,  # of the last checkpoint
     ):
         "Bring the trainer to where training ended: its state, and what was learned up to the best step."
         from transformers import TrainerState
+
         trainer, folder = self.trainer, checkpoint_folder(self.job.run, step)
-        trainer.state = TrainerState.load_from_json(str(folder/STATE))
+        trainer.state = TrainerState.load_from_json(str(folder / STATE))
         load_weights(trainer.model, folder.with_name(Path(trainer.state.best_model_checkpoint).name))
 
 # %% ../../nbs/4_train/46_finetune.ipynb #46-19
 def finetune(
-    config: FinetuneConfig, # the settings
-) -> dict:                  # the summary, also written as summary.json; ValueError or a file error, in one sentence, if it cannot be done
+    config: FinetuneConfig,  # the settings
+) -> (
+    dict
+):  # the summary, also written as summary.json; ValueError or a file error, in one sentence, if it cannot be done
     "Fine-tune a base model on prepared scenes; returns and writes the summary."
     return run_job(config, TrainerEngine)

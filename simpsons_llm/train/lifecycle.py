@@ -18,34 +18,66 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..data.batches import accumulation_steps
-from .cost import Recipe, require_room, with_time
-from ..machine.device import complete_env, find_device, find_ranks, load_ipex, memory_gib, peak_memory_gib, reset_peak_memory, set_threads
-from ..machine.distributed import gather, group_ranks, join_group, main_first, on_main, rank_env
-from ..model.loss import heldout_loss
-from .sharding import gather_weights
-from .config import RunLength, TrainConfig, run_length
-from .history import Recorder, last_checkpoint, open_tracker, plot_losses, take_up, text_samples
-from ..model.infer import heldout_moments
-from ..machine.job import Progress, format_seconds, hold_folder, provenance, read_json, require, set_aside, write_json, write_text
-from ..model.base import add_adapter, ask_by_doing, find_base, load_base, load_config, load_tokenizer, recompute_activations, save_adapter, save_model, shape_of, trainable_parameters
 from ..data.packing import PackedRows, base_of, can_isolate, leaks_between, packs_well
-from ..data.prepare import Prepared, PrepareConfig, load_data, read_and_split, write_prepared
+from ..data.prepare import PrepareConfig, Prepared, load_data, read_and_split, write_prepared
 from ..data.prompt import TextMaker
 from ..data.samples import audit, cache_key, kept_samples, row_samples, scene_samples, write_audit
+from simpsons_llm.machine.device import (
+    complete_env,
+    find_device,
+    find_ranks,
+    load_ipex,
+    memory_gib,
+    peak_memory_gib,
+    reset_peak_memory,
+    set_threads,
+)
+from ..machine.distributed import gather, group_ranks, join_group, main_first, on_main, rank_env
+from simpsons_llm.machine.job import (
+    Progress,
+    format_seconds,
+    hold_folder,
+    provenance,
+    read_json,
+    require,
+    set_aside,
+    write_json,
+    write_text,
+)
+from simpsons_llm.model.base import (
+    add_adapter,
+    ask_by_doing,
+    find_base,
+    load_base,
+    load_config,
+    load_tokenizer,
+    recompute_activations,
+    save_adapter,
+    save_model,
+    shape_of,
+    trainable_parameters,
+)
+from ..model.infer import heldout_moments
+from ..model.loss import heldout_loss
+from .config import RunLength, TrainConfig, run_length
+from .cost import Recipe, require_room, with_time
+from .history import Recorder, last_checkpoint, open_tracker, plot_losses, take_up, text_samples
+from .sharding import gather_weights
 
 # %% ../../nbs/4_train/44_lifecycle.ipynb #44-05
 def data_folder(
-    config: TrainConfig, # the settings
-) -> Path:                  # what `load_data` reads
+    config: TrainConfig,  # the settings
+) -> Path:  # what `load_data` reads
     "Where the prepared data of a run lies."
-    return Path(config.data) if Path(config.data).is_dir() else Path(config.run)/"data"
+    return Path(config.data) if Path(config.data).is_dir() else Path(config.run) / "data"
 
 
 def run_data(
-    config: TrainConfig, # the settings
-) -> tuple:                 # (split name -> `Scene`s, report, `Prepared` that is still to be written or None)
+    config: TrainConfig,  # the settings
+) -> tuple:  # (split name -> `Scene`s, report, `Prepared` that is still to be written or None)
     "Prepared data of a run; nothing is written. All ranks must call it."
-    if data_folder(config) == Path(config.data): return *load_data(config.data), None
+    if data_folder(config) == Path(config.data):
+        return *load_data(config.data), None
     if config.data != "springfield" and not Path(config.data).is_file():
         raise FileNotFoundError(f"no data at {config.data}; give a folder that prepare wrote, or a script file")
     made = on_main(group_ranks(), lambda: read_and_split(PrepareConfig(script=config.data)))
@@ -53,249 +85,400 @@ def run_data(
 
 
 def holds_data(
-    folder: Path,   # where prepared data may lie
-    made: Prepared, # what `run_data` gave
+    folder: Path,  # where prepared data may lie
+    made: Prepared,  # what `run_data` gave
 ) -> bool:
     "Whether just this data lies in a folder, whole."
-    try: return load_data(folder)[1]["data_sha256"] == made.report["data_sha256"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError): return False
+    try:
+        return load_data(folder)[1]["data_sha256"] == made.report["data_sha256"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
 
 # %% ../../nbs/4_train/44_lifecycle.ipynb #44-07
 def make_samples(
-    config: TrainConfig, # the settings
-    maker: TextMaker,       # tokenizer and template
-    parts: dict,            # split name -> `Scene`s
-    report: dict,           # the data's report
-    keep: bool = True,      # keep new samples in the cache folder
-) -> tuple:                 # (split name -> `Sample`s, split name -> number of lines too long to learn)
+    config: TrainConfig,  # the settings
+    maker: TextMaker,  # tokenizer and template
+    parts: dict,  # split name -> `Scene`s
+    report: dict,  # the data's report
+    keep: bool = True,  # keep new samples in the cache folder
+) -> tuple:  # (split name -> `Sample`s, split name -> number of lines too long to learn)
     "Samples of all splits in the view that was asked for; kept ones if nothing has changed."
     s, targets = config.resolved(), report["speakers"]
     options = {k: s[k] for k in ("view", "max_seq_len", "context_lines", "context_weight")}
+
     def make():
         samples, too_long = {}, {}
         for name, scenes in parts.items():
-            if s["view"] == "rows": samples[name], long = row_samples(scenes, maker, targets, s["max_seq_len"], s["context_lines"])
-            else: samples[name], long = scene_samples(scenes, maker, targets, s["max_seq_len"], s["context_weight"])
+            if s["view"] == "rows":
+                samples[name], long = row_samples(scenes, maker, targets, s["max_seq_len"], s["context_lines"])
+            else:
+                samples[name], long = scene_samples(scenes, maker, targets, s["max_seq_len"], s["context_weight"])
             too_long[name] = len(long)
         return samples, too_long
-    samples, too_long, _ = kept_samples(cache_key(maker, report["data_sha256"], targets=targets, **options), make, keep=keep)
+
+    samples, too_long, _ = kept_samples(
+        cache_key(maker, report["data_sha256"], targets=targets, **options), make, keep=keep
+    )
     return samples, too_long
 
 # %% ../../nbs/4_train/44_lifecycle.ipynb #44-09
 @dataclass
 class Job:
     "All that a run consists of."
-    config: TrainConfig    # the settings
-    run: Path              # the run's folder
-    ranks: object          # the `Ranks`
-    device: object         # the `Device`
-    maker: TextMaker       # tokenizer and template
-    samples: dict          # split name -> `Sample`s
-    counts: dict           # what `audit` counted in the training samples
-    too_long: dict         # split name -> number of lines that were too long to learn
-    report: dict           # the data's report
-    base: str              # the base model's name
-    shape: object          # its transformers configuration
-    items: object          # what batches are made of: training `Sample`s, or `PackedRows` of them
-    layout: str            # how samples share a batch, in words
-    isolated: bool         # samples of a batch lie end to end and do not see each other
-    told: object           # what a step will cost on one rank: the `Estimate`
-    sharded: bool          # each rank holds a part of the model (FSDP)
-    length: RunLength      # how many steps, and what happens at which
-    moments: list          # where text is sampled: what `heldout_moments` chose in a validation scene
-    made: object = None    # `Prepared` data of a script, not written yet
-    recorder: object = None # the `Recorder`
+
+    config: TrainConfig  # the settings
+    run: Path  # the run's folder
+    ranks: object  # the `Ranks`
+    device: object  # the `Device`
+    maker: TextMaker  # tokenizer and template
+    samples: dict  # split name -> `Sample`s
+    counts: dict  # what `audit` counted in the training samples
+    too_long: dict  # split name -> number of lines that were too long to learn
+    report: dict  # the data's report
+    base: str  # the base model's name
+    shape: object  # its transformers configuration
+    items: object  # what batches are made of: training `Sample`s, or `PackedRows` of them
+    layout: str  # how samples share a batch, in words
+    isolated: bool  # samples of a batch lie end to end and do not see each other
+    told: object  # what a step will cost on one rank: the `Estimate`
+    sharded: bool  # each rank holds a part of the model (FSDP)
+    length: RunLength  # how many steps, and what happens at which
+    moments: list  # where text is sampled: what `heldout_moments` chose in a validation scene
+    made: object = None  # `Prepared` data of a script, not written yet
+    recorder: object = None  # the `Recorder`
     engine: object = None  # what does the steps
 
-    def score(self,
-        split: str, # "valid" or "test"
-    ) -> float:     # nats per learned token
+    def score(
+        self,
+        split: str,  # "valid" or "test"
+    ) -> float:  # nats per learned token
         "The held-out loss of the model as it is now. All ranks must call it."
         progress = Progress(len(self.samples[split]), f"score {split}", "samples", show=self.ranks.is_main)
-        with self.autocast(): return heldout_loss(self.engine.model, self.samples[split], self.maker.tokenizer.pad_token_id, self.config.resolved()["micro_batch_size"], progress)
+        with self.autocast():
+            return heldout_loss(
+                self.engine.model,
+                self.samples[split],
+                self.maker.tokenizer.pad_token_id,
+                self.config.resolved()["micro_batch_size"],
+                progress,
+            )
 
-    def say(self) -> list: # rows, as `text_samples` gives them; none where this rank is not asked
+    def say(self) -> list:  # rows, as `text_samples` gives them; none where this rank is not asked
         "Samples of text of the model as it is now. All ranks must call it."
-        if not (self.ranks.is_main or self.sharded): return []
-        with self.autocast(): return text_samples(self.engine.model, self.maker, self.moments)
+        if not (self.ranks.is_main or self.sharded):
+            return []
+        with self.autocast():
+            return text_samples(self.engine.model, self.maker, self.moments)
 
     def autocast(self):
         "The number format of the steps, for what is measured outside of them too: before and after are computed alike, whatever the engine has done to the model by then."
         import torch
+
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.dtype == "bfloat16")
 
 # %% ../../nbs/4_train/44_lifecycle.ipynb #44-11
 def plan(
-    config: TrainConfig, # the settings
-    ranks,                  # the `Ranks`
-    device,                 # the `Device`
-    keep: bool = True,      # keep new samples in the cache folder
-) -> Job:                   # all but engine and recorder; ValueError or a file error where the run cannot be done
+    config: TrainConfig,  # the settings
+    ranks,  # the `Ranks`
+    device,  # the `Device`
+    keep: bool = True,  # keep new samples in the cache folder
+) -> Job:  # all but engine and recorder; ValueError or a file error where the run cannot be done
     "Everything that can be known before a weight is loaded. Nothing is written into the run's folder."
     s, name = config.resolved(), find_base(config.base_model, device.type).name
     parts, report, made = run_data(config)
     with main_first(ranks):  # what it keeps in the cache, others read
         maker, shape = TextMaker(load_tokenizer(name), s["template"]), load_config(name, device.type)
         samples, too_long = make_samples(config, maker, parts, report, keep)
-    for split in ("valid", "test"): samples[split] = [x for x in samples[split] if x.learned]  # others are not scored
+    # others are not scored
+    for split in ("valid", "test"):
+        samples[split] = [x for x in samples[split] if x.learned]
     for split, long in too_long.items():
-        if long and ranks.is_main: print(f"{split}: {long} lines are longer than max_seq_len={s['max_seq_len']} tokens by themselves and are not learned")
+        if long and ranks.is_main:
+            print(
+                f"{split}: {long} lines are longer than max_seq_len={s['max_seq_len']} tokens by themselves and are not learned"
+            )
     counts = audit(samples["train"], maker, parts["train"], report["speakers"], s["max_seq_len"])
-    require(samples["valid"], f"no line of the validation scenes fits into max_seq_len={s['max_seq_len']} tokens; raise it")
+    require(
+        samples["valid"], f"no line of the validation scenes fits into max_seq_len={s['max_seq_len']} tokens; raise it"
+    )
     items, layout, isolated = lay_out(config, shape, samples["train"], device)
     length = run_length(config, len(items))
     moments = heldout_moments(parts["valid"], (report["speakers"] or list(report["all_speakers"]))[:3], most_scenes=1)
-    told, sharded = share_model(config, shape, step_recipe(config, samples["train"], isolated, ranks.world_size), device, ranks.world_size)
-    if sharded: require_host(told, ranks, memory_gib("cpu"))
-    return Job(config, Path(config.run), ranks, device, maker, samples, counts, too_long, report, name, shape, items, layout, isolated, told, sharded, length, moments, made)
+    told, sharded = share_model(
+        config, shape, step_recipe(config, samples["train"], isolated, ranks.world_size), device, ranks.world_size
+    )
+    if sharded:
+        require_host(told, ranks, memory_gib("cpu"))
+    return Job(
+        config,
+        Path(config.run),
+        ranks,
+        device,
+        maker,
+        samples,
+        counts,
+        too_long,
+        report,
+        name,
+        shape,
+        items,
+        layout,
+        isolated,
+        told,
+        sharded,
+        length,
+        moments,
+        made,
+    )
 
 # %% ../../nbs/4_train/44_lifecycle.ipynb #44-13
 def lay_out(
-    config: TrainConfig, # the settings
-    shape,                  # the base model's transformers configuration
-    samples: list,          # training `Sample`s
-    device,                 # the `Device`
-) -> tuple:                 # (samples or `PackedRows`, the layout in words, whether attention must be isolated); ValueError if it cannot be had
+    config: TrainConfig,  # the settings
+    shape,  # the base model's transformers configuration
+    samples: list,  # training `Sample`s
+    device,  # the `Device`
+) -> (
+    tuple
+):  # (samples or `PackedRows`, the layout in words, whether attention must be isolated); ValueError if it cannot be had
     "Choose how samples share a batch."
     done = ask_by_doing(shape)  # also refuses a model that reads ahead, packed or not
     reason = can_isolate(shape_of(shape)) or done
-    require(not reason or config.packing in ("auto", "none"), f"packing={config.packing} was given, but this model cannot be packed: {reason}; use packing=none")
-    if config.packing == "auto" and not reason and not packs_well(device): reason = f"on {device.type} in {device.dtype} that is faster"
-    if reason or config.packing == "none": return samples, "batches of similar length, filled up" + (f" ({reason})" if reason else ""), False
-    if config.packing != "rows": return samples, "samples of a batch end to end", True
+    require(
+        not reason or config.packing in ("auto", "none"),
+        f"packing={config.packing} was given, but this model cannot be packed: {reason}; use packing=none",
+    )
+    if config.packing == "auto" and not reason and not packs_well(device):
+        reason = f"on {device.type} in {device.dtype} that is faster"
+    if reason or config.packing == "none":
+        return samples, "batches of similar length, filled up" + (f" ({reason})" if reason else ""), False
+    if config.packing != "rows":
+        return samples, "samples of a batch end to end", True
     rows = PackedRows(samples, config.row_len)
     return rows, f"{len(rows)} rows of {config.row_len} tokens, {rows.filling:.1%} full", True
 
 # %% ../../nbs/4_train/44_lifecycle.ipynb #44-15
 def share_model(
-    config: TrainConfig, # the settings
-    shape,                  # the base model's transformers configuration
-    recipe,                 # the training step, a `Recipe`
-    device,                 # the `Device`
-    world_size: int = 1,    # ranks
-) -> tuple:                 # (the `Estimate` for one rank, whether each holds only a part); ValueError where neither fits
+    config: TrainConfig,  # the settings
+    shape,  # the base model's transformers configuration
+    recipe,  # the training step, a `Recipe`
+    device,  # the `Device`
+    world_size: int = 1,  # ranks
+) -> tuple:  # (the `Estimate` for one rank, whether each holds only a part); ValueError where neither fits
     "Choose how ranks share the model."
     want = config.sharding if world_size > 1 and config.quantization == "none" else "none"
     if want == "none" or want == "auto" and config.mode == "lora":
-        try: return require_room(shape, recipe, device, exchange=config.exchange if world_size > 1 else "none"), False
+        try:
+            return require_room(shape, recipe, device, exchange=config.exchange if world_size > 1 else "none"), False
         except ValueError:
-            if want == "none": raise
+            if want == "none":
+                raise
     return require_room(shape, recipe, device, world_size), True
 
 # %% ../../nbs/4_train/44_lifecycle.ipynb #44-17
 def host_gib(
-    told, # the `Estimate` for one rank that holds a part
-    ranks, # the `Ranks`
-) -> float: # GiB, of all ranks of this machine together
+    told,  # the `Estimate` for one rank that holds a part
+    ranks,  # the `Ranks`
+) -> float:  # GiB, of all ranks of this machine together
     "What loading a sharded model takes of the host's memory."
-    return told.weights_gib*ranks.world_size*ranks.local_world_size
+    return told.weights_gib * ranks.world_size * ranks.local_world_size
 
 
 def require_host(
-    told,           # the `Estimate` for one rank that holds a part
-    ranks,          # the `Ranks`
-    room_gib: float, # the host's memory, GiB; nan: not known
+    told,  # the `Estimate` for one rank that holds a part
+    ranks,  # the `Ranks`
+    room_gib: float,  # the host's memory, GiB; nan: not known
 ):
     "ValueError where the host cannot hold a whole model for each rank while it is loaded."
     need = host_gib(told, ranks)
-    require(not need > room_gib, f"a sharded model is loaded whole into the host's memory first, once by each of the {ranks.local_world_size} ranks of a machine: {need:.1f} GiB, and this one has {room_gib:.1f}; "
-            "start fewer ranks on each machine, or use sharding=none where the devices have room for it")
+    require(
+        not need > room_gib,
+        f"a sharded model is loaded whole into the host's memory first, once by each of the {ranks.local_world_size} ranks of a machine: {need:.1f} GiB, and this one has {room_gib:.1f}; "
+        "start fewer ranks on each machine, or use sharding=none where the devices have room for it",
+    )
 
 # %% ../../nbs/4_train/44_lifecycle.ipynb #44-20
 def step_recipe(
-    config: TrainConfig, # the settings
-    samples: list,          # training `Sample`s
-    isolated: bool,         # samples of a batch end to end
-    world_size: int = 1,    # ranks
-    largest: bool = True,   # the largest micro-batch; False: one of average size
-) -> Recipe:                # for `estimate`
+    config: TrainConfig,  # the settings
+    samples: list,  # training `Sample`s
+    isolated: bool,  # samples of a batch end to end
+    world_size: int = 1,  # ranks
+    largest: bool = True,  # the largest micro-batch; False: one of average size
+) -> Recipe:  # for `estimate`
     "A run's training step, as the chapter on costs describes it."
     s, sizes = config.resolved(), sorted(((len(x.input_ids), x.weighted) for x in samples), reverse=True)
     n = min(s["micro_batch_size"], len(sizes))
-    if config.packing == "rows": sizes = [(config.row_len, config.row_len)]*n
-    if not largest: sizes = [tuple(round(sum(column)/len(sizes)) for column in zip(*sizes))]*n
+    if config.packing == "rows":
+        sizes = [(config.row_len, config.row_len)] * n
+    if not largest:
+        sizes = [tuple(round(sum(column) / len(sizes)) for column in zip(*sizes))] * n
     lengths, learned = zip(*sizes[:n])
-    return Recipe(config.lora, lengths, sum(learned) if isolated else max(lengths) - 1, isolated, accumulation_steps(s["global_batch_size"], s["micro_batch_size"], world_size), config.gradient_checkpointing, config.quantization)
+    return Recipe(
+        config.lora,
+        lengths,
+        sum(learned) if isolated else max(lengths) - 1,
+        isolated,
+        accumulation_steps(s["global_batch_size"], s["micro_batch_size"], world_size),
+        config.gradient_checkpointing,
+        config.quantization,
+    )
 
 # %% ../../nbs/4_train/44_lifecycle.ipynb #44-22
 def costs(
-    config: TrainConfig, # the settings
-) -> dict:                  # heading -> {what: value with unit}; ValueError where the run cannot fit
+    config: TrainConfig,  # the settings
+) -> dict:  # heading -> {what: value with unit}; ValueError where the run cannot fit
     "What a run would cost, measured on a few layers of the model."
     device, ranks = find_device(config.device, config.dtype), find_ranks()
-    if device.type == "cpu": set_threads(ranks)
+    if device.type == "cpu":
+        set_threads(ranks)
     job = plan(config, ranks, device, keep=False)
     told, average = estimate_run(job), step_recipe(config, job.samples["train"], job.isolated, largest=False)
     steps = job.length.steps
-    tokens = steps*average.tokens*average.gradient_accumulation_steps
-    return {f"{job.base} on {device.name} ({device.dtype}), {job.layout}": {}, "the largest step:": told.table(),
-            "the run:": {"steps": f"{steps:,}", "tokens": f"{tokens:,}", "training time": f"{format_seconds(tokens/told.tokens_per_s)}, evaluations not counted"}}
+    tokens = steps * average.tokens * average.gradient_accumulation_steps
+    return {
+        f"{job.base} on {device.name} ({device.dtype}), {job.layout}": {},
+        "the largest step:": told.table(),
+        "the run:": {
+            "steps": f"{steps:,}",
+            "tokens": f"{tokens:,}",
+            "training time": f"{format_seconds(tokens / told.tokens_per_s)}, evaluations not counted",
+        },
+    }
 
 
 def estimate_run(
-    job: Job,   # what `plan` made
-):              # the `Estimate` of its largest step, with its time
+    job: Job,  # what `plan` made
+):  # the `Estimate` of its largest step, with its time
     "What a step costs, this device's speed measured too."
-    return with_time(job.told, job.shape, step_recipe(job.config, job.samples["train"], job.isolated, job.ranks.world_size), job.device)
+    return with_time(
+        job.told,
+        job.shape,
+        step_recipe(job.config, job.samples["train"], job.isolated, job.ranks.world_size),
+        job.device,
+    )
 
 # %% ../../nbs/4_train/44_lifecycle.ipynb #44-26
 def what_is_learned(
-    job: Job, # the run
-) -> str:     # four lines for people
+    job: Job,  # the run
+) -> str:  # four lines for people
     "The run in words, before it begins."
     model, config, counts = job.engine.model, job.config, job.counts
     trainable, total = trainable_parameters(model)
     weight, context = config.resolved()["context_weight"], counts["context_tokens"]
-    learned = f"{counts['learned_tokens']:,} of them learned" + (f", and {context:,} of other lines at weight {weight:g}, which is {weight*context/(weight*context + counts['learned_tokens']):.0%} of the loss" if context else "")
-    return "\n".join([
-        f"{base_of(model).name_or_path} on {job.device.name} ({job.device.dtype}); recipe {config.recipe}",
-        f"trainable parameters: {trainable:,} of {total:,} ({trainable/total:.2%})",
-        f"to learn: {counts['samples']} samples, {counts['tokens']:,} tokens, {learned}; "
-        f"{job.length.steps} steps of {config.resolved()['global_batch_size']} {'rows' if config.packing == 'rows' else 'samples'}; {job.layout}",
-        *([f"{job.ranks.world_size} ranks, " + (f"each holds a part of the model (FSDP); while it is loaded, {host_gib(job.told, job.ranks):.1f} GiB of the host's memory" if job.sharded else "each holds the whole model (DDP)")] if job.ranks.world_size > 1 else []),
-        f"peak memory of a step: {'at least ' if job.device.type == 'cpu' else ''}{job.told.peak_mem_gib:.1f} GiB of {job.device.memory_gib:.1f}"])
+    learned = f"{counts['learned_tokens']:,} of them learned" + (
+        f", and {context:,} of other lines at weight {weight:g}, which is {weight * context / (weight * context + counts['learned_tokens']):.0%} of the loss"
+        if context
+        else ""
+    )
+    return "\n".join(
+        [
+            f"{base_of(model).name_or_path} on {job.device.name} ({job.device.dtype}); recipe {config.recipe}",
+            f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})",
+            f"to learn: {counts['samples']} samples, {counts['tokens']:,} tokens, {learned}; "
+            f"{job.length.steps} steps of {config.resolved()['global_batch_size']} {'rows' if config.packing == 'rows' else 'samples'}; {job.layout}",
+            *(
+                [
+                    f"{job.ranks.world_size} ranks, "
+                    + (
+                        f"each holds a part of the model (FSDP); while it is loaded, {host_gib(job.told, job.ranks):.1f} GiB of the host's memory"
+                        if job.sharded
+                        else "each holds the whole model (DDP)"
+                    )
+                ]
+                if job.ranks.world_size > 1
+                else []
+            ),
+            f"peak memory of a step: {'at least ' if job.device.type == 'cpu' else ''}{job.told.peak_mem_gib:.1f} GiB of {job.device.memory_gib:.1f}",
+        ]
+    )
 
 # %% ../../nbs/4_train/44_lifecycle.ipynb #44-28
-KEPT = {"lora": "adapter", "full": "model"} # what a run leaves, and the folder it is in
+KEPT = {"lora": "adapter", "full": "model"}  # what a run leaves, and the folder it is in
 LEAST_GAIN = 0.005  # nats per token; a run whose held-out loss falls by less is not called done
-MAY_CHANGE = ("run", "trackers", "max_minutes", "save_total_limit", "score_test", "micro_batch_size", "sharding", "backend", "group_timeout_s", "use_ipex")  # when a run is resumed, perhaps on more or fewer ranks
-RESULTS = ["audit.html", "config.yaml", "metrics.jsonl", "checkpoints", "adapter", "model", "export", "summary.json", "loss.png", "tensorboard", "wandb"]
+# when a run is resumed, perhaps on more or fewer ranks
+MAY_CHANGE = (
+    "run",
+    "trackers",
+    "max_minutes",
+    "save_total_limit",
+    "score_test",
+    "micro_batch_size",
+    "sharding",
+    "backend",
+    "group_timeout_s",
+    "use_ipex",
+)
+RESULTS = [
+    "audit.html",
+    "config.yaml",
+    "metrics.jsonl",
+    "checkpoints",
+    "adapter",
+    "model",
+    "export",
+    "summary.json",
+    "loss.png",
+    "tensorboard",
+    "wandb",
+]
 
 
 def open_run(
-    config: TrainConfig, # the settings
-    run: Path,              # the run's folder
-    found: dict,            # what the settings stand for: base_source and data_sha256
+    config: TrainConfig,  # the settings
+    run: Path,  # the run's folder
+    found: dict,  # what the settings stand for: base_source and data_sha256
     made: Prepared = None,  # a script's data, to be written into the run's folder
-) -> dict | None:           # the summary of a finished run that should be resumed; None if there is something to do
+) -> dict | None:  # the summary of a finished run that should be resumed; None if there is something to do
     "Set earlier results aside, or check that they can be resumed; then write config.yaml."
     import yaml
+
     settings, done = {**config.to_dict(), "resume": False, "found": found}, {}
-    if (run/"summary.json").is_file(): done = read_json(run/"summary.json")
+    if (run / "summary.json").is_file():
+        done = read_json(run / "summary.json")
     if config.resume:
-        before = yaml.safe_load((run/"config.yaml").read_text(encoding="utf8")) if (run/"config.yaml").is_file() else None
-        require(before is not None and last_checkpoint(run), f"{config.run} has no checkpoint to resume from; run without resume")
+        before = (
+            yaml.safe_load((run / "config.yaml").read_text(encoding="utf8"))
+            if (run / "config.yaml").is_file()
+            else None
+        )
+        require(
+            before is not None and last_checkpoint(run),
+            f"{config.run} has no checkpoint to resume from; run without resume",
+        )
         changed = sorted(k for k in settings if before.get(k) != settings[k] and k not in MAY_CHANGE)
-        require(not changed, f"to resume, the settings must be those of the run; {', '.join(f'{k}: {before.get(k)} then, {settings[k]} now' for k in changed)}")
-        if "optimizer_steps" in done and not done.get("stopped_early"): return done
+        require(
+            not changed,
+            f"to resume, the settings must be those of the run; {', '.join(f'{k}: {before.get(k)} then, {settings[k]} now' for k in changed)}",
+        )
+        if "optimizer_steps" in done and not done.get("stopped_early"):
+            return done
     else:
-        if "optimizer_steps" in done: shutil.rmtree(run/"checkpoints", ignore_errors=True)  # a finished run needs them no more
-        set_aside(run, RESULTS + ["data"]*bool(made and not holds_data(run/"data", made)))
-    if made and not holds_data(run/"data", made): write_prepared(made, run/"data")
-    write_text(run/"config.yaml", yaml.safe_dump(settings, sort_keys=False))
+        # a finished run needs them no more
+        if "optimizer_steps" in done:
+            shutil.rmtree(run / "checkpoints", ignore_errors=True)
+        set_aside(run, RESULTS + ["data"] * bool(made and not holds_data(run / "data", made)))
+    if made and not holds_data(run / "data", made):
+        write_prepared(made, run / "data")
+    write_text(run / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
 
 # %% ../../nbs/4_train/44_lifecycle.ipynb #44-30
 def run_job(
-    config: TrainConfig, # the settings
-    make_engine,         # called with the `Job` and the model; gives the engine
-) -> dict:               # the summary, also written as summary.json; ValueError or a file error, in one sentence, if it cannot be done
+    config: TrainConfig,  # the settings
+    make_engine,  # called with the `Job` and the model; gives the engine
+) -> (
+    dict
+):  # the summary, also written as summary.json; ValueError or a file error, in one sentence, if it cannot be done
     "Train a base model on prepared scenes; returns and writes the summary."
-    ranks = find_ranks(); complete_env(ranks); rank_env(ranks)  # before transformers is imported
+    ranks = find_ranks()
+    complete_env(ranks)
+    rank_env(ranks)  # before transformers is imported
     device = find_device(config.device, config.dtype, ranks.local_rank)
-    if device.type == "cpu": set_threads(ranks)
+    if device.type == "cpu":
+        set_threads(ranks)
     s = config.resolved()
-    accumulation_steps(s["global_batch_size"], s["micro_batch_size"], ranks.world_size); find_base(config.base_model, device.type)
-    if config.use_ipex: load_ipex()
+    accumulation_steps(s["global_batch_size"], s["micro_batch_size"], ranks.world_size)
+    find_base(config.base_model, device.type)
+    if config.use_ipex:
+        load_ipex()
     join_group(ranks, device, config.backend, config.group_timeout_s)
     with ExitStack() as held:
         on_main(ranks, lambda: held.enter_context(hold_folder(config.run, getattr(make_engine, "name", "train"))))
@@ -303,33 +486,41 @@ def run_job(
 
 
 def require_apart(
-    job: Job, # what `plan` made
-    model,    # the base model, loaded; from now on with isolated attention
+    job: Job,  # what `plan` made
+    model,  # the base model, loaded; from now on with isolated attention
 ):
     "The last word on packing has the model itself, in the number format of the training: ValueError if its sequences do not stay apart."
-    with job.autocast(): wrong = leaks_between(model)
+    with job.autocast():
+        wrong = leaks_between(model)
     require(not wrong, f"samples were to lie end to end, but in {job.base} they cannot: {wrong}; use packing=none")
 
 
 def begin_run(
-    job: Job,    # what `plan` made
-    make_engine, # called with the `Job` and the model; gives the engine
-) -> dict:       # the summary
+    job: Job,  # what `plan` made
+    make_engine,  # called with the `Job` and the model; gives the engine
+) -> dict:  # the summary
     "Load the model, open the run, build the engine, and hand over to `measure`."
     config, run, ranks = job.config, job.run, job.ranks
-    where = replace(job.device, type="cpu", index=0) if job.sharded else job.device  # a sharded model goes to the devices in parts
+    # a sharded model goes to the devices in parts
+    where = replace(job.device, type="cpu", index=0) if job.sharded else job.device
     model, _ = load_base(job.base, where if config.lora else replace(where, dtype="float32"), config.quantization)
     found = {"base_source": model.origin, "data_sha256": job.report["data_sha256"]}
-    if job.isolated: require_apart(job, model)
-    if config.lora: model = add_adapter(model, config.lora, config.seed)
-    finished = on_main(ranks, lambda: open_run(config, run, found, job.made))  # nothing was moved or written before this line
+    if job.isolated:
+        require_apart(job, model)
+    if config.lora:
+        model = add_adapter(model, config.lora, config.seed)
+    # nothing was moved or written before this line
+    finished = on_main(ranks, lambda: open_run(config, run, found, job.made))
     if finished:
         print(f"{config.run} is finished ({finished['optimizer_steps']} steps); nothing is left to resume")
         return finished
-    if ranks.is_main: write_json(run/"summary.json", {"status": "running"})
+    if ranks.is_main:
+        write_json(run / "summary.json", {"status": "running"})
     try:
-        if ranks.is_main: write_audit(job.samples["train"], job.maker, job.counts, run/"audit.html")
-        if config.gradient_checkpointing: recompute_activations(model)
+        if ranks.is_main:
+            write_audit(job.samples["train"], job.maker, job.counts, run / "audit.html")
+        if config.gradient_checkpointing:
+            recompute_activations(model)
         job.recorder = Recorder(ranks, job.device, job.length, run, job.say, max_minutes=config.max_minutes)
         job.engine = make_engine(job, model)
         if ranks.is_main:
@@ -337,35 +528,64 @@ def begin_run(
             job.recorder.tracker = open_tracker(config.trackers, run, config.to_dict())
         return measure(job)
     except BaseException as e:
-        if ranks.is_main: write_json(run/"summary.json", {"status": "interrupted" if isinstance(e, KeyboardInterrupt) else "failed", "error": f"{type(e).__name__}: {e}"})
+        if ranks.is_main:
+            write_json(
+                run / "summary.json",
+                {
+                    "status": "interrupted" if isinstance(e, KeyboardInterrupt) else "failed",
+                    "error": f"{type(e).__name__}: {e}",
+                },
+            )
         raise
     finally:
-        if job.recorder and job.recorder.tracker: job.recorder.tracker.finish()
+        if job.recorder and job.recorder.tracker:
+            job.recorder.tracker.finish()
 
 # %% ../../nbs/4_train/44_lifecycle.ipynb #44-32
 def measure(
-    job: Job, # the run, ready to start
-) -> dict:    # the summary
+    job: Job,  # the run, ready to start
+) -> dict:  # the summary
     "Score the base, train, load the best step, save it, and write the summary."
-    run, engine, recorder, resumed = job.run, job.engine, job.recorder, last_checkpoint(job.run) if job.config.resume else 0
+    _run, engine, recorder, resumed = (
+        job.run,
+        job.engine,
+        job.recorder,
+        last_checkpoint(job.run) if job.config.resume else 0,
+    )
     losses, clock = {}, {}
-    def first():  # the model is where it will be trained, and no checkpoint is loaded yet, so this is the base
+
+    # the model is where it will be trained, and no checkpoint is loaded yet, so this is the base
+    def first():
         row = take_up(recorder) if job.config.resume else {"valid_loss_nats": job.score("valid")}
         if job.config.score_test and "test_loss_nats" not in row:
-            require(not (job.sharded and resumed), "score_test was given on resuming a sharded run that began without it, and its base cannot be scored any more; leave it out")
+            require(
+                not (job.sharded and resumed),
+                "score_test was given on resuming a sharded run that began without it, and its base cannot be scored any more; leave it out",
+            )
             row["test_loss_nats"] = job.score("test")
         if not job.config.resume:
             recorder.write(0, **row)
             recorder.speak(0)
         losses["valid_loss_nats_base"] = row["valid_loss_nats"]
-        if job.config.score_test: losses["test_loss_nats_base"] = row["test_loss_nats"]
-        reset_peak_memory(job.device); clock["start"] = time.perf_counter()
+        if job.config.score_test:
+            losses["test_loss_nats_base"] = row["test_loss_nats"]
+        reset_peak_memory(job.device)
+        clock["start"] = time.perf_counter()
+
     engine.learn(resumed, first)
-    speed = {"tokens_per_s": recorder.real_tokens/max(recorder.step_s, 1e-9), "peak_mem_gib": peak_memory_gib(job.device), "train_s": time.perf_counter() - clock["start"]}
+    speed = {
+        "tokens_per_s": recorder.real_tokens / max(recorder.step_s, 1e-9),
+        "peak_mem_gib": peak_memory_gib(job.device),
+        "train_s": time.perf_counter() - clock["start"],
+    }
     (best_step, told), best = engine.best, job.score("valid")
-    require(abs(best - told) < 1e-3*max(1, best), f"the checkpoint of step {best_step} scores {best:.4f} where {told:.4f} was measured in training; it was not loaded as it was saved")
+    require(
+        abs(best - told) < 1e-3 * max(1, best),
+        f"the checkpoint of step {best_step} scores {best:.4f} where {told:.4f} was measured in training; it was not loaded as it was saved",
+    )
     losses |= {"valid_loss_nats_best": best, "best_step": best_step}
-    if job.config.score_test: losses["test_loss_nats_best"] = job.score("test")
+    if job.config.score_test:
+        losses["test_loss_nats_best"] = job.score("test")
     summary = summarise(job, losses, speed, resumed)
     weights = gather_weights(engine.model) if job.sharded else None  # all ranks give their part
     on_main(job.ranks, lambda: close_run(job, summary, weights))
@@ -373,53 +593,110 @@ def measure(
 
 # %% ../../nbs/4_train/44_lifecycle.ipynb #44-34
 def summarise(
-    job: Job,     # the run, after training
-    losses: dict, # held-out losses in nats per token, and the step that was kept
+    job: Job,  # the run, after training
+    losses: dict,  # held-out losses in nats per token, and the step that was kept
     speed: dict,  # tokens_per_s of all ranks together, peak_mem_gib and train_s (wall clock, evaluations included) of this one
-    resumed: int, # the step it was resumed from; 0: from the beginning
-) -> dict:        # the summary
+    resumed: int,  # the step it was resumed from; 0: from the beginning
+) -> dict:  # the summary
     "What is written down about a run."
     config, engine, rec, report, base = job.config, job.engine, job.recorder, job.report, base_of(job.engine.model)
     lines = {f"{n}_lines": report["sets"][n]["learned_lines"] - job.too_long[n] for n in ("train", "valid")}
     gained = losses["valid_loss_nats_base"] - losses["valid_loss_nats_best"] >= LEAST_GAIN
-    own = {"rank": job.ranks.rank, "host": platform.node(), "device": f"{job.device.type}:{job.device.index}" if job.device.type != "cpu" else "cpu", "real_tokens": rec.own_tokens,
-           "share": rec.own_tokens/max(rec.real_tokens - rec.earlier_tokens, 1), "tokens_per_s": rec.own_tokens/max(rec.step_s - rec.earlier_s, 1e-9), "peak_mem_gib": speed["peak_mem_gib"], "train_s": speed["train_s"]}
+    own = {
+        "rank": job.ranks.rank,
+        "host": platform.node(),
+        "device": f"{job.device.type}:{job.device.index}" if job.device.type != "cpu" else "cpu",
+        "real_tokens": rec.own_tokens,
+        "share": rec.own_tokens / max(rec.real_tokens - rec.earlier_tokens, 1),
+        "tokens_per_s": rec.own_tokens / max(rec.step_s - rec.earlier_s, 1e-9),
+        "peak_mem_gib": speed["peak_mem_gib"],
+        "train_s": speed["train_s"],
+    }
     everybody = gather(own)
     speed = {**speed, "peak_mem_gib": max(r["peak_mem_gib"] for r in everybody)}
-    return {"status": "done" if gained else "not better than the base", "engine": engine.name, "stopped_early": rec.stopped_early, "resumed_from_step": resumed,
-            "base_model": base.name_or_path, "base_source": base.origin, "mode": config.mode, "recipe": config.recipe, "settings": config.resolved(), "layout": job.layout,
-            "device": job.device.name, "dtype": job.device.dtype, "world_size": job.ranks.world_size, "launcher": job.ranks.launcher, "sharded": job.sharded, "ranks": everybody,
-            "trainable_parameters": trainable_parameters(engine.model)[0], **lines, "too_long_lines": job.too_long,
-            "learned_tokens": rec.learned_tokens, "context_tokens": rec.context_tokens, "real_tokens": rec.real_tokens, "optimizer_steps": engine.step,
-            **losses, "valid_perplexity_best": math.exp(losses["valid_loss_nats_best"]), **speed, "predicted": asdict(job.told), KEPT[config.mode]: KEPT[config.mode], "data_sha256": report["data_sha256"], "script_sha256": report["script_sha256"], "provenance": provenance()}
+    return {
+        "status": "done" if gained else "not better than the base",
+        "engine": engine.name,
+        "stopped_early": rec.stopped_early,
+        "resumed_from_step": resumed,
+        "base_model": base.name_or_path,
+        "base_source": base.origin,
+        "mode": config.mode,
+        "recipe": config.recipe,
+        "settings": config.resolved(),
+        "layout": job.layout,
+        "device": job.device.name,
+        "dtype": job.device.dtype,
+        "world_size": job.ranks.world_size,
+        "launcher": job.ranks.launcher,
+        "sharded": job.sharded,
+        "ranks": everybody,
+        "trainable_parameters": trainable_parameters(engine.model)[0],
+        **lines,
+        "too_long_lines": job.too_long,
+        "learned_tokens": rec.learned_tokens,
+        "context_tokens": rec.context_tokens,
+        "real_tokens": rec.real_tokens,
+        "optimizer_steps": engine.step,
+        **losses,
+        "valid_perplexity_best": math.exp(losses["valid_loss_nats_best"]),
+        **speed,
+        "predicted": asdict(job.told),
+        KEPT[config.mode]: KEPT[config.mode],
+        "data_sha256": report["data_sha256"],
+        "script_sha256": report["script_sha256"],
+        "provenance": provenance(),
+    }
 
 
 def close_run(
-    job: Job,      # the run, after training
-    summary: dict, # what `summarise` made
-    weights: dict = None, # name -> tensor, of a sharded model; None: the model's own
+    job: Job,  # the run, after training
+    summary: dict,  # what `summarise` made
+    weights: dict = None,  # name -> tensor, of a sharded model; None: the model's own
 ):
     "Save adapter or model with its notes, the picture, and last the summary: a run whose summary has results is whole."
     import matplotlib.pyplot as plt
+
     names = job.report["speakers"] or list(job.report["all_speakers"])
     notes = {
-        "base_model": summary["base_model"], "base_source": summary["base_source"], "template": job.maker.template, "date": job.maker.date, "max_seq_len": summary["settings"]["max_seq_len"],
-        "speakers": {n: job.report["all_speakers"][n] for n in names}, "recipe": job.config.recipe, "data_sha256": job.report["data_sha256"]}
-    if job.config.mode == "full": save_model(job.engine.model, job.maker.tokenizer, job.run/"model", notes, weights)
-    else: save_adapter(job.engine.model, job.run/"adapter", notes, weights)
+        "base_model": summary["base_model"],
+        "base_source": summary["base_source"],
+        "template": job.maker.template,
+        "date": job.maker.date,
+        "max_seq_len": summary["settings"]["max_seq_len"],
+        "speakers": {n: job.report["all_speakers"][n] for n in names},
+        "recipe": job.config.recipe,
+        "data_sha256": job.report["data_sha256"],
+    }
+    if job.config.mode == "full":
+        save_model(job.engine.model, job.maker.tokenizer, job.run / "model", notes, weights)
+    else:
+        save_adapter(job.engine.model, job.run / "adapter", notes, weights)
     figure = plot_losses(job.run).figure
-    figure.savefig(job.run/"loss.png", dpi=110); plt.close(figure)
-    write_json(job.run/"summary.json", summary)
+    figure.savefig(job.run / "loss.png", dpi=110)
+    plt.close(figure)
+    write_json(job.run / "summary.json", summary)
 
 # %% ../../nbs/4_train/44_lifecycle.ipynb #44-36
 def summary_text(
-    summary: dict, # what `finetune` returned
-) -> str:          # a few lines for people
+    summary: dict,  # what `finetune` returned
+) -> str:  # a few lines for people
     "The summary in words."
     s, fell = summary, summary["valid_loss_nats_base"] - summary["valid_loss_nats_best"]
-    rows = [f"held-out loss in nats per token: {s['valid_loss_nats_base']:.4f} before, {s['valid_loss_nats_best']:.4f} after (step {s['best_step']} of {s['optimizer_steps']}), a change of {-fell:+.4f}"]
-    if "test_loss_nats_base" in s: rows.append(f"test scenes, scored once: {s['test_loss_nats_base']:.4f} before, {s['test_loss_nats_best']:.4f} after")
-    rows.append(f"{s['real_tokens']:,} tokens in {format_seconds(s['train_s'])} ({s['tokens_per_s']:.0f} tokens/s while training), peak memory {s['peak_mem_gib']:.1f} GiB")
-    if s["stopped_early"]: rows.append("stopped early: the time allowed was up")
-    if fell < LEAST_GAIN: rows.append(f"WARNING: the held-out loss fell by less than {LEAST_GAIN} nats, so this adapter is hardly better than the base; try more steps, another learning_rate or more data")
+    rows = [
+        f"held-out loss in nats per token: {s['valid_loss_nats_base']:.4f} before, {s['valid_loss_nats_best']:.4f} after (step {s['best_step']} of {s['optimizer_steps']}), a change of {-fell:+.4f}"
+    ]
+    if "test_loss_nats_base" in s:
+        rows.append(
+            f"test scenes, scored once: {s['test_loss_nats_base']:.4f} before, {s['test_loss_nats_best']:.4f} after"
+        )
+    rows.append(
+        f"{s['real_tokens']:,} tokens in {format_seconds(s['train_s'])} ({s['tokens_per_s']:.0f} tokens/s while training), peak memory {s['peak_mem_gib']:.1f} GiB"
+    )
+    if s["stopped_early"]:
+        rows.append("stopped early: the time allowed was up")
+    if fell < LEAST_GAIN:
+        rows.append(
+            f"WARNING: the held-out loss fell by less than {LEAST_GAIN} nats, so this adapter is hardly better than the base; try more steps, another learning_rate or more data"
+        )
     return "\n".join(rows)

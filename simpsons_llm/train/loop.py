@@ -13,77 +13,107 @@ from dataclasses import dataclass
 from itertools import islice
 
 from ..data.batches import RankBatches, as_features, share_loader
+from ..data.packing import to_device
 from ..machine.distributed import gather, in_group, total
+from ..machine.job import same_parameters, write_json
 from ..model.loss import collator, heldout_loss, token_losses
-from .sharding import load_weights
 from .config import TrainConfig, make_optimizer, make_schedule
 from .history import STATE, checkpoint_folder, new_checkpoint, thin_out
-from ..machine.job import same_parameters, write_json
 from .lifecycle import Job, run_job
-from ..data.packing import to_device
+from .sharding import load_weights
 
 # %% ../../nbs/4_train/45_loop.ipynb #45-08
 @dataclass
 class LoopConfig(TrainConfig):
     "Settings of the loop job."
-    run: str = "runs/loop"                  # the run's folder
-    epochs: "float | None" = 0.1            # passes over the data; the book takes a look at the loop, a whole run is 1
-    eval_steps: "int | None" = 3            # optimizer steps between evaluations, each of which also saves a checkpoint; so do the end of each epoch and of the run
+
+    run: str = "runs/loop"  # the run's folder
+    epochs: "float | None" = 0.1  # passes over the data; the book takes a look at the loop, a whole run is 1
+    eval_steps: "int | None" = 3  # optimizer steps between evaluations, each of which also saves a checkpoint; so do the end of each epoch and of the run
 
 # %% ../../nbs/4_train/45_loop.ipynb #45-11
 def weighted_loss(
-    model,         # a causal language model
-    batch: dict,   # a micro-batch, on the model's device
-    weight: float, # the loss weights of the global batch, added up
-    hear=None,     # called with losses and weights, both B x K: `Recorder.hear`
-):                 # a scalar: this micro-batch's part of the step's loss
+    model,  # a causal language model
+    batch: dict,  # a micro-batch, on the model's device
+    weight: float,  # the loss weights of the global batch, added up
+    hear=None,  # called with losses and weights, both B x K: `Recorder.hear`
+):  # a scalar: this micro-batch's part of the step's loss
     "What a micro-batch adds to the loss of a step."
     losses, weights = token_losses(model, batch)
-    if hear: hear(losses, weights)
-    return (losses*weights).sum()/weight
+    if hear:
+        hear(losses, weights)
+    return (losses * weights).sum() / weight
 
 # %% ../../nbs/4_train/45_loop.ipynb #45-14
 def sum_gradients(
-    parameters: list, # those that are trained, on every rank in the same order
+    parameters: list,  # those that are trained, on every rank in the same order
 ):
     "Add up the gradients of all ranks, in place. All ranks must call it."
-    if not in_group(): return
+    if not in_group():
+        return
     import torch
+
     for p in parameters:
-        if p.grad is None: p.grad = torch.zeros_like(p)  # a part that this rank had no use for, another may have had
+        # a part that this rank had no use for, another may have had
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
     flat = torch.nn.utils.parameters_to_vector([p.grad for p in parameters])
     torch.distributed.all_reduce(flat)
-    for p, g in zip(parameters, flat.split([p.numel() for p in parameters])): p.grad.copy_(g.view_as(p.grad))
+    for p, g in zip(parameters, flat.split([p.numel() for p in parameters])):
+        p.grad.copy_(g.view_as(p.grad))
 
 
 def same_start(
-    parameters: list, # those that are trained, on every rank in the same order
+    parameters: list,  # those that are trained, on every rank in the same order
 ):
     "Give all ranks the parameters of the first. All ranks must call it."
-    if not in_group(): return
+    if not in_group():
+        return
     import torch
+
     flat = torch.nn.utils.parameters_to_vector([p.data for p in parameters])
     torch.distributed.broadcast(flat, 0)
-    for p, d in zip(parameters, flat.split([p.numel() for p in parameters])): p.data.copy_(d.view_as(p.data))
+    for p, d in zip(parameters, flat.split([p.numel() for p in parameters])):
+        p.data.copy_(d.view_as(p.data))
 
 # %% ../../nbs/4_train/45_loop.ipynb #45-16
 class TrainState:
     "All that changes while a model is trained, and the batches that change it."
-    def __init__(self,
-        job: Job, # the run
-        model,    # the model, ready to be trained
+
+    def __init__(
+        self,
+        job: Job,  # the run
+        model,  # the model, ready to be trained
     ):
         import torch
+
         config, s, device = job.config, job.config.resolved(), job.device
-        self.job, self.model, self.device, self.step, self.best = job, model, torch.device(device.torch), 0, (0, math.inf)
-        if device.dtype == "bfloat16": model.forward = torch.autocast(device.type, torch.bfloat16)(model.forward)
+        self.job, self.model, self.device, self.step, self.best = (
+            job,
+            model,
+            torch.device(device.torch),
+            0,
+            (0, math.inf),
+        )
+        if device.dtype == "bfloat16":
+            model.forward = torch.autocast(device.type, torch.bfloat16)(model.forward)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         same_start(self.parameters)
         self.optimizer = make_optimizer(model, s["learning_rate"], config.lora_plus_ratio, fused=device.type != "cpu")
         self.schedule = make_schedule(self.optimizer, job.length.warmup_steps, job.length.steps)
         items, lengths = as_features(job.items)
-        self.sampler = RankBatches(lengths, s["global_batch_size"], s["micro_batch_size"], job.ranks.rank, job.ranks.world_size, config.seed, grouped=not job.isolated)
-        self.loader = share_loader(items, collator(model, job.maker.tokenizer.pad_token_id), self.sampler, pin_memory=device.type != "cpu")
+        self.sampler = RankBatches(
+            lengths,
+            s["global_batch_size"],
+            s["micro_batch_size"],
+            job.ranks.rank,
+            job.ranks.world_size,
+            config.seed,
+            grouped=not job.isolated,
+        )
+        self.loader = share_loader(
+            items, collator(model, job.maker.tokenizer.pad_token_id), self.sampler, pin_memory=device.type != "cpu"
+        )
         torch.manual_seed(config.seed)  # dropout
 
     def batches(self):
@@ -94,41 +124,50 @@ class TrainState:
             micro = iter(self.loader)
             for number, step in enumerate(self.sampler.steps()):
                 parts = list(islice(micro, len(step)))
-                if number >= done: yield parts
-                if self.step >= self.job.length.steps: return
+                if number >= done:
+                    yield parts
+                if self.step >= self.job.length.steps:
+                    return
 
 # %% ../../nbs/4_train/45_loop.ipynb #45-18
 class Loop(TrainState):
     "Training, written out."
+
     name = "loop"
 
     def train(self):
         "From this step to the last."
         import torch
+
         recorder, length = self.job.recorder, self.job.length
         recorder.begin()
         self.model.train()
         for parts in self.batches():
             weight, loss = recorder.count(parts), 0.0
             recorder.step_begins()
-            for part in parts:                                          # gradients of the micro-batches add up
+            # gradients of the micro-batches add up
+            for part in parts:
                 part_loss = weighted_loss(self.model, to_device(part, self.device), weight, recorder.hear)
                 part_loss.backward()
                 loss += part_loss.detach()
-            sum_gradients(self.parameters)                              # and those of the ranks
+            sum_gradients(self.parameters)  # and those of the ranks
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.job.config.max_grad_norm)
             rate = self.schedule.get_last_lr()[0]
             self.optimizer.step()
             self.schedule.step()
-            self.optimizer.zero_grad()                                  # once a step, not once a micro-batch
+            # once a step, not once a micro-batch
+            self.optimizer.zero_grad()
             self.step += 1
             stop = recorder.step_ends(self.step)
-            recorder.learned(self.step, total(loss.item())[0], norm.item(), rate)  # for metrics.jsonl and the progress line
-            recorder.speak(self.step)                                   # lines of text, where they are due
+            # for metrics.jsonl and the progress line
+            recorder.learned(self.step, total(loss.item())[0], norm.item(), rate)
+            # lines of text, where they are due
+            recorder.speak(self.step)
             if stop or length.evaluates(self.step):
                 self.evaluate()
                 save_checkpoint(self)
-            if stop: break
+            if stop:
+                break
 
     def evaluate(self):
         "The held-out loss and its perplexity; the lowest so far is remembered."
@@ -137,62 +176,97 @@ class Loop(TrainState):
         self.job.recorder.evaluated(self.step, loss)
         self.best = min(self.best, (self.step, loss), key=lambda b: b[1])
 
-    def learn(self,
-        resumed: int, # the step of the last checkpoint; 0: from the beginning
-        first,        # called when the model is where it will be trained
+    def learn(
+        self,
+        resumed: int,  # the step of the last checkpoint; 0: from the beginning
+        first,  # called when the model is where it will be trained
     ):
         "Take the model to the end of the run, its best step loaded."
         first()
-        if resumed: load_checkpoint(self, resumed)
-        if self.step < self.job.length.steps: self.train()
+        if resumed:
+            load_checkpoint(self, resumed)
+        if self.step < self.job.length.steps:
+            self.train()
         load_weights(self.model, checkpoint_folder(self.job.run, self.best[0]))
 
 # %% ../../nbs/4_train/45_loop.ipynb #45-20
 def random_state(
-    device, # a torch.device
+    device,  # a torch.device
 ) -> dict:  # of the CPU, and of the accelerator where there is one
     "Where the random numbers stand."
     import torch
-    return {"cpu": torch.get_rng_state(), **({} if device.type == "cpu" else {"device": torch.get_device_module(device).get_rng_state(device)})}
+
+    return {
+        "cpu": torch.get_rng_state(),
+        **({} if device.type == "cpu" else {"device": torch.get_device_module(device).get_rng_state(device)}),
+    }
 
 
 def save_checkpoint(
-    loop: Loop, # its step was just evaluated
+    loop: Loop,  # its step was just evaluated
 ):
     "Write all that is needed to go on, and let go of old checkpoints. All ranks must call it."
     import torch
+
     run, length, (best, loss), states = loop.job.run, loop.job.length, loop.best, gather(random_state(loop.device))
     with new_checkpoint(run, loop.step) as part:
         if loop.job.ranks.is_main:
             loop.model.save_pretrained(part)
-            for name, what in (("optimizer", loop.optimizer.state_dict()), ("scheduler", loop.schedule.state_dict()), ("random", states)): torch.save(what, part/f"{name}.pt")
-            write_json(part/STATE, {
-                "global_step": loop.step, "max_steps": length.steps, "epoch": loop.step/length.epoch_steps, "best_metric": loss, "best_global_step": best, "best_model_checkpoint": str(checkpoint_folder(run, best)),
-                "train_batch_size": loop.sampler.sizes[1], "logging_steps": 1, "eval_steps": length.eval_steps, "save_steps": length.eval_steps, "stateful_callbacks": {"TrainerControl": {"args": {}, "attributes": {}}}})
-    if loop.job.ranks.is_main: thin_out(run, loop.job.config.save_total_limit, best)
+            for name, what in (
+                ("optimizer", loop.optimizer.state_dict()),
+                ("scheduler", loop.schedule.state_dict()),
+                ("random", states),
+            ):
+                torch.save(what, part / f"{name}.pt")
+            write_json(
+                part / STATE,
+                {
+                    "global_step": loop.step,
+                    "max_steps": length.steps,
+                    "epoch": loop.step / length.epoch_steps,
+                    "best_metric": loss,
+                    "best_global_step": best,
+                    "best_model_checkpoint": str(checkpoint_folder(run, best)),
+                    "train_batch_size": loop.sampler.sizes[1],
+                    "logging_steps": 1,
+                    "eval_steps": length.eval_steps,
+                    "save_steps": length.eval_steps,
+                    "stateful_callbacks": {"TrainerControl": {"args": {}, "attributes": {}}},
+                },
+            )
+    if loop.job.ranks.is_main:
+        thin_out(run, loop.job.config.save_total_limit, best)
 
 
 def load_checkpoint(
-    loop: Loop, # a fresh one
+    loop: Loop,  # a fresh one
     step: int,  # of the checkpoint
 ):
     "Bring a loop to where it was."
     import torch
+
     at = checkpoint_folder(loop.job.run, step)
     load_weights(loop.model, at)
-    loop.optimizer.load_state_dict(torch.load(at/"optimizer.pt", map_location="cpu", weights_only=True))
-    loop.schedule.load_state_dict(torch.load(at/"scheduler.pt", weights_only=True))
-    state = json.loads((at/STATE).read_text(encoding="utf8"))
-    loop.step, loop.best = state["global_step"], (int(state["best_model_checkpoint"].rsplit("-", 1)[1]), state["best_metric"])
-    states = torch.load(at/"random.pt", weights_only=True) if (at/"random.pt").is_file() else []
-    if len(states) != loop.job.ranks.world_size: return  # another number of ranks draws other numbers
+    loop.optimizer.load_state_dict(torch.load(at / "optimizer.pt", map_location="cpu", weights_only=True))
+    loop.schedule.load_state_dict(torch.load(at / "scheduler.pt", weights_only=True))
+    state = json.loads((at / STATE).read_text(encoding="utf8"))
+    loop.step, loop.best = (
+        state["global_step"],
+        (int(state["best_model_checkpoint"].rsplit("-", 1)[1]), state["best_metric"]),
+    )
+    states = torch.load(at / "random.pt", weights_only=True) if (at / "random.pt").is_file() else []
+    if len(states) != loop.job.ranks.world_size:
+        return  # another number of ranks draws other numbers
     mine = states[loop.job.ranks.rank]
     torch.set_rng_state(mine["cpu"])
-    if "device" in mine and loop.device.type != "cpu": torch.get_device_module(loop.device).set_rng_state(mine["device"], loop.device)
+    if "device" in mine and loop.device.type != "cpu":
+        torch.get_device_module(loop.device).set_rng_state(mine["device"], loop.device)
 
 # %% ../../nbs/4_train/45_loop.ipynb #45-22
 def loop(
-    config: LoopConfig, # the settings
-) -> dict:              # the summary, also written as summary.json; ValueError or a file error, in one sentence, if it cannot be done
+    config: LoopConfig,  # the settings
+) -> (
+    dict
+):  # the summary, also written as summary.json; ValueError or a file error, in one sentence, if it cannot be done
     "Train by hand; returns and writes the summary."
     return run_job(config, Loop)

@@ -8,45 +8,51 @@ __all__ = ['few_steps', 'whole_prompt', 'other_words']
 # %% ../../nbs/4_train/47_pitfalls.ipynb #47-02
 from dataclasses import replace
 
+from ..data.samples import Sample
 from ..machine.job import require
 from .loop import weighted_loss
-from ..data.samples import Sample
 
 # %% ../../nbs/4_train/47_pitfalls.ipynb #47-05
 def few_steps(
-    model,         # a causal language model, with or without adapter
-    optimizer,     # a torch optimizer
-    batches: list, # one batch for each step, as a collator makes them
-    schedule=None, # a torch scheduler
-) -> list:         # the loss of each step, in nats per unit of weight
+    model,  # a causal language model, with or without adapter
+    optimizer,  # a torch optimizer
+    batches: list,  # one batch for each step, as a collator makes them
+    schedule=None,  # a torch scheduler
+) -> list:  # the loss of each step, in nats per unit of weight
     "One step for each batch."
     losses = []
     model.train()
     for batch in batches:
         loss = weighted_loss(model, batch, batch["loss_weights"][:, 1:].sum())
         loss.backward()
-        optimizer.step(); optimizer.zero_grad()
-        if schedule: schedule.step()
+        optimizer.step()
+        optimizer.zero_grad()
+        if schedule:
+            schedule.step()
         losses.append(loss.item())
     return losses
 
 # %% ../../nbs/4_train/47_pitfalls.ipynb #47-39
 def whole_prompt(
-    sample: Sample, # one that learns its answer
-) -> Sample:        # the same, with each token learned
+    sample: Sample,  # one that learns its answer
+) -> Sample:  # the same, with each token learned
     "As if labels were inputs."
-    return replace(sample, loss_weights=[1.0]*len(sample.input_ids))
+    return replace(sample, loss_weights=[1.0] * len(sample.input_ids))
 
 # %% ../../nbs/4_train/47_pitfalls.ipynb #47-47
 def other_words(
-    sample: Sample, # one whose learned tokens stand at its end
-    tokenizer,      # the tokenizer of its text
-    old: str,       # words of the prompt
-    new: str,       # words in their place
-) -> Sample:        # the same answer after another prompt; ValueError if the prompt has no such words
+    sample: Sample,  # one whose learned tokens stand at its end
+    tokenizer,  # the tokenizer of its text
+    old: str,  # words of the prompt
+    new: str,  # words in their place
+) -> Sample:  # the same answer after another prompt; ValueError if the prompt has no such words
     "Ask for the same answer in other words."
     begin = next(i for i, w in enumerate(sample.loss_weights) if w)
     prompt = tokenizer.decode(sample.input_ids[:begin])
     require(old in prompt, f"the prompt does not contain {old!r}; it is {prompt[-80:]!r} at its end")
     ids = tokenizer(prompt.replace(old, new), add_special_tokens=False)["input_ids"]
-    return replace(sample, input_ids=ids + list(sample.input_ids[begin:]), loss_weights=[0.0]*len(ids) + list(sample.loss_weights[begin:]))
+    return replace(
+        sample,
+        input_ids=ids + list(sample.input_ids[begin:]),
+        loss_weights=[0.0] * len(ids) + list(sample.loss_weights[begin:]),
+    )

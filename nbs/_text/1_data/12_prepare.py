@@ -11,18 +11,18 @@
 # It is the first chapter that is also a program. `simpsons-llm prepare --script FILE`, `papermill nbs/1_data/12_prepare.ipynb out.ipynb` and "run all" do the same.
 
 # %% tags=["parameters"]
-script = "springfield"   # a table, text, Fountain or JSON file, or springfield: the script that comes with the package
-speakers = ""            # characters to learn, comma-separated full names, which may hold commas themselves; empty: everyone
-out = "runs/data"        # folder for the prepared data
-split = "episode"        # what stays together: episode, or scene for scripts with fewer than 3 episodes
-valid_share = 0.1        # share of the lines to choose the best step by, 0..0.5
-test_share = 0.1         # share of the lines to judge by at the end, 0..0.5
-split_seed = 42          # seed of the split alone; training has its own
-max_leak = 0.01          # most held-out lines (and 8-grams of words), as a share, that may stand in train, 0..1
-context_lines = 10       # lines before the answer in the JSON samples, 0 or more
+script = "springfield"  # a table, text, Fountain or JSON file, or springfield: the script that comes with the package
+speakers = ""  # characters to learn, comma-separated full names, which may hold commas themselves; empty: everyone
+out = "runs/data"  # folder for the prepared data
+split = "episode"  # what stays together: episode, or scene for scripts with fewer than 3 episodes
+valid_share = 0.1  # share of the lines to choose the best step by, 0..0.5
+test_share = 0.1  # share of the lines to judge by at the end, 0..0.5
+split_seed = 42  # seed of the split alone; training has its own
+max_leak = 0.01  # most held-out lines (and 8-grams of words), as a share, that may stand in train, 0..1
+context_lines = 10  # lines before the answer in the JSON samples, 0 or more
 keep_directions = False  # keep (STAGE DIRECTIONS) inside lines
-encoding = None          # the file's encoding; None: find out
-file_format = "auto"     # table, text, fountain or json; auto: find out
+encoding = None  # the file's encoding; None: find out
+file_format = "auto"  # table, text, fountain or json; auto: find out
 
 # %%
 #| export
@@ -39,9 +39,21 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from simpsons_llm.machine.job import JobConfig, hold_folder, open_folder, provenance, read_json, read_jsonl, require, same_parameters, sha256, write_json, write_text
-from simpsons_llm.data.lines import Line, Scene
 from simpsons_llm.data.formats import READERS, read_script
+from simpsons_llm.data.lines import Line, Scene
+from simpsons_llm.machine.job import (
+    JobConfig,
+    hold_folder,
+    open_folder,
+    provenance,
+    read_json,
+    read_jsonl,
+    require,
+    same_parameters,
+    sha256,
+    write_json,
+    write_text,
+)
 
 # %%
 #| hide
@@ -63,33 +75,47 @@ SPLITS = ("train", "valid", "test")
 @dataclass
 class PrepareConfig(JobConfig):
     "Settings of the prepare job."
-    script: str = "springfield"   # a table, text, Fountain or JSON file, or springfield: the script that comes with the package
-    speakers: str = ""            # characters to learn, comma-separated full names, which may hold commas themselves; empty: everyone
-    out: str = "runs/data"        # folder for the prepared data
-    split: str = "episode"        # what stays together: episode, or scene for scripts with fewer than 3 episodes
-    valid_share: float = 0.1      # share of the lines to choose the best step by, 0..0.5
-    test_share: float = 0.1       # share of the lines to judge by at the end, 0..0.5
-    split_seed: int = 42          # seed of the split alone; training has its own
-    max_leak: float = 0.01        # most held-out lines (and 8-grams of words), as a share, that may stand in train, 0..1
-    context_lines: int = 10       # lines before the answer in the JSON samples, 0 or more
-    keep_directions: bool = False # keep (STAGE DIRECTIONS) inside lines
-    encoding: "str | None" = None # the file's encoding; None: find out
-    file_format: str = "auto"     # table, text, fountain or json; auto: find out
+
+    script: str = (
+        "springfield"  # a table, text, Fountain or JSON file, or springfield: the script that comes with the package
+    )
+    speakers: str = (
+        ""  # characters to learn, comma-separated full names, which may hold commas themselves; empty: everyone
+    )
+    out: str = "runs/data"  # folder for the prepared data
+    split: str = "episode"  # what stays together: episode, or scene for scripts with fewer than 3 episodes
+    valid_share: float = 0.1  # share of the lines to choose the best step by, 0..0.5
+    test_share: float = 0.1  # share of the lines to judge by at the end, 0..0.5
+    split_seed: int = 42  # seed of the split alone; training has its own
+    max_leak: float = 0.01  # most held-out lines (and 8-grams of words), as a share, that may stand in train, 0..1
+    context_lines: int = 10  # lines before the answer in the JSON samples, 0 or more
+    keep_directions: bool = False  # keep (STAGE DIRECTIONS) inside lines
+    encoding: "str | None" = None  # the file's encoding; None: find out
+    file_format: str = "auto"  # table, text, fountain or json; auto: find out
 
     def check(self):
         require(self.split in ("episode", "scene"), f"split={self.split!r} was given; expected episode or scene")
         for name in ("valid_share", "test_share"):
-            require(0 < getattr(self, name) <= 0.5, f"{name}={getattr(self, name)} was given; expected a share above 0, up to 0.5")
+            require(
+                0 < getattr(self, name) <= 0.5,
+                f"{name}={getattr(self, name)} was given; expected a share above 0, up to 0.5",
+            )
         require(0 <= self.max_leak <= 1, f"max_leak={self.max_leak} was given; expected 0..1")
-        require(self.file_format == "auto" or self.file_format in READERS, f"file_format={self.file_format!r} was given; expected auto, {', '.join(READERS)}")
+        require(
+            self.file_format == "auto" or self.file_format in READERS,
+            f"file_format={self.file_format!r} was given; expected auto, {', '.join(READERS)}",
+        )
         require(self.context_lines >= 0, f"context_lines={self.context_lines} was given; expected 0 or more")
 
 
 # %% tags=["check"]
 assert same_parameters(PrepareConfig, "prepare")
 for wrong in (dict(split="random"), dict(valid_share=0.9), dict(context_lines=-1)):
-    try: PrepareConfig(**wrong); raise AssertionError(wrong)
-    except ValueError as e: assert next(iter(wrong)) in str(e)
+    try:
+        PrepareConfig(**wrong)
+        raise AssertionError(wrong)
+    except ValueError as e:
+        assert next(iter(wrong)) in str(e)
 
 
 # %% [markdown]
@@ -100,21 +126,23 @@ for wrong in (dict(split="random"), dict(valid_share=0.9), dict(context_lines=-1
 # %%
 #| export
 def folded(
-    name: str, # a name as somebody typed it
-) -> str:      # the same for all its spellings
+    name: str,  # a name as somebody typed it
+) -> str:  # the same for all its spellings
     "A name without case, with single blanks, one behind each comma."
     return re.sub(r" ?, ?", ", ", " ".join(unicodedata.normalize("NFC", name).split())).casefold()
 
 
 def find_speaker(
-    name: str,       # a name as somebody typed it
+    name: str,  # a name as somebody typed it
     speakers: dict,  # name -> number of lines
-) -> str:            # the name as the script spells it; ValueError with the closest ones if there is none
+) -> str:  # the name as the script spells it; ValueError with the closest ones if there is none
     "One character by name."
     name, asked = name.strip(), folded(name)
-    if name in speakers: return name
+    if name in speakers:
+        return name
     alike = [n for n in speakers if folded(n) == asked]
-    if alike: return max(alike, key=speakers.get)  # among equals the first
+    if alike:
+        return max(alike, key=speakers.get)  # among equals the first
     spelt = {folded(n): n for n in reversed(speakers)}
     near = [spelt[m] for m in difflib.get_close_matches(asked, spelt, n=3, cutoff=0.5)]
     near = near or [s for s in speakers if set(asked.split()) & set(s.casefold().split())][:3] or list(speakers)[:5]
@@ -122,26 +150,31 @@ def find_speaker(
 
 
 def spelling_note(
-    name: str,       # a name as somebody typed it
+    name: str,  # a name as somebody typed it
     speakers: dict,  # name -> number of lines
-) -> str:            # a sentence; empty where there was nothing to choose
+) -> str:  # a sentence; empty where there was nothing to choose
     "What a person should know of the spelling that `find_speaker` chose."
     chosen = find_speaker(name, speakers)
     others = [f"{n!r} ({speakers[n]:,} lines)" for n in speakers if folded(n) == folded(chosen) and n != chosen]
-    if not others or chosen == name.strip(): return ""
-    return (f"{name.strip()!r} is read as {chosen!r} ({speakers[chosen]:,} lines); the script also has {' and '.join(others)}, "
-            "which must be asked for as it is spelt")
+    if not others or chosen == name.strip():
+        return ""
+    return (
+        f"{name.strip()!r} is read as {chosen!r} ({speakers[chosen]:,} lines); the script also has {' and '.join(others)}, "
+        "which must be asked for as it is spelt"
+    )
 
 
 # %%
 #| export
 def known_speaker(
-    name: str,   # a name as somebody typed it
-    known: dict, # name -> number of lines, as a model's notes have them; empty: nobody knows
-) -> str:        # the name as it is known; as it was typed if nobody knows; ValueError as `find_speaker`
+    name: str,  # a name as somebody typed it
+    known: dict,  # name -> number of lines, as a model's notes have them; empty: nobody knows
+) -> str:  # the name as it is known; as it was typed if nobody knows; ValueError as `find_speaker`
     "The character to ask a model for; a choice among spellings is printed."
-    if not known: return name
-    if note := spelling_note(name, known): print(note, flush=True)
+    if not known:
+        return name
+    if note := spelling_note(name, known):
+        print(note, flush=True)
     return find_speaker(name, known)
 
 
@@ -151,9 +184,9 @@ def known_speaker(
 # %%
 #| export
 def split_names(
-    wanted: str,     # comma-separated names
+    wanted: str,  # comma-separated names
     speakers: dict,  # name -> number of lines
-) -> list:           # each name as it was typed; empty pieces are left out
+) -> list:  # each name as it was typed; empty pieces are left out
     "Names in a text, those with a comma in one."
     pieces, known, names = [p for p in wanted.split(",") if p.strip()], set(map(folded, speakers)), []
     while pieces:
@@ -164,9 +197,9 @@ def split_names(
 
 
 def find_speakers(
-    wanted: str,     # comma-separated names; empty: everyone
+    wanted: str,  # comma-separated names; empty: everyone
     speakers: dict,  # name -> number of lines
-) -> list:           # the names to learn; empty: everyone
+) -> list:  # the names to learn; empty: everyone
     "Names of the characters to learn."
     return list(dict.fromkeys(find_speaker(n, speakers) for n in split_names(wanted, speakers)))
 
@@ -177,17 +210,19 @@ def find_speakers(
 # %%
 #| export
 def is_target(
-    line: Line,    # a line
-    targets: list, # names to learn; empty: everyone
-) -> bool:         # whether the line is to be learned
+    line: Line,  # a line
+    targets: list,  # names to learn; empty: everyone
+) -> bool:  # whether the line is to be learned
     "Whether a line is one to learn, or only context."
     return line.learn and (not targets or line.speaker in targets)
 
 
 # %% tags=["example"]
 source = read_script("springfield")
-try: find_speakers("Homer Simson", source.speakers)
-except ValueError as e: print(e)
+try:
+    find_speakers("Homer Simson", source.speakers)
+except ValueError as e:
+    print(e)
 print(spelling_note("homer", {"HOMER": 7, "Homer": 40}))
 find_speakers("homer simpson, Marge Simpson", source.speakers)
 
@@ -195,7 +230,12 @@ find_speakers("homer simpson, Marge Simpson", source.speakers)
 assert find_speakers("", source.speakers) == []
 assert find_speakers("homer simpson, Homer Simpson", source.speakers) == ["Homer Simpson"]
 two = {"Homer": 40, "HOMER": 7, "Sammy Davis, Jr.": 3, "Sammy": 2}
-assert [find_speaker(n, two) for n in ("Homer", "HOMER", "homer", "sammy  davis,jr.")] == ["Homer", "HOMER", "Homer", "Sammy Davis, Jr."]
+assert [find_speaker(n, two) for n in ("Homer", "HOMER", "homer", "sammy  davis,jr.")] == [
+    "Homer",
+    "HOMER",
+    "Homer",
+    "Sammy Davis, Jr.",
+]
 assert find_speakers("Sammy Davis, Jr.,HOMER, Sammy", two) == ["Sammy Davis, Jr.", "HOMER", "Sammy"]
 assert "40 lines" in spelling_note("homer", two) and spelling_note("HOMER", two) == spelling_note("sammy", two) == ""
 
@@ -212,25 +252,29 @@ SHUFFLES = 200  # for a script of up to 1,000 episodes; fewer, in proportion, fo
 
 
 def split_scenes(
-    scenes: list,              # `Scene`s
-    targets: list = (),        # names that should appear in every set; empty: everyone with lines in 3 or more units
+    scenes: list,  # `Scene`s
+    targets: list = (),  # names that should appear in every set; empty: everyone with lines in 3 or more units
     valid_share: float = 0.1,  # share of the lines
-    test_share: float = 0.1,   # share of the lines
-    split: str = "episode",    # what stays together: "episode" or "scene"
-    seed: int = 42,            # of the split alone
-) -> dict:                     # {"train": scenes, "valid": scenes, "test": scenes}, each in the script's order
+    test_share: float = 0.1,  # share of the lines
+    split: str = "episode",  # what stays together: "episode" or "scene"
+    seed: int = 42,  # of the split alone
+) -> dict:  # {"train": scenes, "valid": scenes, "test": scenes}, each in the script's order
     "Part scenes into three sets that share no episode (or no scene)."
     unit = (lambda s: s.episode) if split == "episode" else (lambda s: (s.episode, s.index))
     size, where = Counter(), {}
     for s in scenes:
         u = unit(s)
         size[u] += len(s.lines)
-        for name in {l.speaker for l in s.lines if is_target(l, targets)}: where.setdefault(name, set()).add(u)
+        for name in {line.speaker for line in s.lines if is_target(line, targets)}:
+            where.setdefault(name, set()).add(u)
     units = sorted(size)
-    require(len(units) >= 3, f"the script has {len(units)} {split}{'s'[:len(units) != 1]}; a split needs at least 3, "
-            + ("so use split=scene (--split scene)" if split == "episode" else "so add more scenes"))
+    require(
+        len(units) >= 3,
+        f"the script has {len(units)} {split}{'s'[: len(units) != 1]}; a split needs at least 3, "
+        + ("so use split=scene (--split scene)" if split == "episode" else "so add more scenes"),
+    )
     common = [u for name, u in where.items() if name in targets or len(u) >= 3]
-    shuffles = max(5, min(SHUFFLES, 200*SHUFFLES*5//len(units)))
+    shuffles = max(5, min(SHUFFLES, 200 * SHUFFLES * 5 // len(units)))
     dealt = [deal(units, size, (valid_share, test_share), random.Random(f"{seed}/{i}")) for i in range(shuffles)]
     best = dealt[best_deal(dealt, units, common)][1]
     return {name: [s for s in scenes if unit(s) in chosen] for name, chosen in zip(SPLITS, best)}
@@ -242,18 +286,21 @@ def split_scenes(
 # %%
 #| export
 def deal(
-    units: list,   # what stays together
-    size: dict,    # unit -> number of lines
-    shares: tuple, # wanted shares of valid and test
-    rng,           # random.Random
-) -> tuple:        # (distance from the shares, [train, valid, test] as sets of units)
+    units: list,  # what stays together
+    size: dict,  # unit -> number of lines
+    shares: tuple,  # wanted shares of valid and test
+    rng,  # random.Random
+) -> tuple:  # (distance from the shares, [train, valid, test] as sets of units)
     "One shuffle of the units into three sets."
     order, total, sets, off = rng.sample(units, len(units)), sum(size.values()), [], 0.0
     for share in reversed(shares):
         taken = [order.pop()]
         lines = size[taken[0]]
-        while len(order) > len(shares) and lines + size[order[-1]]/2 < share*total: taken.append(order.pop()); lines += size[taken[-1]]
-        sets.insert(0, set(taken)); off += abs(lines/total - share)
+        while len(order) > len(shares) and lines + size[order[-1]] / 2 < share * total:
+            taken.append(order.pop())
+            lines += size[taken[-1]]
+        sets.insert(0, set(taken))
+        off += abs(lines / total - share)
     return off, [set(order), *sets]
 
 
@@ -265,17 +312,19 @@ def deal(
 def best_deal(
     dealt: list,  # what `deal` gave, several times
     units: list,  # what stays together
-    common: list, # for each character that should be everywhere, the units it appears in
-) -> int:         # index of the deal with the fewest characters missing from a set, then the closest to the shares
+    common: list,  # for each character that should be everywhere, the units it appears in
+) -> int:  # index of the deal with the fewest characters missing from a set, then the closest to the shares
     "Choose among shuffles."
     import numpy as np
+
     place = {u: i for i, u in enumerate(units)}
     flat = np.array([place[u] for where in common for u in where], dtype=np.int64)
     begins = np.cumsum([0, *map(len, common)])[:-1]
     grades = []
     for i, (off, sets) in enumerate(dealt):
         bits = np.zeros(len(units), dtype=np.int64)
-        for bit, chosen in enumerate(sets): bits[[place[u] for u in chosen]] = 1 << bit
+        for bit, chosen in enumerate(sets):
+            bits[[place[u] for u in chosen]] = 1 << bit
         have = np.bitwise_or.reduceat(bits[flat], begins) if len(flat) else np.array([], dtype=np.int64)
         grades.append((int(sum(((have >> bit) & 1 == 0).sum() for bit in range(len(sets)))), off, i))
     return min(grades)[2]
@@ -283,17 +332,35 @@ def best_deal(
 
 # %% tags=["example"]
 parts = split_scenes(source.scenes)
-pd.DataFrame({name: {"episodes": len({s.episode for s in part}), "scenes": len(part), "lines": sum(len(s.lines) for s in part),
-                     "speakers": len({l.speaker for s in part for l in s.lines})} for name, part in parts.items()}).T
+pd.DataFrame(
+    {
+        name: {
+            "episodes": len({s.episode for s in part}),
+            "scenes": len(part),
+            "lines": sum(len(s.lines) for s in part),
+            "speakers": len({line.speaker for s in part for line in s.lines}),
+        }
+        for name, part in parts.items()
+    }
+).T
 
 # %% tags=["check"]
 episodes = [{s.episode for s in parts[n]} for n in SPLITS]
-assert not (episodes[0] & episodes[1] or episodes[0] & episodes[2] or episodes[1] & episodes[2])       # nothing shared
-assert sorted(s.lines[0].row for p in parts.values() for s in p) == sorted(s.lines[0].row for s in source.scenes)  # nothing lost
-assert all({"Homer Simpson", "Marge Simpson", "Bart Simpson"} <= {l.speaker for s in p for l in s.lines} for p in parts.values())
-assert parts == split_scenes(source.scenes) != split_scenes(source.scenes, seed=43)                   # the seed alone decides
-try: split_scenes(parts["valid"][:2]); raise AssertionError
-except ValueError as e: assert "--split scene" in str(e)
+# nothing shared
+assert not (episodes[0] & episodes[1] or episodes[0] & episodes[2] or episodes[1] & episodes[2])
+# nothing lost
+assert sorted(s.lines[0].row for p in parts.values() for s in p) == sorted(s.lines[0].row for s in source.scenes)
+assert all(
+    {"Homer Simpson", "Marge Simpson", "Bart Simpson"} <= {line.speaker for s in p for line in s.lines}
+    for p in parts.values()
+)
+# the seed alone decides
+assert parts == split_scenes(source.scenes) != split_scenes(source.scenes, seed=43)
+try:
+    split_scenes(parts["valid"][:2])
+    raise AssertionError
+except ValueError as e:
+    assert "--split scene" in str(e)
 
 # %% [markdown]
 # ## Does it leak?
@@ -306,39 +373,50 @@ MIN_WORDS, NGRAM = 4, 8  # shorter lines, such as "Oh no.", repeat by chance; 8 
 
 
 def plain_words(
-    text: str, # any text
-) -> list:     # its words, small letters, without punctuation
+    text: str,  # any text
+) -> list:  # its words, small letters, without punctuation
     "Words of a line, for comparing."
     return re.sub(r"[^\w\s]", "", text.lower()).split()
 
 
 def ngrams(
-    words: list,    # words
-    n: int = NGRAM, # length of a run
-) -> set:           # tuples of n words
+    words: list,  # words
+    n: int = NGRAM,  # length of a run
+) -> set:  # tuples of n words
     "All runs of `n` words."
-    return {tuple(words[i:i + n]) for i in range(len(words) - n + 1)}
+    return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
 
 
 # %%
 #| export
 def leak_report(
-    train: list,    # training `Scene`s
+    train: list,  # training `Scene`s
     heldout: list,  # held-out `Scene`s
-    min_words: int = MIN_WORDS, # shorter lines are not looked at
-) -> dict:          # line_share and ngram_share (0..1), lines and ngrams (how many were looked at), leaked and similar (the `Line`s)
+    min_words: int = MIN_WORDS,  # shorter lines are not looked at
+) -> (
+    dict
+):  # line_share and ngram_share (0..1), lines and ngrams (how many were looked at), leaked and similar (the `Line`s)
     "Held-out lines that also stand in the training scenes, whole or in runs of eight words."
-    held = [(l, w) for s in heldout for l in s.lines if len(w := plain_words(l.text)) >= min_words]
+    held = [(line, w) for s in heldout for line in s.lines if len(w := plain_words(line.text)) >= min_words]
     wanted, looked = {" ".join(w) for _, w in held}, {g for _, w in held for g in ngrams(w)}
     known, shared = set(), set()
     for s in train:
-        for l in s.lines:
-            w = plain_words(l.text)
-            if (whole := " ".join(w)) in wanted: known.add(whole)
-            if len(w) >= NGRAM: shared |= ngrams(w) & looked
-    leaked = [l for l, w in held if " ".join(w) in known]
-    similar = [l for l, w in held if len(w) >= NGRAM and not shared.isdisjoint(ngrams(w))]
-    return {"line_share": len(leaked)/max(len(held), 1), "ngram_share": len(shared)/max(len(looked), 1), "lines": len(held), "ngrams": len(looked), "leaked": leaked, "similar": similar}
+        for line in s.lines:
+            w = plain_words(line.text)
+            if (whole := " ".join(w)) in wanted:
+                known.add(whole)
+            if len(w) >= NGRAM:
+                shared |= ngrams(w) & looked
+    leaked = [line for line, w in held if " ".join(w) in known]
+    similar = [line for line, w in held if len(w) >= NGRAM and not shared.isdisjoint(ngrams(w))]
+    return {
+        "line_share": len(leaked) / max(len(held), 1),
+        "ngram_share": len(shared) / max(len(looked), 1),
+        "lines": len(held),
+        "ngrams": len(looked),
+        "leaked": leaked,
+        "similar": similar,
+    }
 
 
 # %% [markdown]
@@ -347,15 +425,20 @@ def leak_report(
 # %%
 #| export
 def running_gags(
-    scenes: list,               # all `Scene`s of a script
-    min_words: int = MIN_WORDS, # shorter lines are not looked at
-) -> list:                      # {"text", "times", "episodes"}, most episodes first
+    scenes: list,  # all `Scene`s of a script
+    min_words: int = MIN_WORDS,  # shorter lines are not looked at
+) -> list:  # {"text", "times", "episodes"}, most episodes first
     "Lines that stand in more than one episode."
     found = {}
     for s in scenes:
-        for l in s.lines:
-            if len(words := plain_words(l.text)) >= min_words: found.setdefault(" ".join(words), []).append(l)
-    gags = [{"text": ls[0].text, "times": len(ls), "episodes": len({l.episode for l in ls})} for ls in found.values() if len(ls) > 1]
+        for line in s.lines:
+            if len(words := plain_words(line.text)) >= min_words:
+                found.setdefault(" ".join(words), []).append(line)
+    gags = [
+        {"text": ls[0].text, "times": len(ls), "episodes": len({line.episode for line in ls})}
+        for ls in found.values()
+        if len(ls) > 1
+    ]
     return sorted((g for g in gags if g["episodes"] > 1), key=lambda g: (-g["episodes"], -g["times"], g["text"]))
 
 
@@ -365,37 +448,52 @@ def running_gags(
 # %%
 #| export
 def random_rows_leak(
-    scenes: list,            # all `Scene`s of a script
-    share: float = 0.2,      # share of the rows that is held out
-    context_lines: int = 10, # lines before a row's own
-    seed: int = 42,          # of the draw
-) -> float:                  # share 0..1 of the held-out lines of 4 words or more
+    scenes: list,  # all `Scene`s of a script
+    share: float = 0.2,  # share of the rows that is held out
+    context_lines: int = 10,  # lines before a row's own
+    seed: int = 42,  # of the draw
+) -> float:  # share 0..1 of the held-out lines of 4 words or more
     "What a random split of rows would leak on this script."
     rng, seen, held = random.Random(seed), set(), []
     for s in scenes:
-        words = [plain_words(l.text) for l in s.lines]
+        words = [plain_words(line.text) for line in s.lines]
         trained = [rng.random() >= share for _ in words]
         until = -1  # the last line so far whose row, or whose later rows, are trained on
         for i in range(len(words)):
-            until = next((j for j in range(min(i + context_lines, len(words) - 1), max(until, i - 1), -1) if trained[j]), until)
-            if until >= i: seen.add(" ".join(words[i]))
-            if not trained[i] and len(words[i]) >= MIN_WORDS: held.append(" ".join(words[i]))
-    return sum(h in seen for h in held)/max(len(held), 1)
+            until = next(
+                (j for j in range(min(i + context_lines, len(words) - 1), max(until, i - 1), -1) if trained[j]), until
+            )
+            if until >= i:
+                seen.add(" ".join(words[i]))
+            if not trained[i] and len(words[i]) >= MIN_WORDS:
+                held.append(" ".join(words[i]))
+    return sum(h in seen for h in held) / max(len(held), 1)
 
 
 # %% tags=["example"]
 leak = leak_report(parts["train"], parts["valid"] + parts["test"])
 by_row = random_rows_leak(source.scenes)
-print(f"by episode {leak['line_share']:.1%} of {leak['lines']} lines and {leak['ngram_share']:.1%} of {leak['ngrams']} 8-grams leak; random rows would leak {by_row:.1%} of the lines")
+print(
+    f"by episode {leak['line_share']:.1%} of {leak['lines']} lines and {leak['ngram_share']:.1%} of {leak['ngrams']} 8-grams leak; random rows would leak {by_row:.1%} of the lines"
+)
 
 # %% tags=["check"]
-assert max(leak["line_share"], leak["ngram_share"]) < 0.01 < 0.9 < by_row and random_rows_leak(source.scenes, context_lines=0) < 0.01
+assert (
+    max(leak["line_share"], leak["ngram_share"]) < 0.01 < 0.9 < by_row
+    and random_rows_leak(source.scenes, context_lines=0) < 0.01
+)
 whole = leak_report(parts["train"], parts["train"])
 assert whole["line_share"] == whole["ngram_share"] == 1
-said = next(l for s in parts["valid"] for l in s.lines if len(l.text.split()) > 9)           # one word changed: the 8-grams see it
+# one word changed: the 8-grams see it
+said = next(line for s in parts["valid"] for line in s.lines if len(line.text.split()) > 9)
 near = Scene(0, 0, "", (Line(0, 0, "Moe", said.text + " Pal.", ""),))
-assert leak_report([near], [Scene(0, 0, "", (said,))])["line_share"] == 0 < leak_report([near], [Scene(0, 0, "", (said,))])["ngram_share"]
-assert not running_gags(source.scenes)                                                       # the book's script has none
+assert (
+    leak_report([near], [Scene(0, 0, "", (said,))])["line_share"]
+    == 0
+    < leak_report([near], [Scene(0, 0, "", (said,))])["ngram_share"]
+)
+# the book's script has none
+assert not running_gags(source.scenes)
 gag = [Scene(e, 0, "", (Line(e, 0, "Moe", "Get out of my bar!", ""),)) for e in (1, 2, 3)]
 assert running_gags(gag) == [{"text": "Get out of my bar!", "times": 3, "episodes": 3}]
 
@@ -408,32 +506,51 @@ assert running_gags(gag) == [{"text": "Get out of my bar!", "times": 3, "episode
 # %%
 #| export
 def scene_to_dict(
-    scene: Scene, # a scene
-) -> dict:        # plain data for JSON
+    scene: Scene,  # a scene
+) -> dict:  # plain data for JSON
     "A scene as plain data."
-    return {"episode": scene.episode, "index": scene.index, "location": scene.location,
-            "lines": [{"number": l.number, "speaker": l.speaker, "text": l.text, "row": l.row, "learn": l.learn} for l in scene.lines]}
+    return {
+        "episode": scene.episode,
+        "index": scene.index,
+        "location": scene.location,
+        "lines": [
+            {"number": line.number, "speaker": line.speaker, "text": line.text, "row": line.row, "learn": line.learn}
+            for line in scene.lines
+        ],
+    }
 
 
 def scene_from_dict(
-    data: dict, # what `scene_to_dict` made
-) -> Scene:     # the same scene
+    data: dict,  # what `scene_to_dict` made
+) -> Scene:  # the same scene
     "A scene from plain data."
-    lines = tuple(Line(data["episode"], l["number"], l["speaker"], l["text"], data["location"], l["row"], l["learn"]) for l in data["lines"])
+    lines = tuple(
+        Line(
+            data["episode"], line["number"], line["speaker"], line["text"], data["location"], line["row"], line["learn"]
+        )
+        for line in data["lines"]
+    )
     return Scene(data["episode"], data["index"], data["location"], lines)
 
 
 # %%
 #| export
 def samples_of(
-    scenes: list,            # `Scene`s
-    targets: list = (),      # names to learn; empty: everyone
-    context_lines: int = 10, # lines before the answer
-) -> list:                   # {"instruction": lines before, "input": who speaks, "output": what is said}
+    scenes: list,  # `Scene`s
+    targets: list = (),  # names to learn; empty: everyone
+    context_lines: int = 10,  # lines before the answer
+) -> list:  # {"instruction": lines before, "input": who speaks, "output": what is said}
     "One record for each line to learn, as the seed project's JSON files have them."
-    said = lambda lines: "\n".join(f"{l.speaker}: {l.text}" if l.speaker else l.text for l in lines)
-    return [{"instruction": said(s.lines[max(0, i - context_lines):i]), "input": l.speaker, "output": l.text}
-            for s in scenes for i, l in enumerate(s.lines) if is_target(l, targets)]
+
+    def said(lines):
+        return "\n".join(f"{line.speaker}: {line.text}" if line.speaker else line.text for line in lines)
+
+    return [
+        {"instruction": said(s.lines[max(0, i - context_lines) : i]), "input": line.speaker, "output": line.text}
+        for s in scenes
+        for i, line in enumerate(s.lines)
+        if is_target(line, targets)
+    ]
 
 
 # %% tags=["example"]
@@ -442,9 +559,9 @@ samples_of(parts["train"], ["Homer Simpson"], context_lines=2)[1]
 # %% tags=["check"]
 assert [scene_from_dict(json.loads(json.dumps(scene_to_dict(s)))) for s in source.scenes] == source.scenes
 with tempfile.TemporaryDirectory() as folder:  # the samples read back as the same lines
-    write_json(Path(folder)/"samples.json", samples_of(source.scenes, context_lines=100))
-    again = read_script(Path(folder)/"samples.json")
-    assert [(l.speaker, l.text) for l in again.lines] == [(l.speaker, l.text) for l in source.lines]
+    write_json(Path(folder) / "samples.json", samples_of(source.scenes, context_lines=100))
+    again = read_script(Path(folder) / "samples.json")
+    assert [(line.speaker, line.text) for line in again.lines] == [(line.speaker, line.text) for line in source.lines]
 
 
 # %% [markdown]
@@ -455,20 +572,23 @@ with tempfile.TemporaryDirectory() as folder:  # the samples read back as the sa
 # %%
 #| export
 def plot_speakers(
-    parts: dict,    # split name -> `Scene`s
-    most: int = 15, # how many characters to show
-    ax=None,        # matplotlib axes; None: make some
-):                  # the axes
+    parts: dict,  # split name -> `Scene`s
+    most: int = 15,  # how many characters to show
+    ax=None,  # matplotlib axes; None: make some
+):  # the axes
     "Bars: lines of each character, by split, most lines first."
     import matplotlib.pyplot as plt
+
     ax = ax or plt.subplots(figsize=(6.4, 4))[1]
-    counts = {name: Counter(l.speaker for s in part for l in s.lines) for name, part in parts.items()}
+    counts = {name: Counter(line.speaker for s in part for line in s.lines) for name, part in parts.items()}
     names = [n for n, _ in sum(counts.values(), Counter()).most_common(most)][::-1]
-    left = [0]*len(names)
+    left = [0] * len(names)
     for (split, c), color in zip(counts.items(), ("#f2c500", "#4f86c6", "#c0504d")):
         ax.barh(names, [c[n] for n in names], left=left, label=split, color=color)
         left = [a + c[n] for a, n in zip(left, names)]
-    ax.set_xlabel("lines"); ax.legend(frameon=False); ax.spines[["top", "right"]].set_visible(False)
+    ax.set_xlabel("lines")
+    ax.legend(frameon=False)
+    ax.spines[["top", "right"]].set_visible(False)
     ax.figure.tight_layout()
     return ax
 
@@ -479,17 +599,24 @@ def plot_speakers(
 # %%
 #| export
 def plot_lengths(
-    parts: dict, # split name -> `Scene`s
-    axes=None,   # two matplotlib axes; None: make some
-):               # the axes
+    parts: dict,  # split name -> `Scene`s
+    axes=None,  # two matplotlib axes; None: make some
+):  # the axes
     "Histograms: words of a line, lines of a scene."
     import matplotlib.pyplot as plt
+
     axes = plt.subplots(1, 2, figsize=(8, 3))[1] if axes is None else axes
     scenes = [s for p in parts.values() for s in p]
-    for ax, counts, what in ((axes[0], [len(l.text.split()) for s in scenes for l in s.lines], "words of a line"), (axes[1], [len(s.lines) for s in scenes], "lines of a scene")):
-        ax.hist(counts, bins=range(0, max(counts) + 2, max(1, max(counts)//30)), color="#4f86c6")
+    for ax, counts, what in (
+        (axes[0], [len(line.text.split()) for s in scenes for line in s.lines], "words of a line"),
+        (axes[1], [len(s.lines) for s in scenes], "lines of a scene"),
+    ):
+        ax.hist(counts, bins=range(0, max(counts) + 2, max(1, max(counts) // 30)), color="#4f86c6")
         ax.axvline(statistics.median(counts), color="#c0504d", label=f"median {statistics.median(counts):g}")
-        ax.set_xlabel(what); ax.set_ylabel("number"); ax.legend(frameon=False); ax.spines[["top", "right"]].set_visible(False)
+        ax.set_xlabel(what)
+        ax.set_ylabel("number")
+        ax.legend(frameon=False)
+        ax.spines[["top", "right"]].set_visible(False)
     axes[0].figure.tight_layout()
     return axes
 
@@ -502,18 +629,36 @@ def plot_lengths(
 # %%
 #| export
 def describe(
-    parts: dict,    # split name -> `Scene`s
+    parts: dict,  # split name -> `Scene`s
     targets: list,  # names to learn; empty: everyone
-) -> dict:          # sets, missing, words_per_line, lines_per_scene
+) -> dict:  # sets, missing, words_per_line, lines_per_scene
     "What is in the three sets."
-    sets = {n: {"episodes": len({s.episode for s in p}), "scenes": len(p), "lines": sum(len(s.lines) for s in p),
-                "learned_lines": sum(is_target(l, targets) for s in p for l in s.lines)} for n, p in parts.items()}
-    there = {n: {l.speaker for s in p for l in s.lines if is_target(l, targets)} for n, p in parts.items()}
+    sets = {
+        n: {
+            "episodes": len({s.episode for s in p}),
+            "scenes": len(p),
+            "lines": sum(len(s.lines) for s in p),
+            "learned_lines": sum(is_target(line, targets) for s in p for line in s.lines),
+        }
+        for n, p in parts.items()
+    }
+    there = {n: {line.speaker for s in p for line in s.lines if is_target(line, targets)} for n, p in parts.items()}
     missing = {n: [t for t in targets if t not in have] for n, have in there.items()}
-    def spread(counts): return {"median": statistics.median(counts), "p95": sorted(counts)[int(0.95*(len(counts) - 1))], "longest": max(counts)}
+
+    def spread(counts):
+        return {
+            "median": statistics.median(counts),
+            "p95": sorted(counts)[int(0.95 * (len(counts) - 1))],
+            "longest": max(counts),
+        }
+
     scenes = [s for p in parts.values() for s in p]
-    return {"sets": sets, "missing": {n: m for n, m in missing.items() if m}, "words_per_line": spread([len(l.text.split()) for s in scenes for l in s.lines]),
-            "lines_per_scene": spread([len(s.lines) for s in scenes])}
+    return {
+        "sets": sets,
+        "missing": {n: m for n, m in missing.items() if m},
+        "words_per_line": spread([len(line.text.split()) for s in scenes for line in s.lines]),
+        "lines_per_scene": spread([len(s.lines) for s in scenes]),
+    }
 
 
 # %% [markdown]
@@ -522,15 +667,19 @@ def describe(
 # %%
 #| export
 def refuse_leak(
-    leak: dict,      # what `leak_report` gave
-    max_leak: float, # most, as a share 0..1
+    leak: dict,  # what `leak_report` gave
+    max_leak: float,  # most, as a share 0..1
 ):
     "Raise ValueError naming the lines if a split leaks more than is allowed."
-    if max(leak["line_share"], leak["ngram_share"]) <= max_leak: return
+    if max(leak["line_share"], leak["ngram_share"]) <= max_leak:
+        return
     lines = leak["leaked"] or leak["similar"]
-    named = "; ".join(f"{l.text[:60]!r} (episode {l.episode}, line {l.row} of the file)" for l in lines[:5])
-    raise ValueError(f"{leak['line_share']:.1%} of the held-out lines and {leak['ngram_share']:.1%} of their 8-grams stand in the training lines, more than max_leak={max_leak:g}: {named}"
-                     + (f" and {len(lines) - 5} more" if len(lines) > 5 else "") + f"; use split=episode or another split_seed, or accept it with a max_leak of {max(leak['line_share'], leak['ngram_share']) + 0.0005:.3f} or more if these are running gags")
+    named = "; ".join(f"{line.text[:60]!r} (episode {line.episode}, line {line.row} of the file)" for line in lines[:5])
+    raise ValueError(
+        f"{leak['line_share']:.1%} of the held-out lines and {leak['ngram_share']:.1%} of their 8-grams stand in the training lines, more than max_leak={max_leak:g}: {named}"
+        + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
+        + f"; use split=episode or another split_seed, or accept it with a max_leak of {max(leak['line_share'], leak['ngram_share']) + 0.0005:.3f} or more if these are running gags"
+    )
 
 
 # %%
@@ -538,64 +687,93 @@ def refuse_leak(
 @dataclass(frozen=True)
 class Prepared:
     "A script, read and split, not written anywhere yet."
-    parts: dict         # split name -> `Scene`s
-    report: dict        # what report.json will hold
-    rejected: list      # `Rejected` rows, all of them
+
+    parts: dict  # split name -> `Scene`s
+    report: dict  # what report.json will hold
+    rejected: list  # `Rejected` rows, all of them
     context_lines: int  # lines before the answer in the JSON samples
 
 
 def scenes_text(
-    scenes: list, # `Scene`s
-) -> str:         # one JSON object a line
+    scenes: list,  # `Scene`s
+) -> str:  # one JSON object a line
     "Scenes as they are kept."
     return "".join(json.dumps(scene_to_dict(s), ensure_ascii=False) + "\n" for s in scenes)
 
 
 def read_and_split(
-    config: PrepareConfig, # the settings; `out` is not used
-) -> Prepared:             # ValueError or a file error, in one sentence, if it cannot be done
+    config: PrepareConfig,  # the settings; `out` is not used
+) -> Prepared:  # ValueError or a file error, in one sentence, if it cannot be done
     "All of `prepare` but the writing."
     script = read_script(config.script, config.keep_directions, config.encoding, config.file_format)
     targets = find_speakers(config.speakers, script.speakers)
-    spellings = [note for n in split_names(config.speakers, script.speakers) if (note := spelling_note(n, script.speakers))]
+    spellings = [
+        note for n in split_names(config.speakers, script.speakers) if (note := spelling_note(n, script.speakers))
+    ]
     parts = split_scenes(script.scenes, targets, config.valid_share, config.test_share, config.split, config.split_seed)
     found = describe(parts, targets)
     learned = {n: s["learned_lines"] for n, s in found["sets"].items()}
-    require(all(learned.values()), f"the sets would hold {learned} lines to learn; every set needs some, so choose characters with more lines, or another split or split_seed")
+    require(
+        all(learned.values()),
+        f"the sets would hold {learned} lines to learn; every set needs some, so choose characters with more lines, or another split or split_seed",
+    )
     leak = leak_report(parts["train"], parts["valid"] + parts["test"])
     refuse_leak(leak, config.max_leak)
     reasons = {}
-    for r in script.rejected: reasons.setdefault(r.reason.split(" (read as")[0], []).append(r.row)
-    report = {"script": Path(script.path).name, "script_sha256": sha256(script.path), "format": script.format, "encoding": script.encoding, "account": script.account(), "notes": script.notes + spellings,
-              "rejected": [asdict(r) for r in script.rejected[:20]], "rejected_reasons": {k: {"rows": len(v), "lines": v[:10]} for k, v in reasons.items()},
-              "recovered": script.recovered[:20], "speakers": targets, "all_speakers": script.speakers, "split": config.split, "split_seed": config.split_seed, **found,
-              "leaked_share": round(leak["line_share"], 4), "leaked_ngrams": round(leak["ngram_share"], 4), "leak_lines": leak["lines"], "leak_ngrams": leak["ngrams"], "max_leak": config.max_leak,
-              "leaked": [f"{l.speaker}: {l.text}" for l in leak["leaked"][:20]], "similar": [f"{l.speaker}: {l.text}" for l in leak["similar"][:20]],
-              "random_rows_leaked_share": round(random_rows_leak(script.scenes, config.valid_share + config.test_share, seed=config.split_seed), 4),
-              "running_gags": running_gags(script.scenes)[:20], "data_sha256": {n: hashlib.sha256(scenes_text(p).encode("utf8")).hexdigest() for n, p in parts.items()}, "provenance": provenance()}
+    for r in script.rejected:
+        reasons.setdefault(r.reason.split(" (read as")[0], []).append(r.row)
+    report = {
+        "script": Path(script.path).name,
+        "script_sha256": sha256(script.path),
+        "format": script.format,
+        "encoding": script.encoding,
+        "account": script.account(),
+        "notes": script.notes + spellings,
+        "rejected": [asdict(r) for r in script.rejected[:20]],
+        "rejected_reasons": {k: {"rows": len(v), "lines": v[:10]} for k, v in reasons.items()},
+        "recovered": script.recovered[:20],
+        "speakers": targets,
+        "all_speakers": script.speakers,
+        "split": config.split,
+        "split_seed": config.split_seed,
+        **found,
+        "leaked_share": round(leak["line_share"], 4),
+        "leaked_ngrams": round(leak["ngram_share"], 4),
+        "leak_lines": leak["lines"],
+        "leak_ngrams": leak["ngrams"],
+        "max_leak": config.max_leak,
+        "leaked": [f"{line.speaker}: {line.text}" for line in leak["leaked"][:20]],
+        "similar": [f"{line.speaker}: {line.text}" for line in leak["similar"][:20]],
+        "random_rows_leaked_share": round(
+            random_rows_leak(script.scenes, config.valid_share + config.test_share, seed=config.split_seed), 4
+        ),
+        "running_gags": running_gags(script.scenes)[:20],
+        "data_sha256": {n: hashlib.sha256(scenes_text(p).encode("utf8")).hexdigest() for n, p in parts.items()},
+        "provenance": provenance(),
+    }
     return Prepared(parts, report, script.rejected, config.context_lines)
 
 
 # %%
 #| export
 def write_prepared(
-    made: Prepared, # what `read_and_split` gave
-    out,            # the folder
+    made: Prepared,  # what `read_and_split` gave
+    out,  # the folder
 ):
     "Write prepared data; the report comes last, so a folder with a report is whole."
     out = open_folder(out)
     for name, part in made.parts.items():
-        write_text(out/f"{name}.jsonl", scenes_text(part))
-        write_json(out/f"{name}_samples.json", samples_of(part, made.report["speakers"], made.context_lines))
-    with open(out/"rejected.csv", "w", newline="", encoding="utf8") as f:
+        write_text(out / f"{name}.jsonl", scenes_text(part))
+        write_json(out / f"{name}_samples.json", samples_of(part, made.report["speakers"], made.context_lines))
+    with open(out / "rejected.csv", "w", newline="", encoding="utf8") as f:
         csv.writer(f).writerows([("line", "reason", "text"), *((r.row, r.reason, r.text) for r in made.rejected)])
     save_plots(made.parts, out)
-    write_json(out/"report.json", made.report)
+    write_json(out / "report.json", made.report)
 
 
 def prepare(
-    config: PrepareConfig, # the settings
-) -> dict:                 # the report, also written as report.json; ValueError or a file error, in one sentence, if it cannot be done
+    config: PrepareConfig,  # the settings
+) -> dict:  # the report, also written as report.json; ValueError or a file error, in one sentence, if it cannot be done
     "Read, split and write a script; returns and writes the report."
     with hold_folder(config.out, "prepare"):
         made = read_and_split(config)
@@ -604,13 +782,15 @@ def prepare(
 
 
 def save_plots(
-    parts: dict, # split name -> `Scene`s
-    out: Path,   # the folder
+    parts: dict,  # split name -> `Scene`s
+    out: Path,  # the folder
 ):
     "Write speakers.png and lengths.png."
     import matplotlib.pyplot as plt
+
     for figure, name in ((plot_speakers(parts).figure, "speakers"), (plot_lengths(parts)[0].figure, "lengths")):
-        figure.savefig(out/f"{name}.png", dpi=110); plt.close(figure)
+        figure.savefig(out / f"{name}.png", dpi=110)
+        plt.close(figure)
 
 
 # %% [markdown]
@@ -618,30 +798,60 @@ def save_plots(
 
 # %%
 #| export
-KINDS = {"spoken": "spoken lines", "heading": "headings", "direction": "directions", "wordless": "without words", "continuation": "going on with a line", "cue": "cues", "note": "notes and titles"}
+KINDS = {
+    "spoken": "spoken lines",
+    "heading": "headings",
+    "direction": "directions",
+    "wordless": "without words",
+    "continuation": "going on with a line",
+    "cue": "cues",
+    "note": "notes and titles",
+}
 
 
 def report_text(
-    report: dict, # what `prepare` returned
-) -> str:         # some lines for people
+    report: dict,  # what `prepare` returned
+) -> str:  # some lines for people
     "The report in words."
     r, a = report, report["account"]
-    rows = [f"{r['script']}, read as {r['format']} in {r['encoding']}", f"  {a['rows']:,} rows = {a['kept']:,} kept + {a['recovered']:,} recovered + {a['rejected']:,} rejected",
-            "  used: " + ", ".join(f"{a[k]:,} {words}" for k, words in KINDS.items() if a.get(k))]
-    if r["recovered"]: rows.append(f"  recovered: lines {', '.join(map(str, r['recovered'][:10]))}{' ...' if a['recovered'] > 10 else ''}")
-    rows += [f"  rejected: {x['rows']} x {why} (line{'s'[:x['rows'] > 1]} {', '.join(map(str, x['lines'][:8]))}{' ...' if x['rows'] > 8 else ''})" for why, x in r["rejected_reasons"].items()]
-    if a["rejected"]: rows.append("  all of them, with their text: rejected.csv")
+    rows = [
+        f"{r['script']}, read as {r['format']} in {r['encoding']}",
+        f"  {a['rows']:,} rows = {a['kept']:,} kept + {a['recovered']:,} recovered + {a['rejected']:,} rejected",
+        "  used: " + ", ".join(f"{a[k]:,} {words}" for k, words in KINDS.items() if a.get(k)),
+    ]
+    if r["recovered"]:
+        rows.append(
+            f"  recovered: lines {', '.join(map(str, r['recovered'][:10]))}{' ...' if a['recovered'] > 10 else ''}"
+        )
+    rows += [
+        f"  rejected: {x['rows']} x {why} (line{'s'[: x['rows'] > 1]} {', '.join(map(str, x['lines'][:8]))}{' ...' if x['rows'] > 8 else ''})"
+        for why, x in r["rejected_reasons"].items()
+    ]
+    if a["rejected"]:
+        rows.append("  all of them, with their text: rejected.csv")
     rows += [f"  note: {n}" for n in r["notes"]]
     names = list(r["all_speakers"].items())
-    rows += [f"{len(names)} characters; most lines: {', '.join(f'{n} {c:,}' for n, c in names[:6])}",
-             f"words of a line: median {r['words_per_line']['median']:g}, longest {r['words_per_line']['longest']}; lines of a scene: median {r['lines_per_scene']['median']:g}, longest {r['lines_per_scene']['longest']}",
-             f"to learn: {', '.join(r['speakers']) if r['speakers'] else 'every character'}; split by {r['split']}, seed {r['split_seed']}", f"  {'':5} {'episodes':>9} {'scenes':>7} {'lines':>8} {'to learn':>9}"]
-    rows += [f"  {n:5} {s['episodes']:>9,} {s['scenes']:>7,} {s['lines']:>8,} {s['learned_lines']:>9,}" for n, s in r["sets"].items()]
+    rows += [
+        f"{len(names)} characters; most lines: {', '.join(f'{n} {c:,}' for n, c in names[:6])}",
+        f"words of a line: median {r['words_per_line']['median']:g}, longest {r['words_per_line']['longest']}; lines of a scene: median {r['lines_per_scene']['median']:g}, longest {r['lines_per_scene']['longest']}",
+        f"to learn: {', '.join(r['speakers']) if r['speakers'] else 'every character'}; split by {r['split']}, seed {r['split_seed']}",
+        f"  {'':5} {'episodes':>9} {'scenes':>7} {'lines':>8} {'to learn':>9}",
+    ]
+    rows += [
+        f"  {n:5} {s['episodes']:>9,} {s['scenes']:>7,} {s['lines']:>8,} {s['learned_lines']:>9,}"
+        for n, s in r["sets"].items()
+    ]
     rows += [f"  WARNING: {', '.join(m)} to learn, but without a line in {n}" for n, m in r["missing"].items()]
-    rows += [f"leak: {r['leaked_share']:.1%} of {r['leak_lines']:,} held-out lines (4 words or more) and {r['leaked_ngrams']:.1%} of {r['leak_ngrams']:,} 8-grams stand in train (limit {r['max_leak']:.1%});",
-             f"  a split of random rows, as in the seed, would leak {r['random_rows_leaked_share']:.1%} of such lines"]
-    rows += [f"  leaked: {l[:90]}" for l in r["leaked"][:5]]
-    if r["running_gags"]: rows.append("running gags: " + "; ".join(f"{g['text'][:50]!r} in {g['episodes']} episodes" for g in r["running_gags"][:5]))
+    rows += [
+        f"leak: {r['leaked_share']:.1%} of {r['leak_lines']:,} held-out lines (4 words or more) and {r['leaked_ngrams']:.1%} of {r['leak_ngrams']:,} 8-grams stand in train (limit {r['max_leak']:.1%});",
+        f"  a split of random rows, as in the seed, would leak {r['random_rows_leaked_share']:.1%} of such lines",
+    ]
+    rows += [f"  leaked: {line[:90]}" for line in r["leaked"][:5]]
+    if r["running_gags"]:
+        rows.append(
+            "running gags: "
+            + "; ".join(f"{g['text'][:50]!r} in {g['episodes']} episodes" for g in r["running_gags"][:5])
+        )
     return "\n".join(rows)
 
 
@@ -651,17 +861,23 @@ def report_text(
 # %%
 #| export
 def load_data(
-    folder, # what `prepare` wrote
-) -> tuple: # (split name -> `Scene`s, report); FileNotFoundError or ValueError if the folder does not hold prepared data
+    folder,  # what `prepare` wrote
+) -> (
+    tuple
+):  # (split name -> `Scene`s, report); FileNotFoundError or ValueError if the folder does not hold prepared data
     "Read prepared data back, and make sure that it is what was written."
     folder = Path(folder)
-    if not (folder/"report.json").is_file():
-        raise FileNotFoundError(f"no prepared data in {folder}; make some with: simpsons-llm prepare --script FILE --out {shlex.quote(str(folder))}")
-    report = read_json(folder/"report.json")
+    if not (folder / "report.json").is_file():
+        raise FileNotFoundError(
+            f"no prepared data in {folder}; make some with: simpsons-llm prepare --script FILE --out {shlex.quote(str(folder))}"
+        )
+    report = read_json(folder / "report.json")
     for name in SPLITS:
-        require((folder/f"{name}.jsonl").is_file() and sha256(folder/f"{name}.jsonl") == report["data_sha256"][name],
-                f"{folder/f'{name}.jsonl'} is missing or not what prepare wrote; run prepare again")
-    return {name: [scene_from_dict(d) for d in read_jsonl(folder/f"{name}.jsonl")] for name in SPLITS}, report
+        require(
+            (folder / f"{name}.jsonl").is_file() and sha256(folder / f"{name}.jsonl") == report["data_sha256"][name],
+            f"{folder / f'{name}.jsonl'} is missing or not what prepare wrote; run prepare again",
+        )
+    return {name: [scene_from_dict(d) for d in read_jsonl(folder / f"{name}.jsonl")] for name in SPLITS}, report
 
 
 # %% [markdown]
@@ -681,8 +897,10 @@ ax = plot_speakers(parts)
 plt.show()
 
 # %%
-counts = Counter(l.speaker for p in parts.values() for s in p for l in s.lines).most_common()
-print(f"{counts[0][0]} has {counts[0][1]} lines; character {min(15, len(counts))} has {counts[:15][-1][1]}; {len(counts)} characters speak.")
+counts = Counter(line.speaker for p in parts.values() for s in p for line in s.lines).most_common()
+print(
+    f"{counts[0][0]} has {counts[0][1]} lines; character {min(15, len(counts))} has {counts[:15][-1][1]}; {len(counts)} characters speak."
+)
 
 # %% [markdown]
 # Lines are short and scenes are long, in words here, since tokens belong to the next chapter:
@@ -690,7 +908,9 @@ print(f"{counts[0][0]} has {counts[0][1]} lines; character {min(15, len(counts))
 # %%
 plot_lengths(parts)
 plt.show()
-print(f"half of the lines have {report['words_per_line']['median']:g} words or fewer, 95 of 100 have at most {report['words_per_line']['p95']}; half of the scenes have {report['lines_per_scene']['median']:g} lines or fewer, the longest {report['lines_per_scene']['longest']}.")
+print(
+    f"half of the lines have {report['words_per_line']['median']:g} words or fewer, 95 of 100 have at most {report['words_per_line']['p95']}; half of the scenes have {report['lines_per_scene']['median']:g} lines or fewer, the longest {report['lines_per_scene']['longest']}."
+)
 
 # %% [markdown]
 # A folder whose files were changed afterwards is refused, since its report would no longer be true:
@@ -698,8 +918,15 @@ print(f"half of the lines have {report['words_per_line']['median']:g} words or f
 # %% tags=["check"]
 with tempfile.TemporaryDirectory() as folder:
     prepare(PrepareConfig(out=folder, speakers="Homer Simpson"))
-    with open(Path(folder)/"test.jsonl", "a") as f: f.write("\n")
-    try: load_data(folder); raise AssertionError
-    except ValueError as e: assert "test.jsonl" in str(e)
-try: load_data("nowhere"); raise AssertionError
-except FileNotFoundError as e: assert "prepare" in str(e)
+    with open(Path(folder) / "test.jsonl", "a") as f:
+        f.write("\n")
+    try:
+        load_data(folder)
+        raise AssertionError
+    except ValueError as e:
+        assert "test.jsonl" in str(e)
+try:
+    load_data("nowhere")
+    raise AssertionError
+except FileNotFoundError as e:
+    assert "prepare" in str(e)

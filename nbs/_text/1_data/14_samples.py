@@ -21,19 +21,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import simpsons_llm
-from simpsons_llm.machine.job import cache_dir, collector_off, open_folder, read_json, require, write_json, write_text
+from simpsons_llm.data.lines import Scene
 from simpsons_llm.data.prepare import is_target
 from simpsons_llm.data.prompt import CONTEXT, LEARNED, READ, SCAFFOLD, TextMaker, Tokens, prompt_tokens, user_turn
-from simpsons_llm.data.lines import Scene
+from simpsons_llm.machine.job import cache_dir, collector_off, open_folder, read_json, require, write_json, write_text
 
 # %%
 #| hide
 import pandas as pd
 from IPython.display import HTML
 
+from simpsons_llm.data.formats import read_script
 from simpsons_llm.data.lines import Line
 from simpsons_llm.data.prompt import CHATML, TEMPLATES, byte_tokenizer, prompt_ids, small_tokenizer
-from simpsons_llm.data.formats import read_script
 
 everything, bpe = read_script("springfield").scenes, small_tokenizer(2000, *CHATML)
 makers = {template: TextMaker(bpe, template) for template in TEMPLATES}
@@ -52,9 +52,10 @@ scenes, targets = everything[:6], ["Homer Simpson", "Marge Simpson"]
 @dataclass(frozen=True, slots=True)
 class Sample:
     "One sequence to train on or to score."
-    input_ids: list    # T token ids
-    loss_weights: list # T weights, 0..1: how much the prediction *of* this token counts
-    roles: bytes = b"" # T roles (SCAFFOLD, READ, CONTEXT, LEARNED of the prompt chapter), for looking at it
+
+    input_ids: list  # T token ids
+    loss_weights: list  # T weights, 0..1: how much the prediction *of* this token counts
+    roles: bytes = b""  # T roles (SCAFFOLD, READ, CONTEXT, LEARNED of the prompt chapter), for looking at it
 
     @property
     def learned(self) -> int:
@@ -72,9 +73,9 @@ class Sample:
 
 
 def sample_of(
-    tokens: Tokens,              # tokens with roles
-    context_weight: float = 0.0, # weight of the role CONTEXT, 0..1
-) -> Sample:                     # with weights
+    tokens: Tokens,  # tokens with roles
+    context_weight: float = 0.0,  # weight of the role CONTEXT, 0..1
+) -> Sample:  # with weights
     "Roles become weights."
     weights = (0.0, 0.0, context_weight, 1.0)  # of SCAFFOLD, READ, CONTEXT, LEARNED
     return Sample(tokens.ids, list(map(weights.__getitem__, tokens.roles)), bytes(tokens.roles))
@@ -90,42 +91,54 @@ def sample_of(
 # %%
 #| export
 def with_said(
-    scenes: list,     # `Scene`s
-    maker: TextMaker, # tokenizer and template
-    at_once: int = 1000, # lines in one call of the tokenizer
-):                    # yields (scene, what `TextMaker.said` gives for its lines)
+    scenes: list,  # `Scene`s
+    maker: TextMaker,  # tokenizer and template
+    at_once: int = 1000,  # lines in one call of the tokenizer
+):  # yields (scene, what `TextMaker.said` gives for its lines)
     "Scenes with the tokens of their lines."
     groups, size = [], at_once
     for s in scenes:
-        if size >= at_once: groups.append([]); size = 0
-        groups[-1].append(s); size += len(s.lines)
-    def job(group): return maker.said([l for s in group for l in s.lines])
+        if size >= at_once:
+            groups.append([])
+            size = 0
+        groups[-1].append(s)
+        size += len(s.lines)
+
+    def job(group):
+        return maker.said([line for s in group for line in s.lines])
+
     with collector_off(), ThreadPoolExecutor(1) as ahead:
         waiting = deque(ahead.submit(job, g) for g in groups[:3]) if maker.threads else None
         for i, group in enumerate(groups):
             said, begin = waiting.popleft().result() if maker.threads else job(group), 0
-            if maker.threads and i + 3 < len(groups): waiting.append(ahead.submit(job, groups[i + 3]))
+            if maker.threads and i + 3 < len(groups):
+                waiting.append(ahead.submit(job, groups[i + 3]))
             for s in group:
-                yield s, said[begin:begin + len(s.lines)]
+                yield s, said[begin : begin + len(s.lines)]
                 begin += len(s.lines)
 
 
 def row_samples(
-    scenes: list,            # `Scene`s
-    maker: TextMaker,        # tokenizer and template
-    targets: list = (),      # names to learn; empty: everyone
+    scenes: list,  # `Scene`s
+    maker: TextMaker,  # tokenizer and template
+    targets: list = (),  # names to learn; empty: everyone
     max_seq_len: int = 256,  # most tokens of a sample
-    context_lines: int = 10, # most lines of context
-) -> tuple:                  # (samples, lines to learn that are longer than max_seq_len by themselves)
+    context_lines: int = 10,  # most lines of context
+) -> tuple:  # (samples, lines to learn that are longer than max_seq_len by themselves)
     "One sample a line: its context is read, the line and its end are learned."
     samples, too_long = [], []
     for s, said in with_said(scenes, maker):
-        for i, l in enumerate(s.lines):
-            if not is_target(l, targets): continue
+        for i, line in enumerate(s.lines):
+            if not is_target(line, targets):
+                continue
             answer, first = said[i][1] + maker.end, max(0, i - context_lines)
-            out, _ = prompt_tokens(maker, s.location, s.lines[first:i], l.speaker, max_seq_len - len(answer), said[first:i])
-            if len(out) + len(answer) > max_seq_len: too_long.append(l)
-            else: samples.append(sample_of(out.add(answer, LEARNED)))
+            out, _ = prompt_tokens(
+                maker, s.location, s.lines[first:i], line.speaker, max_seq_len - len(answer), said[first:i]
+            )
+            if len(out) + len(answer) > max_seq_len:
+                too_long.append(line)
+            else:
+                samples.append(sample_of(out.add(answer, LEARNED)))
     return samples, too_long
 
 
@@ -139,39 +152,48 @@ def row_samples(
 # %%
 #| export
 def script_blocks(
-    maker: TextMaker, # tokenizer and template
-    scene: Scene,     # a scene
-    said: list,       # what `TextMaker.said` gave for its lines
-    targets: list,    # names to learn; empty: everyone
-    context: int,     # role of lines by others: CONTEXT or READ
-    max_seq_len: int, # not used: a line is not cut
-):                    # yields (opening, blocks); a block is (`Tokens` where it begins a window, `Tokens` elsewhere, its last line)
+    maker: TextMaker,  # tokenizer and template
+    scene: Scene,  # a scene
+    said: list,  # what `TextMaker.said` gave for its lines
+    targets: list,  # names to learn; empty: everyone
+    context: int,  # role of lines by others: CONTEXT or READ
+    max_seq_len: int,  # not used: a line is not cut
+):  # yields (opening, blocks); a block is (`Tokens` where it begins a window, `Tokens` elsewhere, its last line)
     "A scene in the plain form: one block a line."
     blocks, end = [], maker.end
-    for l, (read, _) in zip(scene.lines, said):
-        role, name = LEARNED if is_target(l, targets) else context if l.learn else READ, maker.name(l.speaker)
-        block = Tokens(name + read + end, bytes((SCAFFOLD,))*len(name) + bytes((role,))*(len(read) + len(end)))
-        blocks.append((block, block, l))
+    for line, (read, _) in zip(scene.lines, said):
+        role, name = LEARNED if is_target(line, targets) else context if line.learn else READ, maker.name(line.speaker)
+        block = Tokens(name + read + end, bytes((SCAFFOLD,)) * len(name) + bytes((role,)) * (len(read) + len(end)))
+        blocks.append((block, block, line))
     yield Tokens().add(maker.heading(scene.location), SCAFFOLD), blocks
 
 
 def chat_blocks(
-    maker: TextMaker, # tokenizer and template
-    scene: Scene,     # a scene
-    said: list,       # what `TextMaker.said` gave for its lines
-    targets: list,    # names to learn; empty: everyone
-    context: int,     # not used: a user's turns are never learned
-    max_seq_len: int, # most tokens of a block; lines before an answer are left out from the beginning
-):                    # yields (opening, blocks) for each character to learn; a block is (`Tokens` where it begins a window, `Tokens` elsewhere, its last line)
+    maker: TextMaker,  # tokenizer and template
+    scene: Scene,  # a scene
+    said: list,  # what `TextMaker.said` gave for its lines
+    targets: list,  # names to learn; empty: everyone
+    context: int,  # not used: a user's turns are never learned
+    max_seq_len: int,  # most tokens of a block; lines before an answer are left out from the beginning
+):  # yields (opening, blocks) for each character to learn; a block is (`Tokens` where it begins a window, `Tokens` elsewhere, its last line)
     "A scene as conversations, one for each character to learn: one block for each of its lines."
-    for who in dict.fromkeys(l.speaker for l in scene.lines if is_target(l, targets)):
+    for who in dict.fromkeys(line.speaker for line in scene.lines if is_target(line, targets)):
         turn, blocks = 0, []
-        for i, l in enumerate(scene.lines):
-            if l.speaker != who: continue
-            answer, role = said[i][1] + maker.end, LEARNED if is_target(l, targets) else READ
-            def block(opened, begins, since): return user_turn(maker, Tokens(), opened, begins, scene.lines[since:i], said[since:i]).add(answer, role)
-            first = next(b for n in range(turn, i + 1) if len(b := block(maker.frame.before(scene.location, who), True, n)) <= max_seq_len or n == i)  # the newest lines that fit
-            blocks.append((first, block(maker.frame.again, False, turn), l))
+        for i, line in enumerate(scene.lines):
+            if line.speaker != who:
+                continue
+            answer, role = said[i][1] + maker.end, LEARNED if is_target(line, targets) else READ
+
+            def block(opened, begins, since):
+                return user_turn(maker, Tokens(), opened, begins, scene.lines[since:i], said[since:i]).add(answer, role)
+
+            # the newest lines that fit
+            first = next(
+                b
+                for n in range(turn, i + 1)
+                if len(b := block(maker.frame.before(scene.location, who), True, n)) <= max_seq_len or n == i
+            )
+            blocks.append((first, block(maker.frame.again, False, turn), line))
             turn = i + 1
         yield Tokens(), blocks
 
@@ -182,22 +204,27 @@ BLOCKS = {"script": script_blocks, "chat": chat_blocks}
 
 
 def scene_samples(
-    scenes: list,                # `Scene`s
-    maker: TextMaker,            # tokenizer and the script or chat template
-    targets: list = (),          # names to learn; empty: everyone
-    max_seq_len: int = 512,      # most tokens of a sample
-    context_weight: float = 0.0, # loss weight of lines by others, 0..1 (script template)
-    overlap: float = 0.25,       # share of a window that may repeat the one before it, as context
-) -> tuple:                      # (samples, lines to learn that are longer than max_seq_len by themselves)
+    scenes: list,  # `Scene`s
+    maker: TextMaker,  # tokenizer and the script or chat template
+    targets: list = (),  # names to learn; empty: everyone
+    max_seq_len: int = 512,  # most tokens of a sample
+    context_weight: float = 0.0,  # loss weight of lines by others, 0..1 (script template)
+    overlap: float = 0.25,  # share of a window that may repeat the one before it, as context
+) -> tuple:  # (samples, lines to learn that are longer than max_seq_len by themselves)
     "One pass over each scene; every line to learn is a target exactly once."
-    require(maker.template in BLOCKS, f"view=scenes needs template=script or chat, not {maker.template}; or use view=rows")
+    require(
+        maker.template in BLOCKS, f"view=scenes needs template=script or chat, not {maker.template}; or use view=rows"
+    )
     samples, too_long = [], []
     context = CONTEXT if context_weight else READ
     for s, said in with_said(scenes, maker):
         for opening, blocks in BLOCKS[maker.template](maker, s, said, targets, context, max_seq_len):
             windows, long = cut_windows(opening, blocks, max_seq_len, overlap)
-            too_long += [l for l in long if is_target(l, targets)]  # what others say is missing from the context, and that is all
-            samples += [sample_of(w, context_weight) for w in windows if w.roles.count(LEARNED) or w.roles.count(CONTEXT)]
+            # what others say is missing from the context, and that is all
+            too_long += [line for line in long if is_target(line, targets)]
+            samples += [
+                sample_of(w, context_weight) for w in windows if w.roles.count(LEARNED) or w.roles.count(CONTEXT)
+            ]
     return samples, too_long
 
 
@@ -208,32 +235,39 @@ def scene_samples(
 #| export
 def cut_windows(
     opening: Tokens,  # what every window begins with
-    blocks: list,     # (`Tokens` where it begins a window, `Tokens` elsewhere, line) in order
-    max_seq_len: int, # most tokens of a window
-    overlap: float,   # share of a window that may repeat the one before it
-) -> tuple:           # (windows as `Tokens`, lines that fit into none)
+    blocks: list,  # (`Tokens` where it begins a window, `Tokens` elsewhere, line) in order
+    max_seq_len: int,  # most tokens of a window
+    overlap: float,  # share of a window that may repeat the one before it
+) -> tuple:  # (windows as `Tokens`, lines that fit into none)
     "Put blocks together as long as they fit."
     begin = len(opening)
     windows, too_long, window, size = [], [], [], begin
-    def read(tokens): return Tokens().add(tokens.ids, READ)  # what is repeated is not learned again
+
+    def read(tokens):
+        return Tokens().add(tokens.ids, READ)  # what is repeated is not learned again
+
     for first, later, line in blocks:
-        if begin + len(first.ids) > max_seq_len: too_long.append(line); continue
+        if begin + len(first.ids) > max_seq_len:
+            too_long.append(line)
+            continue
         if window and size + len(later.ids) > max_seq_len:
             windows.append(join(opening, window))
-            room = min(overlap*max_seq_len, max_seq_len - begin - len(later.ids))
+            room = min(overlap * max_seq_len, max_seq_len - begin - len(later.ids))
             keep = len(window)
-            while keep and room >= len(window[keep - 1][0]): keep -= 1; room -= len(window[keep][0])
-            window = [(read(f), read(l)) for f, l in window[keep:]]
+            while keep and room >= len(window[keep - 1][0]):
+                keep -= 1
+                room -= len(window[keep][0])
+            window = [(read(f), read(said)) for f, said in window[keep:]]
             size = begin + sum(len(w[i > 0]) for i, w in enumerate(window))
         size += len(later.ids if window else first.ids)
         window.append((first, later))
-    return windows + [join(opening, window)]*bool(window), too_long
+    return windows + [join(opening, window)] * bool(window), too_long
 
 
 def join(
-    opening: Tokens, # what comes first
-    window: list,    # (`Tokens` where it begins a window, `Tokens` elsewhere) of its blocks
-) -> Tokens:         # all in one
+    opening: Tokens,  # what comes first
+    window: list,  # (`Tokens` where it begins a window, `Tokens` elsewhere) of its blocks
+) -> Tokens:  # all in one
     "One sequence of several."
     blocks = [block[i > 0] for i, block in enumerate(window)]
     return Tokens(opening.ids + [t for b in blocks for t in b.ids], opening.roles + b"".join(b.roles for b in blocks))
@@ -245,13 +279,27 @@ def join(
 # In both views and all forms each line of the characters to learn is a target exactly once:
 
 # %% tags=["check"]
-VIEWS = (("rows", row_samples, "script"), ("rows", row_samples, "alpaca"), ("rows", row_samples, "chat"), ("scenes", scene_samples, "script"), ("scenes", scene_samples, "chat"))
+VIEWS = (
+    ("rows", row_samples, "script"),
+    ("rows", row_samples, "alpaca"),
+    ("rows", row_samples, "chat"),
+    ("scenes", scene_samples, "script"),
+    ("scenes", scene_samples, "chat"),
+)
 for view, make, template in VIEWS:
     maker = makers[template]
     samples, too_long = make(scenes, maker, targets, max_seq_len=300)
     learned = [t for x in samples for t, w in zip(x.input_ids, x.loss_weights) if w]
-    wanted = [t for s in scenes for l, (_, answer) in zip(s.lines, maker.said(s.lines)) if is_target(l, targets) for t in answer + maker.end]
-    assert (sorted(learned) if (view, template) == ("scenes", "chat") else learned) == (sorted(wanted) if (view, template) == ("scenes", "chat") else wanted), (view, template)
+    wanted = [
+        t
+        for s in scenes
+        for line, (_, answer) in zip(s.lines, maker.said(s.lines))
+        if is_target(line, targets)
+        for t in answer + maker.end
+    ]
+    assert (sorted(learned) if (view, template) == ("scenes", "chat") else learned) == (
+        sorted(wanted) if (view, template) == ("scenes", "chat") else wanted
+    ), (view, template)
     assert not too_long and max(len(x.input_ids) for x in samples) <= 300
 
 # %% [markdown]
@@ -263,12 +311,15 @@ for view, make, template in VIEWS:
     maker = makers[template]
     for who in targets:
         samples, _ = make([s], maker, [who], 10**6, **({"context_lines": 10**6} if view == "rows" else {}))
-        mine = [i for i, l in enumerate(s.lines) if l.speaker == who]
+        mine = [i for i, line in enumerate(s.lines) if line.speaker == who]
         for n, i in enumerate(mine):
             sample, asked = samples[n if view == "rows" else 0], prompt_ids(maker, s.location, s.lines[:i], who)
-            assert sample.input_ids[:len(asked)] == asked
-            rest = sample.input_ids[len(asked):]
-            assert bpe.decode(rest[:rest.index(maker.end[-1])]).strip() == s.lines[i].text and sample.loss_weights[len(asked)] == 1
+            assert sample.input_ids[: len(asked)] == asked
+            rest = sample.input_ids[len(asked) :]
+            assert (
+                bpe.decode(rest[: rest.index(maker.end[-1])]).strip() == s.lines[i].text
+                and sample.loss_weights[len(asked)] == 1
+            )
 
 
 # %% [markdown]
@@ -279,8 +330,11 @@ def cost_of(view, make, template):
     samples, _ = make(everything, makers[template], targets, max_seq_len=1024)
     return view, template, len(samples), sum(len(x.input_ids) for x in samples), sum(x.learned for x in samples)
 
-cost = pd.DataFrame([cost_of(*v) for v in VIEWS], columns=["view", "template", "samples", "tokens read", "tokens learned"])
-cost["read per learned"] = (cost["tokens read"]/cost["tokens learned"]).round(1)
+
+cost = pd.DataFrame(
+    [cost_of(*v) for v in VIEWS], columns=["view", "template", "samples", "tokens read", "tokens learned"]
+)
+cost["read per learned"] = (cost["tokens read"] / cost["tokens learned"]).round(1)
 cost
 
 # %% [markdown]
@@ -288,15 +342,21 @@ cost
 
 # %% tags=["example"]
 targets_of_two, targets = targets, []
-cost = pd.DataFrame([cost_of(*v) for v in VIEWS if v[2] != "chat"], columns=["view", "template", "samples", "tokens read", "tokens learned"])
+cost = pd.DataFrame(
+    [cost_of(*v) for v in VIEWS if v[2] != "chat"],
+    columns=["view", "template", "samples", "tokens read", "tokens learned"],
+)
 targets = targets_of_two
-cost["read per learned"] = (cost["tokens read"]/cost["tokens learned"]).round(1)
-print(f"For the same {cost['tokens learned'][0]:,} learned tokens, scenes read {cost['read per learned'][2]} tokens for each learned one, rows {cost['read per learned'][0]}, and with Alpaca headings {cost['read per learned'][1]}.")
+cost["read per learned"] = (cost["tokens read"] / cost["tokens learned"]).round(1)
+print(
+    f"For the same {cost['tokens learned'][0]:,} learned tokens, scenes read {cost['read per learned'][2]} tokens for each learned one, rows {cost['read per learned'][0]}, and with Alpaca headings {cost['read per learned'][1]}."
+)
 cost
 
 # %% tags=["check"]
-assert cost["tokens learned"][0] == cost["tokens learned"][1] == cost["tokens learned"][2]  # the end is one token in each
-assert cost["read per learned"][2]*5 < cost["read per learned"][0] < cost["read per learned"][1]
+# the end is one token in each
+assert cost["tokens learned"][0] == cost["tokens learned"][1] == cost["tokens learned"][2]
+assert cost["read per learned"][2] * 5 < cost["read per learned"][0] < cost["read per learned"][1]
 
 
 # %% [markdown]
@@ -307,40 +367,62 @@ assert cost["read per learned"][2]*5 < cost["read per learned"][0] < cost["read 
 # %%
 #| export
 def truncation_table(
-    scenes: list,            # `Scene`s
-    maker: TextMaker,        # tokenizer and template
-    targets: list = (),      # names to learn; empty: everyone
-    lengths: tuple = (128, 256, 512, 1024), # values of max_seq_len to look at
-    context_lines: int = 10, # most lines of context in rows
-) -> list:                   # a dict for each length
+    scenes: list,  # `Scene`s
+    maker: TextMaker,  # tokenizer and template
+    targets: list = (),  # names to learn; empty: everyone
+    lengths: tuple = (128, 256, 512, 1024),  # values of max_seq_len to look at
+    context_lines: int = 10,  # most lines of context in rows
+) -> list:  # a dict for each length
     "What each limit would cut off."
-    rows, wanted = [], sum(is_target(l, targets) for s in scenes for l in s.lines)
+    rows, wanted = [], sum(is_target(line, targets) for s in scenes for line in s.lines)
     full = sum(len(x.input_ids) for x in row_samples(scenes, maker, targets, 10**9, context_lines)[0])
     for n in lengths:
         samples, long = row_samples(scenes, maker, targets, n, context_lines)
-        row = {"max_seq_len": n, "lines too long": len(long)/max(wanted, 1), "rows: tokens cut": 1 - sum(len(x.input_ids) for x in samples)/max(full, 1)}
+        row = {
+            "max_seq_len": n,
+            "lines too long": len(long) / max(wanted, 1),
+            "rows: tokens cut": 1 - sum(len(x.input_ids) for x in samples) / max(full, 1),
+        }
         if maker.template in BLOCKS:
             windows, _ = scene_samples(scenes, maker, targets, n)
-            row |= {"scenes: windows": len(windows), "scenes: longest": max((len(x.input_ids) for x in windows), default=0)}
+            row |= {
+                "scenes: windows": len(windows),
+                "scenes: longest": max((len(x.input_ids) for x in windows), default=0),
+            }
         rows.append(row)
     return rows
 
 
 # %% tags=["example"]
 cut = pd.DataFrame(truncation_table(everything, makers["script"])).set_index("max_seq_len")
-print(f"256 tokens cut {cut['rows: tokens cut'][256]:.0%} of what rows would read, 512 tokens {cut['rows: tokens cut'][512]:.1%}; no line is longer than 256 tokens ({cut['lines too long'][256]:.0%}).")
+print(
+    f"256 tokens cut {cut['rows: tokens cut'][256]:.0%} of what rows would read, 512 tokens {cut['rows: tokens cut'][512]:.1%}; no line is longer than 256 tokens ({cut['lines too long'][256]:.0%})."
+)
 cut.round(3)
 
 # %% tags=["check"]
-assert list(cut["rows: tokens cut"]) == sorted(cut["rows: tokens cut"], reverse=True) and cut["rows: tokens cut"][1024] == 0 == cut["lines too long"][256]
+assert (
+    list(cut["rows: tokens cut"]) == sorted(cut["rows: tokens cut"], reverse=True)
+    and cut["rows: tokens cut"][1024] == 0 == cut["lines too long"][256]
+)
 
 # %% [markdown]
 # How long are the samples of each view? The histogram shows tokens of the small tokenizer of this chapter; a real one has longer pieces:
 
 # %% tags=["example"]
-lengths = {f"{view}, {template}": pd.Series([len(x.input_ids) for x in make(everything, makers[template], [], 10**6)[0]]) for view, make, template in VIEWS if template != "chat"}
-ax = pd.DataFrame(lengths).plot.hist(bins=40, density=True, alpha=0.6, figsize=(6.4, 3), color=["#f2c500", "#c0504d", "#4f86c6"])
-ax.set_xlabel("tokens of a sample"); ax.set_ylabel("share"); ax.set_yticks([]); ax.legend(frameon=False); ax.spines[["top", "right"]].set_visible(False)
+lengths = {
+    f"{view}, {template}": pd.Series([len(x.input_ids) for x in make(everything, makers[template], [], 10**6)[0]])
+    for view, make, template in VIEWS
+    if template != "chat"
+}
+ax = pd.DataFrame(lengths).plot.hist(
+    bins=40, density=True, alpha=0.6, figsize=(6.4, 3), color=["#f2c500", "#c0504d", "#4f86c6"]
+)
+ax.set_xlabel("tokens of a sample")
+ax.set_ylabel("share")
+ax.set_yticks([])
+ax.legend(frameon=False)
+ax.spines[["top", "right"]].set_visible(False)
 print("; ".join(f"{name}: median {x.median():.0f}, longest {x.max()}" for name, x in lengths.items()))
 
 
@@ -352,77 +434,133 @@ print("; ".join(f"{name}: median {x.median():.0f}, longest {x.max()}" for name, 
 # %%
 #| export
 def why_nothing(
-    scenes: list,     # the `Scene`s that samples were made of; empty: not known
-    maker: TextMaker, # what made them
-    targets: list,    # names to learn; empty: everyone
-    max_seq_len: int, # most tokens of a sample
-) -> str:             # half a sentence, with what to do
+    scenes: list,  # the `Scene`s that samples were made of; empty: not known
+    maker: TextMaker,  # what made them
+    targets: list,  # names to learn; empty: everyone
+    max_seq_len: int,  # most tokens of a sample
+) -> str:  # half a sentence, with what to do
     "Why no line of some scenes is learned."
-    needs = [len(prompt_tokens(maker, s.location, [], l.speaker)[0]) + len(answer) + len(maker.end)
-             for s, said in with_said(scenes, maker) for l, (_, answer) in zip(s.lines, said) if is_target(l, targets)]
-    if not needs or min(needs) <= max_seq_len: return "check the speakers and max_seq_len"
-    return (f"each of the {len(needs):,} lines to learn is longer than max_seq_len={max_seq_len} tokens by itself (with heading, name "
-            f"and end, the shortest takes {min(needs):,}, the longest {max(needs):,}); raise max_seq_len, to {max(needs):,} for all of them")
+    needs = [
+        len(prompt_tokens(maker, s.location, [], line.speaker)[0]) + len(answer) + len(maker.end)
+        for s, said in with_said(scenes, maker)
+        for line, (_, answer) in zip(s.lines, said)
+        if is_target(line, targets)
+    ]
+    if not needs or min(needs) <= max_seq_len:
+        return "check the speakers and max_seq_len"
+    return (
+        f"each of the {len(needs):,} lines to learn is longer than max_seq_len={max_seq_len} tokens by itself (with heading, name "
+        f"and end, the shortest takes {min(needs):,}, the longest {max(needs):,}); raise max_seq_len, to {max(needs):,} for all of them"
+    )
 
 
 def audit(
-    samples: list,    # `Sample`s
-    maker: TextMaker, # what made them
-    scenes: list = (), # the `Scene`s they were made of, to say why nothing is learned
-    targets: list = (), # names to learn; empty: everyone
-    max_seq_len: int = 10**9, # most tokens of a sample
-) -> dict:            # counts: samples, tokens, learned_tokens (at weight 1), context_tokens (at less), learned_ends, longest, scaffold, read
+    samples: list,  # `Sample`s
+    maker: TextMaker,  # what made them
+    scenes: list = (),  # the `Scene`s they were made of, to say why nothing is learned
+    targets: list = (),  # names to learn; empty: everyone
+    max_seq_len: int = 10**9,  # most tokens of a sample
+) -> dict:  # counts: samples, tokens, learned_tokens (at weight 1), context_tokens (at less), learned_ends, longest, scaffold, read
     "Counts of what will be learned; ValueError if nothing would be, or if answers would never learn to end."
-    def nothing(what): return ValueError(f"there is nothing to learn{what}: {why_nothing(scenes, maker, targets, max_seq_len)}")
-    if not samples: raise nothing("")
-    end, ends, total, learned, context, longest, roles = maker.end[-1], 0, 0, 0, 0, 0, [0]*4
+
+    def nothing(what):
+        return ValueError(f"there is nothing to learn{what}: {why_nothing(scenes, maker, targets, max_seq_len)}")
+
+    if not samples:
+        raise nothing("")
+    end, ends, total, learned, context, longest, roles = maker.end[-1], 0, 0, 0, 0, 0, [0] * 4
     for i, x in enumerate(samples):
         full, n = x.learned, x.weighted
         require(n, f"sample {i} of {len(samples)} has 0 learned tokens; check the speakers and max_seq_len")
-        if x.input_ids.count(end): ends += sum(w > 0 for t, w in zip(x.input_ids, x.loss_weights) if t == end)
-        total += len(x.input_ids); learned += full; context += n - full; longest = max(longest, len(x.input_ids))
-        for r in range(4): roles[r] += x.roles.count(r)
-    if not learned: raise nothing(" but what others say")
-    require(ends, f"the token that ends an answer ({maker.tokenizer.decode(maker.end)!r}) is never learned; answers would not stop")
-    return {"samples": len(samples), "tokens": total, "learned_tokens": learned, "context_tokens": context, "learned_ends": ends, "longest": longest, **dict(zip(("scaffold", "read"), roles))}
+        if x.input_ids.count(end):
+            ends += sum(w > 0 for t, w in zip(x.input_ids, x.loss_weights) if t == end)
+        total += len(x.input_ids)
+        learned += full
+        context += n - full
+        longest = max(longest, len(x.input_ids))
+        for r in range(4):
+            roles[r] += x.roles.count(r)
+    if not learned:
+        raise nothing(" but what others say")
+    require(
+        ends,
+        f"the token that ends an answer ({maker.tokenizer.decode(maker.end)!r}) is never learned; answers would not stop",
+    )
+    return {
+        "samples": len(samples),
+        "tokens": total,
+        "learned_tokens": learned,
+        "context_tokens": context,
+        "learned_ends": ends,
+        "longest": longest,
+        **dict(zip(("scaffold", "read"), roles)),
+    }
 
 
 # %% tags=["check"]
 maker = makers["script"]
 samples, _ = scene_samples(scenes, maker, targets)
-assert audit(samples, maker)["learned_ends"] == sum(is_target(l, targets) for s in scenes for l in s.lines)
-blank = Sample(samples[0].input_ids, [0.0]*len(samples[0].input_ids))
-endless = [Sample(x.input_ids, [w*(t != maker.end[-1]) for t, w in zip(x.input_ids, x.loss_weights)]) for x in samples]
+assert audit(samples, maker)["learned_ends"] == sum(is_target(line, targets) for s in scenes for line in s.lines)
+blank = Sample(samples[0].input_ids, [0.0] * len(samples[0].input_ids))
+endless = [
+    Sample(x.input_ids, [w * (t != maker.end[-1]) for t, w in zip(x.input_ids, x.loss_weights)]) for x in samples
+]
 for bad, word in (([], "nothing"), ([*samples, blank], "0 learned"), (endless, "never learned")):
-    try: audit(bad, maker); raise AssertionError(word)
-    except ValueError as e: assert word in str(e)
+    try:
+        audit(bad, maker)
+        raise AssertionError(word)
+    except ValueError as e:
+        assert word in str(e)
 for make in (row_samples, scene_samples):  # a limit below the shortest line
     none, too_long = make(scenes, maker, targets, max_seq_len=10)
-    try: audit(none, maker, scenes, targets, 10); raise AssertionError(make)
-    except ValueError as e: told = str(e); assert f"each of the {len(too_long)} lines" in told and "max_seq_len=10" in told
+    try:
+        audit(none, maker, scenes, targets, 10)
+        raise AssertionError(make)
+    except ValueError as e:
+        told = str(e)
+        assert f"each of the {len(too_long)} lines" in told and "max_seq_len=10" in told
 print(told)
-talkative = Scene(0, 0, "", (Line(0, 0, "Moe", "Closed."), Line(0, 1, "Homer Simpson", "But it is Friday, " + "and Friday is the day " * 20)))
-try: audit(scene_samples([talkative], maker, targets, 60, 0.1)[0], maker, [talkative], targets, 60); raise AssertionError
-except ValueError as e: assert "what others say" in str(e) and "each of the 1 lines" in str(e)
+talkative = Scene(
+    0,
+    0,
+    "",
+    (Line(0, 0, "Moe", "Closed."), Line(0, 1, "Homer Simpson", "But it is Friday, " + "and Friday is the day " * 20)),
+)
+try:
+    audit(scene_samples([talkative], maker, targets, 60, 0.1)[0], maker, [talkative], targets, 60)
+    raise AssertionError
+except ValueError as e:
+    assert "what others say" in str(e) and "each of the 1 lines" in str(e)
 
 # %% [markdown]
 # Looking is better still. Yellow is learned, blue is learned a little (`context_weight`), white is only read, grey is scaffolding:
 
 # %%
 #| export
-COLORS = {LEARNED: ("#f2c500", "learned"), CONTEXT: ("#a9c8ec", "learned a little"), READ: ("#ffffff", "only read"), SCAFFOLD: ("#d9d9d9", "scaffolding")}
+COLORS = {
+    LEARNED: ("#f2c500", "learned"),
+    CONTEXT: ("#a9c8ec", "learned a little"),
+    READ: ("#ffffff", "only read"),
+    SCAFFOLD: ("#d9d9d9", "scaffolding"),
+}
 
 
 def show_sample(
     sample: Sample,  # a sample
-    tokenizer,       # its tokenizer
-    most: int = 300, # tokens to show
-) -> str:            # HTML
+    tokenizer,  # its tokenizer
+    most: int = 300,  # tokens to show
+) -> str:  # HTML
     "A sample as coloured text: what is learned, learned a little, only read, scaffolding."
     import html
-    def span(text, role): return f'<span style="background:{COLORS[role][0]};color:#111;margin-right:1px;white-space:pre-wrap;border-radius:2px">{text}</span>'
+
+    def span(text, role):
+        return f'<span style="background:{COLORS[role][0]};color:#111;margin-right:1px;white-space:pre-wrap;border-radius:2px">{text}</span>'
+
     roles = sample.roles or bytes(LEARNED if w == 1 else CONTEXT if w else READ for w in sample.loss_weights)
-    shown = [span(html.escape(tokenizer.decode([i])).replace("\n", "&para;<br>"), r) for i, r in list(zip(sample.input_ids, roles))[:most]]
+    shown = [
+        span(html.escape(tokenizer.decode([i])).replace("\n", "&para;<br>"), r)
+        for i, r in list(zip(sample.input_ids, roles))[:most]
+    ]
     legend = " ".join(span(f"&nbsp;{what}: {roles.count(r)}&nbsp;", r) for r, (_, what) in COLORS.items())
     more = f"<br>and {len(roles) - most} more tokens" if len(roles) > most else ""
     return f'<div style="line-height:1.7;font-family:monospace;background:#fff;color:#111;padding:6px">{"".join(shown)}{more}<br><br>{legend}</div>'
@@ -444,16 +582,21 @@ HTML(show_sample(scene_samples(scenes[:1], makers["chat"], ["Homer Simpson"])[0]
 # %%
 #| export
 def write_audit(
-    samples: list,    # `Sample`s
-    maker: TextMaker, # what made them
-    counts: dict,     # what `audit` gave
-    path,             # the HTML file
-) -> Path:            # the file
+    samples: list,  # `Sample`s
+    maker: TextMaker,  # what made them
+    counts: dict,  # what `audit` gave
+    path,  # the HTML file
+) -> Path:  # the file
     "One sample in colours, and the counts."
-    longest = sorted(samples, key=lambda x: len(x.input_ids))[len(samples)//2]
-    rows = "".join(f"<tr><td>{k.replace('_', ' ')}</td><td style='text-align:right'>{v:,}</td></tr>" for k, v in counts.items())
-    return write_text(path, f"<!doctype html><meta charset='utf-8'><title>What is learned</title><body style='font-family:sans-serif;max-width:60em;margin:2em auto'><h1>What is learned</h1>"
-                      f"<p>Template {maker.template}; a sample of median length.</p>{show_sample(longest, maker.tokenizer, 2000)}<table>{rows}</table>")
+    longest = sorted(samples, key=lambda x: len(x.input_ids))[len(samples) // 2]
+    rows = "".join(
+        f"<tr><td>{k.replace('_', ' ')}</td><td style='text-align:right'>{v:,}</td></tr>" for k, v in counts.items()
+    )
+    return write_text(
+        path,
+        f"<!doctype html><meta charset='utf-8'><title>What is learned</title><body style='font-family:sans-serif;max-width:60em;margin:2em auto'><h1>What is learned</h1>"
+        f"<p>Template {maker.template}; a sample of median length.</p>{show_sample(longest, maker.tokenizer, 2000)}<table>{rows}</table>",
+    )
 
 
 # %% [markdown]
@@ -464,28 +607,39 @@ def write_audit(
 # %%
 #| export
 def tokenizer_hash(
-    tokenizer, # a transformers tokenizer
-) -> str:      # 16 hexadecimal digits
+    tokenizer,  # a transformers tokenizer
+) -> str:  # 16 hexadecimal digits
     "A hash over everything that decides about a tokenizer's tokens."
     backend = getattr(tokenizer, "backend_tokenizer", None)
     what = backend.to_str() if hasattr(backend, "to_str") else json.dumps(sorted(tokenizer.get_vocab().items()))
-    what += json.dumps([tokenizer.special_tokens_map, getattr(tokenizer, "chat_template", None), type(tokenizer).__name__], default=str, sort_keys=True)
+    what += json.dumps(
+        [tokenizer.special_tokens_map, getattr(tokenizer, "chat_template", None), type(tokenizer).__name__],
+        default=str,
+        sort_keys=True,
+    )
     return hashlib.sha256(what.encode()).hexdigest()[:16]
 
 
 def code_hash() -> str:
     "A hash over the modules that turn a script into samples."
-    package = Path(simpsons_llm.__file__).parent/"data"
-    return hashlib.sha256(b"".join((package/f"{m}.py").read_bytes() for m in ("lines", "formats", "prepare", "prompt", "samples"))).hexdigest()[:16]
+    package = Path(simpsons_llm.__file__).parent / "data"
+    return hashlib.sha256(
+        b"".join((package / f"{m}.py").read_bytes() for m in ("lines", "formats", "prepare", "prompt", "samples"))
+    ).hexdigest()[:16]
 
 
 def cache_key(
     maker: TextMaker,  # tokenizer and template
-    data_sha256,       # hash or hashes of the data
-    **options,         # everything else that shapes the samples
-) -> dict:             # what the samples are made from
+    data_sha256,  # hash or hashes of the data
+    **options,  # everything else that shapes the samples
+) -> dict:  # what the samples are made from
     "What must be the same for kept samples to be used."
-    made = {"tokenizer": tokenizer_hash(maker.tokenizer), "template": maker.template, "date": maker.date, "code": code_hash()}
+    made = {
+        "tokenizer": tokenizer_hash(maker.tokenizer),
+        "template": maker.template,
+        "date": maker.date,
+        "code": code_hash(),
+    }
     return {"data": data_sha256, **made, **options}
 
 
@@ -495,31 +649,40 @@ KEEP = 16  # how many sets of samples are kept, the newest
 
 
 def kept_samples(
-    key: dict,          # what `cache_key` gave
-    make,               # called without arguments if nothing is kept: gives (split name -> `Sample`s, facts as plain data)
-    folder: Path = None, # where samples are kept; None: the cache folder
+    key: dict,  # what `cache_key` gave
+    make,  # called without arguments if nothing is kept: gives (split name -> `Sample`s, facts as plain data)
+    folder: Path = None,  # where samples are kept; None: the cache folder
     keep: bool = True,  # keep new ones; False: nothing is written
-) -> tuple:             # (split name -> `Sample`s, facts, whether they were kept before)
+) -> tuple:  # (split name -> `Sample`s, facts, whether they were kept before)
     "Samples by what they are made from: kept ones if there are, else new ones, which are kept."
-    folder = Path(folder or cache_dir()/"tokens")
-    place = folder/hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    folder = Path(folder or cache_dir() / "tokens")
+    place = folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     try:
-        note = read_json(place/"key.json")
+        note = read_json(place / "key.json")
         if note["key"] == key:
-            if keep: os.utime(place)
-            return {name: load_samples(place/name) for name in note["splits"]}, note["facts"], True
-    except (OSError, ValueError, KeyError, IndexError, TypeError, ImportError): pass  # not there, or not whole: made anew
+            if keep:
+                os.utime(place)
+            return {name: load_samples(place / name) for name in note["splits"]}, note["facts"], True
+    except (OSError, ValueError, KeyError, IndexError, TypeError, ImportError):
+        pass  # not there, or not whole: made anew
     samples, facts = make()
-    if not keep or not all(samples.values()): return samples, facts, False  # nothing to learn: soon refused, not worth keeping
+    # nothing to learn: soon refused, not worth keeping
+    if not keep or not all(samples.values()):
+        return samples, facts, False
     try:
         open_folder(folder)
         temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".new"))
-        for name, xs in samples.items(): save_samples(xs, temporary/name)
-        write_json(temporary/"key.json", {"key": key, "splits": list(samples), "facts": facts})
+        for name, xs in samples.items():
+            save_samples(xs, temporary / name)
+        write_json(temporary / "key.json", {"key": key, "splits": list(samples), "facts": facts})
         shutil.rmtree(place, ignore_errors=True)
         os.replace(temporary, place)
-        for old in sorted((p for p in folder.iterdir() if p.name[:1] != "."), key=lambda p: p.stat().st_mtime)[:-KEEP]: shutil.rmtree(old, ignore_errors=True)
-    except (OSError, ImportError): shutil.rmtree(locals().get("temporary", ""), ignore_errors=True)  # a full disk, another rank was first, or no datasets library: not kept
+        for old in sorted((p for p in folder.iterdir() if p.name[:1] != "."), key=lambda p: p.stat().st_mtime)[:-KEEP]:
+            shutil.rmtree(old, ignore_errors=True)
+    except (OSError, ImportError):
+        shutil.rmtree(
+            locals().get("temporary", ""), ignore_errors=True
+        )  # a full disk, another rank was first, or no datasets library: not kept
     return samples, facts, False
 
 
@@ -529,43 +692,69 @@ def kept_samples(
 # %%
 #| export
 def save_samples(
-    samples: list, # `Sample`s
-    folder,        # a new folder
+    samples: list,  # `Sample`s
+    folder,  # a new folder
 ):
     "Write samples as an Arrow table."
     import pyarrow as pa
     from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    table = pa.table({"input_ids": pa.array([x.input_ids for x in samples], pa.list_(pa.int32())), "loss_weights": pa.array([x.loss_weights for x in samples], pa.list_(pa.float64())),
-                      "roles": pa.array([x.roles for x in samples], pa.binary())})
+
+    table = pa.table(
+        {
+            "input_ids": pa.array([x.input_ids for x in samples], pa.list_(pa.int32())),
+            "loss_weights": pa.array([x.loss_weights for x in samples], pa.list_(pa.float64())),
+            "roles": pa.array([x.roles for x in samples], pa.binary()),
+        }
+    )
     shown = not are_progress_bars_disabled()
     disable_progress_bars()
-    try: Dataset(table).save_to_disk(str(folder))
-    finally: enable_progress_bars() if shown else None
+    try:
+        Dataset(table).save_to_disk(str(folder))
+    finally:
+        enable_progress_bars() if shown else None
 
 
 def load_samples(
-    folder, # what `save_samples` wrote
+    folder,  # what `save_samples` wrote
 ) -> list:  # `Sample`s
     "Read samples from an Arrow table."
     from datasets import load_from_disk
+
     table = load_from_disk(str(folder)).data.table
     return [Sample(*x) for x in zip(*(table[c].to_pylist() for c in ("input_ids", "loss_weights", "roles")))]
 
 
 # %% tags=["check"]
 with tempfile.TemporaryDirectory() as folder:
+
     def get(maker=makers["script"], **options):
-        key = cache_key(maker, "hash of the script", targets=options.get("targets", targets), max_seq_len=options.get("max_seq_len", 512))
-        return kept_samples(key, lambda: ({"train": scene_samples(scenes, maker, key["targets"], key["max_seq_len"])[0]}, {"too_long": 0}), folder)
+        key = cache_key(
+            maker,
+            "hash of the script",
+            targets=options.get("targets", targets),
+            max_seq_len=options.get("max_seq_len", 512),
+        )
+        return kept_samples(
+            key,
+            lambda: ({"train": scene_samples(scenes, maker, key["targets"], key["max_seq_len"])[0]}, {"too_long": 0}),
+            folder,
+        )
+
     first, facts, kept = get()
     again, facts_again, kept_again = get()
     assert (kept, kept_again) == (False, True) and again == first and facts == facts_again
-    assert not get(targets=["Moe Szyslak"])[2] and not get(max_seq_len=256)[2]                      # other options: other tokens
+    # other options: other tokens
+    assert not get(targets=["Moe Szyslak"])[2] and not get(max_seq_len=256)[2]
     other = byte_tokenizer()
-    assert not get(TextMaker(other))[2] and get(TextMaker(other))[2]                                # another tokenizer
+    # another tokenizer
+    assert not get(TextMaker(other))[2] and get(TextMaker(other))[2]
     other.add_tokens(["Springfield"])
-    assert not get(TextMaker(other))[2]                                                             # the same one with a word more
-    for note in Path(folder).glob("*/key.json"): note.write_text("{")                               # damaged ones are made anew
+    # the same one with a word more
+    assert not get(TextMaker(other))[2]
+    # damaged ones are made anew
+    for note in Path(folder).glob("*/key.json"):
+        note.write_text("{")
     assert not get()[2] and get()[2] and not get(max_seq_len=256)[2]
     none = cache_key(makers["script"], "an empty split")
-    for _ in range(2): assert kept_samples(none, lambda: ({"train": []}, {}), folder) == ({"train": []}, {}, False)
+    for _ in range(2):
+        assert kept_samples(none, lambda: ({"train": []}, {}), folder) == ({"train": []}, {}, False)

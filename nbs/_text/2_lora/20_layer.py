@@ -27,8 +27,6 @@ from simpsons_llm.machine.job import require
 #| hide
 import copy
 
-import simpsons_llm.machine.job  # quiets two warnings that libraries send to each other
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
@@ -50,20 +48,50 @@ torch.manual_seed(0)
 # %% tags=["example"]
 def llama_on_meta(**shape):
     "A Llama of this shape whose tensors hold no numbers."
-    with torch.device("meta"): return LlamaForCausalLM(LlamaConfig(**shape))
+    with torch.device("meta"):
+        return LlamaForCausalLM(LlamaConfig(**shape))
+
 
 models = {
-    "SmolLM2-135M": llama_on_meta(hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
-                                  intermediate_size=1536, vocab_size=49152, tie_word_embeddings=True),
-    "open_llama_3b": llama_on_meta(hidden_size=3200, num_hidden_layers=26, num_attention_heads=32, num_key_value_heads=32,
-                                   intermediate_size=8640, vocab_size=32000, tie_word_embeddings=False),
+    "SmolLM2-135M": llama_on_meta(
+        hidden_size=576,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        intermediate_size=1536,
+        vocab_size=49152,
+        tie_word_embeddings=True,
+    ),
+    "open_llama_3b": llama_on_meta(
+        hidden_size=3200,
+        num_hidden_layers=26,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        intermediate_size=8640,
+        vocab_size=32000,
+        tie_word_embeddings=False,
+    ),
 }
 
-def gib(numbers): return numbers * 4 / 2**30   # 32-bit floats
+
+def gib(numbers):
+    return numbers * 4 / 2**30  # 32-bit floats
+
 
 sizes = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
-pd.DataFrame([dict(model=name, weights=f"{n:,}", weights_gib=gib(n), gradients_gib=gib(n), adam_gib=gib(2 * n), sum_gib=gib(4 * n))
-              for name, n in sizes.items()]).round(2)
+pd.DataFrame(
+    [
+        dict(
+            model=name,
+            weights=f"{n:,}",
+            weights_gib=gib(n),
+            gradients_gib=gib(n),
+            adam_gib=gib(2 * n),
+            sum_gib=gib(4 * n),
+        )
+        for name, n in sizes.items()
+    ]
+).round(2)
 
 # %% [markdown]
 # The last column is what must fit on the device for full fine-tuning in 32-bit floats. Only the first quarter of it
@@ -83,13 +111,18 @@ pd.DataFrame([dict(model=name, weights=f"{n:,}", weights_gib=gib(n), gradients_g
 # as in a multiplication table. The column is $B$, the row is $A$, and the table is $\Delta W$.
 
 # %% tags=["example"]
-B1 = torch.tensor([[1.], [2.], [0.], [-1.]])
-A1 = torch.tensor([[2., 0., 1., 3., 0., 1.]])
+B1 = torch.tensor([[1.0], [2.0], [0.0], [-1.0]])
+A1 = torch.tensor([[2.0, 0.0, 1.0, 3.0, 0.0, 1.0]])
+
 
 def table(B, A):
     "The product B A, with the row of A above it and the rows of B beside it."
-    text = lambda t: [" ".join(f"{v:.0f}" for v in row) for row in t]
+
+    def text(t):
+        return [" ".join(f"{v:.0f}" for v in row) for row in t]
+
     return pd.DataFrame((B @ A).int().numpy(), index=pd.Index(text(B), name="B \\ A"), columns=text(A.T))
+
 
 table(B1, A1)
 
@@ -98,8 +131,8 @@ table(B1, A1)
 # such table to the first. Here the headings show two numbers each, one for each of the two tables:
 
 # %% tags=["example"]
-B2 = torch.tensor([[1., 0.], [2., 1.], [0., 1.], [-1., 2.]])
-A2 = torch.tensor([[2., 0., 1., 3., 0., 1.], [0., 1., -1., 0., 2., 1.]])
+B2 = torch.tensor([[1.0, 0.0], [2.0, 1.0], [0.0, 1.0], [-1.0, 2.0]])
+A2 = torch.tensor([[2.0, 0.0, 1.0, 3.0, 0.0, 1.0], [0.0, 1.0, -1.0, 0.0, 2.0, 1.0]])
 table(B2, A2)
 
 # %% [markdown]
@@ -114,8 +147,17 @@ for B, A in ((B1, A1), (B2, A2)):
     assert torch.linalg.matrix_rank(B @ A) == B.shape[1]
     assert B.numel() + A.numel() == B.shape[1] * (B.shape[0] + A.shape[1])
 
-pd.DataFrame([dict(rank=B.shape[1], shape=tuple((B @ A).shape), numbers_in_B_and_A=B.numel() + A.numel(), numbers_in_change=(B @ A).numel())
-              for B, A in ((B1, A1), (B2, A2))])
+pd.DataFrame(
+    [
+        dict(
+            rank=B.shape[1],
+            shape=tuple((B @ A).shape),
+            numbers_in_B_and_A=B.numel() + A.numel(),
+            numbers_in_change=(B @ A).numel(),
+        )
+        for B, A in ((B1, A1), (B2, A2))
+    ]
+)
 
 # %% [markdown]
 # ## When is a low rank enough?
@@ -126,10 +168,10 @@ pd.DataFrame([dict(rank=B.shape[1], shape=tuple((B @ A).shape), numbers_in_B_and
 # A picture is a matrix that one can look at. This one is a donut, with one bite gone.
 
 # %% tags=["example"]
-n = 96                                                   # pixels along each side
+n = 96  # pixels along each side
 y, x = torch.meshgrid(torch.linspace(-1, 1, n), torch.linspace(-1, 1, n), indexing="ij")
 radius = (x**2 + y**2).sqrt()
-bite = (x - 0.75)**2 + (y + 0.55)**2 < 0.35**2
+bite = (x - 0.75) ** 2 + (y + 0.55) ** 2 < 0.35**2
 donut = ((radius < 0.9) & (radius > 0.3) & ~bite).float()
 
 
@@ -139,12 +181,13 @@ donut = ((radius < 0.9) & (radius > 0.3) & ~bite).float()
 # %%
 #| export
 def best_of_rank(
-    matrix: torch.Tensor,   # D_out x D_in
-    r: int,                 # rank to cut to, >= 0; more than the matrix has leaves it as it is
-) -> torch.Tensor:          # D_out x D_in, the dtype of `matrix`
+    matrix: torch.Tensor,  # D_out x D_in
+    r: int,  # rank to cut to, >= 0; more than the matrix has leaves it as it is
+) -> torch.Tensor:  # D_out x D_in, the dtype of `matrix`
     "The closest matrix of rank r (Eckart and Young 1936)."
     require(type(r) is int and r >= 0, f"r={r!r} is not a rank to cut to; give a whole number from 0")
-    if r >= min(matrix.shape): return matrix
+    if r >= min(matrix.shape):
+        return matrix
     U, S, V = torch.linalg.svd(matrix.double(), full_matrices=False)
     return (U[:, :r] * S[:r] @ V[:r]).to(matrix.dtype)
 
@@ -154,7 +197,9 @@ fig, axes = plt.subplots(1, 4, figsize=(8, 2.6), layout="constrained")
 for ax, r in zip(axes, (1, 4, 12, n)):
     ax.imshow(best_of_rank(donut, r), cmap="YlOrBr", vmin=0, vmax=1.3)
     ax.set_title(f"rank {r}\n{r * 2 * n:,} numbers" if r < n else f"as drawn\n{n * n:,} numbers", fontsize=10)
-    ax.set_xlabel("pixels"); ax.set_xticks([0, n]); ax.set_yticks([0, n])
+    ax.set_xlabel("pixels")
+    ax.set_xticks([0, n])
+    ax.set_yticks([0, n])
 axes[0].set_ylabel("pixels");
 
 
@@ -168,9 +213,10 @@ axes[0].set_ylabel("pixels");
 # %% tags=["example"]
 def relative_error(matrix):
     "What is missing at rank 0, 1, 2, ...: length of the rest over length of the whole."
-    energy = torch.linalg.svdvals(matrix.double())**2
+    energy = torch.linalg.svdvals(matrix.double()) ** 2
     rest = energy.sum() - torch.cat([torch.zeros(1), energy.cumsum(0)])
     return (rest.clamp(min=0) / energy.sum()).sqrt()
+
 
 noise = torch.randn(n, n, generator=torch.Generator().manual_seed(0))
 errors = pd.DataFrame({"donut": relative_error(donut), "noise": relative_error(noise)})
@@ -179,10 +225,11 @@ enough = {name: int((errors[name] < limit).idxmax()) for name in errors}
 
 ax = (100 * errors).plot(figsize=(6.4, 3.6), xlabel="rank", ylabel="missing, % of the whole", grid=True)
 ax.axhline(100 * limit, color="grey", linestyle=":")
-for name, r in enough.items(): ax.annotate(f"r = {r}", (r, 100 * limit), xytext=(4, 6), textcoords="offset points")
+for r in enough.values():
+    ax.annotate(f"r = {r}", (r, 100 * limit), xytext=(4, 6), textcoords="offset points")
 ax.figure.tight_layout()
-Markdown(f"""The donut needs rank {enough['donut']} of {n} to have less than {limit:.0%} missing, with {enough['donut'] * 2 * n:,} numbers
-in place of {n * n:,}. Noise of the same size needs rank {enough['noise']}: {enough['noise'] * 2 * n:,} numbers, more than the matrix itself has.""")
+Markdown(f"""The donut needs rank {enough["donut"]} of {n} to have less than {limit:.0%} missing, with {enough["donut"] * 2 * n:,} numbers
+in place of {n * n:,}. Noise of the same size needs rank {enough["noise"]}: {enough["noise"] * 2 * n:,} numbers, more than the matrix itself has.""")
 
 # %% [markdown]
 # So low rank is no law of nature. It is a property of things with structure. That the change in fine-tuning has such structure
@@ -194,7 +241,8 @@ in place of {n * n:,}. Noise of the same size needs rank {enough['noise']}: {eno
 
 # %% tags=["check"]
 assert enough["donut"] < n / 4 < n / 2 < enough["noise"]
-for r in (1, 4, 12):      # the error read off from the singular values is the error of the picture itself
+# the error read off from the singular values is the error of the picture itself
+for r in (1, 4, 12):
     missing = (donut - best_of_rank(donut, r)).norm() / donut.norm()
     assert abs(missing - errors["donut"][r]) < 1e-5
 
@@ -207,16 +255,22 @@ for r in (1, 4, 12):      # the error read off from the singular values is the e
 # %%
 #| export
 def plot_low_rank(
-    D_out: int,   # rows of W: numbers that leave the layer, >= 1
-    D_in: int,    # columns of W: numbers that enter the layer, >= 1
-    r: int,       # rank: columns of B and rows of A, >= 1
-    ax=None,      # matplotlib axes to draw on; None makes new ones
-):                # the axes
+    D_out: int,  # rows of W: numbers that leave the layer, >= 1
+    D_in: int,  # columns of W: numbers that enter the layer, >= 1
+    r: int,  # rank: columns of B and rows of A, >= 1
+    ax=None,  # matplotlib axes to draw on; None makes new ones
+):  # the axes
     "Draw the frozen W and the product B A beside it, all to the same scale."
     import matplotlib.pyplot as plt
-    if ax is None: _, ax = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+
+    if ax is None:
+        _, ax = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
     gap, x = 0.2 * max(D_out, D_in), 0
-    parts = (("W, frozen", D_out, D_in, "lightsteelblue", "+"), ("B", D_out, r, "tab:orange", "×"), ("A", r, D_in, "tab:orange", ""))
+    parts = (
+        ("W, frozen", D_out, D_in, "lightsteelblue", "+"),
+        ("B", D_out, r, "tab:orange", "×"),
+        ("A", r, D_in, "tab:orange", ""),
+    )
     for name, rows, columns, color, sign in parts:
         ax.add_patch(plt.Rectangle((x, -rows), columns, rows, facecolor=color, edgecolor="black", linewidth=0.5))
         ax.text(x + columns / 2, -rows - gap / 4, f"{name}\n{rows:,} × {columns:,}", ha="center", va="top")
@@ -229,8 +283,10 @@ def plot_low_rank(
 
 # %% tags=["example"]
 plot_low_rank(576, 576, 16)
-Markdown(f"Grey-blue stays as it is, {576 * 576:,} numbers; orange is learned, {16 * (576 + 576):,} numbers, "
-         f"{16 * (576 + 576) / 576**2:.1%} of the former.")
+Markdown(
+    f"Grey-blue stays as it is, {576 * 576:,} numbers; orange is learned, {16 * (576 + 576):,} numbers, "
+    f"{16 * (576 + 576) / 576**2:.1%} of the former."
+)
 
 # %% [markdown]
 # ## The settings
@@ -253,36 +309,58 @@ Markdown(f"Grey-blue stays as it is, {576 * 576:,} numbers; orange is learned, {
 #| export
 INITS = ("default", "pissa", "loftq")
 
+
 @dataclass(frozen=True)
 class LoRASettings:
     "What a LoRA adapter looks like and where it goes."
-    r: int = 16                          # rank, >= 1
-    lora_alpha: int = 32                 # the change is multiplied by lora_alpha / r; > 0
-    lora_dropout: float = 0.0            # share of the adapter's inputs dropped in training, 0 <= p < 1
-    target_modules: str = "all-linear"   # "all-linear", or names separated by commas: "q_proj,k_proj"
-    use_rslora: bool = False             # multiply by lora_alpha / sqrt(r) instead
-    use_dora: bool = False               # learn the length of each row of the weight, too
-    init_lora_weights: str = "default"   # start of A and B: "default", "pissa" or "loftq" (peft only; needs scaling 1)
+
+    r: int = 16  # rank, >= 1
+    lora_alpha: int = 32  # the change is multiplied by lora_alpha / r; > 0
+    lora_dropout: float = 0.0  # share of the adapter's inputs dropped in training, 0 <= p < 1
+    target_modules: str = "all-linear"  # "all-linear", or names separated by commas: "q_proj,k_proj"
+    use_rslora: bool = False  # multiply by lora_alpha / sqrt(r) instead
+    use_dora: bool = False  # learn the length of each row of the weight, too
+    init_lora_weights: str = "default"  # start of A and B: "default", "pissa" or "loftq" (peft only; needs scaling 1)
 
     def __post_init__(self):
-        number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
+        def number(v):
+            return isinstance(v, (int, float)) and not isinstance(v, bool)
+
         require(type(self.r) is int and self.r >= 1, f"r={self.r!r} is not a rank; give a whole number from 1, e.g. 16")
-        require(number(self.lora_alpha) and 0 < self.lora_alpha < math.inf, f"lora_alpha={self.lora_alpha!r} is not a number above 0; give e.g. {2 * self.r}")
-        require(number(self.lora_dropout) and 0 <= self.lora_dropout < 1, f"lora_dropout={self.lora_dropout!r} is outside 0 <= p < 1; give a share, e.g. 0.05")
-        require(isinstance(self.target_modules, str) and all(_names(self.target_modules)),
-                f'target_modules={self.target_modules!r} is not one string of names; give "all-linear" or e.g. "q_proj,k_proj"')
+        require(
+            number(self.lora_alpha) and 0 < self.lora_alpha < math.inf,
+            f"lora_alpha={self.lora_alpha!r} is not a number above 0; give e.g. {2 * self.r}",
+        )
+        require(
+            number(self.lora_dropout) and 0 <= self.lora_dropout < 1,
+            f"lora_dropout={self.lora_dropout!r} is outside 0 <= p < 1; give a share, e.g. 0.05",
+        )
+        require(
+            isinstance(self.target_modules, str) and all(_names(self.target_modules)),
+            f'target_modules={self.target_modules!r} is not one string of names; give "all-linear" or e.g. "q_proj,k_proj"',
+        )
         for name in ("use_rslora", "use_dora"):
-            require(type(getattr(self, name)) is bool, f"{name}={getattr(self, name)!r} is not a switch; give True or False")
-        require(self.init_lora_weights in INITS, f"init_lora_weights={self.init_lora_weights!r} is not known; give one of {', '.join(INITS)}")
-        require(self.init_lora_weights != "loftq" or self.scaling == 1, f'init_lora_weights="loftq" was given with a scaling of {self.scaling:g}, '
-                f"but its start is exact at scaling 1 only; give lora_alpha={math.sqrt(self.r) if self.use_rslora else self.r:g}")
+            require(
+                type(getattr(self, name)) is bool, f"{name}={getattr(self, name)!r} is not a switch; give True or False"
+            )
+        require(
+            self.init_lora_weights in INITS,
+            f"init_lora_weights={self.init_lora_weights!r} is not known; give one of {', '.join(INITS)}",
+        )
+        require(
+            self.init_lora_weights != "loftq" or self.scaling == 1,
+            f'init_lora_weights="loftq" was given with a scaling of {self.scaling:g}, '
+            f"but its start is exact at scaling 1 only; give lora_alpha={math.sqrt(self.r) if self.use_rslora else self.r:g}",
+        )
 
     @property
     def scaling(self) -> float:
         "The factor of the change: lora_alpha / r, or lora_alpha / sqrt(r) with rsLoRA."
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
-def _names(target_modules): return [name.strip() for name in target_modules.split(",")]
+
+def _names(target_modules):
+    return [name.strip() for name in target_modules.split(",")]
 
 
 # %% [markdown]
@@ -302,15 +380,27 @@ pd.DataFrame({name: dict(**vars(s), scaling=s.scaling) for name, s in (("seed", 
 # %% tags=["check"]
 def message(call, *args, **kwargs):
     "The text of the ValueError that this call must raise."
-    try: call(*args, **kwargs)
-    except ValueError as error: return str(error)
+    try:
+        call(*args, **kwargs)
+    except ValueError as error:
+        return str(error)
     raise AssertionError("no ValueError was raised")
 
-wrong = [dict(r=0), dict(r=2.5), dict(lora_alpha=-1), dict(lora_alpha="32"), dict(lora_dropout=1.0), dict(target_modules=""), dict(target_modules="q_proj,,k_proj"),
-         dict(use_dora="yes"), dict(init_lora_weights="svd")]
+
+wrong = [
+    dict(r=0),
+    dict(r=2.5),
+    dict(lora_alpha=-1),
+    dict(lora_alpha="32"),
+    dict(lora_dropout=1.0),
+    dict(target_modules=""),
+    dict(target_modules="q_proj,,k_proj"),
+    dict(use_dora="yes"),
+    dict(init_lora_weights="svd"),
+]
 said = [message(LoRASettings, **w) for w in wrong]
 assert all(f"{name}={value!r}" in text for w, text in zip(wrong, said) for name, value in w.items())
-assert "lora_alpha=16" in message(LoRASettings, init_lora_weights="loftq")     # 32 / 16 is not 1
+assert "lora_alpha=16" in message(LoRASettings, init_lora_weights="loftq")  # 32 / 16 is not 1
 assert LoRASettings(16, 32).scaling == 2 and LoRASettings(16, 32, use_rslora=True).scaling == 8
 said
 
@@ -332,16 +422,23 @@ said
 #| export
 def _row_lengths(layer):
     "Length of each row of base weight + change, without gradient."
-    with torch.no_grad(): return (layer.base.weight + layer.delta()).norm(dim=1)
+    with torch.no_grad():
+        return (layer.base.weight + layer.delta()).norm(dim=1)
 
-def _dora_stretch(layer): return layer.lora_magnitude_vector / _row_lengths(layer)
+
+def _dora_stretch(layer):
+    return layer.lora_magnitude_vector / _row_lengths(layer)
+
 
 def _dora_change(layer, x, h, change):
     "What DoRA adds to the base's output h: c (W0 x + change) - W0 x."
     stretch = _dora_stretch(layer)
-    if layer.training and layer.settings.lora_dropout: h = F.linear(x, layer.base.weight.to(x.dtype))
-    elif layer.base.bias is not None: h = h - layer.base.bias
+    if layer.training and layer.settings.lora_dropout:
+        h = F.linear(x, layer.base.weight.to(x.dtype))
+    elif layer.base.bias is not None:
+        h = h - layer.base.bias
     return (stretch - 1) * h + stretch * change
+
 
 @torch.no_grad()
 def _pissa_start(layer):
@@ -353,10 +450,17 @@ def _pissa_start(layer):
     layer.lora_A.copy_(root[:, None] * V[:r])
     layer.base.weight.copy_(layer.base.weight - layer.delta())
 
+
 def _check_start(settings, shapes):
-    require(settings.init_lora_weights != "loftq", 'init_lora_weights="loftq" is not in LoRALinear; train with peft (get_peft_model and peft_config), or give "default" or "pissa"')
+    require(
+        settings.init_lora_weights != "loftq",
+        'init_lora_weights="loftq" is not in LoRALinear; train with peft (get_peft_model and peft_config), or give "default" or "pissa"',
+    )
     small = {name: min(shape) for name, shape in shapes.items() if min(shape) < settings.r}
-    require(settings.init_lora_weights != "pissa" or not small, f'r={settings.r} is more than a PiSSA start has: {next(iter(small), "")} has rank {min(small.values(), default=0)} at most; give a smaller r')
+    require(
+        settings.init_lora_weights != "pissa" or not small,
+        f"r={settings.r} is more than a PiSSA start has: {next(iter(small), '')} has rank {min(small.values(), default=0)} at most; give a smaller r",
+    )
 
 
 # %% [markdown]
@@ -366,31 +470,43 @@ def _check_start(settings, shapes):
 #| export
 class LoRALinear(torch.nn.Module):
     "A frozen Linear plus a learned change of rank r."
-    def __init__(self,
-        base: torch.nn.Linear,     # the layer to adapt; it is frozen here, and with PiSSA its weight becomes the rest
-        settings: LoRASettings,    # all but target_modules is used; ValueError for what only peft can do
+
+    def __init__(
+        self,
+        base: torch.nn.Linear,  # the layer to adapt; it is frozen here, and with PiSSA its weight becomes the rest
+        settings: LoRASettings,  # all but target_modules is used; ValueError for what only peft can do
     ):
         super().__init__()
         D_out, D_in, r = base.out_features, base.in_features, settings.r
         _check_start(settings, {"the layer": (D_out, D_in)})
         kind = dict(device=base.weight.device, dtype=torch.promote_types(base.weight.dtype, torch.float32))
-        self.base, self.settings, self.scaling, self.merged = base.requires_grad_(False), settings, settings.scaling, False
+        self.base, self.settings, self.scaling, self.merged = (
+            base.requires_grad_(False),
+            settings,
+            settings.scaling,
+            False,
+        )
         self.dropout = torch.nn.Dropout(settings.lora_dropout) if settings.lora_dropout else torch.nn.Identity()
         self.lora_A = torch.nn.Parameter(torch.empty(r, D_in, **kind))
         self.lora_B = torch.nn.Parameter(torch.zeros(D_out, r, **kind))
-        torch.nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))   # as peft does
-        if settings.init_lora_weights == "pissa": _pissa_start(self)
-        self.register_parameter("lora_magnitude_vector", torch.nn.Parameter(_row_lengths(self)) if settings.use_dora else None)
-        self.register_buffer("stretch", None, persistent=False)       # DoRA's factors while merged
+        torch.nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as peft does
+        if settings.init_lora_weights == "pissa":
+            _pissa_start(self)
+        self.register_parameter(
+            "lora_magnitude_vector", torch.nn.Parameter(_row_lengths(self)) if settings.use_dora else None
+        )
+        self.register_buffer("stretch", None, persistent=False)  # DoRA's factors while merged
         self.train(base.training)
 
     def forward(self, x):
         "base(x) + scaling * B A dropout(x); DoRA scales each row of that. Merged: base(x)."
         h = self.base(x)
-        if self.merged: return h
+        if self.merged:
+            return h
         x = self.dropout(x.to(self.lora_A.dtype))
         change = F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scaling
-        if self.lora_magnitude_vector is not None: change = _dora_change(self, x, h, change)
+        if self.lora_magnitude_vector is not None:
+            change = _dora_change(self, x, h, change)
         return (h + change).to(h.dtype)
 
     def delta(self) -> torch.Tensor:
@@ -415,25 +531,44 @@ class LoRALinear(torch.nn.Module):
 # formulas, finds for the same layer:
 
 # %% tags=["example"]
-vector = lambda *numbers: torch.tensor(numbers, dtype=torch.float32)
-W, x1, y1 = torch.tensor([[1., 0., -1.], [2., 1., 0.]]), vector(1, 2, 1), vector(3, 2)
+def vector(*numbers):
+    return torch.tensor(numbers, dtype=torch.float32)
+
+
+W, x1, y1 = torch.tensor([[1.0, 0.0, -1.0], [2.0, 1.0, 0.0]]), vector(1, 2, 1), vector(3, 2)
 small = LoRALinear(torch.nn.Linear(3, 2, bias=False), LoRASettings(r=1, lora_alpha=2))
-with torch.no_grad(): small.base.weight.copy_(W); small.lora_A.copy_(vector(1, 0, 1)[None]); small.lora_B.copy_(vector(1, -1)[:, None])
+with torch.no_grad():
+    small.base.weight.copy_(W)
+    small.lora_A.copy_(vector(1, 0, 1)[None])
+    small.lora_B.copy_(vector(1, -1)[:, None])
 
 row_A, column_B, factor = small.lora_A.detach(), small.lora_B.detach(), 2 / 1
 Ax = row_A @ x1
 h = W @ x1 + factor * column_B @ Ax
-g1 = h - y1; Btg = column_B.T @ g1
+g1 = h - y1
+Btg = column_B.T @ g1
 dB, dA = factor * g1[:, None] * Ax, factor * Btg[:, None] * x1
 
-output = small(x1); output.retain_grad()
+output = small(x1)
+output.retain_grad()
 (0.5 * (output - y1).square().sum()).backward()
-digits = lambda t: " ".join(f"{v:g}" for v in t.detach().flatten().tolist())
-pd.DataFrame([("A x", "1·1 + 0·2 + 1·1", digits(Ax), ""), ("h", "W x + 2 B (A x) = (0, 4) + 2·2·(1, -1)", digits(h), digits(output)),
-              ("g", "h - y = (4, 0) - (3, 2)", digits(g1), digits(output.grad)), ("B^T g", "1·1 + (-1)·(-2)", digits(Btg), ""),
-              ("dL/dB", "2 g (A x) = 2·2·(1, -2)", digits(dB), digits(small.lora_B.grad)),
-              ("dL/dA", "2 (B^T g) x = 2·3·(1, 2, 1)", digits(dA), digits(small.lora_A.grad))],
-             columns=["what", "on paper", "by the formula", "by autograd"]).set_index("what")
+
+
+def digits(t):
+    return " ".join(f"{v:g}" for v in t.detach().flatten().tolist())
+
+
+pd.DataFrame(
+    [
+        ("A x", "1·1 + 0·2 + 1·1", digits(Ax), ""),
+        ("h", "W x + 2 B (A x) = (0, 4) + 2·2·(1, -1)", digits(h), digits(output)),
+        ("g", "h - y = (4, 0) - (3, 2)", digits(g1), digits(output.grad)),
+        ("B^T g", "1·1 + (-1)·(-2)", digits(Btg), ""),
+        ("dL/dB", "2 g (A x) = 2·2·(1, -2)", digits(dB), digits(small.lora_B.grad)),
+        ("dL/dA", "2 (B^T g) x = 2·3·(1, 2, 1)", digits(dA), digits(small.lora_A.grad)),
+    ],
+    columns=["what", "on paper", "by the formula", "by autograd"],
+).set_index("what")
 
 # %% [markdown]
 # The gradient of the full weight would be $g\,x^\top$, six numbers. LoRA's two are that table seen through the other matrix: $\partial L/\partial B = s\,(g x^\top) A^\top$ and
@@ -444,7 +579,8 @@ assert torch.equal(dB, small.lora_B.grad) and torch.equal(dA, small.lora_A.grad)
 full = g1[:, None] * x1
 assert torch.equal(dB, factor * full @ row_A.T) and torch.equal(dA, factor * column_B.T @ full)
 torch.optim.SGD([small.lora_A, small.lora_B], lr=0.01).step()
-assert (small(x1) - y1).square().sum() < g1.square().sum() and torch.equal(small.base.weight, W)   # a smaller loss, and the base did not move
+# a smaller loss, and the base did not move
+assert (small(x1) - y1).square().sum() < g1.square().sum() and torch.equal(small.base.weight, W)
 
 
 # %% [markdown]
@@ -461,16 +597,31 @@ def first_step(init_A, init_B):
     "Output change before, and gradients at, the first step, for given starts of A and B."
     torch.manual_seed(0)
     layer, inputs = LoRALinear(torch.nn.Linear(64, 48), LoRASettings(r=4, lora_alpha=8)), torch.randn(10, 64)
-    with torch.no_grad(): init_A(layer.lora_A); init_B(layer.lora_B)
+    with torch.no_grad():
+        init_A(layer.lora_A)
+        init_B(layer.lora_B)
     output = layer(inputs)
     output.square().mean().backward()
-    return dict(output_change=(output - layer.base(inputs)).abs().max().item(),
-                gradient_A=layer.lora_A.grad.abs().max().item(), gradient_B=layer.lora_B.grad.abs().max().item())
+    return dict(
+        output_change=(output - layer.base(inputs)).abs().max().item(),
+        gradient_A=layer.lora_A.grad.abs().max().item(),
+        gradient_B=layer.lora_B.grad.abs().max().item(),
+    )
 
-def zero(t): t.zero_()
-def random(t): t.uniform_(-0.1, 0.1)
 
-starts = {"A random, B zero": first_step(random, zero), "both zero": first_step(zero, zero), "both random": first_step(random, random)}
+def zero(t):
+    t.zero_()
+
+
+def random(t):
+    t.uniform_(-0.1, 0.1)
+
+
+starts = {
+    "A random, B zero": first_step(random, zero),
+    "both zero": first_step(zero, zero),
+    "both random": first_step(random, random),
+}
 pd.DataFrame(starts).T.round(4)
 
 # %% [markdown]
@@ -480,9 +631,10 @@ pd.DataFrame(starts).T.round(4)
 # %% tags=["check"]
 layer, inputs = LoRALinear(torch.nn.Linear(64, 48), LoRASettings(r=4, lora_alpha=8)), torch.randn(10, 64)
 output = layer(inputs)
-assert torch.equal(output, layer.base(inputs))                     # the first output is the base's, bit for bit
+# the first output is the base's, bit for bit
+assert torch.equal(output, layer.base(inputs))
 assert layer.lora_A.abs().max() > 0 and not layer.lora_B.any()
-g = 2 * output.detach() / output.numel()                           # gradient of the mean square
+g = 2 * output.detach() / output.numel()  # gradient of the mean square
 output.square().mean().backward()
 assert not layer.lora_A.grad.any()
 assert torch.allclose(layer.lora_B.grad, layer.scaling * g.T @ (inputs @ layer.lora_A.T).detach(), atol=1e-6)
@@ -490,7 +642,8 @@ assert layer.base.weight.grad is None and layer.base.bias.grad is None
 
 torch.optim.SGD([layer.lora_A, layer.lora_B], lr=1.0).step()
 layer(inputs).square().mean().backward()
-assert layer.lora_A.grad.any()                                     # from the second step on, A learns too
+# from the second step on, A learns too
+assert layer.lora_A.grad.any()
 
 
 # %% [markdown]
@@ -509,24 +662,38 @@ def move(make, draws=100, lr=1e-3):
     moved = []
     for seed in range(draws):
         torch.manual_seed(seed)
-        layer, x, g = make(), torch.randn(1, 576), torch.randn(1, 576)   # an input, and a gradient at the output
+        # an input, and a gradient at the output
+        layer, x, g = make(), torch.randn(1, 576), torch.randn(1, 576)
         before = layer(x)
         (before * g).sum().backward()
         torch.optim.Adam([p for p in layer.parameters() if p.requires_grad], lr=lr).step()
         moved.append(((layer(x) - before).square().mean().sqrt() / lr).item())
     return sum(moved) / draws
 
-def plain(): return torch.nn.Linear(576, 576, bias=False)
-def adapted(r, alpha): return LoRALinear(plain(), LoRASettings(r=r, lora_alpha=alpha))
+
+def plain():
+    return torch.nn.Linear(576, 576, bias=False)
+
+
+def adapted(r, alpha):
+    return LoRALinear(plain(), LoRASettings(r=r, lora_alpha=alpha))
+
 
 ranks = (4, 16, 64)
 scaled = {r: move(lambda: adapted(r, 32)) for r in ranks}
 unscaled = {r: move(lambda: adapted(r, r)) for r in ranks}
 full_move = move(plain)
 moves = [{"trained": f"LoRA, r = {r}", "alpha = 32": scaled[r], "alpha = r (no scaling)": unscaled[r]} for r in ranks]
-display(pd.DataFrame([*moves, {"trained": "full weight", "alpha = 32": full_move, "alpha = r (no scaling)": full_move}]).round(1))
+display(
+    pd.DataFrame(
+        [*moves, {"trained": "full weight", "alpha = 32": full_move, "alpha = r (no scaling)": full_move}]
+    ).round(1)
+)
 
-def spread(distances): return max(distances.values()) / min(distances.values())
+
+def spread(distances):
+    return max(distances.values()) / min(distances.values())
+
 
 Markdown(f"""Over a {ranks[-1] // ranks[0]}-fold range of ranks the output moves by distances that differ by a factor of {spread(scaled):.2f}
 with alpha fixed, and of {spread(unscaled):.0f} without the scaling. The full weight moves it {full_move / scaled[16]:.0f} times as far as rank 16 does,
@@ -563,10 +730,14 @@ def _merge(self) -> LoRALinear:
     if self.lora_magnitude_vector is not None:
         stretch = _dora_stretch(self)
         weight = stretch[:, None] * weight
-    require(weight.isfinite().all(), "the merged weight would hold numbers that are not finite; the adapter is broken, train it again")
+    require(
+        weight.isfinite().all(),
+        "the merged weight would hold numbers that are not finite; the adapter is broken, train it again",
+    )
     self.base.weight.copy_(weight)
     self.stretch, self.merged = stretch, True
     return self
+
 
 @torch.no_grad()
 def _unmerge(self) -> LoRALinear:
@@ -577,6 +748,7 @@ def _unmerge(self) -> LoRALinear:
     self.stretch, self.merged = None, False
     return self
 
+
 LoRALinear.merge, LoRALinear.unmerge = _merge, _unmerge
 
 # %% [markdown]
@@ -586,14 +758,17 @@ LoRALinear.merge, LoRALinear.unmerge = _merge, _unmerge
 # %% tags=["check"]
 original, adapted_output = layer.base.weight.clone(), layer(inputs).detach()
 layer.merge()
-assert (layer.base.weight - original).abs().max() > 1e-3           # there was something to merge
-assert torch.allclose(layer(inputs), adapted_output, atol=1e-5) and not layer(inputs).requires_grad   # merged: nothing to train
+assert (layer.base.weight - original).abs().max() > 1e-3  # there was something to merge
+# merged: nothing to train
+assert torch.allclose(layer(inputs), adapted_output, atol=1e-5) and not layer(inputs).requires_grad
 assert "merged already" in message(layer.merge)
 layer.unmerge()
 assert "nothing to take off" in message(layer.unmerge)
 back_gap = (layer.base.weight - original).abs().max()
 assert back_gap <= 2 * torch.finfo(torch.float32).eps * original.abs().max()
-Markdown(f"The weights reach up to {original.abs().max():.2f}; after merging and unmerging, they differ from the original by at most {back_gap:.1e}.")
+Markdown(
+    f"The weights reach up to {original.abs().max():.2f}; after merging and unmerging, they differ from the original by at most {back_gap:.1e}."
+)
 
 
 # %% [markdown]
@@ -610,23 +785,30 @@ Markdown(f"The weights reach up to {original.abs().max():.2f}; after merging and
 # %%
 #| export
 def find_targets(
-    model: torch.nn.Module,   # a model without adapters; the meta device will do
-    target_modules: str,      # "all-linear" (all but the output layer), or names separated by commas
-) -> dict:                    # full name of each layer to adapt -> (D_out, D_in)
+    model: torch.nn.Module,  # a model without adapters; the meta device will do
+    target_modules: str,  # "all-linear" (all but the output layer), or names separated by commas
+) -> dict:  # full name of each layer to adapt -> (D_out, D_in)
     "The Linear layers that get an adapter; ValueError for a name that matches none."
     done = [name for name, m in model.named_modules() if hasattr(m, "lora_A")]
-    if done: raise ValueError(f"the model has LoRA already, first on {done[0]!r} and on {len(done)} layers in all; give the model without adapters")
+    if done:
+        raise ValueError(
+            f"the model has LoRA already, first on {done[0]!r} and on {len(done)} layers in all; give the model without adapters"
+        )
     linear = {name: m for name, m in model.named_modules() if name and isinstance(m, torch.nn.Linear)}
     has = ", ".join(sorted({name.rpartition(".")[2] for name in linear})) or "none"
     if target_modules == "all-linear":
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         found = {name for name, m in linear.items() if m is not head}
-        if not found: raise ValueError(f'target_modules="all-linear" finds no Linear layer to adapt; the model has: {has}')
+        if not found:
+            raise ValueError(f'target_modules="all-linear" finds no Linear layer to adapt; the model has: {has}')
     else:
         found = set()
         for wanted in _names(target_modules):
             match = {name for name in linear if name == wanted or name.endswith(f".{wanted}")}
-            if not match: raise ValueError(f"target_modules names {wanted!r}, which matches no Linear layer; the model has: {has}")
+            if not match:
+                raise ValueError(
+                    f"target_modules names {wanted!r}, which matches no Linear layer; the model has: {has}"
+                )
             found |= match
     return {name: (m.out_features, m.in_features) for name, m in linear.items() if name in found}
 
@@ -660,9 +842,9 @@ refused
 # %%
 #| export
 def lora_parameter_count(
-    model: torch.nn.Module,   # a model without adapters; the meta device will do
-    settings: LoRASettings,   # r, target_modules and use_dora are used
-) -> dict:                    # trainable, total (base + adapter), share (trainable / total), targets (adapted layers)
+    model: torch.nn.Module,  # a model without adapters; the meta device will do
+    settings: LoRASettings,  # r, target_modules and use_dora are used
+) -> dict:  # trainable, total (base + adapter), share (trainable / total), targets (adapted layers)
     "How many parameters LoRA would train, without allocating any."
     shapes = find_targets(model, settings.target_modules).values()
     trainable = sum(settings.r * (D_in + D_out) + settings.use_dora * D_out for D_out, D_in in shapes)
@@ -685,8 +867,13 @@ looks = dict(trainable="{:,}", total="{:,}", share="{:.2%}", targets="{}", gradi
 display(counts.assign(**{column: counts[column].map(look.format) for column, look in looks.items()}))
 
 trainable = counts.set_index(["model", "way"])["trainable"]
-Markdown(" ".join(f"For {name} the book's adapter has {trainable[name, 'book: 16/32, all-linear'] / trainable[name, 'seed: 8/16, q,k']:.1f} times the seed's "
-                  f"parameters, and full fine-tuning {trainable[name, 'full'] / trainable[name, 'book: 16/32, all-linear']:.0f} times the book's." for name in models))
+Markdown(
+    " ".join(
+        f"For {name} the book's adapter has {trainable[name, 'book: 16/32, all-linear'] / trainable[name, 'seed: 8/16, q,k']:.1f} times the seed's "
+        f"parameters, and full fine-tuning {trainable[name, 'full'] / trainable[name, 'book: 16/32, all-linear']:.0f} times the book's."
+        for name in models
+    )
+)
 
 # %% [markdown]
 # Twice the rank gives a factor of 2; the other five layers of each block, among them the wide ones of the MLP, give the rest. It is still a few percent of the model or less.
@@ -698,8 +885,11 @@ Markdown(" ".join(f"For {name} the book's adapter has {trainable[name, 'book: 16
 # %% tags=["check"]
 by_hand = 30 * (8 * (576 + 576) + 8 * (576 + 192))
 assert lora_parameter_count(smol, SEED_LORA)["trainable"] == by_hand
-assert lora_parameter_count(smol, LoRASettings(8, 16, 0.05, "q_proj,k_proj", use_dora=True))["trainable"] == by_hand + 30 * (576 + 192)
-assert all(p.device.type == "meta" for m in models.values() for p in m.parameters())   # still nothing allocated
+assert lora_parameter_count(smol, LoRASettings(8, 16, 0.05, "q_proj,k_proj", use_dora=True))[
+    "trainable"
+] == by_hand + 30 * (576 + 192)
+# still nothing allocated
+assert all(p.device.type == "meta" for m in models.values() for p in m.parameters())
 by_hand
 
 
@@ -718,16 +908,21 @@ def _require_own_weights(model, names, what):
     "ValueError if one of these layers holds a weight that another layer uses too."
     holders = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
     shared = [name for name in names if holders[id(model.get_submodule(name).weight)] > 1]
-    require(not shared, f"{what} would write into the weight of {next(iter(shared), '')!r}, which another layer shares (tied embeddings); leave it out of target_modules, or untie the two")
+    require(
+        not shared,
+        f"{what} would write into the weight of {next(iter(shared), '')!r}, which another layer shares (tied embeddings); leave it out of target_modules, or untie the two",
+    )
+
 
 def add_lora(
-    model: torch.nn.Module,   # a model without adapters; it is changed in place
-    settings: LoRASettings,   # what the adapter looks like and where it goes; ValueError for what only peft can do
-) -> torch.nn.Module:         # the same model; only the adapters are trainable
+    model: torch.nn.Module,  # a model without adapters; it is changed in place
+    settings: LoRASettings,  # what the adapter looks like and where it goes; ValueError for what only peft can do
+) -> torch.nn.Module:  # the same model; only the adapters are trainable
     "Freeze the model and put a LoRALinear around each target."
     targets = find_targets(model, settings.target_modules)
     _check_start(settings, targets)
-    if settings.init_lora_weights == "pissa": _require_own_weights(model, targets, "PiSSA")
+    if settings.init_lora_weights == "pissa":
+        _require_own_weights(model, targets, "PiSSA")
     model.requires_grad_(False)
     for name in targets:
         parent, _, child = name.rpartition(".")
@@ -740,8 +935,17 @@ def add_lora(
 
 # %% tags=["example"]
 torch.manual_seed(0)
-tiny = LlamaForCausalLM(LlamaConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                                    intermediate_size=128, vocab_size=256, tie_word_embeddings=True))
+tiny = LlamaForCausalLM(
+    LlamaConfig(
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=128,
+        vocab_size=256,
+        tie_word_embeddings=True,
+    )
+)
 settings = LoRASettings(r=4, lora_alpha=8)
 ours = add_lora(copy.deepcopy(tiny), settings)
 ours.model.layers[0].self_attn
@@ -751,7 +955,9 @@ ours.model.layers[0].self_attn
 # What was promised, what was made, and that nothing but the two matrices wants a gradient. The first logits are those of the base model, to the last bit:
 
 # %% tags=["check"]
-def trainable_names(model): return {name for name, p in model.named_parameters() if p.requires_grad}
+def trainable_names(model):
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
 
 made = sum(p.numel() for p in ours.parameters() if p.requires_grad)
 promised = lora_parameter_count(tiny, settings)
@@ -759,7 +965,9 @@ assert made == promised["trainable"] and sum(p.numel() for p in ours.parameters(
 assert all(name.endswith(("lora_A", "lora_B")) for name in trainable_names(ours))
 
 input_ids = torch.randint(0, 256, (2, 12))
-with torch.no_grad(): assert torch.equal(ours(input_ids).logits, tiny(input_ids).logits)   # B is zero: still the base model
+# B is zero: still the base model
+with torch.no_grad():
+    assert torch.equal(ours(input_ids).logits, tiny(input_ids).logits)
 assert "has LoRA already" in message(add_lora, ours, settings)
 promised
 
@@ -772,14 +980,24 @@ promised
 # %%
 #| export
 def peft_config(
-    settings: LoRASettings,   # what the adapter looks like and where it goes
-):                            # a peft.LoraConfig for a causal language model; ImportError from peft for "loftq" without scipy
+    settings: LoRASettings,  # what the adapter looks like and where it goes
+):  # a peft.LoraConfig for a causal language model; ImportError from peft for "loftq" without scipy
     "The same settings for peft: no bias is trained."
     from peft import LoftQConfig, LoraConfig
+
     targets, start = settings.target_modules, settings.init_lora_weights
-    return LoraConfig(r=settings.r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, bias="none", use_rslora=settings.use_rslora, use_dora=settings.use_dora,
-                      target_modules=targets if targets == "all-linear" else _names(targets), task_type="CAUSAL_LM",
-                      init_lora_weights=True if start == "default" else start, **({"loftq_config": LoftQConfig(loftq_bits=4)} if start == "loftq" else {}))
+    return LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        bias="none",
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
+        target_modules=targets if targets == "all-linear" else _names(targets),
+        task_type="CAUSAL_LM",
+        init_lora_weights=True if start == "default" else start,
+        **({"loftq_config": LoftQConfig(loftq_bits=4)} if start == "loftq" else {}),
+    )
 
 
 # %% [markdown]
@@ -789,26 +1007,43 @@ def peft_config(
 
 # %% tags=["check"]
 theirs = get_peft_model(copy.deepcopy(tiny), peft_config(settings))
-twin = {f"base_model.model.{name.replace('lora_A', 'lora_A.default.weight').replace('lora_B', 'lora_B.default.weight')}": p
-        for name, p in ours.named_parameters() if p.requires_grad}
+twin = {
+    f"base_model.model.{name.replace('lora_A', 'lora_A.default.weight').replace('lora_B', 'lora_B.default.weight')}": p
+    for name, p in ours.named_parameters()
+    if p.requires_grad
+}
 assert set(twin) == trainable_names(theirs)
 with torch.no_grad():
     for name, p in theirs.named_parameters():
-        if p.requires_grad: p.normal_(std=0.1); twin[name].copy_(p)
+        if p.requires_grad:
+            p.normal_(std=0.1)
+            twin[name].copy_(p)
 
 answers = {label: model(input_ids, labels=input_ids) for label, model in (("ours", ours), ("peft", theirs))}
-for answer in answers.values(): answer.loss.backward()
-def difference(a, b): return (a - b).abs().max().item()
+for answer in answers.values():
+    answer.loss.backward()
+
+
+def difference(a, b):
+    return (a - b).abs().max().item()
+
 
 gradient_gap = max(difference(twin[name].grad, p.grad) for name, p in theirs.named_parameters() if p.requires_grad)
-logit_gap, changed = difference(answers["ours"].logits, answers["peft"].logits), difference(answers["ours"].logits, tiny(input_ids).logits)
+logit_gap, changed = (
+    difference(answers["ours"].logits, answers["peft"].logits),
+    difference(answers["ours"].logits, tiny(input_ids).logits),
+)
 
 assert logit_gap < 1e-6 and gradient_gap < 1e-6
-assert changed > 1e-3                                              # the adapters do something
-assert min(p.grad.abs().max() for p in twin.values()) > 1e-5       # and every one of them has a gradient to compare
+assert changed > 1e-3  # the adapters do something
+# and every one of them has a gradient to compare
+assert min(p.grad.abs().max() for p in twin.values()) > 1e-5
 for s in (settings, SEED_LORA):
     count = lora_parameter_count(tiny, s)
-    assert get_peft_model(copy.deepcopy(tiny), peft_config(s)).get_nb_trainable_parameters() == (count["trainable"], count["total"])
+    assert get_peft_model(copy.deepcopy(tiny), peft_config(s)).get_nb_trainable_parameters() == (
+        count["trainable"],
+        count["total"],
+    )
 dict(logit_gap=logit_gap, gradient_gap=gradient_gap, changed_by_adapter=changed)
 
 # %% [markdown]
@@ -834,9 +1069,12 @@ dict(logit_gap=logit_gap, gradient_gap=gradient_gap, changed_by_adapter=changed)
 # Two of these can be checked on the spot, the biases and the early optimizer:
 
 # %% tags=["check"]
-assert not [name for name, _ in smol.named_parameters() if name.endswith("bias")]   # a Llama has no bias
+# a Llama has no bias
+assert not [name for name, _ in smol.named_parameters() if name.endswith("bias")]
 plain_model = copy.deepcopy(tiny)
-too_early = torch.optim.AdamW(plain_model.parameters())                              # made before the adapter
+# made before the adapter
+too_early = torch.optim.AdamW(plain_model.parameters())
 held = {id(p) for group in too_early.param_groups for p in group["params"]}
 late = add_lora(plain_model, settings)
-assert not any(id(p) in held for p in late.parameters() if p.requires_grad)          # it holds no adapter matrix
+# it holds no adapter matrix
+assert not any(id(p) in held for p in late.parameters() if p.requires_grad)

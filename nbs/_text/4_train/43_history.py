@@ -19,12 +19,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from simpsons_llm.train.config import RunLength
+from simpsons_llm.data.prompt import TextMaker
 from simpsons_llm.machine.device import synchronize
 from simpsons_llm.machine.distributed import gather, group_ranks, on_main, total
-from simpsons_llm.model.infer import Sampling, finish_lines, moment_row
 from simpsons_llm.machine.job import Progress, append_jsonl, read_jsonl, require, write_text
-from simpsons_llm.data.prompt import TextMaker
+from simpsons_llm.model.infer import Sampling, finish_lines, moment_row
+from simpsons_llm.train.config import RunLength
 
 # %%
 #| hide
@@ -34,15 +34,15 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
-from simpsons_llm.train.config import make_optimizer
-from simpsons_llm.machine.device import find_device, find_ranks
-from simpsons_llm.model.loss import collator, heldout_loss, token_losses
-from simpsons_llm.model.infer import heldout_moments
-from simpsons_llm.model.base import tiny_model
+from simpsons_llm.data.formats import read_script
 from simpsons_llm.data.packing import use_isolated
 from simpsons_llm.data.prepare import split_scenes
 from simpsons_llm.data.samples import scene_samples
-from simpsons_llm.data.formats import read_script
+from simpsons_llm.machine.device import find_device, find_ranks
+from simpsons_llm.model.base import tiny_model
+from simpsons_llm.model.infer import heldout_moments
+from simpsons_llm.model.loss import collator, heldout_loss, token_losses
+from simpsons_llm.train.config import make_optimizer
 
 pd.set_option("display.max_colwidth", 110)
 
@@ -57,12 +57,13 @@ SAYS = Sampling(max_new_tokens=40, do_sample=False, repetition_penalty=1.0)
 
 
 def text_samples(
-    model,            # the model in training, with or without adapter
-    maker: TextMaker, # tokenizer and template
-    moments: list,    # what `heldout_moments` chose
-) -> list:            # rows: before (the line before; empty where the scene begins), speaker, real, said; no rows without moments
+    model,  # the model in training, with or without adapter
+    maker: TextMaker,  # tokenizer and template
+    moments: list,  # what `heldout_moments` chose
+) -> list:  # rows: before (the line before; empty where the scene begins), speaker, real, said; no rows without moments
     "What the model would say now, beside the real lines."
-    if not moments: return []
+    if not moments:
+        return []
     was_training = model.training
     model.eval()
     said = finish_lines(model, maker, [(scene.location, scene.lines[:i], who) for scene, i, who, _ in moments], SAYS)
@@ -73,7 +74,11 @@ def text_samples(
 # %%
 model, tokenizer = tiny_model()
 maker = TextMaker(tokenizer, "script")
-moments = heldout_moments(split_scenes(read_script("springfield").scenes)["valid"], ["Homer Simpson", "Marge Simpson", "Bart Simpson"], most_scenes=1)
+moments = heldout_moments(
+    split_scenes(read_script("springfield").scenes)["valid"],
+    ["Homer Simpson", "Marge Simpson", "Bart Simpson"],
+    most_scenes=1,
+)
 pd.DataFrame(text_samples(model, maker, moments))
 
 # %% [markdown]
@@ -81,7 +86,10 @@ pd.DataFrame(text_samples(model, maker, moments))
 
 # %% tags=["check"]
 before = text_samples(model, maker, moments)
-use_isolated(model.train()); torch.manual_seed(5); expected = torch.rand(1); torch.manual_seed(5)
+use_isolated(model.train())
+torch.manual_seed(5)
+expected = torch.rand(1)
+torch.manual_seed(5)
 assert text_samples(model, maker, moments) == before and model.training and torch.rand(1) == expected
 
 
@@ -93,21 +101,29 @@ assert text_samples(model, maker, moments) == before and model.training and torc
 # %%
 #| export
 def open_tracker(
-    name: str,      # none, trackio, wandb or tensorboard
-    run: Path,      # the run's folder; its name is the run's name
-    settings: dict, # shown beside the curves
-):                  # an accelerate tracker with `log` and `finish`, or None
+    name: str,  # none, trackio, wandb or tensorboard
+    run: Path,  # the run's folder; its name is the run's name
+    settings: dict,  # shown beside the curves
+):  # an accelerate tracker with `log` and `finish`, or None
     "Begin a run in a tracker."
-    if name == "none": return None
+    if name == "none":
+        return None
     import os
 
     from accelerate import tracking
-    if name == "tensorboard": tracker = tracking.TensorBoardTracker("", logging_dir=str(run/"tensorboard"))
-    elif name == "trackio": tracker = tracking.TrackioTracker("simpsons_llm", name=run.name, embed=False)
+
+    if name == "tensorboard":
+        tracker = tracking.TensorBoardTracker("", logging_dir=str(run / "tensorboard"))
+    elif name == "trackio":
+        tracker = tracking.TrackioTracker("simpsons_llm", name=run.name, embed=False)
     else:
         import wandb
+
         offline = {} if os.environ.get("WANDB_MODE") or wandb.api.api_key else {"mode": "offline"}
-        if offline: print(f"wandb: not logged in, so the run is kept in {run/'wandb'}; `wandb sync` sends it later", flush=True)
+        if offline:
+            print(
+                f"wandb: not logged in, so the run is kept in {run / 'wandb'}; `wandb sync` sends it later", flush=True
+            )
         tracker = tracking.WandBTracker("simpsons_llm", name=run.name, dir=str(run), **offline)
     tracker.main_process_only = False  # only the first rank has one at all
     tracker.start()
@@ -125,31 +141,39 @@ def open_tracker(
 @dataclass
 class Meter:
     "Tokens and seconds of a run."
-    ranks: object          # the `Ranks`
-    device: object         # the `Device`: its work is waited for before the clock is read
-    length: RunLength      # what happens when
-    max_minutes: float = field(default=None, kw_only=True) # time limit in minutes; None: no limit
-    real_tokens: int = field(default=0, init=False)    # tokens that went through the model, on all ranks
-    learned_tokens: int = field(default=0, init=False) # of them, those that were learned at full weight
-    context_tokens: int = field(default=0, init=False) # and those that were learned at less
-    heard: float = field(default=0.0, init=False)      # losses of this step's tokens of full weight, added up on this rank; a number or a tensor
-    own_tokens: int = field(default=0, init=False)     # real tokens on this rank, in this process
-    earlier_tokens: int = field(default=0, init=False) # real tokens before the run was resumed
-    step_s: float = field(default=0.0, init=False)     # seconds in steps, without evaluation
+
+    ranks: object  # the `Ranks`
+    device: object  # the `Device`: its work is waited for before the clock is read
+    length: RunLength  # what happens when
+    max_minutes: float = field(default=None, kw_only=True)  # time limit in minutes; None: no limit
+    real_tokens: int = field(default=0, init=False)  # tokens that went through the model, on all ranks
+    learned_tokens: int = field(default=0, init=False)  # of them, those that were learned at full weight
+    context_tokens: int = field(default=0, init=False)  # and those that were learned at less
+    heard: float = field(
+        default=0.0, init=False
+    )  # losses of this step's tokens of full weight, added up on this rank; a number or a tensor
+    own_tokens: int = field(default=0, init=False)  # real tokens on this rank, in this process
+    earlier_tokens: int = field(default=0, init=False)  # real tokens before the run was resumed
+    step_s: float = field(default=0.0, init=False)  # seconds in steps, without evaluation
     earlier_s: float = field(default=0.0, init=False)  # the same before the run was resumed
-    stopped_early: bool = field(default=False, init=False) # the time was up
+    stopped_early: bool = field(default=False, init=False)  # the time was up
 
     def begin(self):
         "Start the clock, and the telling of progress."
         self.begun, self.begun_tokens, self.begun_s = time.perf_counter(), self.real_tokens, self.step_s
         self.progress = Progress(self.length.steps, "train", every_s=5, show=self.ranks.is_main)
 
-    def count(self,
-        parts: list, # this rank's micro-batches of one step
-    ) -> float:      # the loss weights of the global batch, added up over all ranks
+    def count(
+        self,
+        parts: list,  # this rank's micro-batches of one step
+    ) -> float:  # the loss weights of the global batch, added up over all ranks
         "Count the tokens of a step before it is made. All ranks must call it."
         weights = [p["loss_weights"][:, 1:] for p in parts]
-        own = [sum(int(p["lengths"].sum()) for p, w in zip(parts, weights) if w.any()), *(sum(int(which(w).sum()) for w in weights) for which in (lambda w: w == 1, lambda w: (w > 0) & (w < 1))), sum(float(w.sum()) for w in weights)]
+        own = [
+            sum(int(p["lengths"].sum()) for p, w in zip(parts, weights) if w.any()),
+            *(sum(int(which(w).sum()) for w in weights) for which in (lambda w: w == 1, lambda w: (w > 0) & (w < 1))),
+            sum(float(w.sum()) for w in weights),
+        ]
         real, learned, context, weight = total(*own)
         self.own_tokens += own[0]
         self.real_tokens += int(real)
@@ -157,23 +181,29 @@ class Meter:
         self.context_tokens += int(context)
         return weight
 
-    def hear(self,
+    def hear(
+        self,
         losses,  # of a micro-batch, B x K, in nats
-        weights, # their weights, B x K
+        weights,  # their weights, B x K
     ):
         "Remember the losses of full weight. The device is not waited for."
-        self.heard = self.heard + (losses.detach()*(weights == 1)).sum()
+        self.heard = self.heard + (losses.detach() * (weights == 1)).sum()
 
     def step_begins(self):
         "The first micro-batch follows."
-        synchronize(self.device); self.since = time.perf_counter()
+        synchronize(self.device)
+        self.since = time.perf_counter()
 
-    def step_ends(self,
-        step: int, # 1..steps
-    ) -> bool:     # whether the run must stop here
+    def step_ends(
+        self,
+        step: int,  # 1..steps
+    ) -> bool:  # whether the run must stop here
         "The optimizer has stepped. All ranks must call it."
-        synchronize(self.device); self.step_s += time.perf_counter() - self.since
-        if self.max_minutes and step < self.length.steps: self.stopped_early = bool(gather(time.perf_counter() - self.begun > 60*self.max_minutes)[0])  # rank 0's clock counts
+        synchronize(self.device)
+        self.step_s += time.perf_counter() - self.since
+        # rank 0's clock counts
+        if self.max_minutes and step < self.length.steps:
+            self.stopped_early = bool(gather(time.perf_counter() - self.begun > 60 * self.max_minutes)[0])
         return self.stopped_early
 
 
@@ -191,65 +221,112 @@ class Meter:
 @dataclass
 class Recorder(Meter):
     "What happened so far, in numbers, in metrics.jsonl, and on the screen."
-    run: Path              # the run's folder
-    say: object            # called for samples of text; gives rows
-    tracker: object = None # what `open_tracker` gave
-    rows: list = field(default_factory=list, init=False) # of metrics.jsonl
 
-    def write(self,
-        step: int, # 0..steps
+    run: Path  # the run's folder
+    say: object  # called for samples of text; gives rows
+    tracker: object = None  # what `open_tracker` gave
+    rows: list = field(default_factory=list, init=False)  # of metrics.jsonl
+
+    def write(
+        self,
+        step: int,  # 0..steps
         **values,  # what is known after it
     ):
         "Add a row to metrics.jsonl, and its numbers to the tracker."
-        row = {"step": step, "epoch": round(step/self.length.epoch_steps, 4), **values}
+        row = {"step": step, "epoch": round(step / self.length.epoch_steps, 4), **values}
         self.rows.append(row)
-        if self.ranks.is_main: append_jsonl(self.run/"metrics.jsonl", row)
-        if self.tracker: self.tracker.log({k: v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}, step=step)
+        if self.ranks.is_main:
+            append_jsonl(self.run / "metrics.jsonl", row)
+        if self.tracker:
+            self.tracker.log({k: v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}, step=step)
 
-    def learned(self,
-        step: int,            # 1..steps
-        loss: float,          # of the step's global batch, nats per unit of weight
-        grad_norm: float,     # before it was clipped
-        learning_rate: float, # the step's
+    def learned(
+        self,
+        step: int,  # 1..steps
+        loss: float,  # of the step's global batch, nats per unit of weight
+        grad_norm: float,  # before it was clipped
+        learning_rate: float,  # the step's
     ):
         "A step is done. All ranks must call it."
         for name, value in (("train_loss_nats", loss), ("grad_norm", grad_norm)):
-            require(math.isfinite(value), f"{name} is {value} at step {step}; the run was stopped; try a lower learning_rate, or dtype=float32")
+            require(
+                math.isfinite(value),
+                f"{name} is {value} at step {step}; the run was stopped; try a lower learning_rate, or dtype=float32",
+            )
         (heard,), self.heard = total(float(self.heard)), 0.0
         before = next((r for r in reversed(self.rows) if "learned_tokens" in r), {"learned_tokens": 0})
-        full = self.learned_tokens - before["learned_tokens"]  # a step of a scene without the character has none
-        self.write(step, train_loss_nats=loss, **({"learned_loss_nats": heard/full} if full else {}), grad_norm=grad_norm, learning_rate=learning_rate,
-                   real_tokens=self.real_tokens, learned_tokens=self.learned_tokens, context_tokens=self.context_tokens, step_s=round(self.step_s, 4))
-        self.progress(step, f"loss {loss:.3f}  {(self.real_tokens - self.begun_tokens)/max(self.step_s - self.begun_s, 1e-9):.0f} tokens/s")
+        # a step of a scene without the character has none
+        full = self.learned_tokens - before["learned_tokens"]
+        self.write(
+            step,
+            train_loss_nats=loss,
+            **({"learned_loss_nats": heard / full} if full else {}),
+            grad_norm=grad_norm,
+            learning_rate=learning_rate,
+            real_tokens=self.real_tokens,
+            learned_tokens=self.learned_tokens,
+            context_tokens=self.context_tokens,
+            step_s=round(self.step_s, 4),
+        )
+        self.progress(
+            step,
+            f"loss {loss:.3f}  {(self.real_tokens - self.begun_tokens) / max(self.step_s - self.begun_s, 1e-9):.0f} tokens/s",
+        )
 
-    def evaluated(self,
-        step: int,   # 1..steps
-        loss: float, # held-out, nats per token
+    def evaluated(
+        self,
+        step: int,  # 1..steps
+        loss: float,  # held-out, nats per token
     ):
         "The held-out loss was measured."
-        require(math.isfinite(loss), f"the held-out loss is {loss} at step {step}; the run was stopped; try a lower learning_rate, or dtype=float32")
+        require(
+            math.isfinite(loss),
+            f"the held-out loss is {loss} at step {step}; the run was stopped; try a lower learning_rate, or dtype=float32",
+        )
         epoch = step % self.length.epoch_steps == 0
         train = self.train_perplexity(step) if epoch else None
-        self.write(step, valid_loss_nats=loss, valid_perplexity=math.exp(loss), **({"train_perplexity": train} if train else {}))
-        if self.ranks.is_main: print(f"step {step}: held-out loss {loss:.4f} nats per token" + (f"; epoch {step//self.length.epoch_steps}: perplexity {train:.2f} in training, {math.exp(loss):.2f} held out" if train else ""), flush=True)
+        self.write(
+            step,
+            valid_loss_nats=loss,
+            valid_perplexity=math.exp(loss),
+            **({"train_perplexity": train} if train else {}),
+        )
+        if self.ranks.is_main:
+            print(
+                f"step {step}: held-out loss {loss:.4f} nats per token"
+                + (
+                    f"; epoch {step // self.length.epoch_steps}: perplexity {train:.2f} in training, {math.exp(loss):.2f} held out"
+                    if train
+                    else ""
+                ),
+                flush=True,
+            )
 
-    def train_perplexity(self,
-        step: int, # the last of an epoch
-    ) -> float:    # of the epoch's tokens of full weight; None if there were none
+    def train_perplexity(
+        self,
+        step: int,  # the last of an epoch
+    ) -> float:  # of the epoch's tokens of full weight; None if there were none
         "How the epoch went, from the rows that were written."
         rows = {r["step"]: r for r in self.rows if "train_loss_nats" in r and r["step"] <= step}
         mine = range(step - self.length.epoch_steps + 1, step + 1)
         tokens = [rows[k]["learned_tokens"] - rows.get(k - 1, {"learned_tokens": 0})["learned_tokens"] for k in mine]
-        return math.exp(sum(n*rows[k]["learned_loss_nats"] for n, k in zip(tokens, mine) if n)/sum(tokens)) if sum(tokens) else None
+        return (
+            math.exp(sum(n * rows[k]["learned_loss_nats"] for n, k in zip(tokens, mine) if n) / sum(tokens))
+            if sum(tokens)
+            else None
+        )
 
-    def speak(self,
-        step: int, # 0..steps
+    def speak(
+        self,
+        step: int,  # 0..steps
     ):
         "Let the model speak if text is due after this step, and write it down. All ranks must call it."
         rows = self.say() if self.length.samples(step) else []
-        if not rows: return
+        if not rows:
+            return
         self.write(step, samples=rows)
-        for r in rows[:1]: print(f"  {r['speaker']}: {r['said'][:120]}", flush=True)
+        for r in rows[:1]:
+            print(f"  {r['speaker']}: {r['said'][:120]}", flush=True)
 
 
 # %% [markdown]
@@ -263,84 +340,103 @@ STATE = "trainer_state.json"  # written last of a checkpoint's files
 
 
 def checkpoint_folder(
-    run: Path, # a run's folder
-    step: int, # of the checkpoint
-) -> Path:     # where it is, or would be
+    run: Path,  # a run's folder
+    step: int,  # of the checkpoint
+) -> Path:  # where it is, or would be
     "The folder of one checkpoint."
-    return Path(run)/"checkpoints"/f"checkpoint-{step}"
+    return Path(run) / "checkpoints" / f"checkpoint-{step}"
 
 
 def checkpoints(
-    run: Path, # a run's folder
-) -> list:     # steps, the oldest first
+    run: Path,  # a run's folder
+) -> list:  # steps, the oldest first
     "The checkpoints that are whole."
-    found = (re.fullmatch(r"checkpoint-(\d+)", p.parent.name) for p in (Path(run)/"checkpoints").glob(f"checkpoint-*/{STATE}"))
+    found = (
+        re.fullmatch(r"checkpoint-(\d+)", p.parent.name)
+        for p in (Path(run) / "checkpoints").glob(f"checkpoint-*/{STATE}")
+    )
     return sorted(int(m[1]) for m in found if m)
 
 
 def last_checkpoint(
-    run: Path, # a run's folder
-) -> int:      # its step; 0 if there is none
+    run: Path,  # a run's folder
+) -> int:  # its step; 0 if there is none
     "The step of the newest checkpoint that is whole."
     return max(checkpoints(run), default=0)
 
 
 @contextmanager
 def new_checkpoint(
-    run: Path, # a run's folder
-    step: int, # of the checkpoint
-):             # a hidden folder to write into; the checkpoint is there when the block ends well
+    run: Path,  # a run's folder
+    step: int,  # of the checkpoint
+):  # a hidden folder to write into; the checkpoint is there when the block ends well
     "A checkpoint that is there as a whole or not at all. All ranks must enter and leave the block."
     ranks, to = group_ranks(), checkpoint_folder(run, step)
     part, failed = to.with_name(f".{to.name}"), None
+
     def begin():
-        for left in to.parent.glob(".checkpoint-*"): shutil.rmtree(left, ignore_errors=True)  # of a run that was killed
+        # of a run that was killed
+        for left in to.parent.glob(".checkpoint-*"):
+            shutil.rmtree(left, ignore_errors=True)
         part.mkdir(parents=True)
+
     def end():
-        if to.exists(): shutil.rmtree(to)
+        if to.exists():
+            shutil.rmtree(to)
         part.rename(to)
+
     on_main(ranks, begin)
     try:
         yield part
     except Exception as e:
         failed = e
     told = gather(failed and f"{type(failed).__name__}: {failed}")
-    if failed: raise failed
+    if failed:
+        raise failed
     require(not any(told), f"another rank could not write its part of {to}: {next(filter(None, told), '')}")
     on_main(ranks, end)
 
 
 def thin_out(
-    run: Path, # a run's folder, with a checkpoint just written
-    most: int, # checkpoints to keep, 1 or more; the newest and the best always stay
-    best: int, # step of the best one
+    run: Path,  # a run's folder, with a checkpoint just written
+    most: int,  # checkpoints to keep, 1 or more; the newest and the best always stay
+    best: int,  # step of the best one
 ):
     "Let go of old checkpoints, and of what is not whole. One rank alone calls it."
     whole = checkpoints(run)
     order = sorted(whole, key=lambda k: (k != best, -k))
-    keep = order[:max(most, 1 + (best != whole[-1]))]
-    for p in (Path(run)/"checkpoints").glob("checkpoint-*"):
-        if p.name not in {f"checkpoint-{k}" for k in keep}: shutil.rmtree(p)
+    keep = order[: max(most, 1 + (best != whole[-1]))]
+    for p in (Path(run) / "checkpoints").glob("checkpoint-*"):
+        if p.name not in {f"checkpoint-{k}" for k in keep}:
+            shutil.rmtree(p)
 
 
 # %% tags=["check"]
 with tempfile.TemporaryDirectory() as folder:
     run = Path(folder)
+
     def save(step, fails=False):
         with new_checkpoint(run, step) as part:
-            (part/"weights").write_text("w")
-            if fails: raise KeyboardInterrupt if fails == "stopped" else OSError("the disk is full")
-            (part/STATE).write_text("{}")
-    for step in (2, 4, 6, 8): save(step)
+            (part / "weights").write_text("w")
+            if fails:
+                raise KeyboardInterrupt if fails == "stopped" else OSError("the disk is full")
+            (part / STATE).write_text("{}")
+
+    for step in (2, 4, 6, 8):
+        save(step)
     for why in ("stopped", "full"):
-        try: save(10, why); raise AssertionError
-        except (KeyboardInterrupt, OSError): assert last_checkpoint(run) == 8
-    (run/"checkpoints"/"checkpoint-12").mkdir()  # not whole: no state in it
+        try:
+            save(10, why)
+            raise AssertionError
+        except (KeyboardInterrupt, OSError):
+            assert last_checkpoint(run) == 8
+    (run / "checkpoints" / "checkpoint-12").mkdir()  # not whole: no state in it
     assert checkpoints(run) == [2, 4, 6, 8]
     thin_out(run, 2, best=4)
-    assert checkpoints(run) == [4, 8] and not (run/"checkpoints"/"checkpoint-12").exists()
-    save(10); thin_out(run, 1, best=10)
-    assert [p.name for p in (run/"checkpoints").iterdir()] == ["checkpoint-10"]
+    assert checkpoints(run) == [4, 8] and not (run / "checkpoints" / "checkpoint-12").exists()
+    save(10)
+    thin_out(run, 1, best=10)
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["checkpoint-10"]
 
 
 # %% [markdown]
@@ -349,16 +445,19 @@ with tempfile.TemporaryDirectory() as folder:
 # %%
 #| export
 def take_up(
-    recorder: Recorder, # of a run that goes on; its counters are set
-) -> dict:              # the row of step 0: the base's held-out losses, as the run measured them when it began
+    recorder: Recorder,  # of a run that goes on; its counters are set
+) -> dict:  # the row of step 0: the base's held-out losses, as the run measured them when it began
     "Make the records of a run fit to go on from its last checkpoint. All ranks must call it."
-    file, done = recorder.run/"metrics.jsonl", last_checkpoint(recorder.run)
-    lines = [line for line in file.read_text(encoding="utf8").splitlines() if line.endswith("}")]  # the last may be half written
+    file, done = recorder.run / "metrics.jsonl", last_checkpoint(recorder.run)
+    # the last may be half written
+    lines = [line for line in file.read_text(encoding="utf8").splitlines() if line.endswith("}")]
     recorder.rows = [row for row in map(json.loads, lines) if row["step"] <= done]
     gather(None)  # all have read it
-    if recorder.ranks.is_main: write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in recorder.rows))
+    if recorder.ranks.is_main:
+        write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in recorder.rows))
     last = next((row for row in reversed(recorder.rows) if "real_tokens" in row), {})
-    for counter in ("real_tokens", "learned_tokens", "context_tokens", "step_s"): setattr(recorder, counter, last.get(counter, 0))
+    for counter in ("real_tokens", "learned_tokens", "context_tokens", "step_s"):
+        setattr(recorder, counter, last.get(counter, 0))
     recorder.earlier_tokens, recorder.earlier_s = recorder.real_tokens, recorder.step_s
     return next(row for row in recorder.rows if row["step"] == 0)
 
@@ -371,15 +470,24 @@ folder = Path(tempfile.mkdtemp())
 recorder = Recorder(find_ranks(), find_device("cpu"), RunLength(3, 2, 2, -1, 0), folder, say=lambda: [])
 recorder.begin()
 for step, loss in ((1, 3.0), (2, 2.0)):
-    recorder.step_begins(); recorder.learned_tokens += 100*step; recorder.heard = 100*step*loss; recorder.step_ends(step)
+    recorder.step_begins()
+    recorder.learned_tokens += 100 * step
+    recorder.heard = 100 * step * loss
+    recorder.step_ends(step)
     recorder.learned(step, loss, 1.0, 1e-3)
 recorder.evaluated(2, 2.5)
-try: recorder.learned(3, float("nan"), 1.0, 1e-3)
-except ValueError as e: print(e)
+try:
+    recorder.learned(3, float("nan"), 1.0, 1e-3)
+except ValueError as e:
+    print(e)
 
 # %% tags=["check"]
-epoch = read_jsonl(folder/"metrics.jsonl")[-1]
-assert math.isclose(epoch["train_perplexity"], math.exp((100*3 + 200*2)/300)) and math.isclose(epoch["valid_perplexity"], math.exp(2.5)) and epoch["epoch"] == 1
+epoch = read_jsonl(folder / "metrics.jsonl")[-1]
+assert (
+    math.isclose(epoch["train_perplexity"], math.exp((100 * 3 + 200 * 2) / 300))
+    and math.isclose(epoch["valid_perplexity"], math.exp(2.5))
+    and epoch["epoch"] == 1
+)
 
 
 # %% [markdown]
@@ -390,22 +498,36 @@ assert math.isclose(epoch["train_perplexity"], math.exp((100*3 + 200*2)/300)) an
 # %%
 #| export
 def plot_losses(
-    run,     # a run's folder
-    ax=None, # matplotlib axes; None: make some
-):           # the axes
+    run,  # a run's folder
+    ax=None,  # matplotlib axes; None: make some
+):  # the axes
     "Training and held-out loss over the steps, the kept step marked."
     import matplotlib.pyplot as plt
+
     ax = ax or plt.subplots(figsize=(6.4, 4))[1]
-    rows = read_jsonl(Path(run)/"metrics.jsonl")
-    for name, label, style in (("learned_loss_nats", "train", dict(color="#b9a100", lw=1, alpha=0.8)), ("valid_loss_nats", "held out (valid)", dict(color="#1f5fa8", marker="o"))):
+    rows = read_jsonl(Path(run) / "metrics.jsonl")
+    for name, label, style in (
+        ("learned_loss_nats", "train", dict(color="#b9a100", lw=1, alpha=0.8)),
+        ("valid_loss_nats", "held out (valid)", dict(color="#1f5fa8", marker="o")),
+    ):
         ax.plot([r["step"] for r in rows if name in r], [r[name] for r in rows if name in r], label=label, **style)
     valid = [r for r in rows if "valid_loss_nats" in r]
     if made := [r for r in valid if r["step"] > 0]:
         best = min(made, key=lambda r: r["valid_loss_nats"])
         worse = ", not better than the base" if valid[0]["valid_loss_nats"] <= best["valid_loss_nats"] else ""
-        ax.plot(best["step"], best["valid_loss_nats"], "*", ms=15, color="#c0504d", label=f"kept: step {best['step']}, {best['valid_loss_nats']:.3f}{worse}")
+        ax.plot(
+            best["step"],
+            best["valid_loss_nats"],
+            "*",
+            ms=15,
+            color="#c0504d",
+            label=f"kept: step {best['step']}, {best['valid_loss_nats']:.3f}{worse}",
+        )
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.set_xlabel("optimizer steps"); ax.set_ylabel("loss (nats per token)"); ax.legend(frameon=False); ax.spines[["top", "right"]].set_visible(False)
+    ax.set_xlabel("optimizer steps")
+    ax.set_ylabel("loss (nats per token)")
+    ax.legend(frameon=False)
+    ax.spines[["top", "right"]].set_visible(False)
     ax.figure.tight_layout()
     return ax
 
@@ -417,25 +539,36 @@ def plot_losses(
 parts, run = split_scenes(read_script("springfield").scenes), Path(tempfile.mkdtemp())
 train, valid = (scene_samples(parts[name][:n], maker, (), 600, 0.1)[0][:n] for name, n in (("train", 24), ("valid", 8)))
 collate, optimizer = collator(model, tokenizer.pad_token_id), make_optimizer(model, 3e-3)
-recorder = Recorder(find_ranks(), find_device("cpu"), RunLength(24, 12, 6, 24, 0), run, say=lambda: text_samples(model, maker, moments))
-recorder.begin(); recorder.write(0, valid_loss_nats=heldout_loss(model, valid, 0)); recorder.speak(0)
+recorder = Recorder(
+    find_ranks(), find_device("cpu"), RunLength(24, 12, 6, 24, 0), run, say=lambda: text_samples(model, maker, moments)
+)
+recorder.begin()
+recorder.write(0, valid_loss_nats=heldout_loss(model, valid, 0))
+recorder.speak(0)
 for step in range(1, 25):
-    at = 2*(step - 1) % 24
-    batch = collate([s.features() for s in train[at:at + 2]])
-    weight = recorder.count([batch]); recorder.step_begins()
+    at = 2 * (step - 1) % 24
+    batch = collate([s.features() for s in train[at : at + 2]])
+    weight = recorder.count([batch])
+    recorder.step_begins()
     losses, weights = token_losses(model, batch)
-    loss = (losses*weights).sum()/weight
+    loss = (losses * weights).sum() / weight
     recorder.hear(losses, weights)
-    loss.backward(); norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0); optimizer.step(); optimizer.zero_grad()
-    recorder.step_ends(step); recorder.learned(step, loss.item(), norm.item(), 3e-3)
-    if step % 6 == 0: recorder.evaluated(step, heldout_loss(model, valid, 0))
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    recorder.step_ends(step)
+    recorder.learned(step, loss.item(), norm.item(), 3e-3)
+    if step % 6 == 0:
+        recorder.evaluated(step, heldout_loss(model, valid, 0))
 recorder.speak(24)
 
 # %% [markdown]
 # The held-out loss that was lowest is marked: it is the step that a run keeps.
 
 # %%
-plot_losses(run); plt.show()
+plot_losses(run)
+plt.show()
 
 
 # %% [markdown]
@@ -444,27 +577,40 @@ plot_losses(run); plt.show()
 # %%
 #| export
 def perplexities(
-    run, # a run's folder
-):       # a pandas frame: step, epoch, valid, and train at the end of each epoch
+    run,  # a run's folder
+):  # a pandas frame: step, epoch, valid, and train at the end of each epoch
     "How many tokens the model hesitates between, evaluation by evaluation."
     import pandas as pd
-    rows = [r for r in read_jsonl(Path(run)/"metrics.jsonl") if "valid_loss_nats" in r]
-    frame = pd.DataFrame({"step": [r["step"] for r in rows], "epoch": [r["epoch"] for r in rows], "valid perplexity": [math.exp(r["valid_loss_nats"]) for r in rows]})
-    if any("train_perplexity" in r for r in rows): frame["train perplexity of the epoch"] = [r.get("train_perplexity") for r in rows]
+
+    rows = [r for r in read_jsonl(Path(run) / "metrics.jsonl") if "valid_loss_nats" in r]
+    frame = pd.DataFrame(
+        {
+            "step": [r["step"] for r in rows],
+            "epoch": [r["epoch"] for r in rows],
+            "valid perplexity": [math.exp(r["valid_loss_nats"]) for r in rows],
+        }
+    )
+    if any("train_perplexity" in r for r in rows):
+        frame["train perplexity of the epoch"] = [r.get("train_perplexity") for r in rows]
     return frame.set_index("step")
 
 
 def what_was_said(
-    run,           # a run's folder
-    most: int = 4, # how many moments of the run to show, the first and the last always
-):                 # a pandas frame: one row for each place in the scene, with the real line and one column for each step
+    run,  # a run's folder
+    most: int = 4,  # how many moments of the run to show, the first and the last always
+):  # a pandas frame: one row for each place in the scene, with the real line and one column for each step
     "Samples of text, side by side."
     import pandas as pd
-    rows = [r for r in read_jsonl(Path(run)/"metrics.jsonl") if "samples" in r]
-    if not rows: return pd.DataFrame()
-    picked = sorted({round(i*(len(rows) - 1)/max(min(most, len(rows)) - 1, 1)) for i in range(min(most, len(rows)))})
+
+    rows = [r for r in read_jsonl(Path(run) / "metrics.jsonl") if "samples" in r]
+    if not rows:
+        return pd.DataFrame()
+    picked = sorted(
+        {round(i * (len(rows) - 1) / max(min(most, len(rows)) - 1, 1)) for i in range(min(most, len(rows)))}
+    )
     frame = pd.DataFrame([{k: s[k] for k in ("before", "speaker", "real")} for s in rows[0]["samples"]])
-    for i in picked: frame[f"step {rows[i]['step']}"] = [s["said"] for s in rows[i]["samples"]]
+    for i in picked:
+        frame[f"step {rows[i]['step']}"] = [s["said"] for s in rows[i]["samples"]]
     return frame
 
 
@@ -479,11 +625,26 @@ what_was_said(run)
 
 # %% tags=["check"]
 said, table = what_was_said(run), perplexities(run)
-assert list(said.columns) == ["before", "speaker", "real", "step 0", "step 24"] and (said["step 0"] != said["step 24"]).any() and len(said) == len(moments)
-assert list(table.index) == [0, 6, 12, 18, 24] and table["train perplexity of the epoch"].notna().sum() == 2 and table.loc[12, "train perplexity of the epoch"] > table.loc[12, "valid perplexity"]
+assert (
+    list(said.columns) == ["before", "speaker", "real", "step 0", "step 24"]
+    and (said["step 0"] != said["step 24"]).any()
+    and len(said) == len(moments)
+)
+assert (
+    list(table.index) == [0, 6, 12, 18, 24]
+    and table["train perplexity of the epoch"].notna().sum() == 2
+    and table.loc[12, "train perplexity of the epoch"] > table.loc[12, "valid perplexity"]
+)
 ax = plot_losses(folder)
-assert [list(line.get_ydata()) for line in ax.lines] == [[3.0, 2.0], [2.5], [2.5]]; plt.close(ax.figure)
-with tempfile.TemporaryDirectory() as worse:  # the base is best: the star is on the step that is kept all the same
-    for step, loss in ((0, 2.0), (1, 2.6), (2, 2.5)): append_jsonl(Path(worse)/"metrics.jsonl", {"step": step, "valid_loss_nats": loss})
+assert [list(line.get_ydata()) for line in ax.lines] == [[3.0, 2.0], [2.5], [2.5]]
+plt.close(ax.figure)
+# the base is best: the star is on the step that is kept all the same
+with tempfile.TemporaryDirectory() as worse:
+    for step, loss in ((0, 2.0), (1, 2.6), (2, 2.5)):
+        append_jsonl(Path(worse) / "metrics.jsonl", {"step": step, "valid_loss_nats": loss})
     star = plot_losses(worse).lines[-1]
-    assert (list(star.get_xdata()), list(star.get_ydata())) == ([2], [2.5]) and "not better than the base" in star.get_label(); plt.close(star.figure)
+    assert (list(star.get_xdata()), list(star.get_ydata())) == (
+        [2],
+        [2.5],
+    ) and "not better than the base" in star.get_label()
+    plt.close(star.figure)

@@ -11,53 +11,54 @@
 # Left out is what belongs to Trainer: models in parts (FSDP). Each rank holds the whole model here.
 
 # %% tags=["parameters"]
-data = "springfield"        # a folder that prepare wrote; or a script, which is then prepared with the defaults
-run = "runs/loop"          # the run's folder
-base_model = "auto"         # a hub id, folder, .gguf file or short name; auto: smollm2-135m on a CPU, openlm-research/open_llama_3b on an accelerator
-mode = "lora"               # lora: an adapter on a frozen base; full: all weights are trained
-recipe = "book"             # where settings without a value come from: book or seed
-view = None                 # scenes: one pass over each scene; rows: one sample a line; book scenes, seed rows
-template = None             # form of the prompts: script, alpaca or chat (the model's own); book script, seed alpaca
-max_seq_len = None          # most tokens of a sample; book 512, seed 256
-context_lines = None        # rows: lines before the answer; book 10, seed 10
-context_weight = None       # scenes: loss weight of lines by characters that are not learned, 0..1; book 0.1, seed 0
-r = None                    # LoRA rank; book 16, seed 8
-lora_alpha = None           # its scale is lora_alpha / r; book 32, seed 16
-lora_dropout = None         # dropout before the adapter, 0..1; book 0, seed 0.05
-target_modules = None       # layers with an adapter: all-linear, or names with commas; book all-linear, seed q_proj,k_proj
-use_rslora = False          # scale by lora_alpha / sqrt(r) instead of lora_alpha / r
-use_dora = False            # DoRA: learn the length of each row of a weight apart from its direction
-init_lora_weights = "default" # how the adapter starts: default, pissa or loftq
-lora_plus_ratio = 1.0       # LoRA+: the learning rate of B over that of A; 1: the same, 16 in its paper
-quantization = "none"       # of the frozen base: none, or nf4 for 4 bits (needs bitsandbytes)
-learning_rate = None        # peak rate; book 5e-4, seed 3e-4; a tenth of it with mode=full
-warmup_ratio = None         # share of the steps in which the rate rises, 0..1; book 0.05, seed 0.1
-global_batch_size = None    # samples for one optimizer step, over all processes; book 2, seed 128
-micro_batch_size = None     # samples at once in one process; book 2, seed 16
-epochs = 0.1                # passes over the data; the book takes a look at the loop, a whole run is 1
-max_steps = None            # optimizer steps; overrules epochs
-max_minutes = None          # stop at the next step after so many minutes, with what was learned so far
-eval_steps = 3              # optimizer steps between evaluations, each of which also saves a checkpoint; so do the end of each epoch and of the run
-sample_steps = None         # optimizer steps between samples of text; 0: none; without a value: with each evaluation
-max_grad_norm = 1.0         # gradients are scaled down to this norm
-packing = "auto"            # flat: samples of a batch end to end; rows: in rows of row_len tokens, which batch sizes then count; none: filled up; auto: flat where model and device do it well
-row_len = 2048              # packing=rows: tokens of a row
-gradient_checkpointing = False # compute activations again instead of keeping them: less memory, about a third slower
-save_total_limit = 3        # checkpoints to keep, the best one always
-seed = 42                   # of the adapter, the order of samples and dropout
-resume = False              # go on from the last checkpoint of this run
-score_test = False          # at the end, once: score the test scenes before and after
-trackers = "none"           # none, or trackio, wandb, tensorboard
-device = "auto"             # xpu, cuda, cpu; auto: the best there is
-dtype = "auto"              # bfloat16, float32; auto: as the device has it
-backend = "auto"            # how ranks talk: xccl, ccl, nccl, gloo; auto: the device's own
-group_timeout_s = 600.0     # longest wait for another rank, in seconds
+data = "springfield"  # a folder that prepare wrote; or a script, which is then prepared with the defaults
+run = "runs/loop"  # the run's folder
+base_model = "auto"  # a hub id, folder, .gguf file or short name; auto: smollm2-135m on a CPU, openlm-research/open_llama_3b on an accelerator
+mode = "lora"  # lora: an adapter on a frozen base; full: all weights are trained
+recipe = "book"  # where settings without a value come from: book or seed
+view = None  # scenes: one pass over each scene; rows: one sample a line; book scenes, seed rows
+template = None  # form of the prompts: script, alpaca or chat (the model's own); book script, seed alpaca
+max_seq_len = None  # most tokens of a sample; book 512, seed 256
+context_lines = None  # rows: lines before the answer; book 10, seed 10
+context_weight = None  # scenes: loss weight of lines by characters that are not learned, 0..1; book 0.1, seed 0
+r = None  # LoRA rank; book 16, seed 8
+lora_alpha = None  # its scale is lora_alpha / r; book 32, seed 16
+lora_dropout = None  # dropout before the adapter, 0..1; book 0, seed 0.05
+target_modules = None  # layers with an adapter: all-linear, or names with commas; book all-linear, seed q_proj,k_proj
+use_rslora = False  # scale by lora_alpha / sqrt(r) instead of lora_alpha / r
+use_dora = False  # DoRA: learn the length of each row of a weight apart from its direction
+init_lora_weights = "default"  # how the adapter starts: default, pissa or loftq
+lora_plus_ratio = 1.0  # LoRA+: the learning rate of B over that of A; 1: the same, 16 in its paper
+quantization = "none"  # of the frozen base: none, or nf4 for 4 bits (needs bitsandbytes)
+learning_rate = None  # peak rate; book 5e-4, seed 3e-4; a tenth of it with mode=full
+warmup_ratio = None  # share of the steps in which the rate rises, 0..1; book 0.05, seed 0.1
+global_batch_size = None  # samples for one optimizer step, over all processes; book 2, seed 128
+micro_batch_size = None  # samples at once in one process; book 2, seed 16
+epochs = 0.1  # passes over the data; the book takes a look at the loop, a whole run is 1
+max_steps = None  # optimizer steps; overrules epochs
+max_minutes = None  # stop at the next step after so many minutes, with what was learned so far
+eval_steps = 3  # optimizer steps between evaluations, each of which also saves a checkpoint; so do the end of each epoch and of the run
+sample_steps = None  # optimizer steps between samples of text; 0: none; without a value: with each evaluation
+max_grad_norm = 1.0  # gradients are scaled down to this norm
+packing = "auto"  # flat: samples of a batch end to end; rows: in rows of row_len tokens, which batch sizes then count; none: filled up; auto: flat where model and device do it well
+row_len = 2048  # packing=rows: tokens of a row
+gradient_checkpointing = False  # compute activations again instead of keeping them: less memory, about a third slower
+save_total_limit = 3  # checkpoints to keep, the best one always
+seed = 42  # of the adapter, the order of samples and dropout
+resume = False  # go on from the last checkpoint of this run
+score_test = False  # at the end, once: score the test scenes before and after
+trackers = "none"  # none, or trackio, wandb, tensorboard
+device = "auto"  # xpu, cuda, cpu; auto: the best there is
+dtype = "auto"  # bfloat16, float32; auto: as the device has it
+backend = "auto"  # how ranks talk: xccl, ccl, nccl, gloo; auto: the device's own
+group_timeout_s = 600.0  # longest wait for another rank, in seconds
 
 # %% [markdown]
 # Who is this? A rank that believes to be alone among four must be seen at once.
 
 # %%
 from simpsons_llm.machine.distributed import who_am_i
+
 print(who_am_i(device, dtype, backend))
 
 # %%
@@ -68,14 +69,14 @@ from dataclasses import dataclass
 from itertools import islice
 
 from simpsons_llm.data.batches import RankBatches, as_features, share_loader
+from simpsons_llm.data.packing import to_device
 from simpsons_llm.machine.distributed import gather, in_group, total
+from simpsons_llm.machine.job import same_parameters, write_json
 from simpsons_llm.model.loss import collator, heldout_loss, token_losses
-from simpsons_llm.train.sharding import load_weights
 from simpsons_llm.train.config import TrainConfig, make_optimizer, make_schedule
 from simpsons_llm.train.history import STATE, checkpoint_folder, new_checkpoint, thin_out
-from simpsons_llm.machine.job import same_parameters, write_json
 from simpsons_llm.train.lifecycle import Job, run_job
-from simpsons_llm.data.packing import to_device
+from simpsons_llm.train.sharding import load_weights
 
 # %%
 #| hide
@@ -85,9 +86,9 @@ import torch
 
 from simpsons_llm.machine.device import find_ranks
 from simpsons_llm.machine.job import chapters_dir, read_jsonl
+from simpsons_llm.model.base import tiny_model
 from simpsons_llm.train.history import perplexities, plot_losses, what_was_said
 from simpsons_llm.train.lifecycle import summary_text
-from simpsons_llm.model.base import tiny_model
 
 pd.set_option("display.max_colwidth", 110)
 
@@ -102,9 +103,10 @@ pd.set_option("display.max_colwidth", 110)
 @dataclass
 class LoopConfig(TrainConfig):
     "Settings of the loop job."
-    run: str = "runs/loop"                  # the run's folder
-    epochs: "float | None" = 0.1            # passes over the data; the book takes a look at the loop, a whole run is 1
-    eval_steps: "int | None" = 3            # optimizer steps between evaluations, each of which also saves a checkpoint; so do the end of each epoch and of the run
+
+    run: str = "runs/loop"  # the run's folder
+    epochs: "float | None" = 0.1  # passes over the data; the book takes a look at the loop, a whole run is 1
+    eval_steps: "int | None" = 3  # optimizer steps between evaluations, each of which also saves a checkpoint; so do the end of each epoch and of the run
 
 
 # %% tags=["check"]
@@ -120,22 +122,26 @@ assert LoopConfig(recipe="seed").resolved() == {**TrainConfig(recipe="seed").res
 # %%
 #| export
 def weighted_loss(
-    model,         # a causal language model
-    batch: dict,   # a micro-batch, on the model's device
-    weight: float, # the loss weights of the global batch, added up
-    hear=None,     # called with losses and weights, both B x K: `Recorder.hear`
-):                 # a scalar: this micro-batch's part of the step's loss
+    model,  # a causal language model
+    batch: dict,  # a micro-batch, on the model's device
+    weight: float,  # the loss weights of the global batch, added up
+    hear=None,  # called with losses and weights, both B x K: `Recorder.hear`
+):  # a scalar: this micro-batch's part of the step's loss
     "What a micro-batch adds to the loss of a step."
     losses, weights = token_losses(model, batch)
-    if hear: hear(losses, weights)
-    return (losses*weights).sum()/weight
+    if hear:
+        hear(losses, weights)
+    return (losses * weights).sum() / weight
 
 
 # %% tags=["check"]
 model, tokenizer = tiny_model()
-parts = [{"input_ids": torch.tensor([[5, 6, 7, 8][:n]]), "loss_weights": torch.tensor([[0.0, 1.0, 0.1, 1.0][:n]])} for n in (4, 2)]
+parts = [
+    {"input_ids": torch.tensor([[5, 6, 7, 8][:n]]), "loss_weights": torch.tensor([[0.0, 1.0, 0.1, 1.0][:n]])}
+    for n in (4, 2)
+]
 whole = [token_losses(model, p) for p in parts]
-mean = sum((l*w).sum() for l, w in whole)/sum(w.sum() for _, w in whole)
+mean = sum((loss * w).sum() for loss, w in whole) / sum(w.sum() for _, w in whole)
 assert torch.allclose(sum(weighted_loss(model, p, 3.1) for p in parts), mean)
 
 
@@ -147,27 +153,35 @@ assert torch.allclose(sum(weighted_loss(model, p, 3.1) for p in parts), mean)
 # %%
 #| export
 def sum_gradients(
-    parameters: list, # those that are trained, on every rank in the same order
+    parameters: list,  # those that are trained, on every rank in the same order
 ):
     "Add up the gradients of all ranks, in place. All ranks must call it."
-    if not in_group(): return
+    if not in_group():
+        return
     import torch
+
     for p in parameters:
-        if p.grad is None: p.grad = torch.zeros_like(p)  # a part that this rank had no use for, another may have had
+        # a part that this rank had no use for, another may have had
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
     flat = torch.nn.utils.parameters_to_vector([p.grad for p in parameters])
     torch.distributed.all_reduce(flat)
-    for p, g in zip(parameters, flat.split([p.numel() for p in parameters])): p.grad.copy_(g.view_as(p.grad))
+    for p, g in zip(parameters, flat.split([p.numel() for p in parameters])):
+        p.grad.copy_(g.view_as(p.grad))
 
 
 def same_start(
-    parameters: list, # those that are trained, on every rank in the same order
+    parameters: list,  # those that are trained, on every rank in the same order
 ):
     "Give all ranks the parameters of the first. All ranks must call it."
-    if not in_group(): return
+    if not in_group():
+        return
     import torch
+
     flat = torch.nn.utils.parameters_to_vector([p.data for p in parameters])
     torch.distributed.broadcast(flat, 0)
-    for p, d in zip(parameters, flat.split([p.numel() for p in parameters])): p.data.copy_(d.view_as(p.data))
+    for p, d in zip(parameters, flat.split([p.numel() for p in parameters])):
+        p.data.copy_(d.view_as(p.data))
 
 
 # %% [markdown]
@@ -179,21 +193,41 @@ def same_start(
 #| export
 class TrainState:
     "All that changes while a model is trained, and the batches that change it."
-    def __init__(self,
-        job: Job, # the run
-        model,    # the model, ready to be trained
+
+    def __init__(
+        self,
+        job: Job,  # the run
+        model,  # the model, ready to be trained
     ):
         import torch
+
         config, s, device = job.config, job.config.resolved(), job.device
-        self.job, self.model, self.device, self.step, self.best = job, model, torch.device(device.torch), 0, (0, math.inf)
-        if device.dtype == "bfloat16": model.forward = torch.autocast(device.type, torch.bfloat16)(model.forward)
+        self.job, self.model, self.device, self.step, self.best = (
+            job,
+            model,
+            torch.device(device.torch),
+            0,
+            (0, math.inf),
+        )
+        if device.dtype == "bfloat16":
+            model.forward = torch.autocast(device.type, torch.bfloat16)(model.forward)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         same_start(self.parameters)
         self.optimizer = make_optimizer(model, s["learning_rate"], config.lora_plus_ratio, fused=device.type != "cpu")
         self.schedule = make_schedule(self.optimizer, job.length.warmup_steps, job.length.steps)
         items, lengths = as_features(job.items)
-        self.sampler = RankBatches(lengths, s["global_batch_size"], s["micro_batch_size"], job.ranks.rank, job.ranks.world_size, config.seed, grouped=not job.isolated)
-        self.loader = share_loader(items, collator(model, job.maker.tokenizer.pad_token_id), self.sampler, pin_memory=device.type != "cpu")
+        self.sampler = RankBatches(
+            lengths,
+            s["global_batch_size"],
+            s["micro_batch_size"],
+            job.ranks.rank,
+            job.ranks.world_size,
+            config.seed,
+            grouped=not job.isolated,
+        )
+        self.loader = share_loader(
+            items, collator(model, job.maker.tokenizer.pad_token_id), self.sampler, pin_memory=device.type != "cpu"
+        )
         torch.manual_seed(config.seed)  # dropout
 
     def batches(self):
@@ -204,8 +238,10 @@ class TrainState:
             micro = iter(self.loader)
             for number, step in enumerate(self.sampler.steps()):
                 parts = list(islice(micro, len(step)))
-                if number >= done: yield parts
-                if self.step >= self.job.length.steps: return
+                if number >= done:
+                    yield parts
+                if self.step >= self.job.length.steps:
+                    return
 
 
 # %% [markdown]
@@ -217,35 +253,42 @@ class TrainState:
 #| export
 class Loop(TrainState):
     "Training, written out."
+
     name = "loop"
 
     def train(self):
         "From this step to the last."
         import torch
+
         recorder, length = self.job.recorder, self.job.length
         recorder.begin()
         self.model.train()
         for parts in self.batches():
             weight, loss = recorder.count(parts), 0.0
             recorder.step_begins()
-            for part in parts:                                          # gradients of the micro-batches add up
+            # gradients of the micro-batches add up
+            for part in parts:
                 part_loss = weighted_loss(self.model, to_device(part, self.device), weight, recorder.hear)
                 part_loss.backward()
                 loss += part_loss.detach()
-            sum_gradients(self.parameters)                              # and those of the ranks
+            sum_gradients(self.parameters)  # and those of the ranks
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.job.config.max_grad_norm)
             rate = self.schedule.get_last_lr()[0]
             self.optimizer.step()
             self.schedule.step()
-            self.optimizer.zero_grad()                                  # once a step, not once a micro-batch
+            # once a step, not once a micro-batch
+            self.optimizer.zero_grad()
             self.step += 1
             stop = recorder.step_ends(self.step)
-            recorder.learned(self.step, total(loss.item())[0], norm.item(), rate)  # for metrics.jsonl and the progress line
-            recorder.speak(self.step)                                   # lines of text, where they are due
+            # for metrics.jsonl and the progress line
+            recorder.learned(self.step, total(loss.item())[0], norm.item(), rate)
+            # lines of text, where they are due
+            recorder.speak(self.step)
             if stop or length.evaluates(self.step):
                 self.evaluate()
                 save_checkpoint(self)
-            if stop: break
+            if stop:
+                break
 
     def evaluate(self):
         "The held-out loss and its perplexity; the lowest so far is remembered."
@@ -254,14 +297,17 @@ class Loop(TrainState):
         self.job.recorder.evaluated(self.step, loss)
         self.best = min(self.best, (self.step, loss), key=lambda b: b[1])
 
-    def learn(self,
-        resumed: int, # the step of the last checkpoint; 0: from the beginning
-        first,        # called when the model is where it will be trained
+    def learn(
+        self,
+        resumed: int,  # the step of the last checkpoint; 0: from the beginning
+        first,  # called when the model is where it will be trained
     ):
         "Take the model to the end of the run, its best step loaded."
         first()
-        if resumed: load_checkpoint(self, resumed)
-        if self.step < self.job.length.steps: self.train()
+        if resumed:
+            load_checkpoint(self, resumed)
+        if self.step < self.job.length.steps:
+            self.train()
         load_weights(self.model, checkpoint_folder(self.job.run, self.best[0]))
 
 
@@ -273,46 +319,76 @@ class Loop(TrainState):
 # %%
 #| export
 def random_state(
-    device, # a torch.device
+    device,  # a torch.device
 ) -> dict:  # of the CPU, and of the accelerator where there is one
     "Where the random numbers stand."
     import torch
-    return {"cpu": torch.get_rng_state(), **({} if device.type == "cpu" else {"device": torch.get_device_module(device).get_rng_state(device)})}
+
+    return {
+        "cpu": torch.get_rng_state(),
+        **({} if device.type == "cpu" else {"device": torch.get_device_module(device).get_rng_state(device)}),
+    }
 
 
 def save_checkpoint(
-    loop: Loop, # its step was just evaluated
+    loop: Loop,  # its step was just evaluated
 ):
     "Write all that is needed to go on, and let go of old checkpoints. All ranks must call it."
     import torch
+
     run, length, (best, loss), states = loop.job.run, loop.job.length, loop.best, gather(random_state(loop.device))
     with new_checkpoint(run, loop.step) as part:
         if loop.job.ranks.is_main:
             loop.model.save_pretrained(part)
-            for name, what in (("optimizer", loop.optimizer.state_dict()), ("scheduler", loop.schedule.state_dict()), ("random", states)): torch.save(what, part/f"{name}.pt")
-            write_json(part/STATE, {
-                "global_step": loop.step, "max_steps": length.steps, "epoch": loop.step/length.epoch_steps, "best_metric": loss, "best_global_step": best, "best_model_checkpoint": str(checkpoint_folder(run, best)),
-                "train_batch_size": loop.sampler.sizes[1], "logging_steps": 1, "eval_steps": length.eval_steps, "save_steps": length.eval_steps, "stateful_callbacks": {"TrainerControl": {"args": {}, "attributes": {}}}})
-    if loop.job.ranks.is_main: thin_out(run, loop.job.config.save_total_limit, best)
+            for name, what in (
+                ("optimizer", loop.optimizer.state_dict()),
+                ("scheduler", loop.schedule.state_dict()),
+                ("random", states),
+            ):
+                torch.save(what, part / f"{name}.pt")
+            write_json(
+                part / STATE,
+                {
+                    "global_step": loop.step,
+                    "max_steps": length.steps,
+                    "epoch": loop.step / length.epoch_steps,
+                    "best_metric": loss,
+                    "best_global_step": best,
+                    "best_model_checkpoint": str(checkpoint_folder(run, best)),
+                    "train_batch_size": loop.sampler.sizes[1],
+                    "logging_steps": 1,
+                    "eval_steps": length.eval_steps,
+                    "save_steps": length.eval_steps,
+                    "stateful_callbacks": {"TrainerControl": {"args": {}, "attributes": {}}},
+                },
+            )
+    if loop.job.ranks.is_main:
+        thin_out(run, loop.job.config.save_total_limit, best)
 
 
 def load_checkpoint(
-    loop: Loop, # a fresh one
+    loop: Loop,  # a fresh one
     step: int,  # of the checkpoint
 ):
     "Bring a loop to where it was."
     import torch
+
     at = checkpoint_folder(loop.job.run, step)
     load_weights(loop.model, at)
-    loop.optimizer.load_state_dict(torch.load(at/"optimizer.pt", map_location="cpu", weights_only=True))
-    loop.schedule.load_state_dict(torch.load(at/"scheduler.pt", weights_only=True))
-    state = json.loads((at/STATE).read_text(encoding="utf8"))
-    loop.step, loop.best = state["global_step"], (int(state["best_model_checkpoint"].rsplit("-", 1)[1]), state["best_metric"])
-    states = torch.load(at/"random.pt", weights_only=True) if (at/"random.pt").is_file() else []
-    if len(states) != loop.job.ranks.world_size: return  # another number of ranks draws other numbers
+    loop.optimizer.load_state_dict(torch.load(at / "optimizer.pt", map_location="cpu", weights_only=True))
+    loop.schedule.load_state_dict(torch.load(at / "scheduler.pt", weights_only=True))
+    state = json.loads((at / STATE).read_text(encoding="utf8"))
+    loop.step, loop.best = (
+        state["global_step"],
+        (int(state["best_model_checkpoint"].rsplit("-", 1)[1]), state["best_metric"]),
+    )
+    states = torch.load(at / "random.pt", weights_only=True) if (at / "random.pt").is_file() else []
+    if len(states) != loop.job.ranks.world_size:
+        return  # another number of ranks draws other numbers
     mine = states[loop.job.ranks.rank]
     torch.set_rng_state(mine["cpu"])
-    if "device" in mine and loop.device.type != "cpu": torch.get_device_module(loop.device).set_rng_state(mine["device"], loop.device)
+    if "device" in mine and loop.device.type != "cpu":
+        torch.get_device_module(loop.device).set_rng_state(mine["device"], loop.device)
 
 
 # %% [markdown]
@@ -321,8 +397,10 @@ def load_checkpoint(
 # %%
 #| export
 def loop(
-    config: LoopConfig, # the settings
-) -> dict:              # the summary, also written as summary.json; ValueError or a file error, in one sentence, if it cannot be done
+    config: LoopConfig,  # the settings
+) -> (
+    dict
+):  # the summary, also written as summary.json; ValueError or a file error, in one sentence, if it cannot be done
     "Train by hand; returns and writes the summary."
     return run_job(config, Loop)
 
@@ -333,7 +411,8 @@ def loop(
 # %%
 config = LoopConfig.from_names(globals())
 summary, me = loop(config), find_ranks()
-if me.is_main: print(summary_text(summary))
+if me.is_main:
+    print(summary_text(summary))
 
 # %% [markdown]
 # Who computed what: of several ranks, each shows itself, and rank 0 all of them.
@@ -346,7 +425,9 @@ shares if me.is_main else shares.loc[[me.rank]]
 # The rest is the same for all ranks, and rank 0 shows it: the losses of the steps, the held-out loss with the step that was kept, and the same as perplexity.
 
 # %%
-if me.is_main: plot_losses(config.run); plt.show()
+if me.is_main:
+    plot_losses(config.run)
+    plt.show()
 
 # %%
 perplexities(config.run).round(2) if me.is_main else None
@@ -366,5 +447,15 @@ pd.Series(summary["provenance"], name="provenance").to_frame()
 # The tests hold the losses, gradient norms and rates of fifty steps within 1e-5 of Trainer's, for adapters and for the whole model, with accumulation, on one rank and on two, and with a resume in the middle; on one rank the two are usually equal to the last bit. The same on an H100, twenty steps of SmolLM2 each (`tests/gpu_lessons.py`): in 32 bits nothing differs, in bfloat16 the order of sums does.
 
 # %% tags=["example"]
-rows = [r for r in read_jsonl(chapters_dir()/"_results"/"gpu_lessons.jsonl") if r["kind"] == "beside trainer"]
-pd.DataFrame([{"mode": r["mode"], "dtype": r["dtype"], "largest difference, nats": r["largest_difference"], "speed, loop : trainer": r["tokens_per_s"][1]/r["tokens_per_s"][0]} for r in rows]).round(4)
+rows = [r for r in read_jsonl(chapters_dir() / "_results" / "gpu_lessons.jsonl") if r["kind"] == "beside trainer"]
+pd.DataFrame(
+    [
+        {
+            "mode": r["mode"],
+            "dtype": r["dtype"],
+            "largest difference, nats": r["largest_difference"],
+            "speed, loop : trainer": r["tokens_per_s"][1] / r["tokens_per_s"][0],
+        }
+        for r in rows
+    ]
+).round(4)

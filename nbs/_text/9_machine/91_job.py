@@ -39,7 +39,8 @@ from pathlib import Path
 import simpsons_llm
 
 # Two warnings of the libraries that concern nobody here: progress is plain lines, and PEFT asks transformers by an older name.
-for known in ("IProgress not found", ".*is_gradient_checkpointing.*"): warnings.filterwarnings("ignore", message=known)
+for known in ("IProgress not found", ".*is_gradient_checkpointing.*"):
+    warnings.filterwarnings("ignore", message=known)
 
 # %%
 #| hide
@@ -56,33 +57,44 @@ from contextlib import redirect_stdout
 #| export
 def whole(
     value,  # a number, or the text of one
-) -> int:   # ValueError, TypeError, ArithmeticError if it is none, or has a fraction
+) -> int:  # ValueError, TypeError, ArithmeticError if it is none, or has a fraction
     "A whole number, every digit of it: a float holds fifteen digits or so, and a seed may have more."
     if isinstance(value, str):
-        try: value = int(value)
-        except ValueError: value = Decimal(value)  # 1e3, 3.0
-    int(float(value))  # refuses 1e999999999, and what is no number, before anything is written out digit by digit
-    if int(value) != value: raise ValueError
+        try:
+            value = int(value)
+        except ValueError:
+            value = Decimal(value)  # 1e3, 3.0
+    # refuses 1e999999999, and what is no number, before anything is written out digit by digit
+    int(float(value))
+    if int(value) != value:
+        raise ValueError
     return int(value)
 
 
 def coerce(
-    value,        # what was given: a number, text, bool or None
-    kind: str,    # the declared type as text, e.g. "int", "float | None"
-    name: str,    # the field's name, for the error
-):                # the value as its declared type; TypeError if that is impossible
+    value,  # what was given: a number, text, bool or None
+    kind: str,  # the declared type as text, e.g. "int", "float | None"
+    name: str,  # the field's name, for the error
+):  # the value as its declared type; TypeError if that is impossible
     "Bring one setting to its declared type, without losing anything on the way."
     kinds = [k.strip() for k in str(kind).split("|")]
     if value is None or (value == "None" and "str" not in kinds):
-        if "None" in kinds: return None
+        if "None" in kinds:
+            return None
         raise TypeError(f"{name} was given no value; expected {kinds[0]}")
     try:
-        if "bool" in kinds: return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
-        if isinstance(value, bool): raise ValueError
-        if "int" in kinds: return whole(value)
-        if "float" in kinds: return float(value)
-        if "str" in kinds: return str(value)
-    except (ValueError, TypeError, KeyError, ArithmeticError): pass
+        if "bool" in kinds:
+            return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
+        if isinstance(value, bool):
+            raise ValueError
+        if "int" in kinds:
+            return whole(value)
+        if "float" in kinds:
+            return float(value)
+        if "str" in kinds:
+            return str(value)
+    except (ValueError, TypeError, KeyError, ArithmeticError):
+        pass
     raise TypeError(f"{name}={value!r} was given; expected {' or '.join(kinds)}")
 
 
@@ -93,12 +105,27 @@ def coerce(
 coerce("5e-4", "float", "learning_rate"), coerce(3, "float", "epochs"), coerce("None", "int | None", "r")
 
 # %% tags=["check"]
-assert [coerce(x, "int", "max_steps") for x in ("12", 12.0, "12.0", "1.2e1")] == [12]*4
-assert [coerce(x, "int", "seed") for x in (2**53 + 1, f"{2**53 + 1}", f"{2**53 + 1}.0")] == [2**53 + 1]*3 and int(float(2**53 + 1)) == 2**53  # no digit is lost
+assert [coerce(x, "int", "max_steps") for x in ("12", 12.0, "12.0", "1.2e1")] == [12] * 4
+# no digit is lost
+assert [coerce(x, "int", "seed") for x in (2**53 + 1, f"{2**53 + 1}", f"{2**53 + 1}.0")] == [2**53 + 1] * 3 and int(
+    float(2**53 + 1)
+) == 2**53
 assert coerce("true", "bool", "bench") is True and coerce(None, "int | None", "r") is None
-for value, kind in (("many", "int"), (1.5, "int"), ("1.5", "int"), ("1e999", "int"), ("nan", "int"), (True, "float"), (None, "float"), ("yes?", "bool")):
-    try: coerce(value, kind, "x"); raise AssertionError((value, kind))
-    except TypeError as e: assert "x" in str(e)
+for value, kind in (
+    ("many", "int"),
+    (1.5, "int"),
+    ("1.5", "int"),
+    ("1e999", "int"),
+    ("nan", "int"),
+    (True, "float"),
+    (None, "float"),
+    ("yes?", "bool"),
+):
+    try:
+        coerce(value, kind, "x")
+        raise AssertionError((value, kind))
+    except TypeError as e:
+        assert "x" in str(e)
 
 
 # %% [markdown]
@@ -109,16 +136,20 @@ for value, kind in (("many", "int"), (1.5, "int"), ("1.5", "int"), ("1e999", "in
 @dataclass
 class JobConfig:
     "Base of every job's settings: typed, checked at construction, the same from a notebook, a file or the command line."
+
     def __post_init__(self):
-        for f in fields(self): setattr(self, f.name, coerce(getattr(self, f.name), getattr(f.type, "__name__", f.type), f.name))
+        for f in fields(self):
+            setattr(self, f.name, coerce(getattr(self, f.name), getattr(f.type, "__name__", f.type), f.name))
         self.check()
 
-    def check(self): "Raise ValueError for a combination that cannot work. Each job says what."
+    def check(self):
+        "Raise ValueError for a combination that cannot work. Each job says what."
 
     @classmethod
-    def from_names(cls,
-        names: dict, # a notebook's names, e.g. `globals()`
-    ):               # the settings; TypeError or ValueError if a value cannot be
+    def from_names(
+        cls,
+        names: dict,  # a notebook's names, e.g. `globals()`
+    ):  # the settings; TypeError or ValueError if a value cannot be
         "The settings that a notebook's names hold."
         return cls(**{f.name: names[f.name] for f in fields(cls)})
 
@@ -133,29 +164,36 @@ class JobConfig:
 # %%
 #| export
 def require(
-    condition: bool, # what must hold
-    message: str,    # one sentence: what was given, what was expected, what to do
+    condition: bool,  # what must hold
+    message: str,  # one sentence: what was given, what was expected, what to do
 ):
     "Raise ValueError with `message` unless `condition` holds."
-    if not condition: raise ValueError(message)
+    if not condition:
+        raise ValueError(message)
 
 
 # %% tags=["example"]
 @dataclass
 class DemoConfig(JobConfig):
     "A job's settings, for the examples of this chapter."
-    max_steps: int = 20         # optimizer steps, 1 or more
-    learning_rate: float = 5e-4 # peak rate, above 0
-    r: "int | None" = None      # rank; None: from the recipe
 
-    def check(self): require(self.max_steps > 0, f"max_steps={self.max_steps} was given; expected 1 or more")
+    max_steps: int = 20  # optimizer steps, 1 or more
+    learning_rate: float = 5e-4  # peak rate, above 0
+    r: "int | None" = None  # rank; None: from the recipe
+
+    def check(self):
+        require(self.max_steps > 0, f"max_steps={self.max_steps} was given; expected 1 or more")
+
 
 DemoConfig(max_steps="10", learning_rate="1e-3")
 
 # %% tags=["check"]
 assert DemoConfig.from_names({"max_steps": 5, "learning_rate": 1, "r": None, "unrelated": 0}) == DemoConfig(5, 1.0)
-try: DemoConfig(max_steps=0); raise AssertionError
-except ValueError as e: assert "max_steps=0" in str(e)
+try:
+    DemoConfig(max_steps=0)
+    raise AssertionError
+except ValueError as e:
+    assert "max_steps=0" in str(e)
 
 
 # %% [markdown]
@@ -166,15 +204,22 @@ except ValueError as e: assert "max_steps=0" in str(e)
 # %%
 #| export
 def field_help(
-    cls, # a JobConfig subclass; one in a notebook needs a `check` of its own
-) -> dict: # field name -> the comment beside the field
+    cls,  # a JobConfig subclass; one in a notebook needs a `check` of its own
+) -> dict:  # field name -> the comment beside the field
     "What each setting means, read from the comments in the class and in those that it extends."
     found = {}
     for c in reversed([c for c in cls.__mro__ if issubclass(c, JobConfig) and c is not JobConfig]):
-        file = c.check.__code__.co_filename if "check" in vars(c) else sys.modules[c.__module__].__file__  # a notebook's cell, or a module's file
+        # a notebook's cell, or a module's file
+        file = c.check.__code__.co_filename if "check" in vars(c) else sys.modules[c.__module__].__file__
         source = "".join(linecache.getlines(file))
         body = next(n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ClassDef) and n.name == c.__name__)
-        found |= dict(re.findall(r"^\s+(\w+)\s*:[^#\n]*#[ ]*(.+)$", "\n".join(source.splitlines()[body.lineno - 1:body.end_lineno]), re.M))
+        found |= dict(
+            re.findall(
+                r"^\s+(\w+)\s*:[^#\n]*#[ ]*(.+)$",
+                "\n".join(source.splitlines()[body.lineno - 1 : body.end_lineno]),
+                re.M,
+            )
+        )
     return {f.name: found[f.name].strip() for f in fields(cls) if f.name in found}
 
 
@@ -192,7 +237,7 @@ field_help(DemoConfig)
 def chapters_dir() -> Path:
     "Where the chapters lie: inside an installed package, or `nbs/` of a checkout."
     package = Path(simpsons_llm.__file__).resolve().parent
-    return package/"chapters" if (package/"chapters").is_dir() else package.parent/"nbs"
+    return package / "chapters" if (package / "chapters").is_dir() else package.parent / "nbs"
 
 
 # %% [markdown]
@@ -201,17 +246,21 @@ def chapters_dir() -> Path:
 # %%
 #| export
 def find_chapter(
-    name: str, # a job's name ("finetune"), a chapter's ("46_finetune"), or the path of any notebook
-) -> Path:     # the notebook; FileNotFoundError if there is none
+    name: str,  # a job's name ("finetune"), a chapter's ("46_finetune"), or the path of any notebook
+) -> Path:  # the notebook; FileNotFoundError if there is none
     "The notebook of a job."
     path = Path(name)
     if path.suffix == ".ipynb":
-        if path.is_file(): return path
+        if path.is_file():
+            return path
         raise FileNotFoundError(f"no notebook at {name}; give a path that exists or a chapter's name")
     have = sorted(chapters_dir().glob("[0-9]_*/[0-9]*.ipynb"))
     for p in have:
-        if name in (p.stem, p.stem.split("_", 1)[1]): return p
-    raise FileNotFoundError(f"no chapter is called {name!r}; there are {', '.join(p.stem.split('_', 1)[1] for p in have)}")
+        if name in (p.stem, p.stem.split("_", 1)[1]):
+            return p
+    raise FileNotFoundError(
+        f"no chapter is called {name!r}; there are {', '.join(p.stem.split('_', 1)[1] for p in have)}"
+    )
 
 
 # %% [markdown]
@@ -220,11 +269,13 @@ def find_chapter(
 # %%
 #| export
 def read_json(
-    path, # the file
-):        # what it holds; FileNotFoundError, or ValueError if it is not JSON
+    path,  # the file
+):  # what it holds; FileNotFoundError, or ValueError if it is not JSON
     "Read a JSON file."
-    try: return json.loads(Path(path).read_text(encoding="utf8"))
-    except ValueError as e: raise ValueError(f"{path} is not valid JSON ({e}); make it again") from None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf8"))
+    except ValueError as e:
+        raise ValueError(f"{path} is not valid JSON ({e}); make it again") from None
 
 
 # %% [markdown]
@@ -233,18 +284,31 @@ def read_json(
 # %%
 #| export
 def parameters_of(
-    notebook, # path of a notebook
-) -> dict:    # names and values of its cell tagged `parameters`; empty if it has none; ValueError if the file is no notebook
+    notebook,  # path of a notebook
+) -> (
+    dict
+):  # names and values of its cell tagged `parameters`; empty if it has none; ValueError if the file is no notebook
     "The parameters of a job chapter, without running it."
     nb = read_json(notebook)
     require(isinstance(nb, dict) and isinstance(nb.get("cells"), list), f"{notebook} is not a notebook of format 4")
-    source = next(("".join(c["source"]) for c in nb["cells"] if "parameters" in c.get("metadata", {}).get("tags", [])), "")
+    source = next(
+        ("".join(c["source"]) for c in nb["cells"] if "parameters" in c.get("metadata", {}).get("tags", [])), ""
+    )
     found = {}
     for node in ast.parse(source).body:
-        target = node.targets[0] if isinstance(node, ast.Assign) else node.target if isinstance(node, ast.AnnAssign) else None
-        if not isinstance(target, ast.Name): continue  # an import, say
-        try: found[target.id] = ast.literal_eval(node.value)
-        except (ValueError, TypeError): found[target.id] = None  # computed: known by name only
+        target = (
+            node.targets[0]
+            if isinstance(node, ast.Assign)
+            else node.target
+            if isinstance(node, ast.AnnAssign)
+            else None
+        )
+        if not isinstance(target, ast.Name):
+            continue  # an import, say
+        try:
+            found[target.id] = ast.literal_eval(node.value)
+        except (ValueError, TypeError):
+            found[target.id] = None  # computed: known by name only
     return found
 
 
@@ -254,13 +318,16 @@ def parameters_of(
 # %%
 #| export
 def same_parameters(
-    cls,           # the job's JobConfig subclass
+    cls,  # the job's JobConfig subclass
     chapter: str,  # the chapter that is that job's program
-) -> bool:         # True, or ValueError naming every difference
+) -> bool:  # True, or ValueError naming every difference
     "Hold a chapter's `parameters` cell against its dataclass: names, order and defaults."
     cell = list(parameters_of(find_chapter(chapter)).items())
     want = [(f.name, f.default) for f in fields(cls)]
-    require(cell == want, f"parameters cell of {chapter} and {cls.__name__} differ in {sorted(set(map(repr, cell)) ^ set(map(repr, want)))}")
+    require(
+        cell == want,
+        f"parameters cell of {chapter} and {cls.__name__} differ in {sorted(set(map(repr, cell)) ^ set(map(repr, want)))}",
+    )
     return True
 
 
@@ -268,9 +335,13 @@ def same_parameters(
 # A notebook made on the spot shows what is read:
 
 # %% tags=["example"]
-cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": ["max_steps = 20\n", "r = None  # from the recipe"]}
+cell = {
+    "cell_type": "code",
+    "metadata": {"tags": ["parameters"]},
+    "source": ["max_steps = 20\n", "r = None  # from the recipe"],
+}
 with tempfile.TemporaryDirectory() as folder:
-    notebook = Path(folder)/"01_tiny.ipynb"
+    notebook = Path(folder) / "01_tiny.ipynb"
     notebook.write_text(json.dumps({"cells": [cell]}), encoding="utf8")
     shown = parameters_of(notebook)
 shown
@@ -278,8 +349,11 @@ shown
 # %% tags=["check"]
 assert shown == {"max_steps": 20, "r": None}
 for wrong in ("no_such_chapter", "nowhere/x.ipynb"):
-    try: find_chapter(wrong); raise AssertionError
-    except FileNotFoundError as e: assert wrong in str(e)
+    try:
+        find_chapter(wrong)
+        raise AssertionError
+    except FileNotFoundError as e:
+        assert wrong in str(e)
 
 
 # %% [markdown]
@@ -290,15 +364,18 @@ for wrong in ("no_such_chapter", "nowhere/x.ipynb"):
 # %%
 #| export
 def open_folder(
-    path, # the folder; its parents are made too
-) -> Path: # the folder, proven to be writable; PermissionError with one sentence otherwise
+    path,  # the folder; its parents are made too
+) -> Path:  # the folder, proven to be writable; PermissionError with one sentence otherwise
     "Make a folder ready for results."
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path): pass
+        with tempfile.TemporaryFile(dir=path):
+            pass
     except OSError as e:
-        raise PermissionError(f"cannot write into the folder {path} ({e.strerror or e}); choose another with write access") from e
+        raise PermissionError(
+            f"cannot write into the folder {path} ({e.strerror or e}); choose another with write access"
+        ) from e
     return path
 
 
@@ -309,8 +386,8 @@ def open_folder(
 #| export
 def cache_dir() -> Path:
     "$SIMPSONS_LLM_CACHE, else simpsons_llm in the user's cache folder."
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache"
-    return Path(os.environ.get("SIMPSONS_LLM_CACHE") or Path(cache)/"simpsons_llm")
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SIMPSONS_LLM_CACHE") or Path(cache) / "simpsons_llm")
 
 
 # %% [markdown]
@@ -319,9 +396,9 @@ def cache_dir() -> Path:
 # %%
 #| export
 def write_text(
-    path,      # the file
-    text: str, # its new contents
-) -> Path:     # the file
+    path,  # the file
+    text: str,  # its new contents
+) -> Path:  # the file
     "Write a whole file or nothing: a temporary file beside it takes its place in one step."
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -331,9 +408,9 @@ def write_text(
 
 
 def write_json(
-    path, # the file
-    data, # anything that JSON can hold
-) -> Path: # the file
+    path,  # the file
+    data,  # anything that JSON can hold
+) -> Path:  # the file
     "Write JSON atomically, readable and with UTF-8 kept as it is."
     return write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
@@ -344,31 +421,40 @@ def write_json(
 # %%
 #| export
 def append_jsonl(
-    path,      # the file, one JSON object a line
-    row: dict, # what to add
+    path,  # the file, one JSON object a line
+    row: dict,  # what to add
 ):
     "Add one line to a JSONL file; a reader beside us sees whole lines."
-    with open(path, "a", encoding="utf8") as f: f.write(json.dumps(row, ensure_ascii=False) + "\n")
+    with open(path, "a", encoding="utf8") as f:
+        f.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def read_jsonl(
-    path, # the file
-) -> list: # its objects; FileNotFoundError if the file is not there
+    path,  # the file
+) -> list:  # its objects; FileNotFoundError if the file is not there
     "All objects of a JSONL file."
-    with open(path, encoding="utf8") as f: rows = [line for line in f if line.strip()]
-    try: return [json.loads(row) for row in rows]
-    except ValueError as e: raise ValueError(f"{path} is not valid JSONL ({e}); make it again") from None
+    with open(path, encoding="utf8") as f:
+        rows = [line for line in f if line.strip()]
+    try:
+        return [json.loads(row) for row in rows]
+    except ValueError as e:
+        raise ValueError(f"{path} is not valid JSONL ({e}); make it again") from None
 
 
 # %% tags=["check"]
 with tempfile.TemporaryDirectory() as folder:
-    run = open_folder(Path(folder)/"runs"/"x")
-    append_jsonl(run/"metrics.jsonl", {"step": 1, "text": "café"}); append_jsonl(run/"metrics.jsonl", {"step": 2})
-    assert [r["step"] for r in read_jsonl(run/"metrics.jsonl")] == [1, 2]
-    write_json(run/"summary.json", {"status": "running"}); write_json(run/"summary.json", {"status": "done"})
-    assert json.loads((run/"summary.json").read_text()) == {"status": "done"} and len(list(run.iterdir())) == 2
-    try: open_folder(run/"summary.json"/"inside"); raise AssertionError
-    except PermissionError as e: assert "cannot write" in str(e)
+    run = open_folder(Path(folder) / "runs" / "x")
+    append_jsonl(run / "metrics.jsonl", {"step": 1, "text": "café"})
+    append_jsonl(run / "metrics.jsonl", {"step": 2})
+    assert [r["step"] for r in read_jsonl(run / "metrics.jsonl")] == [1, 2]
+    write_json(run / "summary.json", {"status": "running"})
+    write_json(run / "summary.json", {"status": "done"})
+    assert json.loads((run / "summary.json").read_text()) == {"status": "done"} and len(list(run.iterdir())) == 2
+    try:
+        open_folder(run / "summary.json" / "inside")
+        raise AssertionError
+    except PermissionError as e:
+        assert "cannot write" in str(e)
 
 
 # %% [markdown]
@@ -377,17 +463,21 @@ with tempfile.TemporaryDirectory() as folder:
 # %%
 #| export
 def set_aside(
-    folder,      # a run's folder
-    names: list, # files and folders of an earlier run, where present
-) -> Path | None: # where they are now; None if there was nothing
+    folder,  # a run's folder
+    names: list,  # files and folders of an earlier run, where present
+) -> Path | None:  # where they are now; None if there was nothing
     "Move what an earlier run left into `earlier/1`, `earlier/2`, and so on."
     folder = Path(folder)
-    there = [folder/n for n in names if (folder/n).exists()]
-    if not there: return None
-    number = max((int(p.name) for p in (folder/"earlier").glob("[0-9]*") if p.name.isdigit()), default=1)
-    if any((folder/"earlier"/str(number)/n).exists() for n in names): number += 1  # else another part of the same run was put there
-    to = open_folder(folder/"earlier"/str(number))
-    for p in there: shutil.move(str(p), to/p.name)
+    there = [folder / n for n in names if (folder / n).exists()]
+    if not there:
+        return None
+    number = max((int(p.name) for p in (folder / "earlier").glob("[0-9]*") if p.name.isdigit()), default=1)
+    # else another part of the same run was put there
+    if any((folder / "earlier" / str(number) / n).exists() for n in names):
+        number += 1
+    to = open_folder(folder / "earlier" / str(number))
+    for p in there:
+        shutil.move(str(p), to / p.name)
     return to
 
 
@@ -395,9 +485,9 @@ def set_aside(
 with tempfile.TemporaryDirectory() as folder:
     assert set_aside(folder, ["summary.json"]) is None
     for n in (1, 2):
-        write_json(Path(folder)/"summary.json", n)
+        write_json(Path(folder) / "summary.json", n)
         assert set_aside(folder, ["summary.json", "adapter"]).name == str(n)
-    assert not (Path(folder)/"summary.json").exists()
+    assert not (Path(folder) / "summary.json").exists()
 
 
 # %% [markdown]
@@ -408,12 +498,14 @@ with tempfile.TemporaryDirectory() as folder:
 # %%
 #| export
 def format_seconds(
-    seconds: float, # a duration in seconds
-) -> str:           # such as "48 s", "3 min 05 s", "2 h 10 min"
+    seconds: float,  # a duration in seconds
+) -> str:  # such as "48 s", "3 min 05 s", "2 h 10 min"
     "A duration as a person would say it."
     s = int(round(seconds))
-    if s < 60: return f"{s} s"
-    if s < 3600: return f"{s // 60} min {s % 60:02d} s"
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60:02d} s"
     return f"{s // 3600} h {s % 3600 // 60:02d} min"
 
 
@@ -421,41 +513,67 @@ def format_seconds(
 #| export
 class Progress:
     "Plain progress lines: done, share, time left. At most one every `every_s` seconds, and always the last."
-    def __init__(self,
-        total: float,        # how much there is to do
-        what: str,           # the first word of each line
-        unit: str = "steps", # what is counted
+
+    def __init__(
+        self,
+        total: float,  # how much there is to do
+        what: str,  # the first word of each line
+        unit: str = "steps",  # what is counted
         every_s: float = 5,  # least seconds between lines
-        show: bool = True,   # False on all ranks but the first
+        show: bool = True,  # False on all ranks but the first
     ):
         self.total, self.what, self.unit, self.every_s, self.show = total, what, unit, every_s, show
-        self.start = time.perf_counter(); self.last = -float("inf")
+        self.start = time.perf_counter()
+        self.last = -float("inf")
 
-    def __call__(self,
-        done: float,    # how much is done, 0..total
-        note: str = "", # the job's own words, e.g. the loss
+    def __call__(
+        self,
+        done: float,  # how much is done, 0..total
+        note: str = "",  # the job's own words, e.g. the loss
     ):
         "Tell how far the job is."
         now = time.perf_counter()
-        if not self.show or (done < self.total and now - self.last < self.every_s): return
+        if not self.show or (done < self.total and now - self.last < self.every_s):
+            return
         self.last, spent = now, now - self.start
-        left = f"{format_seconds(spent*(self.total - done)/done)} left" if 0 < done < self.total else f"{format_seconds(spent)} in all" if done else ""
-        print("  ".join(x for x in (self.what, f"{done:g}/{self.total:g} {self.unit}", f"{100*done/self.total:3.0f} %", left, note) if x), flush=True)
+        left = (
+            f"{format_seconds(spent * (self.total - done) / done)} left"
+            if 0 < done < self.total
+            else f"{format_seconds(spent)} in all"
+            if done
+            else ""
+        )
+        print(
+            "  ".join(
+                x
+                for x in (
+                    self.what,
+                    f"{done:g}/{self.total:g} {self.unit}",
+                    f"{100 * done / self.total:3.0f} %",
+                    left,
+                    note,
+                )
+                if x
+            ),
+            flush=True,
+        )
 
 
 # %% tags=["example"]
 progress = Progress(3, "train", every_s=0)
 for step in range(1, 4):
     time.sleep(0.01)
-    progress(step, f"loss {4 - step/10:.2f}")
+    progress(step, f"loss {4 - step / 10:.2f}")
 
 # %% tags=["check"]
 out = io.StringIO()
 with redirect_stdout(out):
     p = Progress(100, "score", every_s=60)
-    for i in range(1, 101): p(i)
+    for i in range(1, 101):
+        p(i)
     Progress(10, "quiet", show=False)(10)
-assert [line.split()[1] for line in out.getvalue().splitlines()] == ["1/100", "100/100"]  # the first, the last, no flood
+# the first, the last, no flood
+assert [line.split()[1] for line in out.getvalue().splitlines()] == ["1/100", "100/100"]
 assert [format_seconds(s) for s in (47.6, 185, 7800)] == ["48 s", "3 min 05 s", "2 h 10 min"]
 
 
@@ -469,12 +587,15 @@ def collector_off():
     "Make many small objects without looking for garbage among them."
     was_on = gc.isenabled()
     gc.disable()
-    try: yield
-    finally: gc.enable() if was_on else None
+    try:
+        yield
+    finally:
+        gc.enable() if was_on else None
 
 
 # %% tags=["check"]
-with collector_off(): assert not gc.isenabled()
+with collector_off():
+    assert not gc.isenabled()
 assert gc.isenabled()
 
 # %% [markdown]
@@ -486,8 +607,10 @@ assert gc.isenabled()
 
 # %%
 #| export
-LOCK, HELD = ".lock", "SIMPSONS_LLM_HELD"  # the file, and the variable that tells processes below which locks are held for them
-BEAT_S, SILENT_S = 30.0, 600.0  # so often the owner touches its lock; so long a silent one from another machine is believed, in seconds
+# the file, and the variable that tells processes below which locks are held for them
+LOCK, HELD = ".lock", "SIMPSONS_LLM_HELD"
+# so often the owner touches its lock; so long a silent one from another machine is believed, in seconds
+BEAT_S, SILENT_S = 30.0, 600.0
 
 
 def own_place() -> str:
@@ -509,17 +632,19 @@ def user_name() -> str:
         return "somebody"
 
 
-def own_process() -> dict: # pid, started (seconds since 1970) and place
+def own_process() -> dict:  # pid, started (seconds since 1970) and place
     "This process, so that others can find out whether it still lives."
     import psutil
+
     return {"pid": os.getpid(), "started": psutil.Process().create_time(), "place": own_place()}
 
 
 def is_alive(
-    process: dict, # what `own_process` gave, on this machine
+    process: dict,  # what `own_process` gave, on this machine
 ) -> bool:
     "Whether a process still lives; another one with its number does not count."
     import psutil
+
     try:
         found = psutil.Process(process["pid"])
         return abs(found.create_time() - process["started"]) < 2 and found.status() != psutil.STATUS_ZOMBIE
@@ -532,8 +657,8 @@ def is_alive(
 # %%
 #| export
 def read_lock(
-    path: Path, # a lock file
-) -> tuple:     # (what its owner wrote: what, user, host, since, processes; seconds since it was touched); ({}, age) if that cannot be read
+    path: Path,  # a lock file
+) -> tuple:  # (what its owner wrote: what, user, host, since, processes; seconds since it was touched); ({}, age) if that cannot be read
     "Who holds a folder. Both times are those of the folder's own file system, so clocks need not agree."
     with tempfile.NamedTemporaryFile(dir=path.parent) as now:
         age = os.stat(now.name).st_mtime - path.stat().st_mtime
@@ -545,28 +670,30 @@ def read_lock(
 
 
 def lock_is_held(
-    note: dict,   # what `read_lock` gave
-    age_s: float, # seconds since it was touched
-) -> bool:        # False for what an ended process left behind
+    note: dict,  # what `read_lock` gave
+    age_s: float,  # seconds since it was touched
+) -> bool:  # False for what an ended process left behind
     "Whether one of a lock's owners is still there."
-    if not note: return age_s < SILENT_S
+    if not note:
+        return age_s < SILENT_S
     return any(is_alive(p) if p["place"] == own_place() else age_s < SILENT_S for p in note["processes"])
 
 
 def owner_text(
-    note: dict, # what `read_lock` gave
-) -> str:       # such as "finetune by ann on node1 (process 4711), since 3 min 20 s"
+    note: dict,  # what `read_lock` gave
+) -> str:  # such as "finetune by ann on node1 (process 4711), since 3 min 20 s"
     "The owner of a lock in words."
-    if not note: return "another job"
+    if not note:
+        return "another job"
     return f"{note['what']} by {note['user']} on {note['host']} (process {note['processes'][0]['pid']}), since {format_seconds(max(0, time.time() - note['since']))}"
 
 
 # %%
 #| export
 def make_lock(
-    path: Path, # the lock file
-    note: dict, # what to write into it
-) -> bool:      # False if there is one already
+    path: Path,  # the lock file
+    note: dict,  # what to write into it
+) -> bool:  # False if there is one already
     "Make a lock file; of several who try at once, one succeeds."
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
@@ -579,7 +706,7 @@ def make_lock(
 
 def take_lock(
     path: Path,  # the lock file
-    folder,      # the folder it stands for
+    folder,  # the folder it stands for
     note: dict,  # what to write into it
 ):
     "Make a lock file, in the place of a stale one if need be; ValueError naming the owner if the folder is held."
@@ -590,7 +717,10 @@ def take_lock(
             continue
         here = found and all(p["place"] == own_place() for p in found["processes"])
         where = "" if here else f"; if that job is gone, remove {path}"
-        require(not lock_is_held(found, age), f"{folder} is in use by {owner_text(found)}; wait for its end, or choose another folder{where}")
+        require(
+            not lock_is_held(found, age),
+            f"{folder} is in use by {owner_text(found)}; wait for its end, or choose another folder{where}",
+        )
         aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
         try:
             os.rename(path, aside)
@@ -606,47 +736,64 @@ def take_lock(
 # %%
 #| export
 def join_lock(
-    path: Path, # a lock that a process above holds
+    path: Path,  # a lock that a process above holds
 ):
     "Add this process to the owners, so that the folder stays held if only this one is left."
     try:
         note, _ = read_lock(path)
-        if note: write_json(path, {**note, "processes": [*note["processes"], own_process()]})
+        if note:
+            write_json(path, {**note, "processes": [*note["processes"], own_process()]})
     except FileNotFoundError:
         pass
 
 
 @contextmanager
 def hold_folder(
-    folder,           # the folder that a job writes into; made if it is not there
-    what: str,        # the job, e.g. "finetune"
-    lock: Path = None, # the lock file; None: `.lock` in the folder
+    folder,  # the folder that a job writes into; made if it is not there
+    what: str,  # the job, e.g. "finetune"
+    lock: Path = None,  # the lock file; None: `.lock` in the folder
 ):
     "Keep a folder to oneself for the length of a `with` block; ValueError naming the owner if it is another's."
     folder = Path(folder)
     new = [p for p in (folder, *folder.parents) if not p.exists()]
-    path = Path(os.path.realpath(lock or open_folder(folder)/LOCK))
+    path = Path(os.path.realpath(lock or open_folder(folder) / LOCK))
     held = [entry.split("=", 1) for entry in os.environ.get(HELD, "").split(os.pathsep) if "=" in entry]
     if any(Path(name) == path and int(pid) != os.getpid() for pid, name in held):
         join_lock(path)
         yield
         return
-    take_lock(path, folder, {"what": what, "user": user_name(), "host": platform.node(), "since": time.time(), "processes": [own_process()]})
+    take_lock(
+        path,
+        folder,
+        {
+            "what": what,
+            "user": user_name(),
+            "host": platform.node(),
+            "since": time.time(),
+            "processes": [own_process()],
+        },
+    )
     done, before = threading.Event(), os.environ.get(HELD)
+
     def beat():
         while not done.wait(BEAT_S):
-            with suppress(OSError): os.utime(path)
+            with suppress(OSError):
+                os.utime(path)
+
     threading.Thread(target=beat, daemon=True).start()
     os.environ[HELD] = os.pathsep.join([*filter(None, [before]), f"{os.getpid()}={path}"])
     try:
         yield
     finally:
         done.set()
-        if before is None: os.environ.pop(HELD, None)
-        else: os.environ[HELD] = before
+        if before is None:
+            os.environ.pop(HELD, None)
+        else:
+            os.environ[HELD] = before
         path.unlink(missing_ok=True)
         for made in new:
-            with suppress(OSError): made.rmdir()  # only an empty one goes
+            with suppress(OSError):
+                made.rmdir()  # only an empty one goes
 
 
 # %% [markdown]
@@ -654,22 +801,35 @@ def hold_folder(
 
 # %% tags=["example"]
 with tempfile.TemporaryDirectory() as folder:
-    run = Path(folder)/"runs"/"x"
+    run = Path(folder) / "runs" / "x"
     with hold_folder(run, "finetune"):
         try:
-            with hold_folder(run, "prepare"): pass
-        except ValueError as e: print(re.sub(r"by .* \(process \d+\)", "by ann on node1 (process 4711)", str(e).replace(folder, ".")))
+            with hold_folder(run, "prepare"):
+                pass
+        except ValueError as e:
+            print(re.sub(r"by .* \(process \d+\)", "by ann on node1 (process 4711)", str(e).replace(folder, ".")))
     print("left in the folder:", os.listdir(folder))
 
 # %% tags=["check"]
 with tempfile.TemporaryDirectory() as folder:
-    path, gone = Path(folder)/LOCK, {**own_process(), "started": 1.0}  # this number, but another process
+    # this number, but another process
+    path, gone = Path(folder) / LOCK, {**own_process(), "started": 1.0}
     far = {**gone, "place": "elsewhere"}
-    for processes, held in (([own_process()], True), ([gone], False), ([gone, own_process()], True), ([gone, far], True)):
+    for processes, held in (
+        ([own_process()], True),
+        ([gone], False),
+        ([gone, own_process()], True),
+        ([gone, far], True),
+    ):
         assert lock_is_held({"processes": processes}, 5.0) == held
-    assert not lock_is_held({"processes": [gone, far]}, SILENT_S + 1) and lock_is_held({}, 5.0) and not lock_is_held({}, SILENT_S + 1)
+    assert (
+        not lock_is_held({"processes": [gone, far]}, SILENT_S + 1)
+        and lock_is_held({}, 5.0)
+        and not lock_is_held({}, SILENT_S + 1)
+    )
     write_json(path, {"what": "loop", "user": "ann", "host": "node1", "since": 0, "processes": [gone]})
-    with redirect_stdout(io.StringIO()) as said, hold_folder(folder, "loop"): assert read_lock(path)[0]["processes"] == [own_process()]
+    with redirect_stdout(io.StringIO()) as said, hold_folder(folder, "loop"):
+        assert read_lock(path)[0]["processes"] == [own_process()]
     assert "left a lock behind" in said.getvalue() and not path.exists() and HELD not in os.environ
 
 
@@ -681,12 +841,13 @@ with tempfile.TemporaryDirectory() as folder:
 # %%
 #| export
 def sha256(
-    path, # a file
-) -> str: # 64 hexadecimal digits
+    path,  # a file
+) -> str:  # 64 hexadecimal digits
     "The SHA-256 of a file, read in pieces."
     h = hashlib.sha256()
     with open(path, "rb") as f:
-        while piece := f.read(1 << 20): h.update(piece)
+        while piece := f.read(1 << 20):
+            h.update(piece)
     return h.hexdigest()
 
 
@@ -698,18 +859,32 @@ def sha256(
 def git_revision() -> str | None:
     "The revision of the checkout this package runs from, with `+` if files differ from it; None outside a checkout."
     root = Path(simpsons_llm.__file__).resolve().parent.parent
-    def git(*args): return subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    def git(*args):
+        return subprocess.run(
+            ["git", *args], cwd=root, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+
     try:
-        if not (root/"settings.ini").is_file() or Path(git("rev-parse", "--show-toplevel")).resolve() != root: return None  # installed inside another project
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError): return None
+        # installed inside another project
+        if not (root / "settings.ini").is_file() or Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None
+        return git("rev-parse", "--short=12", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def provenance() -> dict:
     "Versions of everything that shapes a result, and the code's revision."
+
     def version(name):
-        try: return metadata.version(name)
-        except metadata.PackageNotFoundError: return None
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return None
+
     names = ("simpsons_llm", "torch", "transformers", "peft", "accelerate", "datasets")
     return {"python": platform.python_version(), **{n: version(n) for n in names}, "revision": git_revision()}
 
@@ -719,7 +894,8 @@ def provenance() -> dict:
 
 # %% tags=["check"]
 with tempfile.TemporaryDirectory() as folder:
-    assert sha256(write_text(Path(folder)/"a", "abc")).startswith("ba7816bf")  # the standard's own test vector
+    # the standard's own test vector
+    assert sha256(write_text(Path(folder) / "a", "abc")).startswith("ba7816bf")
 assert provenance()["python"] == sys.version.split()[0]
 
 
@@ -731,23 +907,35 @@ assert provenance()["python"] == sys.version.split()[0]
 # %%
 #| export
 def in_process(
-    function: str, # "module:function" of this package
-    **arguments,   # its arguments, plain data
-) -> dict:         # its result, and peak_gib of the process; RuntimeError if it failed
+    function: str,  # "module:function" of this package
+    **arguments,  # its arguments, plain data
+) -> dict:  # its result, and peak_gib of the process; RuntimeError if it failed
     "Call a function in a process of its own."
-    command = [sys.executable, "-c", "import simpsons_llm.machine.job as job; job.answer_call()", function, json.dumps(arguments)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "true"}) as process:
+    command = [
+        sys.executable,
+        "-c",
+        "import simpsons_llm.machine.job as job; job.answer_call()",
+        function,
+        json.dumps(arguments),
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "true"}
+    ) as process:
         last = ""
         for line in process.stdout:
-            if line.startswith("{"): last = line
-            elif line.strip(): print(line, end="", flush=True)
-    if process.returncode or not last: raise RuntimeError(f"{function} failed with exit code {process.returncode}; its messages stand above")
+            if line.startswith("{"):
+                last = line
+            elif line.strip():
+                print(line, end="", flush=True)
+    if process.returncode or not last:
+        raise RuntimeError(f"{function} failed with exit code {process.returncode}; its messages stand above")
     return json.loads(last)
 
 
 def answer_call():
     "The other side of `in_process`."
     from simpsons_llm.machine.device import find_device, peak_memory_gib
+
     module, _, name = sys.argv[1].partition(":")
     result = getattr(importlib.import_module(f"simpsons_llm.{module}"), name)(**json.loads(sys.argv[2]))
     print("\n" + json.dumps({**result, "peak_gib": peak_memory_gib(find_device("cpu"))}), flush=True)
