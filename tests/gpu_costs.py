@@ -15,7 +15,8 @@ def four_bits():
 
     from simpsons_llm.data.packing import use_isolated
     from simpsons_llm.machine.device import find_device, peak_memory_gib, reset_peak_memory
-    from simpsons_llm.model.base import OPEN_LLAMA, add_adapter, load_base, load_config, load_tokenizer
+    from simpsons_llm.model.adapter import add_adapter
+    from simpsons_llm.model.base import OPEN_LLAMA, load_base, load_config, load_tokenizer
     from simpsons_llm.train.config import make_optimizer
     from simpsons_llm.train.cost import Recipe, estimate, make_batch, micro_step, update
 

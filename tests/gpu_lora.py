@@ -165,7 +165,8 @@ def changes(out, data, rows):
         weight_changes,
     )
     from simpsons_llm.machine.device import find_device
-    from simpsons_llm.model.base import load_base, load_tuned, merge
+    from simpsons_llm.model.adapter import load_tuned, merge
+    from simpsons_llm.model.base import load_base
     from simpsons_llm.model.loss import heldout_loss
     from simpsons_llm.train.finetune import FinetuneConfig
     from simpsons_llm.train.lifecycle import make_samples, run_data

@@ -31,7 +31,8 @@ def test_warmup_is_a_share_of_the_steps(ratio, steps, warmup):
 @pytest.mark.parametrize("ratio", [1.0, 16.0])
 def test_weights_without_a_gradient_do_not_decay(ratio):
     from simpsons_llm.lora.layer import LoRASettings
-    from simpsons_llm.model.base import add_adapter, tiny_model
+    from simpsons_llm.model.adapter import add_adapter
+    from simpsons_llm.model.base import tiny_model
 
     model = add_adapter(tiny_model()[0], LoRASettings(r=2))
     before = {n: p.detach().clone() for n, p in model.named_parameters()}

@@ -220,7 +220,8 @@ def test_four_bits_are_counted_as_they_are(tmp_path):
     "A real step with a 4-bit base, tensor by tensor, beside the count; skipped where bitsandbytes is missing."
     pytest.importorskip("bitsandbytes")
     from simpsons_llm.data.packing import use_isolated
-    from simpsons_llm.model.base import add_adapter, load_base, tiny_model
+    from simpsons_llm.model.adapter import add_adapter
+    from simpsons_llm.model.base import load_base, tiny_model
     from simpsons_llm.train.config import make_optimizer
     from simpsons_llm.train.cost import micro_step, update
 

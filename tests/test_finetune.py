@@ -31,7 +31,7 @@ def test_summary_holds_what_is_promised(run):
 def test_the_saved_adapter_gives_the_measured_loss(run, data):
     from simpsons_llm.data.prompt import TextMaker
     from simpsons_llm.machine.device import find_device
-    from simpsons_llm.model.base import load_adapter
+    from simpsons_llm.model.adapter import load_adapter
 
     folder, summary = run
     model, tokenizer, notes = load_adapter(folder / "adapter", find_device("cpu"))
@@ -316,7 +316,7 @@ def test_every_way_of_training_learns_and_gives_back_what_it_measured(name, data
     "Trained, saved, loaded on a fresh base: the loss is the one that was measured; the estimate knew what is trained."
     from simpsons_llm.data.prompt import TextMaker
     from simpsons_llm.machine.device import find_device
-    from simpsons_llm.model.base import load_tuned
+    from simpsons_llm.model.adapter import load_tuned
 
     config = FinetuneConfig(data=data, run=str(tmp_path / "x"), max_steps=6, eval_steps=3, **VARIANTS[name], **TINY)
     summary = finetune(config)

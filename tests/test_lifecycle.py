@@ -7,7 +7,8 @@ from conftest import TINY
 from simpsons_llm.data.prompt import TextMaker
 from simpsons_llm.machine.device import find_device
 from simpsons_llm.machine.job import read_json, read_jsonl
-from simpsons_llm.model.base import load_adapter, load_base
+from simpsons_llm.model.adapter import load_adapter
+from simpsons_llm.model.base import load_base
 from simpsons_llm.model.loss import heldout_loss
 from simpsons_llm.train.finetune import FinetuneConfig, finetune
 from simpsons_llm.train.lifecycle import make_samples, run_data

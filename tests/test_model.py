@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import simpsons_llm.model.adapter as adapters
 import simpsons_llm.model.base as M
 from simpsons_llm.data.prompt import byte_tokenizer
 from simpsons_llm.machine.device import find_device
@@ -113,7 +114,7 @@ def test_an_adapter_starts_from_its_seed():
         return torch.cat(
             [
                 p.flatten()
-                for n, p in M.add_adapter(M.tiny_model()[0], LoRASettings(r=2), seed).named_parameters()
+                for n, p in adapters.add_adapter(M.tiny_model()[0], LoRASettings(r=2), seed).named_parameters()
                 if "lora_A" in n
             ]
         )
@@ -139,4 +140,4 @@ def test_an_adapter_that_would_train_nothing_raises():
     from simpsons_llm.lora.layer import LoRASettings
 
     with pytest.raises(ValueError, match="no_such"):
-        M.add_adapter(M.tiny_model()[0], LoRASettings(target_modules="no_such"))
+        adapters.add_adapter(M.tiny_model()[0], LoRASettings(target_modules="no_such"))

@@ -32,6 +32,8 @@ UNIMPORTED = {  # declared, and needed though no line imports it
     "execnb": "nbdev 2 works with versions below 0.2",
     "ghapi": "nbdev 2 works with versions below 2",
     "jupyterlab": "to read and change chapters in",
+    "ruff": ".ci/book formats and checks with it",
+    "mypy": ".ci/run checks types with it",
     "mpich": "an mpirun to test with",
     "pytest-xdist": "the README's command runs two tests at a time",
 }

@@ -13,7 +13,8 @@ from simpsons_llm.data.prompt import TextMaker, byte_tokenizer, prompt_ids
 from simpsons_llm.lora.layer import LoRASettings
 from simpsons_llm.machine.cli import main
 from simpsons_llm.machine.device import find_device
-from simpsons_llm.model.base import TINY, add_adapter, load_base, load_gguf, save_adapter, tiny_model
+from simpsons_llm.model.adapter import add_adapter, save_adapter
+from simpsons_llm.model.base import TINY, load_base, load_gguf, tiny_model
 from simpsons_llm.model.infer import SAMPLING, InferConfig, infer
 
 CPU, WHO = find_device("cpu", "float32"), "Homer Simpson"

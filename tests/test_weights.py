@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_ollama import write_gguf
 
+import simpsons_llm.model.adapter as adapters
 import simpsons_llm.model.base as M
 from simpsons_llm.data.prompt import small_tokenizer
 from simpsons_llm.lora.layer import LoRASettings
@@ -83,11 +84,11 @@ def test_a_base_that_is_not_whole_is_refused_by_name(folder, name):
 @pytest.mark.parametrize("name", FAULTS)
 def test_so_is_a_model_that_was_trained_in_full(folder, name):
     fault, said = FAULTS[name]
-    (folder / M.NOTES).write_text('{"template": "script"}')
-    M.load_tuned(folder, CPU)
+    (folder / adapters.NOTES).write_text('{"template": "script"}')
+    adapters.load_tuned(folder, CPU)
     change(folder / "model.safetensors", fault)
     with pytest.raises(ValueError, match=said):
-        M.load_tuned(folder, CPU)
+        adapters.load_tuned(folder, CPU)
 
 
 def test_the_same_in_the_files_of_older_tools(folder):
@@ -359,8 +360,8 @@ PARTS = {
 @pytest.fixture
 def adapter(tmp_path):
     "An adapter on the tiny model, and where it is saved."
-    model = M.add_adapter(M.load_base(M.TINY, CPU)[0], LoRASettings(r=4, lora_alpha=8))
-    M.save_adapter(model, tmp_path / "a", {"base_model": M.TINY, "template": "script"})
+    model = adapters.add_adapter(M.load_base(M.TINY, CPU)[0], LoRASettings(r=4, lora_alpha=8))
+    adapters.save_adapter(model, tmp_path / "a", {"base_model": M.TINY, "template": "script"})
     return model, tmp_path / "a"
 
 
@@ -371,7 +372,7 @@ def test_an_adapter_is_loaded_whole_or_not_at_all(adapter, name):
     load_weights(model, folder)
     change(folder / "adapter_model.safetensors", lambda w: {k: v + 1 for k, v in fault(w).items()})
     with pytest.raises(ValueError, match=f"does not fit the base model tiny: {said}"):
-        M.load_adapter(folder, CPU)
+        adapters.load_adapter(folder, CPU)
     with pytest.raises(ValueError, match="does not fit this model: .*"):
         load_weights(model, folder)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())  # nothing was changed
@@ -380,9 +381,9 @@ def test_an_adapter_is_loaded_whole_or_not_at_all(adapter, name):
 def test_an_adapter_cut_off_is_found_before_the_base_is_loaded(adapter, monkeypatch):
     model, folder = adapter
     halve(folder / "adapter_model.safetensors")
-    monkeypatch.setattr(M, "load_base", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(adapters, "load_base", lambda *_: pytest.fail("weights were loaded"))
     with pytest.raises(FileNotFoundError, match="adapter_model.safetensors could not be loaded"):
-        M.load_adapter(folder, CPU)
+        adapters.load_adapter(folder, CPU)
     with pytest.raises(FileNotFoundError, match="cut off or damaged: adapter_model.safetensors"):
         load_weights(model, folder)
 
@@ -485,10 +486,11 @@ def test_answering_and_publishing_find_the_same(run, tmp_path, capsys):
 def test_a_run_of_the_whole_model_answers_too(folder, tmp_path):
     (tmp_path / "x").mkdir()
     shutil.move(folder, tmp_path / "x" / "model")
-    (tmp_path / "x" / "model" / M.NOTES).write_text('{"template": "script", "base_model": "tiny"}')
+    (tmp_path / "x" / "model" / adapters.NOTES).write_text('{"template": "script", "base_model": "tiny"}')
     assert (
-        M.find_trained(tmp_path / "x").kind == "model" and M.load_tuned(tmp_path / "x", CPU)[2]["base_model"] == "tiny"
+        adapters.find_trained(tmp_path / "x").kind == "model"
+        and adapters.load_tuned(tmp_path / "x", CPU)[2]["base_model"] == "tiny"
     )
     (tmp_path / "x" / "adapter").mkdir()
     with pytest.raises(ValueError, match="both an adapter and a whole model"):
-        M.load_tuned(tmp_path / "x", CPU)
+        adapters.load_tuned(tmp_path / "x", CPU)

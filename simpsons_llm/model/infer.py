@@ -21,7 +21,8 @@ from ..data.prepare import known_speaker, load_data
 from ..data.prompt import TextMaker, prompt_ids
 from ..machine.device import Draws, find_device, synchronize
 from ..machine.job import JobConfig, hold_folder, open_folder, require, same_parameters, write_json
-from .base import is_whole_model, load_base, load_tuned, merge, untuned
+from .adapter import is_whole_model, load_tuned, merge, untuned
+from .base import load_base
 
 # %% ../../nbs/3_model/32_infer.ipynb #32-06
 @dataclass(frozen=True)

@@ -30,20 +30,8 @@ from simpsons_llm.machine.job import (
     write_json,
     write_text,
 )
-from simpsons_llm.model.base import (
-    NOTES,
-    OPEN_LLAMA,
-    SMOLLM2,
-    TINY,
-    WHEEL,
-    Trained,
-    find_base,
-    find_trained,
-    load_tuned,
-    load_whole,
-    local_source,
-    merge,
-)
+from ..model.adapter import NOTES, Trained, find_trained, load_tuned, merge
+from ..model.base import OPEN_LLAMA, SMOLLM2, TINY, WHEEL, find_base, load_whole, local_source
 from .ollama import OUTTYPES, SAMPLE, modelfile, to_gguf
 
 # %% ../../nbs/6_talk/64_publish.ipynb #64-09

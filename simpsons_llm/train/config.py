@@ -277,6 +277,7 @@ def make_optimizer(
     fused: bool = False,  # one kernel for all parameters; on GPUs
 ):  # a torch.optim.AdamW; ValueError if nothing in the model is trained
     "The optimizer of a run."
+    import torch
 
     trainable = [p for p in model.parameters() if p.requires_grad]
     require(

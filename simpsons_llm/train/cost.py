@@ -15,6 +15,7 @@ import math
 import time
 import weakref
 from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from ..data.packing import can_isolate, use_isolated
 from simpsons_llm.machine.device import (
@@ -27,9 +28,13 @@ from simpsons_llm.machine.device import (
     synchronize,
 )
 from ..machine.job import in_process, require
-from ..model.base import add_adapter, load_config, recompute_activations, shape_of, short_config
+from ..model.adapter import add_adapter, recompute_activations
+from ..model.base import load_config, shape_of, short_config
 from ..model.loss import token_losses
 from .config import make_optimizer
+
+if TYPE_CHECKING:
+    from simpsons_llm.lora.layer import LoRASettings
 
 # %% ../../nbs/4_train/41_cost.ipynb #41-05
 def book_lora():  # the settings of the chapter on LoRA, imported when they are needed

@@ -44,19 +44,14 @@ from simpsons_llm.machine.job import (
     write_json,
     write_text,
 )
-from simpsons_llm.model.base import (
+from simpsons_llm.model.adapter import (
     add_adapter,
-    ask_by_doing,
-    find_base,
-    load_base,
-    load_config,
-    load_tokenizer,
     recompute_activations,
     save_adapter,
     save_model,
-    shape_of,
     trainable_parameters,
 )
+from ..model.base import ask_by_doing, find_base, load_base, load_config, load_tokenizer, shape_of
 from ..model.infer import heldout_moments
 from ..model.loss import heldout_loss
 from .config import RunLength, TrainConfig, run_length

@@ -11,7 +11,8 @@ import os
 from pathlib import Path
 
 from ..machine.distributed import group_ranks
-from ..model.base import compare_weights, load_whole, readable, require_whole
+from ..model.adapter import compare_weights
+from ..model.base import load_whole, readable, require_whole
 
 # %% ../../nbs/4_train/42_sharding.ipynb #42-05
 def whole(

@@ -48,7 +48,8 @@ from simpsons_llm.data.prepare import known_speaker, load_data
 from simpsons_llm.data.prompt import TextMaker, prompt_ids
 from simpsons_llm.machine.device import Draws, find_device, synchronize
 from simpsons_llm.machine.job import JobConfig, hold_folder, open_folder, require, same_parameters, write_json
-from simpsons_llm.model.base import is_whole_model, load_base, load_tuned, merge, untuned
+from simpsons_llm.model.adapter import is_whole_model, load_tuned, merge, untuned
+from simpsons_llm.model.base import load_base
 
 # %%
 #| hide

@@ -26,7 +26,8 @@ import pandas as pd
 import torch
 
 from simpsons_llm.lora.layer import LoRASettings
-from simpsons_llm.model.base import add_adapter, tiny_model
+from simpsons_llm.model.adapter import add_adapter
+from simpsons_llm.model.base import tiny_model
 
 # %% [markdown]
 # ## Two recipes
@@ -377,6 +378,7 @@ def make_optimizer(
     fused: bool = False,  # one kernel for all parameters; on GPUs
 ):  # a torch.optim.AdamW; ValueError if nothing in the model is trained
     "The optimizer of a run."
+    import torch
 
     trainable = [p for p in model.parameters() if p.requires_grad]
     require(

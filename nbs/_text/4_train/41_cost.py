@@ -16,6 +16,7 @@ import math
 import time
 import weakref
 from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from simpsons_llm.data.packing import can_isolate, use_isolated
 from simpsons_llm.machine.device import (
@@ -28,9 +29,13 @@ from simpsons_llm.machine.device import (
     synchronize,
 )
 from simpsons_llm.machine.job import in_process, require
-from simpsons_llm.model.base import add_adapter, load_config, recompute_activations, shape_of, short_config
+from simpsons_llm.model.adapter import add_adapter, recompute_activations
+from simpsons_llm.model.base import load_config, shape_of, short_config
 from simpsons_llm.model.loss import token_losses
 from simpsons_llm.train.config import make_optimizer
+
+if TYPE_CHECKING:
+    from simpsons_llm.lora.layer import LoRASettings
 
 # %%
 #| hide

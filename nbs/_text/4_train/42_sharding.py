@@ -16,7 +16,8 @@ import os
 from pathlib import Path
 
 from simpsons_llm.machine.distributed import group_ranks
-from simpsons_llm.model.base import compare_weights, load_whole, readable, require_whole
+from simpsons_llm.model.adapter import compare_weights
+from simpsons_llm.model.base import load_whole, readable, require_whole
 
 # %%
 #| hide

@@ -45,19 +45,14 @@ from simpsons_llm.machine.job import (
     write_json,
     write_text,
 )
-from simpsons_llm.model.base import (
+from simpsons_llm.model.adapter import (
     add_adapter,
-    ask_by_doing,
-    find_base,
-    load_base,
-    load_config,
-    load_tokenizer,
     recompute_activations,
     save_adapter,
     save_model,
-    shape_of,
     trainable_parameters,
 )
+from simpsons_llm.model.base import ask_by_doing, find_base, load_base, load_config, load_tokenizer, shape_of
 from simpsons_llm.model.infer import heldout_moments
 from simpsons_llm.model.loss import heldout_loss
 from simpsons_llm.train.config import RunLength, TrainConfig, run_length

@@ -92,7 +92,7 @@ from simpsons_llm.data.prepare import load_data
 from simpsons_llm.data.prompt import TextMaker
 from simpsons_llm.machine.device import find_device, find_ranks
 from simpsons_llm.machine.job import read_jsonl
-from simpsons_llm.model.base import load_tuned
+from simpsons_llm.model.adapter import load_tuned
 from simpsons_llm.model.infer import before_after, heldout_moments
 from simpsons_llm.train.history import perplexities, plot_losses, what_was_said
 from simpsons_llm.train.lifecycle import KEPT, data_folder, estimate_run, plan, summary_text

@@ -27,7 +27,8 @@ from simpsons_llm.data.packing import use_isolated
 from simpsons_llm.lora.layer import LoRASettings
 from simpsons_llm.machine.device import find_device, find_ranks
 from simpsons_llm.machine.job import chapters_dir, read_jsonl
-from simpsons_llm.model.base import add_adapter, tiny_model
+from simpsons_llm.model.adapter import add_adapter
+from simpsons_llm.model.base import tiny_model
 from simpsons_llm.model.loss import collator, heldout_loss
 from simpsons_llm.train.config import make_optimizer, make_schedule
 from simpsons_llm.train.lifecycle import plan

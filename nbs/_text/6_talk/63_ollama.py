@@ -31,7 +31,8 @@ import tempfile
 from simpsons_llm.data.formats import read_script
 from simpsons_llm.data.prompt import CHATML, byte_tokenizer, small_tokenizer
 from simpsons_llm.machine.device import find_device
-from simpsons_llm.model.base import SMOLLM2, TINY, load_base, load_tokenizer, save_model
+from simpsons_llm.model.adapter import save_model
+from simpsons_llm.model.base import SMOLLM2, TINY, load_base, load_tokenizer
 
 # %% [markdown]
 # The examples need a model in a folder and a character. The tiny model does for the first; its weights do not matter here:

@@ -34,20 +34,8 @@ from simpsons_llm.machine.job import (
     write_json,
     write_text,
 )
-from simpsons_llm.model.base import (
-    NOTES,
-    OPEN_LLAMA,
-    SMOLLM2,
-    TINY,
-    WHEEL,
-    Trained,
-    find_base,
-    find_trained,
-    load_tuned,
-    load_whole,
-    local_source,
-    merge,
-)
+from simpsons_llm.model.adapter import NOTES, Trained, find_trained, load_tuned, merge
+from simpsons_llm.model.base import OPEN_LLAMA, SMOLLM2, TINY, WHEEL, find_base, load_whole, local_source
 from simpsons_llm.talk.ollama import OUTTYPES, SAMPLE, modelfile, to_gguf
 
 # %%
@@ -61,7 +49,8 @@ import torch
 from IPython.display import Markdown
 
 from simpsons_llm.lora.layer import LoRASettings
-from simpsons_llm.model.base import add_adapter, load_adapter, load_base, save_adapter, save_model
+from simpsons_llm.model.adapter import add_adapter, load_adapter, save_adapter, save_model
+from simpsons_llm.model.base import load_base
 
 torch.manual_seed(0)
 
