@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.batches import RankBatches, accumulation_steps, as_features, share_loader
+from ..data.prepare import Prepared
 from ..machine.device import load_ipex, require_ipex
 from ..machine.job import require, same_parameters
 from ..model.loss import collator, heldout_loss
@@ -311,8 +312,9 @@ class TrainerEngine:
 # %% ../../nbs/4_train/46_finetune.ipynb #46-19
 def finetune(
     config: FinetuneConfig,  # the settings
+    made: Prepared = None,  # the data itself, not written yet; None: what the settings name
 ) -> (
     dict
 ):  # the summary, also written as summary.json; ValueError or a file error, in one sentence, if it cannot be done
     "Fine-tune a base model on prepared scenes; returns and writes the summary."
-    return run_job(config, TrainerEngine)
+    return run_job(config, TrainerEngine, made)

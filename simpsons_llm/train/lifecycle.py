@@ -69,8 +69,11 @@ def data_folder(
 
 def run_data(
     config: TrainConfig,  # the settings
+    made: Prepared = None,  # the data itself, not written yet; None: what the settings name
 ) -> tuple:  # (split name -> `Scene`s, report, `Prepared` that is still to be written or None)
     "Prepared data of a run; nothing is written. All ranks must call it."
+    if made:
+        return made.parts, made.report, made
     if data_folder(config) == Path(config.data):
         return *load_data(config.data), None
     if config.data != "springfield" and not Path(config.data).is_file():
@@ -177,10 +180,11 @@ def plan(
     ranks,  # the `Ranks`
     device,  # the `Device`
     keep: bool = True,  # keep new samples in the cache folder
+    made: Prepared = None,  # the data itself, not written yet; None: what the settings name
 ) -> Job:  # all but engine and recorder; ValueError or a file error where the run cannot be done
     "Everything that can be known before a weight is loaded. Nothing is written into the run's folder."
     s, name = config.resolved(), find_base(config.base_model, device.type).name
-    parts, report, made = run_data(config)
+    parts, report, made = run_data(config, made)
     with main_first(ranks):  # what it keeps in the cache, others read
         maker, shape = TextMaker(load_tokenizer(name), s["template"]), load_config(name, device.type)
         samples, too_long = make_samples(config, maker, parts, report, keep)
@@ -320,12 +324,13 @@ def step_recipe(
 # %% ../../nbs/4_train/44_lifecycle.ipynb #44-22
 def costs(
     config: TrainConfig,  # the settings
+    made: Prepared = None,  # the data itself, not written yet; None: what the settings name
 ) -> dict:  # heading -> {what: value with unit}; ValueError where the run cannot fit
     "What a run would cost, measured on a few layers of the model."
     device, ranks = find_device(config.device, config.dtype), find_ranks()
     if device.type == "cpu":
         set_threads(ranks)
-    job = plan(config, ranks, device, keep=False)
+    job = plan(config, ranks, device, keep=False, made=made)
     told, average = estimate_run(job), step_recipe(config, job.samples["train"], job.isolated, largest=False)
     steps = job.length.steps
     tokens = steps * average.tokens * average.gradient_accumulation_steps
@@ -459,6 +464,7 @@ def open_run(
 def run_job(
     config: TrainConfig,  # the settings
     make_engine,  # called with the `Job` and the model; gives the engine
+    made: Prepared = None,  # the data itself, not written yet; None: what the settings name
 ) -> (
     dict
 ):  # the summary, also written as summary.json; ValueError or a file error, in one sentence, if it cannot be done
@@ -477,7 +483,7 @@ def run_job(
     join_group(ranks, device, config.backend, config.group_timeout_s)
     with ExitStack() as held:
         on_main(ranks, lambda: held.enter_context(hold_folder(config.run, getattr(make_engine, "name", "train"))))
-        return begin_run(plan(config, ranks, device), make_engine)
+        return begin_run(plan(config, ranks, device, made=made), make_engine)
 
 
 def require_apart(

@@ -14,6 +14,7 @@ from itertools import islice
 
 from ..data.batches import RankBatches, as_features, share_loader
 from ..data.packing import to_device
+from ..data.prepare import Prepared
 from ..machine.distributed import gather, in_group, total
 from ..machine.job import same_parameters, write_json
 from ..model.loss import collator, heldout_loss, token_losses
@@ -265,8 +266,9 @@ def load_checkpoint(
 # %% ../../nbs/4_train/45_loop.ipynb #45-22
 def loop(
     config: LoopConfig,  # the settings
+    made: Prepared = None,  # the data itself, not written yet; None: what the settings name
 ) -> (
     dict
 ):  # the summary, also written as summary.json; ValueError or a file error, in one sentence, if it cannot be done
     "Train by hand; returns and writes the summary."
-    return run_job(config, Loop)
+    return run_job(config, Loop, made)

@@ -23,7 +23,6 @@ from simpsons_llm.model.base import QUANTIZATIONS
 # %%
 #| hide
 import pandas as pd
-import torch
 
 from simpsons_llm.lora.layer import LoRASettings
 from simpsons_llm.model.adapter import add_adapter

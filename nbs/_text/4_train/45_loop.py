@@ -70,6 +70,7 @@ from itertools import islice
 
 from simpsons_llm.data.batches import RankBatches, as_features, share_loader
 from simpsons_llm.data.packing import to_device
+from simpsons_llm.data.prepare import Prepared
 from simpsons_llm.machine.distributed import gather, in_group, total
 from simpsons_llm.machine.job import same_parameters, write_json
 from simpsons_llm.model.loss import collator, heldout_loss, token_losses
@@ -398,11 +399,12 @@ def load_checkpoint(
 #| export
 def loop(
     config: LoopConfig,  # the settings
+    made: Prepared = None,  # the data itself, not written yet; None: what the settings name
 ) -> (
     dict
 ):  # the summary, also written as summary.json; ValueError or a file error, in one sentence, if it cannot be done
     "Train by hand; returns and writes the summary."
-    return run_job(config, Loop)
+    return run_job(config, Loop, made)
 
 
 # %% [markdown]

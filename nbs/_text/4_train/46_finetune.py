@@ -69,6 +69,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simpsons_llm.data.batches import RankBatches, accumulation_steps, as_features, share_loader
+from simpsons_llm.data.prepare import Prepared
 from simpsons_llm.machine.device import load_ipex, require_ipex
 from simpsons_llm.machine.job import require, same_parameters
 from simpsons_llm.model.loss import collator, heldout_loss
@@ -437,11 +438,12 @@ class TrainerEngine:
 #| export
 def finetune(
     config: FinetuneConfig,  # the settings
+    made: Prepared = None,  # the data itself, not written yet; None: what the settings name
 ) -> (
     dict
 ):  # the summary, also written as summary.json; ValueError or a file error, in one sentence, if it cannot be done
     "Fine-tune a base model on prepared scenes; returns and writes the summary."
-    return run_job(config, TrainerEngine)
+    return run_job(config, TrainerEngine, made)
 
 
 # %% [markdown]

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import simpsons_llm
 from simpsons_llm.machine.device import find_ranks
-from simpsons_llm.machine.job import find_chapter, hold_folder, open_folder, parameters_of, require, set_aside
+from simpsons_llm.machine.job import LINES, find_chapter, hold_folder, open_folder, parameters_of, require, set_aside
 
 # %%
 #| hide
@@ -323,6 +323,20 @@ def run_chapter(
     return executed
 
 
+@contextmanager
+def kernel_env():
+    "The environment in which a kernel starts whose notebook is a log."
+    before = {name: os.environ.get(name) for name in ("MPLBACKEND", LINES)}
+    # a backend meant for scripts would keep pictures out of the notebook
+    os.environ.pop("MPLBACKEND", None)
+    os.environ[LINES] = "1"
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
 def execute(
     chapter: Path,  # a notebook
     executed: Path,  # the executed notebook
@@ -337,12 +351,11 @@ def execute(
         from nbclient.exceptions import DeadKernelError
         from papermill.exceptions import PapermillExecutionError
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    # a backend meant for scripts would keep pictures out of the notebook
-    backend = os.environ.pop("MPLBACKEND", None)
     short = "/tmp" if len(tempfile.gettempdir()) > 60 and os.access("/tmp", os.W_OK) else None
     with (
         tempfile.TemporaryDirectory(prefix="k", dir=short, ignore_cleanup_errors=True) as sockets,
         Interrupter() as stopper,
+        kernel_env(),
     ):
         try:
             papermill.execute_notebook(
@@ -372,8 +385,6 @@ def execute(
                 executed,
                 "",
             ) from None
-        finally:
-            os.environ.update({"MPLBACKEND": backend} if backend else {})
 
 
 # %% [markdown]

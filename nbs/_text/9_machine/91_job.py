@@ -13,9 +13,11 @@
 # %%
 #| export
 import ast
+import difflib
 import gc
 import getpass
 import hashlib
+import html
 import importlib
 import json
 import linecache
@@ -46,6 +48,7 @@ for known in ("IProgress not found", ".*is_gradient_checkpointing.*"):
 #| hide
 import io
 from contextlib import redirect_stdout
+from unittest.mock import patch
 
 
 # %% [markdown]
@@ -152,6 +155,18 @@ class JobConfig:
     ):  # the settings; TypeError or ValueError if a value cannot be
         "The settings that a notebook's names hold."
         return cls(**{f.name: names[f.name] for f in fields(cls)})
+
+    @classmethod
+    def of(
+        cls,
+        **given,  # settings by name; the others have their defaults
+    ):  # the settings; TypeError or ValueError if a name is not known or a value cannot be
+        "The settings that a Python caller gives."
+        known = [f.name for f in fields(cls)]
+        for name in given:
+            near = difflib.get_close_matches(name, known, n=2) or known
+            require(name in known, f"{name}={given[name]!r} was given; did you mean {' or '.join(near)}?")
+        return cls(**given)
 
     def to_dict(self) -> dict:
         "The settings as plain data, for YAML and JSON."
@@ -493,7 +508,7 @@ with tempfile.TemporaryDirectory() as folder:
 # %% [markdown]
 # ## Progress: plain lines with the time left
 #
-# A bar that redraws itself turns a papermill log into thousands of lines. `Progress` prints a plain line now and then, with what is done, the time left at the speed so far, and whatever the job wants to say.
+# A bar that redraws itself turns a papermill log into thousands of lines. `Progress` prints a plain line now and then, with what is done, the time left at the speed so far, and whatever the job wants to say. In a notebook that somebody watches, the lines of a cell stand in one place instead and are written over: one for each thing that is counted.
 
 # %%
 #| export
@@ -511,8 +526,39 @@ def format_seconds(
 
 # %%
 #| export
+LINES = "SIMPSONS_LLM_LINES"  # environment: 1 in a kernel whose output is a log
+_PANEL = {}  # cell: its number; display: where its progress stands; rows: what is counted -> its line
+
+
+def watched_cell():  # its number; None: a plain program, or a log
+    "The cell of a notebook that runs now, if somebody may be watching it."
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return shell.execution_count if hasattr(shell, "kernel") and not os.environ.get(LINES) else None
+
+
+def tell(
+    what: str,  # what is counted
+    line: str,  # how far it is
+):
+    "A line of progress: printed, or in its place below the running cell."
+    cell = watched_cell()
+    if cell is None:
+        print(line, flush=True)
+        return
+    from IPython.display import display
+
+    if _PANEL.get("cell") != cell:
+        _PANEL.update(cell=cell, display=None, rows={})
+    _PANEL["rows"][what] = line
+    shown = {"text/plain": "\n".join(_PANEL["rows"].values())}
+    if _PANEL["display"]:
+        _PANEL["display"].update(shown, raw=True)
+    else:
+        _PANEL["display"] = display(shown, raw=True, display_id=True)
+
+
 class Progress:
-    "Plain progress lines: done, share, time left. At most one every `every_s` seconds, and always the last."
+    "Progress in lines: done, share, time left. At most one every `every_s` seconds, and always the last."
 
     def __init__(
         self,
@@ -543,20 +589,8 @@ class Progress:
             if done
             else ""
         )
-        print(
-            "  ".join(
-                x
-                for x in (
-                    self.what,
-                    f"{done:g}/{self.total:g} {self.unit}",
-                    f"{100 * done / self.total:3.0f} %",
-                    left,
-                    note,
-                )
-                if x
-            ),
-            flush=True,
-        )
+        count = f"{done:g}/{self.total:g} {self.unit}"
+        tell(self.what, "  ".join(x for x in (self.what, count, f"{100 * done / self.total:3.0f} %", left, note) if x))
 
 
 # %% tags=["example"]
@@ -567,7 +601,7 @@ for step in range(1, 4):
 
 # %% tags=["check"]
 out = io.StringIO()
-with redirect_stdout(out):
+with redirect_stdout(out), patch.dict(os.environ, {LINES: "1"}):
     p = Progress(100, "score", every_s=60)
     for i in range(1, 101):
         p(i)
@@ -597,6 +631,56 @@ def collector_off():
 with collector_off():
     assert not gc.isenabled()
 assert gc.isenabled()
+
+
+# %% [markdown]
+# ## Results that show themselves
+#
+# What a function gives back is looked at by a person first. `Facts` is a dictionary that a notebook shows as a table and a terminal as rows:
+
+# %%
+#| export
+class Facts(dict):
+    "Named results: a dict that shows itself, whose entries are attributes too."
+
+    def __getattr__(
+        self,
+        name: str,  # of an entry
+    ):
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"there is no {name!r} here, but {', '.join(map(repr, self))}") from None
+
+    def rows(self) -> list:  # (name, text); entries that hold entries are left to those who ask for them
+        "The entries in words."
+        plain = {k: v for k, v in self.items() if not isinstance(v, (dict, list, tuple))}
+        return [(k.replace("_", " "), f"{v:.4g}" if isinstance(v, float) else str(v)) for k, v in plain.items()]
+
+    def __repr__(self):
+        rows = self.rows()
+        return "\n".join(f"{name:{max(len(n) for n, _ in rows)}}  {text}" for name, text in rows)
+
+    def _repr_html_(self):
+        cells = (
+            f"<tr><td>{html.escape(n)}</td><td style='text-align:left'>{html.escape(t)}</td></tr>"
+            for n, t in self.rows()
+        )
+        return f"<table>{''.join(cells)}</table>"
+
+
+# %% tags=["example"]
+facts = Facts(valid_loss_nats_base=3.8984, valid_loss_nats_best=3.6119, ranks=[{"rank": 0}])
+facts
+
+# %% tags=["check"]
+assert facts.valid_loss_nats_best == facts["valid_loss_nats_best"] and "ranks" not in repr(facts)
+assert "&lt;" in Facts(a="<b>")._repr_html_()
+try:
+    print(facts.loss)
+    raise AssertionError
+except AttributeError as e:
+    assert "valid_loss_nats_base" in str(e)
 
 # %% [markdown]
 # ## One job at a time in a folder

@@ -1,0 +1,277 @@
+# %%
+#| default_exp data.dataset
+
+# %% [markdown]
+# # Data in hand, and for other tools
+#
+# > Prepared data as an object that shows itself, as a `DatasetDict`, and as the files that other trainers read.
+#
+# [Preparing data](12_prepare.ipynb) is a job with a folder as its result. Whoever writes Python wants the same in one call, with something to look at; and whoever trains with other tools wants their forms of it. The library `datasets` is what most of them take, so prepared data becomes a `DatasetDict` in three forms: a row a line, a prompt with its completion, and conversations.
+
+# %%
+#| export
+import json
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from simpsons_llm.data.prepare import (
+    PrepareConfig,
+    Prepared,
+    is_target,
+    load_data,
+    plot_speakers,
+    read_and_split,
+    report_text,
+    write_prepared,
+)
+from simpsons_llm.data.prompt import SILENCE, chat_system
+from simpsons_llm.machine.job import hold_folder, open_folder, require, write_text
+
+# %%
+#| hide
+import tempfile
+
+import pandas as pd
+
+from simpsons_llm.data.formats import read_script
+from simpsons_llm.data.prompt import CHATML, TextMaker, byte_tokenizer, prompt_ids, small_tokenizer
+
+pd.set_option("display.max_colwidth", 100)
+
+
+# %% [markdown]
+# ## Three forms of the same lines
+#
+# `lines` is the plainest: who says what, where. It trains nobody to answer, but it is what one wants for counting, searching and pictures.
+
+# %%
+#| export
+def line_records(
+    scenes: list,  # `Scene`s
+    targets: list = (),  # names to learn; empty: everyone
+) -> list:  # episode, scene, location, number, speaker, text, learned (whether the line is one to learn)
+    "A record for each line."
+    return [
+        {
+            "episode": s.episode,
+            "scene": s.index,
+            "location": s.location,
+            "number": line.number,
+            "speaker": line.speaker,
+            "text": line.text,
+            "learned": is_target(line, targets),
+        }
+        for s in scenes
+        for line in s.lines
+    ]
+
+
+# %% [markdown]
+# `prompt_completion` has a record for each line to learn: the scene up to the name, and the line. It is the text of [the plain form of prompts](13_prompt.ipynb), letter for letter, so a model that another tool trained on it can be asked by this book.
+
+# %%
+#| export
+def prompt_records(
+    scenes: list,  # `Scene`s
+    targets: list = (),  # names to learn; empty: everyone
+) -> list:  # prompt, completion
+    "A record for each line to learn: the scene so far, and the line."
+    found = []
+    for s in scenes:
+        before = f"[{s.location or 'Scene'}]\n"
+        for line in s.lines:
+            if is_target(line, targets):
+                found.append({"prompt": f"{before}{line.speaker}:", "completion": f" {line.text}\n"})
+            before += f"{line.speaker}: {line.text}\n"
+    return found
+
+
+# %% [markdown]
+# `messages` has a record for each scene and character to learn: the character is the assistant, everybody else the user. It is what a chat model's own template writes in training here.
+
+# %%
+#| export
+def message_records(
+    scenes: list,  # `Scene`s
+    targets: list = (),  # names to learn; empty: everyone
+) -> list:  # messages: a list of {"role", "content"}, which ends with the assistant
+    "A conversation for each scene and character to learn."
+    found = []
+    for s in scenes:
+        for who in dict.fromkeys(line.speaker for line in s.lines if is_target(line, targets)):
+            messages, heard = [{"role": "system", "content": chat_system(s.location, who)}], []
+            for line in s.lines:
+                if line.speaker != who:
+                    heard.append(f"{line.speaker}: {line.text}" if line.speaker else line.text)
+                    continue
+                messages.append({"role": "user", "content": "\n".join(heard) or SILENCE})
+                messages.append({"role": "assistant", "content": line.text})
+                heard = []
+            found.append({"messages": messages})
+    return found
+
+
+FORMS = {"lines": line_records, "prompt_completion": prompt_records, "messages": message_records}
+
+
+def records(
+    scenes: list,  # `Scene`s
+    targets: list = (),  # names to learn; empty: everyone
+    form: str = "lines",  # "lines", "prompt_completion" or "messages"
+) -> list:  # plain data; ValueError for another form
+    "Scenes in one of the three forms."
+    require(form in FORMS, f"form={form!r} was given; expected {', '.join(FORMS)}")
+    return FORMS[form](scenes, targets)
+
+
+# %% tags=["example"]
+scene = read_script("springfield").scenes[0]
+{form: records([scene], ["Homer Simpson"], form)[0] for form in FORMS}
+
+# %% [markdown]
+# Are they the texts that this book trains on and asks with? With a tokenizer that reads bytes, text and tokens can be held against each other: the prompt against what a model is asked with, and the conversation against the prompt of the last answer in it, as a chat template writes both.
+
+# %% tags=["check"]
+scenes, maker = read_script("springfield").scenes[:12], TextMaker(byte_tokenizer())
+asked = [
+    (maker.tokenizer.decode(prompt_ids(maker, s.location, s.lines[:i], line.speaker)), line.text)
+    for s in scenes
+    for i, line in enumerate(s.lines)
+]
+made = records(scenes, form="prompt_completion")
+assert [(r["prompt"], r["completion"]) for r in made] == [(a, f" {text}\n") for a, text in asked]
+
+chat = TextMaker(small_tokenizer(2000, *CHATML), "chat")
+for s in scenes:
+    for r in records([s], ["Homer Simpson"], "messages"):
+        last = max(i for i, line in enumerate(s.lines) if line.speaker == "Homer Simpson")
+        tokens = prompt_ids(chat, s.location, s.lines[:last], "Homer Simpson")
+        text = chat.tokenizer.apply_chat_template(r["messages"][:-1], tokenize=False, add_generation_prompt=True)
+        assert chat.tokenizer.decode(tokens) == text and r["messages"][-1]["content"] == s.lines[last].text
+
+
+# %% [markdown]
+# ## Data in hand
+
+# %%
+#| export
+@dataclass(frozen=True, repr=False)
+class Data:
+    "A script, read and split by episode. What `prepare` gives and `finetune` takes."
+
+    parts: dict  # "train", "valid", "test" -> `Scene`s
+    report: dict  # what was read, learned and left out
+    folder: Path | None = None  # where it lies; None: in memory only
+    made: Prepared | None = None  # what is still to be written; None: all is written
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,  # what `prepare` wrote
+    ) -> "Data":  # FileNotFoundError or ValueError if it holds no prepared data
+        "Read prepared data back."
+        return cls(*load_data(folder), Path(folder))
+
+    @property
+    def speakers(self) -> list[str]:
+        "The characters that are learned."
+        return list(self.report["speakers"] or self.report["all_speakers"])
+
+    def to_datasets(
+        self,
+        form: str = "lines",  # "lines", "prompt_completion" or "messages"
+    ):  # a `datasets.DatasetDict` with the splits train, valid and test; ValueError for another form
+        "The same lines for everybody who works with Hugging Face's libraries."
+        from datasets import Dataset, DatasetDict
+
+        targets = self.report["speakers"]
+        return DatasetDict({n: Dataset.from_list(records(p, targets, form)) for n, p in self.parts.items()})
+
+    def export(
+        self,
+        file: str | Path,  # for train, such as messages.jsonl; valid and test lie beside it as messages.valid.jsonl ...
+        form: str = "",  # "lines", "prompt_completion" or "messages"; empty: the one that the file is called by
+    ) -> list[Path]:  # the three files; ValueError if the form is not known
+        "Write JSON lines for other trainers, a file for each split."
+        file = Path(file)
+        form = form or next((f for f in FORMS if f in file.stem), "")
+        require(
+            form in FORMS,
+            f"file {file.name!r} was given; expected a name with {', '.join(FORMS)} in it, such as messages.jsonl",
+        )
+        open_folder(file.parent)
+        files = {"train": file, **{n: file.with_suffix(f".{n}{file.suffix}") for n in ("valid", "test")}}
+        for name, path in files.items():
+            rows = records(self.parts[name], self.report["speakers"], form)
+            write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+        return list(files.values())
+
+    def plot(
+        self,
+        most: int = 15,  # how many characters
+    ):  # matplotlib axes
+        "Who speaks how much, by split."
+        return plot_speakers(self.parts, most)
+
+    def __repr__(self):
+        return report_text(self.report)
+
+    def _repr_html_(self):
+        return f"<pre>{escape(report_text(self.report))}</pre>"
+
+
+def prepare(
+    script: str | Path = "springfield",  # a table, text, Fountain or JSON file; springfield: the one that comes along
+    speakers: list[str] | tuple[str, ...] | str = (),  # characters to learn, in full; empty: everyone
+    out: str | Path | None = None,  # a folder to write to; None: `finetune` writes it into the run
+    **settings,  # the other settings of `simpsons-llm prepare`, by their names: split, valid_share, test_share ...
+) -> Data:  # ValueError, TypeError or a file error, in one sentence, if it cannot be done
+    "Read a script and split it by episode."
+    names = speakers if isinstance(speakers, str) else ",".join(speakers)
+    config = PrepareConfig.of(script=str(script), speakers=names, **settings)
+    if out is None:
+        made = read_and_split(config)
+        return Data(made.parts, made.report, None, made)
+    with hold_folder(out, "prepare"):
+        made = read_and_split(config)
+        write_prepared(made, out)
+    return Data(made.parts, made.report, Path(out))
+
+
+# %% [markdown]
+# One call, and something to look at:
+
+# %% tags=["example"]
+data = prepare("springfield", speakers=["Homer Simpson"])
+data
+
+# %% tags=["example"]
+sets = data.to_datasets("prompt_completion")
+sets
+
+# %% tags=["example"]
+sets["train"].to_pandas().head(4)
+
+# %% [markdown]
+# Nothing is lost or added on the way: every line stands in one split, every line to learn is one completion, and every answer one of the assistant. What lies in files is what was in memory, and a folder gives the same data back.
+
+# %% tags=["check"]
+lines, chats = data.to_datasets("lines"), data.to_datasets("messages")
+for name, scenes in data.parts.items():
+    assert lines[name]["text"] == [line.text for s in scenes for line in s.lines]
+    learned = [f" {r['text']}\n" for r in lines[name] if r["learned"]]
+    assert list(sets[name]["completion"]) == learned
+    assert [f" {m['content']}\n" for r in chats[name] for m in r["messages"] if m["role"] == "assistant"] == learned
+with tempfile.TemporaryDirectory() as folder:
+    written = prepare("springfield", ["Homer Simpson"], out=Path(folder) / "data")
+    assert Data.load(written.folder).parts == written.parts == data.parts
+    files = data.export(Path(folder) / "messages.jsonl")
+    assert [f.name for f in files] == ["messages.jsonl", "messages.valid.jsonl", "messages.test.jsonl"]
+    assert [json.loads(row) for row in files[1].read_text(encoding="utf8").splitlines()] == list(chats["valid"])
+    for wrong in (lambda: data.export("for_trl.jsonl"), lambda: data.to_datasets("chat")):
+        try:
+            wrong()
+            raise AssertionError
+        except ValueError as e:
+            assert "prompt_completion" in str(e)
