@@ -22,7 +22,8 @@ def best_fit(
     "Put samples into as few rows as a simple rule can."
     require(
         not lengths or max(lengths) <= row_len,
-        f"a sample has {max(lengths, default=0)} tokens, more than a row of {row_len}; raise the row's length or lower max_seq_len",
+        f"a sample has {max(lengths, default=0)} tokens, more than a row of {row_len}; "
+        "raise the row's length or lower max_seq_len",
     )
     rows, with_room, bits = [], {}, 0  # room -> rows; bit r of `bits`: there is a row with room r
     for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):

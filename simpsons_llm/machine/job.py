@@ -210,7 +210,8 @@ def same_parameters(
     want = [(f.name, f.default) for f in fields(cls)]
     require(
         cell == want,
-        f"parameters cell of {chapter} and {cls.__name__} differ in {sorted(set(map(repr, cell)) ^ set(map(repr, want)))}",
+        f"parameters cell of {chapter} and {cls.__name__} differ "
+        f"in {sorted(set(map(repr, cell)) ^ set(map(repr, want)))}",
     )
     return True
 
@@ -444,7 +445,10 @@ def owner_text(
     "The owner of a lock in words."
     if not note:
         return "another job"
-    return f"{note['what']} by {note['user']} on {note['host']} (process {note['processes'][0]['pid']}), since {format_seconds(max(0, time.time() - note['since']))}"
+    return (
+        f"{note['what']} by {note['user']} on {note['host']} (process {note['processes'][0]['pid']}), "
+        f"since {format_seconds(max(0, time.time() - note['since']))}"
+    )
 
 # %% ../../nbs/9_machine/91_job.ipynb #91-54
 def make_lock(

@@ -404,7 +404,8 @@ def answer(
         parts, report = load_data(config.data)
         require(
             notes.get("data_sha256", report["data_sha256"]) == report["data_sha256"],
-            f"the adapter was trained on other data than {config.data}, so its test scenes may not be unseen; give the data of its training",
+            f"the adapter was trained on other data than {config.data}, "
+            "so its test scenes may not be unseen; give the data of its training",
         )
         main = [s for s in ("Homer Simpson", "Marge Simpson", "Bart Simpson") if s in known] or list(
             known or report["all_speakers"]

@@ -86,7 +86,8 @@ def parse_sizes(
         found = []
     require(
         found and found[0] >= 1,
-        f"sizes={sizes!r} was given; expected auto, seed, or whole numbers of 1 or more with commas, such as 1,1024,1048576",
+        f"sizes={sizes!r} was given; expected auto, seed, "
+        "or whole numbers of 1 or more with commas, such as 1,1024,1048576",
     )
     return found
 
@@ -234,7 +235,8 @@ def time_case(
     for rank, (_, mistake) in enumerate(found):
         if mistake:
             raise WrongAnswer(
-                f"{case.op} of {case.elements:,} {str(case.own.dtype).removeprefix('torch.')} numbers is wrong on rank {rank} of {len(found)}: {mistake}; do not train with this backend"
+                f"{case.op} of {case.elements:,} {str(case.own.dtype).removeprefix('torch.')} numbers "
+                f"is wrong on rank {rank} of {len(found)}: {mistake}; do not train with this backend"
             )
     return [max(one) for one in zip(*(t for t, _ in found))]
 
@@ -270,7 +272,8 @@ def bench_collectives(
     ranks = find_ranks()
     require(
         ranks.world_size > 1,
-        "one process alone has nobody to talk to; start ranks with simpsons-llm bench collectives -n 2, simpsons-llm launch -n 2 collectives or mpirun -n 2 simpsons-llm bench collectives",
+        "one process alone has nobody to talk to; start ranks with simpsons-llm bench collectives -n 2, "
+        "simpsons-llm launch -n 2 collectives or mpirun -n 2 simpsons-llm bench collectives",
     )
     complete_env(ranks)
     rank_env(ranks)  # before torch is imported
@@ -392,7 +395,8 @@ def measure(
     n = n or (2 if d.type == "cpu" else _count(d.type))
     require(
         n > 1,
-        f"{n} rank on {d.type} has nobody to talk to; a collective needs 2 or more: give -n 2, and --device cpu where there is one accelerator",
+        f"{n} rank on {d.type} has nobody to talk to; "
+        "a collective needs 2 or more: give -n 2, and --device cpu where there is one accelerator",
     )
     if d.type != "cpu":
         find_device(d.type, local_rank=n - 1)  # says so if there are fewer

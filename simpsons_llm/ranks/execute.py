@@ -252,7 +252,8 @@ def execute(
                 raise KeyboardInterrupt(str(executed)) from None
             raise ChapterError(
                 "DeadKernelError",
-                "the kernel died without a word; somebody killed it, or the system did because memory ran out (see dmesg)",
+                "the kernel died without a word; "
+                "somebody killed it, or the system did because memory ran out (see dmesg)",
                 executed,
                 "",
             ) from None

@@ -161,7 +161,8 @@ def check_settings(
     require(config.packing in PACKINGS, f"packing={config.packing!r} was given; expected {', '.join(PACKINGS)}")
     require(
         config.packing != "rows" or config.row_len >= s["max_seq_len"],
-        f"row_len={config.row_len} was given; expected at least max_seq_len={s['max_seq_len']}, so that every sample fits into a row",
+        f"row_len={config.row_len} was given; "
+        f"expected at least max_seq_len={s['max_seq_len']}, so that every sample fits into a row",
     )
     require(s["max_seq_len"] >= 16, f"max_seq_len={s['max_seq_len']} was given; expected 16 or more")
     require(0 <= s["context_weight"] <= 1, f"context_weight={s['context_weight']} was given; expected 0..1")
@@ -196,7 +197,8 @@ def check_settings(
     )
     require(
         config.trackers == "none" or find_spec(config.trackers),
-        f"trackers={config.trackers} was given, but {config.trackers} is not installed; pip install 'simpsons_llm[track]'",
+        f"trackers={config.trackers} was given, but {config.trackers} is not installed; "
+        "pip install 'simpsons_llm[track]'",
     )
     require(
         config.backend in ("auto", "xccl", "ccl", "nccl", "gloo"),
@@ -222,11 +224,13 @@ def check_settings(
     ]
     require(
         config.mode == "lora" or not only_lora,
-        f"mode=full was given with {only_lora and only_lora[0]}, which belongs to an adapter; leave it out, or use mode=lora",
+        f"mode=full was given with {only_lora and only_lora[0]}, "
+        "which belongs to an adapter; leave it out, or use mode=lora",
     )
     require(
         config.quantization == "none" or config.init_lora_weights == "default",
-        f"quantization={config.quantization} was given with init_lora_weights={config.init_lora_weights}, which changes the base's weights; use one of the two",
+        f"quantization={config.quantization} was given with init_lora_weights={config.init_lora_weights}, "
+        "which changes the base's weights; use one of the two",
     )
 
 # %% ../../nbs/4_train/40_config.ipynb #40-12
@@ -281,7 +285,8 @@ def make_optimizer(
     trainable = [p for p in model.parameters() if p.requires_grad]
     require(
         trainable,
-        "no parameter of the model is trainable, so an optimizer would have nothing to do; add the adapter before the optimizer is made",
+        "no parameter of the model is trainable, so an optimizer would have nothing to do; "
+        "add the adapter before the optimizer is made",
     )
     if lora_plus_ratio == 1:
         return torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=0.0, fused=fused)

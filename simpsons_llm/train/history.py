@@ -194,7 +194,8 @@ class Recorder(Meter):
         )
         self.progress(
             step,
-            f"loss {loss:.3f}  {(self.real_tokens - self.begun_tokens) / max(self.step_s - self.begun_s, 1e-9):.0f} tokens/s",
+            f"loss {loss:.3f}  "
+            f"{(self.real_tokens - self.begun_tokens) / max(self.step_s - self.begun_s, 1e-9):.0f} tokens/s",
         )
 
     def evaluated(
@@ -205,7 +206,8 @@ class Recorder(Meter):
         "The held-out loss was measured."
         require(
             math.isfinite(loss),
-            f"the held-out loss is {loss} at step {step}; the run was stopped; try a lower learning_rate, or dtype=float32",
+            f"the held-out loss is {loss} at step {step}; "
+            "the run was stopped; try a lower learning_rate, or dtype=float32",
         )
         epoch = step % self.length.epoch_steps == 0
         train = self.train_perplexity(step) if epoch else None
@@ -219,7 +221,8 @@ class Recorder(Meter):
             print(
                 f"step {step}: held-out loss {loss:.4f} nats per token"
                 + (
-                    f"; epoch {step // self.length.epoch_steps}: perplexity {train:.2f} in training, {math.exp(loss):.2f} held out"
+                    f"; epoch {step // self.length.epoch_steps}: "
+                    f"perplexity {train:.2f} in training, {math.exp(loss):.2f} held out"
                     if train
                     else ""
                 ),

@@ -195,7 +195,8 @@ def plan(
     for split, long in too_long.items():
         if long and ranks.is_main:
             print(
-                f"{split}: {long} lines are longer than max_seq_len={s['max_seq_len']} tokens by themselves and are not learned"
+                f"{split}: {long} lines are longer than "
+                f"max_seq_len={s['max_seq_len']} tokens by themselves and are not learned"
             )
     counts = audit(samples["train"], maker, parts["train"], report["speakers"], s["max_seq_len"])
     require(
@@ -292,7 +293,8 @@ def require_host(
     need = host_gib(told, ranks)
     require(
         not need > room_gib,
-        f"a sharded model is loaded whole into the host's memory first, once by each of the {ranks.local_world_size} ranks of a machine: {need:.1f} GiB, and this one has {room_gib:.1f}; "
+        "a sharded model is loaded whole into the host's memory first, once by each of the "
+        f"{ranks.local_world_size} ranks of a machine: {need:.1f} GiB, and this one has {room_gib:.1f}; "
         "start fewer ranks on each machine, or use sharding=none where the devices have room for it",
     )
 
@@ -365,7 +367,8 @@ def what_is_learned(
     trainable, total = trainable_parameters(model)
     weight, context = config.resolved()["context_weight"], counts["context_tokens"]
     learned = f"{counts['learned_tokens']:,} of them learned" + (
-        f", and {context:,} of other lines at weight {weight:g}, which is {weight * context / (weight * context + counts['learned_tokens']):.0%} of the loss"
+        f", and {context:,} of other lines at weight {weight:g}, "
+        f"which is {weight * context / (weight * context + counts['learned_tokens']):.0%} of the loss"
         if context
         else ""
     )
@@ -374,12 +377,14 @@ def what_is_learned(
             f"{base_of(model).name_or_path} on {job.device.name} ({job.device.dtype}); recipe {config.recipe}",
             f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})",
             f"to learn: {counts['samples']} samples, {counts['tokens']:,} tokens, {learned}; "
-            f"{job.length.steps} steps of {config.resolved()['global_batch_size']} {'rows' if config.packing == 'rows' else 'samples'}; {job.layout}",
+            f"{job.length.steps} steps of {config.resolved()['global_batch_size']} "
+            f"{'rows' if config.packing == 'rows' else 'samples'}; {job.layout}",
             *(
                 [
                     f"{job.ranks.world_size} ranks, "
                     + (
-                        f"each holds a part of the model (FSDP); while it is loaded, {host_gib(job.told, job.ranks):.1f} GiB of the host's memory"
+                        "each holds a part of the model (FSDP); "
+                        f"while it is loaded, {host_gib(job.told, job.ranks):.1f} GiB of the host's memory"
                         if job.sharded
                         else "each holds the whole model (DDP)"
                     )
@@ -387,7 +392,8 @@ def what_is_learned(
                 if job.ranks.world_size > 1
                 else []
             ),
-            f"peak memory of a step: {'at least ' if job.device.type == 'cpu' else ''}{job.told.peak_mem_gib:.1f} GiB of {job.device.memory_gib:.1f}",
+            f"peak memory of a step: {'at least ' if job.device.type == 'cpu' else ''}{job.told.peak_mem_gib:.1f} GiB "
+            f"of {job.device.memory_gib:.1f}",
         ]
     )
 
@@ -447,7 +453,8 @@ def open_run(
         changed = sorted(k for k in settings if before.get(k) != settings[k] and k not in MAY_CHANGE)
         require(
             not changed,
-            f"to resume, the settings must be those of the run; {', '.join(f'{k}: {before.get(k)} then, {settings[k]} now' for k in changed)}",
+            "to resume, the settings must be those of the run; "
+            f"{', '.join(f'{k}: {before.get(k)} then, {settings[k]} now' for k in changed)}",
         )
         if "optimizer_steps" in done and not done.get("stopped_early"):
             return done
@@ -560,7 +567,8 @@ def measure(
         if job.config.score_test and "test_loss_nats" not in row:
             require(
                 not (job.sharded and resumed),
-                "score_test was given on resuming a sharded run that began without it, and its base cannot be scored any more; leave it out",
+                "score_test was given on resuming a sharded run that began without it, "
+                "and its base cannot be scored any more; leave it out",
             )
             row["test_loss_nats"] = job.score("test")
         if not job.config.resume:
@@ -581,7 +589,8 @@ def measure(
     (best_step, told), best = engine.best, job.score("valid")
     require(
         abs(best - told) < 1e-3 * max(1, best),
-        f"the checkpoint of step {best_step} scores {best:.4f} where {told:.4f} was measured in training; it was not loaded as it was saved",
+        f"the checkpoint of step {best_step} scores {best:.4f} where {told:.4f} was measured in training; "
+        "it was not loaded as it was saved",
     )
     losses |= {"valid_loss_nats_best": best, "best_step": best_step}
     if job.config.score_test:
@@ -684,19 +693,22 @@ def summary_text(
     "The summary in words."
     s, fell = summary, summary["valid_loss_nats_base"] - summary["valid_loss_nats_best"]
     rows = [
-        f"held-out loss in nats per token: {s['valid_loss_nats_base']:.4f} before, {s['valid_loss_nats_best']:.4f} after (step {s['best_step']} of {s['optimizer_steps']}), a change of {-fell:+.4f}"
+        f"held-out loss in nats per token: {s['valid_loss_nats_base']:.4f} before, {s['valid_loss_nats_best']:.4f} "
+        f"after (step {s['best_step']} of {s['optimizer_steps']}), a change of {-fell:+.4f}"
     ]
     if "test_loss_nats_base" in s:
         rows.append(
             f"test scenes, scored once: {s['test_loss_nats_base']:.4f} before, {s['test_loss_nats_best']:.4f} after"
         )
     rows.append(
-        f"{s['real_tokens']:,} tokens in {format_seconds(s['train_s'])} ({s['tokens_per_s']:.0f} tokens/s while training), peak memory {s['peak_mem_gib']:.1f} GiB"
+        f"{s['real_tokens']:,} tokens in {format_seconds(s['train_s'])} "
+        f"({s['tokens_per_s']:.0f} tokens/s while training), peak memory {s['peak_mem_gib']:.1f} GiB"
     )
     if s["stopped_early"]:
         rows.append("stopped early: the time allowed was up")
     if fell < LEAST_GAIN:
         rows.append(
-            f"WARNING: the held-out loss fell by less than {LEAST_GAIN} nats, so this adapter is hardly better than the base; try more steps, another learning_rate or more data"
+            f"WARNING: the held-out loss fell by less than {LEAST_GAIN} nats, "
+            "so this adapter is hardly better than the base; try more steps, another learning_rate or more data"
         )
     return "\n".join(rows)

@@ -76,7 +76,8 @@ def best_fit(
     "Put samples into as few rows as a simple rule can."
     require(
         not lengths or max(lengths) <= row_len,
-        f"a sample has {max(lengths, default=0)} tokens, more than a row of {row_len}; raise the row's length or lower max_seq_len",
+        f"a sample has {max(lengths, default=0)} tokens, more than a row of {row_len}; "
+        "raise the row's length or lower max_seq_len",
     )
     rows, with_room, bits = [], {}, 0  # room -> rows; bit r of `bits`: there is a row with room r
     for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
@@ -810,7 +811,8 @@ class PackedRows:
 # %% tags=["example"]
 packed_rows = PackedRows(views["scenes, 512"], 1024)
 print(
-    f"{len(packed_rows.samples)} samples in {len(packed_rows)} rows of 1,024 tokens, {packed_rows.filling:.1%} full; samples of the rows view: {PackedRows(views['rows, 256'], 1024).filling:.1%}"
+    f"{len(packed_rows.samples)} samples in {len(packed_rows)} rows of 1,024 tokens, {packed_rows.filling:.1%} full; "
+    f"samples of the rows view: {PackedRows(views['rows, 256'], 1024).filling:.1%}"
 )
 
 # %% tags=["check"]

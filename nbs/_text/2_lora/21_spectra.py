@@ -154,7 +154,8 @@ base = LlamaForCausalLM(
 untrained = held_out(base)
 train(base, batches(samples["train", "others"], 320, 8), lr=5e-3)
 Markdown(
-    f"{base.num_parameters():,} weights. Homer's held-out lines cost {untrained:.2f} nats a byte before any training, and {held_out(base):.2f} now that the model knows the others."
+    f"{base.num_parameters():,} weights. Homer's held-out lines cost {untrained:.2f} nats a byte "
+    f"before any training, and {held_out(base):.2f} now that the model knows the others."
 )
 
 # %% [markdown]
@@ -260,7 +261,8 @@ def weight_changes(
         m = adapters.get(name)
         require(
             m is None or torch.equal(w, old[name].to(w.device)) and getattr(m, "lora_magnitude_vector", None) is None,
-            f"the change of {name} is more than B A (another base, a merged adapter, PiSSA or DoRA); give the model it was trained on, or merge it and remove the adapters",
+            f"the change of {name} is more than B A (another base, a merged adapter, PiSSA or DoRA); "
+            "give the model it was trained on, or merge it and remove the adapters",
         )
         d = m.delta().detach() if m else w.to(torch.promote_types(w.dtype, torch.float32)) - old[name].to(w.device)
         if d.any():
@@ -339,7 +341,8 @@ def singular_values(
     "The singular values of one change."
     require(
         matrix.ndim == 2 and bool(matrix.isfinite().all()),
-        f"a tensor of shape {tuple(matrix.shape)} with {int((~matrix.isfinite()).sum())} values that are not finite was given; give a finite matrix",
+        f"a tensor of shape {tuple(matrix.shape)} with {int((~matrix.isfinite()).sum())} values "
+        "that are not finite was given; give a finite matrix",
     )
     return torch.linalg.svdvals(matrix.detach().double()).cpu()
 
@@ -424,7 +427,8 @@ def spectra_table(
     old, rows = layer_weights(before) if before is not None else {}, []
     require(
         not old or changes.keys() <= old.keys(),
-        f"the model before has no layer {min(changes.keys() - old.keys(), default='')!r}; give the one that the changes were taken from",
+        f"the model before has no layer {min(changes.keys() - old.keys(), default='')!r}; "
+        "give the one that the changes were taken from",
     )
     for name, d in changes.items():
         values = singular_values(d)
@@ -550,7 +554,10 @@ middle = {label: values.median() for label, values in ranks.items()}
 Markdown(
     "In the middle of the layers: "
     + ", ".join(f"{label} {value:g}" for label, value in middle.items())
-    + f". The weight itself needs {middle['the weight itself'] / middle['full change']:.1f} times the rank of its change."
+    + (
+        ". The weight itself needs "
+        f"{middle['the weight itself'] / middle['full change']:.1f} times the rank of its change."
+    )
 )
 
 # %% [markdown]
@@ -574,7 +581,8 @@ tail = pd.DataFrame(
 )
 display(tail.median().rename("rank for 90 %, middle of the layers").to_frame().T)
 Markdown(
-    f"The sign of the same gradient needs {(tail.iloc[:, 1] / tail.gradient).median():.1f} times its rank. After {len(lessons)} steps the change lies between the two."
+    f"The sign of the same gradient needs {(tail.iloc[:, 1] / tail.gradient).median():.1f} times its rank. "
+    f"After {len(lessons)} steps the change lies between the two."
 )
 
 # %% tags=["check"]
@@ -603,7 +611,8 @@ def add_changes(
         weight = model.get_submodule(name).weight
         require(
             weight.shape == d.shape,
-            f"{name} is {tuple(weight.shape)}, its change {tuple(d.shape)}; give the model that the changes were taken from",
+            f"{name} is {tuple(weight.shape)}, its change {tuple(d.shape)}; "
+            "give the model that the changes were taken from",
         )
         weight += (d if r is None else best_of_rank(d, r)).to(weight)
     return model

@@ -439,7 +439,8 @@ def remove_lora(
     merged = [layer.merged for layer in layers.values()]
     require(
         keep_change or all(layer.settings.init_lora_weights != "pissa" for layer in layers.values()),
-        "keep_change=False was given, but PiSSA took part of the weights into A and B, and training changed it; load the base model again",
+        "keep_change=False was given, but PiSSA took part of the weights into A and B, "
+        "and training changed it; load the base model again",
     )
     if keep_change and not all(merged):
         merge(model)
@@ -715,13 +716,15 @@ def load_lora(
     misfit = f"the adapter in {folder} does not fit the model:"
     require(
         not lost and not empty,
-        f"{misfit} {len(lost)} of its keys have no place and {len(empty)} places have no key, such as {min(lost | empty, default='')}",
+        f"{misfit} {len(lost)} of its keys have no place and {len(empty)} places have no key, "
+        f"such as {min(lost | empty, default='')}",
     )
     wrong = {key: shape for key, (_, _, shape) in places.items() if tuple(weights[key].shape) != shape}
     key = next(iter(wrong), None)
     require(
         not wrong,
-        f"{misfit} {len(wrong)} of its tensors have another shape, such as {key}: {tuple(weights[key].shape) if wrong else ''} in the file, {wrong.get(key)} in the model",
+        f"{misfit} {len(wrong)} of its tensors have another shape, such as {key}: "
+        f"{tuple(weights[key].shape) if wrong else ''} in the file, {wrong.get(key)} in the model",
     )
     add_lora(model, settings)
     with torch.no_grad():

@@ -338,7 +338,8 @@ ax.set_ylabel("probability")
 ax.set_xlabel("first token of the answer")
 ax.spines[["top", "right"]].set_visible(False)
 print(
-    f"{kept} of {len(logits):,} tokens can be drawn; the likeliest, {names[0]}, has {plain.softmax(0).max():.1%}, and {sharp.softmax(0).max():.1%} at temperature 0.8."
+    f"{kept} of {len(logits):,} tokens can be drawn; the likeliest, {names[0]}, "
+    f"has {plain.softmax(0).max():.1%}, and {sharp.softmax(0).max():.1%} at temperature 0.8."
 )
 
 # %% [markdown]
@@ -635,7 +636,8 @@ def answer(
         parts, report = load_data(config.data)
         require(
             notes.get("data_sha256", report["data_sha256"]) == report["data_sha256"],
-            f"the adapter was trained on other data than {config.data}, so its test scenes may not be unseen; give the data of its training",
+            f"the adapter was trained on other data than {config.data}, "
+            "so its test scenes may not be unseen; give the data of its training",
         )
         main = [s for s in ("Homer Simpson", "Marge Simpson", "Bart Simpson") if s in known] or list(
             known or report["all_speakers"]

@@ -133,7 +133,9 @@ sums = [
     )
 ]
 print(
-    f"{sums[0][1]:.0f} and {sums[1][1]:.0f} learned tokens (by weight): {sum(loss for loss, _ in sums) / sum(w for _, w in sums):.4f} nats over tokens, {sum(loss / w for loss, w in sums) / 2:.4f} as a mean of means"
+    f"{sums[0][1]:.0f} and {sums[1][1]:.0f} learned tokens (by weight): "
+    f"{sum(loss for loss, _ in sums) / sum(w for _, w in sums):.4f} nats over tokens, "
+    f"{sum(loss / w for loss, w in sums) / 2:.4f} as a mean of means"
 )
 
 
@@ -205,7 +207,8 @@ assert scored([*samples, Sample([5, 6, 7], [0.0, 0.5, 0.5])]) == scored(samples)
 # a random model knows nothing: about ln(vocabulary)
 assert abs(one - math.log(len(tiny_tokenizer))) < 0.3
 print(
-    f"random model: {one:.3f} nats per token; guessing among {len(tiny_tokenizer)} tokens: {math.log(len(tiny_tokenizer)):.3f}"
+    f"random model: {one:.3f} nats per token; "
+    f"guessing among {len(tiny_tokenizer)} tokens: {math.log(len(tiny_tokenizer)):.3f}"
 )
 
 # %% [markdown]
@@ -217,7 +220,8 @@ base, tokenizer = load_base("smollm2-135m", where)
 real, _ = scene_samples(scenes[:2], TextMaker(tokenizer))
 before = heldout_loss(base, real, tokenizer.pad_token_id)
 print(
-    f"{before:.3f} nats per token, that is, the right token gets {math.exp(-before):.1%} (geometric mean); evenly among {len(tokenizer):,} tokens it would be {math.log(len(tokenizer)):.1f} nats"
+    f"{before:.3f} nats per token, that is, the right token gets {math.exp(-before):.1%} (geometric mean); "
+    f"evenly among {len(tokenizer):,} tokens it would be {math.log(len(tokenizer)):.1f} nats"
 )
 
 # %% tags=["check"]

