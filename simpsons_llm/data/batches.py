@@ -52,7 +52,9 @@ def global_batches(
 
 # %% ../../nbs/1_data/16_batches.ipynb #16-12
 class RankBatches:
-    "A batch sampler for `torch.utils.data.DataLoader`: the micro-batches of one rank. A filler is written as -1 - i for sample i."
+    """A batch sampler for `torch.utils.data.DataLoader`: the micro-batches of one rank.
+
+    A filler is written as -1 - i for sample i."""
 
     def __init__(
         self,

@@ -47,12 +47,8 @@ SPLITS = ("train", "valid", "test")
 class PrepareConfig(JobConfig):
     "Settings of the prepare job."
 
-    script: str = (
-        "springfield"  # a table, text, Fountain or JSON file, or springfield: the script that comes with the package
-    )
-    speakers: str = (
-        ""  # characters to learn, comma-separated full names, which may hold commas themselves; empty: everyone
-    )
+    script: str = "springfield"  # a table, text, Fountain or JSON file, or springfield: the package's own script
+    speakers: str = ""  # characters to learn: full names, comma-separated (a name may hold commas); empty: everyone
     out: str = "runs/data"  # folder for the prepared data
     split: str = "episode"  # what stays together: episode, or scene for scripts with fewer than 3 episodes
     valid_share: float = 0.1  # share of the lines to choose the best step by, 0..0.5
@@ -253,9 +249,7 @@ def leak_report(
     train: list,  # training `Scene`s
     heldout: list,  # held-out `Scene`s
     min_words: int = MIN_WORDS,  # shorter lines are not looked at
-) -> (
-    dict
-):  # line_share and ngram_share (0..1), lines and ngrams (how many were looked at), leaked and similar (the `Line`s)
+) -> dict:  # line_share, ngram_share (0..1), lines, ngrams (how many were looked at), leaked, similar (the `Line`s)
     "Held-out lines that also stand in the training scenes, whole or in runs of eight words."
     held = [(line, w) for s in heldout for line in s.lines if len(w := plain_words(line.text)) >= min_words]
     wanted, looked = {" ".join(w) for _, w in held}, {g for _, w in held for g in ngrams(w)}
@@ -635,9 +629,7 @@ def report_text(
 # %% ../../nbs/1_data/12_prepare.ipynb #12-52
 def load_data(
     folder,  # what `prepare` wrote
-) -> (
-    tuple
-):  # (split name -> `Scene`s, report); FileNotFoundError or ValueError if the folder does not hold prepared data
+) -> tuple:  # (split name -> `Scene`s, report); FileNotFoundError or ValueError if it holds no prepared data
     "Read prepared data back, and make sure that it is what was written."
     folder = Path(folder)
     if not (folder / "report.json").is_file():

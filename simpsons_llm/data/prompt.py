@@ -34,7 +34,9 @@ def reader(
     tokenizer,  # a transformers tokenizer
     literal: bool = True,  # letters of special tokens are letters
 ):  # a function: list of texts -> for each, its token ids, no special tokens added
-    "Plain tokenization. A literal reader has a copy of the tokenizer, so nobody's padding or truncation is in it, and threads may use it."
+    """Plain tokenization.
+
+    A literal reader has a copy of the tokenizer, so nobody's padding or truncation is in it, and threads may use it."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not literal or not hasattr(backend, "encode_batch_fast"):
         return lambda texts: tokenizer(texts, add_special_tokens=False, split_special_tokens=literal).input_ids
@@ -107,11 +109,12 @@ def chat_system(
     )
 
 # %% ../../nbs/1_data/13_prompt.ipynb #13-18
+# a common template and its special tokens, for examples and tests
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     ("<|im_start|>", "<|im_end|>"),
-)  # a common template and its special tokens, for examples and tests
+)
 
 # %% ../../nbs/1_data/13_prompt.ipynb #13-20
 DATE = "2025-01-01"  # the day on which all conversations take place
@@ -300,7 +303,7 @@ class TextMaker:
         self,
         tokenizer,  # a transformers tokenizer with an end token and another token to pad with
         template: str = "script",  # "script", "alpaca" or "chat"
-        max_seq_len: int = None,  # most tokens of prompt and answer when serving, as in training; None: as many as the model takes
+        max_seq_len: int = None,  # most tokens of prompt and answer when serving, as in training; None: the model's
         date: str = DATE,  # the day that a chat template writes, as year-month-day
     ):
         require(

@@ -27,7 +27,7 @@ def layer_weights(
 # %% ../../nbs/2_lora/21_spectra.ipynb #21-17
 def weight_changes(
     before,  # a model without adapters, or its state dict
-    after,  # the same after fine-tuning: a model (one with `LoRALinear`s too), or a state dict (a merged PEFT model's too)
+    after,  # the same, fine-tuned: a model (with `LoRALinear`s too), or a state dict (a merged PEFT model's too)
 ) -> dict:  # layer name -> change, D_out x D_in, 32 bits or more; layers that did not change are left out
     "What fine-tuning added to each layer; ValueError if the layers differ or nothing changed."
     require(

@@ -57,9 +57,9 @@ def unmerge(
 
 def remove_lora(
     model: torch.nn.Module,  # a model after `add_lora`, merged or not; it is changed in place
-    keep_change: bool = True,  # True: the change stays in the weights; False: the base as it was, to rounding if it was merged (not for PiSSA: ValueError)
+    keep_change: bool = True,  # True: the change stays in the weights; False: the base as it was (PiSSA: ValueError)
 ) -> torch.nn.Module:  # the same model with plain, still frozen, Linear layers
-    "Take the adapters away."
+    "Take the adapters away; with keep_change=False, a merged base comes back only up to rounding."
     layers = lora_layers(model)
     merged = [layer.merged for layer in layers.values()]
     require(
@@ -87,7 +87,7 @@ def _file_key(name, part):
 def save_lora(
     model: torch.nn.Module,  # a model after `add_lora`, merged or not
     folder,  # where to; it is made if need be
-    settings: LoRASettings = None,  # what the adapters were made with, checked against the layers; None: as the layers say
+    settings: LoRASettings = None,  # what the adapters were made with, checked against them; None: as the layers say
 ) -> Path:  # the folder; ValueError if there are no adapters, or others
     "Write the adapters as peft would."
     from safetensors.torch import save_file
@@ -124,17 +124,19 @@ _OURS = {
     "peft_type",
 }
 _NOTES = {
+    # of no effect on the numbers
     "base_model_name_or_path",
     "revision",
     "task_type",
     "inference_mode",
     "auto_mapping",
-    "peft_version",  # of no effect on the numbers
+    "peft_version",
+    # of none without a switch beside them
     "qalora_group_size",
     "megatron_core",
     "loftq_config",
     "eva_config",
-}  # of none without a switch beside them
+}
 
 
 def read_lora_settings(

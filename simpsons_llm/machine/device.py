@@ -172,7 +172,9 @@ def complete_env(
     master_addr: str = "127.0.0.1",  # address of rank 0's machine, used where MASTER_ADDR is missing
     master_port: int = None,  # port on it, 1..65535, used where MASTER_PORT is missing; the same on every rank
 ) -> dict:  # the variables that were set here, {} for one process alone
-    "Set what is missing of torchrun's variables, and take away what would mislead one process alone. Call it before transformers is imported."
+    """Set what is missing of torchrun's variables, and take away what would mislead one process alone.
+
+    Call it before transformers is imported."""
     env = os.environ if env is None else env
     if ranks.world_size < 2:
         if not {"MASTER_ADDR", "MASTER_PORT"} <= set(env):

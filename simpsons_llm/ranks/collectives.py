@@ -108,9 +108,7 @@ class CollectivesConfig(JobConfig):
     "Settings of the collectives job."
 
     out: str = "runs/collectives"  # folder for collectives.json and collectives.png
-    sizes: str = (
-        "auto"  # numbers in an array: auto (powers of 4), seed (1 to 786,432), or a list such as 1,1024,1048576
-    )
+    sizes: str = "auto"  # numbers in an array: auto (powers of 4), seed (1 to 786,432), a list such as 1,1024,1048576
     dtypes: str = "float32,bfloat16"  # number formats, with commas: float32, bfloat16, float16
     warmup: int = 10  # calls before the clock counts, 0 or more
     repeats: int = 10  # calls that are timed, 1 or more
@@ -214,9 +212,7 @@ def time_case(
     device: Device,  # where it runs
     warmup: int,  # calls that are not timed, 0 or more
     repeats: int,  # calls that are timed, 1 or more
-) -> (
-    list
-):  # seconds of the timed calls, each on its slowest rank; WrongAnswer, on all ranks, if one was wrong on one of them
+) -> list:  # seconds of the timed calls, each on its slowest rank; WrongAnswer, on all ranks, if one was wrong on one
     "Call a collective again and again, with all ranks."
     import torch
     from torch import distributed as dist

@@ -335,7 +335,7 @@ def choose_launcher(
 
 
 def read_hosts(
-    text: str,  # host names with commas, or the path of a file with one a line; "a:4" and "a slots=4" name ranks per host
+    text: str,  # host names with commas, or the path of a file with one a line; "a:4" or "a slots=4": 4 ranks on a
     n: int,  # ranks in all
 ) -> list:  # (host, ranks on it); ValueError if n cannot be shared out
     "Who runs how many ranks."

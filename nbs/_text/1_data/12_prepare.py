@@ -11,8 +11,8 @@
 # It is the first chapter that is also a program. `simpsons-llm prepare --script FILE`, `papermill nbs/1_data/12_prepare.ipynb out.ipynb` and "run all" do the same.
 
 # %% tags=["parameters"]
-script = "springfield"  # a table, text, Fountain or JSON file, or springfield: the script that comes with the package
-speakers = ""  # characters to learn, comma-separated full names, which may hold commas themselves; empty: everyone
+script = "springfield"  # a table, text, Fountain or JSON file, or springfield: the package's own script
+speakers = ""  # characters to learn: full names, comma-separated (a name may hold commas); empty: everyone
 out = "runs/data"  # folder for the prepared data
 split = "episode"  # what stays together: episode, or scene for scripts with fewer than 3 episodes
 valid_share = 0.1  # share of the lines to choose the best step by, 0..0.5
@@ -76,12 +76,8 @@ SPLITS = ("train", "valid", "test")
 class PrepareConfig(JobConfig):
     "Settings of the prepare job."
 
-    script: str = (
-        "springfield"  # a table, text, Fountain or JSON file, or springfield: the script that comes with the package
-    )
-    speakers: str = (
-        ""  # characters to learn, comma-separated full names, which may hold commas themselves; empty: everyone
-    )
+    script: str = "springfield"  # a table, text, Fountain or JSON file, or springfield: the package's own script
+    speakers: str = ""  # characters to learn: full names, comma-separated (a name may hold commas); empty: everyone
     out: str = "runs/data"  # folder for the prepared data
     split: str = "episode"  # what stays together: episode, or scene for scripts with fewer than 3 episodes
     valid_share: float = 0.1  # share of the lines to choose the best step by, 0..0.5
@@ -393,9 +389,7 @@ def leak_report(
     train: list,  # training `Scene`s
     heldout: list,  # held-out `Scene`s
     min_words: int = MIN_WORDS,  # shorter lines are not looked at
-) -> (
-    dict
-):  # line_share and ngram_share (0..1), lines and ngrams (how many were looked at), leaked and similar (the `Line`s)
+) -> dict:  # line_share, ngram_share (0..1), lines, ngrams (how many were looked at), leaked, similar (the `Line`s)
     "Held-out lines that also stand in the training scenes, whole or in runs of eight words."
     held = [(line, w) for s in heldout for line in s.lines if len(w := plain_words(line.text)) >= min_words]
     wanted, looked = {" ".join(w) for _, w in held}, {g for _, w in held for g in ngrams(w)}
@@ -872,9 +866,7 @@ def report_text(
 #| export
 def load_data(
     folder,  # what `prepare` wrote
-) -> (
-    tuple
-):  # (split name -> `Scene`s, report); FileNotFoundError or ValueError if the folder does not hold prepared data
+) -> tuple:  # (split name -> `Scene`s, report); FileNotFoundError or ValueError if it holds no prepared data
     "Read prepared data back, and make sure that it is what was written."
     folder = Path(folder)
     if not (folder / "report.json").is_file():

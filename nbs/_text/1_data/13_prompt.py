@@ -71,7 +71,9 @@ def reader(
     tokenizer,  # a transformers tokenizer
     literal: bool = True,  # letters of special tokens are letters
 ):  # a function: list of texts -> for each, its token ids, no special tokens added
-    "Plain tokenization. A literal reader has a copy of the tokenizer, so nobody's padding or truncation is in it, and threads may use it."
+    """Plain tokenization.
+
+    A literal reader has a copy of the tokenizer, so nobody's padding or truncation is in it, and threads may use it."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not literal or not hasattr(backend, "encode_batch_fast"):
         return lambda texts: tokenizer(texts, add_special_tokens=False, split_special_tokens=literal).input_ids
@@ -205,11 +207,12 @@ def chat_system(
 
 # %%
 #| export
+# a common template and its special tokens, for examples and tests
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     ("<|im_start|>", "<|im_end|>"),
-)  # a common template and its special tokens, for examples and tests
+)
 
 # %% [markdown]
 # Some templates write the date of the day into the system's words, by calling `strftime_now`. A character that was trained on a Monday would then be asked with Tuesday's text on Tuesday, and nobody would notice. Here it is always the same day, whenever and wherever: a small function of that name is written in front of the template, in the template's own language, so every program that reads templates finds it before its own clock. A constant needs no record of when a run was made, and the same settings make the same text tomorrow. The day stands in the notes beside a model all the same, so that a later version of this book may choose another.
@@ -453,7 +456,7 @@ class TextMaker:
         self,
         tokenizer,  # a transformers tokenizer with an end token and another token to pad with
         template: str = "script",  # "script", "alpaca" or "chat"
-        max_seq_len: int = None,  # most tokens of prompt and answer when serving, as in training; None: as many as the model takes
+        max_seq_len: int = None,  # most tokens of prompt and answer when serving, as in training; None: the model's
         date: str = DATE,  # the day that a chat template writes, as year-month-day
     ):
         require(
@@ -718,8 +721,8 @@ CHATS = {
     "brackets": (
         "{% if messages[0]['role'] == 'system' %}{% set s = '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' %}"
         "{% set ms = messages[1:] %}{% else %}{% set s = '' %}{% set ms = messages %}{% endif %}"
-        "{% for m in ms %}{% if m['role'] == 'user' %}<bos>[INST] {{ (s if loop.first else '') + m['content'] }} [/INST]"
-        "{% else %} {{ m['content'] }} <eos>{% endif %}{% endfor %}",
+        "{% for m in ms %}{% if m['role'] == 'user' %}<bos>[INST] {{ (s if loop.first else '') + m['content'] }}"
+        " [/INST]{% else %} {{ m['content'] }} <eos>{% endif %}{% endfor %}",
         (),
     ),
     "turns": (

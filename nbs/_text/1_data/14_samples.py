@@ -175,7 +175,7 @@ def chat_blocks(
     targets: list,  # names to learn; empty: everyone
     context: int,  # not used: a user's turns are never learned
     max_seq_len: int,  # most tokens of a block; lines before an answer are left out from the beginning
-):  # yields (opening, blocks) for each character to learn; a block is (`Tokens` where it begins a window, `Tokens` elsewhere, its last line)
+):  # yields (opening, blocks), as `script_blocks` does, for each character to learn
     "A scene as conversations, one for each character to learn: one block for each of its lines."
     for who in dict.fromkeys(line.speaker for line in scene.lines if is_target(line, targets)):
         turn, blocks = 0, []
@@ -463,7 +463,7 @@ def audit(
     scenes: list = (),  # the `Scene`s they were made of, to say why nothing is learned
     targets: list = (),  # names to learn; empty: everyone
     max_seq_len: int = 10**9,  # most tokens of a sample
-) -> dict:  # counts: samples, tokens, learned_tokens (at weight 1), context_tokens (at less), learned_ends, longest, scaffold, read
+) -> dict:  # samples, tokens, learned_tokens (weight 1), context_tokens (less), learned_ends, longest, scaffold, read
     "Counts of what will be learned; ValueError if nothing would be, or if answers would never learn to end."
 
     def nothing(what):
@@ -690,9 +690,8 @@ def kept_samples(
         for old in sorted((p for p in folder.iterdir() if p.name[:1] != "."), key=lambda p: p.stat().st_mtime)[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)
     except (OSError, ImportError):
-        shutil.rmtree(
-            locals().get("temporary", ""), ignore_errors=True
-        )  # a full disk, another rank was first, or no datasets library: not kept
+        # a full disk, another rank was first, or no datasets library: not kept
+        shutil.rmtree(locals().get("temporary", ""), ignore_errors=True)
     return samples, facts, False
 
 

@@ -121,7 +121,9 @@ assert filled(True) < filled(False) / 2 and max(lengths) in [
 # %%
 #| export
 class RankBatches:
-    "A batch sampler for `torch.utils.data.DataLoader`: the micro-batches of one rank. A filler is written as -1 - i for sample i."
+    """A batch sampler for `torch.utils.data.DataLoader`: the micro-batches of one rank.
+
+    A filler is written as -1 - i for sample i."""
 
     def __init__(
         self,

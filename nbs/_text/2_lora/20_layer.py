@@ -228,8 +228,9 @@ ax.axhline(100 * limit, color="grey", linestyle=":")
 for r in enough.values():
     ax.annotate(f"r = {r}", (r, 100 * limit), xytext=(4, 6), textcoords="offset points")
 ax.figure.tight_layout()
-Markdown(f"""The donut needs rank {enough["donut"]} of {n} to have less than {limit:.0%} missing, with {enough["donut"] * 2 * n:,} numbers
-in place of {n * n:,}. Noise of the same size needs rank {enough["noise"]}: {enough["noise"] * 2 * n:,} numbers, more than the matrix itself has.""")
+Markdown(f"""The donut needs rank {enough["donut"]} of {n} to have less than {limit:.0%} missing,
+with {enough["donut"] * 2 * n:,} numbers in place of {n * n:,}. Noise of the same size needs rank {enough["noise"]}:
+{enough["noise"] * 2 * n:,} numbers, more than the matrix itself has.""")
 
 # %% [markdown]
 # So low rank is no law of nature. It is a property of things with structure. That the change in fine-tuning has such structure
@@ -699,9 +700,9 @@ def spread(distances):
     return max(distances.values()) / min(distances.values())
 
 
-Markdown(f"""Over a {ranks[-1] // ranks[0]}-fold range of ranks the output moves by distances that differ by a factor of {spread(scaled):.2f}
-with alpha fixed, and of {spread(unscaled):.0f} without the scaling. The full weight moves it {full_move / scaled[16]:.0f} times as far as rank 16 does,
-at the same learning rate.""")
+Markdown(f"""Over a {ranks[-1] // ranks[0]}-fold range of ranks the output moves by distances that differ by a factor of
+{spread(scaled):.2f} with alpha fixed, and of {spread(unscaled):.0f} without the scaling. The full weight moves it
+{full_move / scaled[16]:.0f} times as far as rank 16 does, at the same learning rate.""")
 
 # %% [markdown]
 # At least for this first step, a new rank needs no new learning rate. The chapter on variants looks beyond it, where another factor ($\alpha/\sqrt r$) has its point. What $\alpha$ does to a given $A$ and $B$ is simple: twice the alpha, twice the change.

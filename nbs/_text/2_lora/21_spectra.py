@@ -232,7 +232,7 @@ def layer_weights(
 #| export
 def weight_changes(
     before,  # a model without adapters, or its state dict
-    after,  # the same after fine-tuning: a model (one with `LoRALinear`s too), or a state dict (a merged PEFT model's too)
+    after,  # the same, fine-tuned: a model (with `LoRALinear`s too), or a state dict (a merged PEFT model's too)
 ) -> dict:  # layer name -> change, D_out x D_in, 32 bits or more; layers that did not change are left out
     "What fine-tuning added to each layer; ValueError if the layers differ or nothing changed."
     require(
@@ -458,8 +458,11 @@ part = {
     label: f"{(ranks / full.full_rank).min():.0%} to {(ranks / full.full_rank).max():.0%}"
     for label, ranks in (("90", full.rank_90), ("99", full.rank_99), ("noise", tables["noise"].rank_90))
 }
-Markdown(f"""To hold half of its squared length the full change needs rank {full.rank_50.min()} to {full.rank_50.max()}; to hold 90 %, rank {full.rank_90.min()} to {full.rank_90.max()}, which is {part["90"]} of what the layer has;
-to hold 99 %, {part["99"]}. Noise of the same length needs {part["noise"]} for 90 %: {(tables["noise"].rank_90 / full.rank_90).min():.1f} to {(tables["noise"].rank_90 / full.rank_90).max():.1f} times as much as the change.""")
+times = tables["noise"].rank_90 / full.rank_90
+Markdown(f"""To hold half of its squared length the full change needs rank {full.rank_50.min()} to {full.rank_50.max()};
+to hold 90 %, rank {full.rank_90.min()} to {full.rank_90.max()}, which is {part["90"]} of what the layer has;
+to hold 99 %, {part["99"]}. Noise of the same length needs {part["noise"]} for 90 %:
+{times.min():.1f} to {times.max():.1f} times as much as the change.""")
 
 # %% [markdown]
 # So there is structure, in every layer. But the full change is *not* a matrix of rank 4 with a little dust on it. Every one of its singular values is above rounding, and the tail is long.
@@ -520,8 +523,11 @@ name = "model.layers.0.self_attn.q_proj"
 spectra = {way: singular_values(ds[name]) for way, ds in changes.items()}
 plot_spectra({**spectra, "noise": singular_values(noises[name])}, r=(4, 16))
 s, n = spectra["all weights"] / spectra["all weights"][0], singular_values(noises[name])
-Markdown(f"""The full change falls to a tenth of its largest value by number {int((s > 0.1).sum()) + 1}, and to a hundredth by number {int((s > 0.01).sum()) + 1} of {len(s)}; noise reaches the tenth only at number {int((n > 0.1 * n[0]).sum()) + 1}.
-LoRA stops at its rank: the line ends there because the next value is zero. No cliff of that kind is in the full change, neither at 4 nor at 16.""")
+Markdown(f"""The full change falls to a tenth of its largest value by number {int((s > 0.1).sum()) + 1},
+and to a hundredth by number {int((s > 0.01).sum()) + 1} of {len(s)};
+noise reaches the tenth only at number {int((n > 0.1 * n[0]).sum()) + 1}.
+LoRA stops at its rank: the line ends there because the next value is zero.
+No cliff of that kind is in the full change, neither at 4 nor at 16.""")
 
 # %% [markdown]
 # ## All layers
@@ -667,10 +673,15 @@ for ax in (left, right):
     ax.legend(fontsize=8)
 
 enough = next(r for r in cuts if curve.gain_held[r] >= 0.9)
-Markdown(f"""Rank 4 holds {curve.gain_held[4]:.0%} of the gain and {curve.length_held[4]:.0%} of the squared length; rank 16 holds {curve.gain_held[16]:.0%} and {curve.length_held[16]:.0%}. The first rank tried that holds nine tenths of the gain is {enough}.
-The linear layers alone make {(start - whole) / (start - everything):.0%} of the gain of all weights. Noise of the same length changes the loss by {noisy - start:+.4f} nats: the direction helps, not the length.
+Markdown(f"""Rank 4 holds {curve.gain_held[4]:.0%} of the gain and {curve.length_held[4]:.0%} of the squared length;
+rank 16 holds {curve.gain_held[16]:.0%} and {curve.length_held[16]:.0%}.
+The first rank tried that holds nine tenths of the gain is {enough}.
+The linear layers alone make {(start - whole) / (start - everything):.0%} of the gain of all weights.
+Noise of the same length changes the loss by {noisy - start:+.4f} nats: the direction helps, not the length.
 
-*Trained* at rank 4, LoRA reaches {losses.loss_homer["LoRA, r = 4"]:.3f}, where the full change *cut* to rank 4 reaches {curve.loss_homer[4]:.3f}; at rank 16 it is {losses.loss_homer["LoRA, r = 16"]:.3f} against {curve.loss_homer[16]:.3f}. All weights, as trained: {everything:.3f}.""")
+*Trained* at rank 4, LoRA reaches {losses.loss_homer["LoRA, r = 4"]:.3f}, where the full change *cut* to rank 4
+reaches {curve.loss_homer[4]:.3f}; at rank 16 it is {losses.loss_homer["LoRA, r = 16"]:.3f}
+against {curve.loss_homer[16]:.3f}. All weights, as trained: {everything:.3f}.""")
 
 # %% [markdown]
 # Two things to see. Gain and length rise together: this change has no small core that does all the work. And the stars lie below the line: a change that had
@@ -779,8 +790,10 @@ right.set(xlabel="rank r of the change", ylabel="held-out loss, nats a token")
 right.set_xticks(range(len(curve)), curve.index)
 right.grid(alpha=0.3)
 right.legend(fontsize=8)
-Markdown(f"""Of what the change of the linear layers brings, rank 1 holds {gain["1"]:.0%}, rank 4 {gain["4"]:.0%}, rank 16 {gain["16"]:.0%}. The base has {curve["0"]:.3f} nats, all weights {ways["full"]:.3f}, their linear layers alone {curve["all"]:.3f}.
-LoRA of rank 16 reaches {ways["LoRA, r 16"]:.3f}: better than the full change cut to its rank ({curve["16"]:.3f}), and close to full fine-tuning.""")
+Markdown(f"""Of what the change of the linear layers brings, rank 1 holds {gain["1"]:.0%}, rank 4 {gain["4"]:.0%},
+rank 16 {gain["16"]:.0%}. The base has {curve["0"]:.3f} nats, all weights {ways["full"]:.3f},
+their linear layers alone {curve["all"]:.3f}. LoRA of rank 16 reaches {ways["LoRA, r 16"]:.3f}:
+better than the full change cut to its rank ({curve["16"]:.3f}), and close to full fine-tuning.""")
 
 # %% [markdown]
 # So the larger model bears out the hypothesis, in the sense that counts: the change as a matrix has a long tail, yet most of what it *teaches* lies in a few directions.
@@ -854,10 +867,16 @@ def at(group, place, r):
 
 
 slow = runs[(runs.place == "all linear") & (runs.r == 16) & (runs.learning_rate == 2e-4)].iloc[0].valid_loss_nats_best
-Markdown(f"""At rank 16, query and key gain {base_loss - at("same rank", "q, k", 16):.3f} nats, query and value {base_loss - at("same rank", "q, v", 16):.3f}, attention {base_loss - at("same rank", "attention", 16):.3f}, the MLP {base_loss - at("same rank", "MLP", 16):.3f}, all linear layers {base_loss - at("same rank", "all linear", 16):.3f},
-full fine-tuning {base_loss - everything["held-out loss"]:.3f}. With as many parameters as all linear layers have, query and key reach {base_loss - at("same size", "q, k", 85):.3f}, attention {base_loss - at("same size", "attention", 42):.3f}, the MLP {base_loss - at("same size", "MLP", 26):.3f}.
+gained = {p: base_loss - at("same rank", p, 16) for p in places}
+Markdown(f"""At rank 16, query and key gain {gained["q, k"]:.3f} nats, query and value {gained["q, v"]:.3f},
+attention {gained["attention"]:.3f}, the MLP {gained["MLP"]:.3f}, all linear layers {gained["all linear"]:.3f},
+full fine-tuning {base_loss - everything["held-out loss"]:.3f}.
+With as many parameters as all linear layers have, query and key reach {base_loss - at("same size", "q, k", 85):.3f},
+attention {base_loss - at("same size", "attention", 42):.3f}, the MLP {base_loss - at("same size", "MLP", 26):.3f}.
 
-From rank 1 to rank 64 on all linear layers, the loss goes from {at("rank", "all linear", 1):.3f} to {at("rank", "all linear", 64):.3f}; at rank 16, from the lowest learning rate to the best, from {slow:.3f} to {at("same rank", "all linear", 16):.3f}.""")
+From rank 1 to rank 64 on all linear layers, the loss goes from {at("rank", "all linear", 1):.3f}
+to {at("rank", "all linear", 64):.3f}; at rank 16, from the lowest learning rate to the best,
+from {slow:.3f} to {at("same rank", "all linear", 16):.3f}.""")
 
 # %% [markdown]
 # What to see:

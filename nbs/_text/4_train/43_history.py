@@ -149,9 +149,8 @@ class Meter:
     real_tokens: int = field(default=0, init=False)  # tokens that went through the model, on all ranks
     learned_tokens: int = field(default=0, init=False)  # of them, those that were learned at full weight
     context_tokens: int = field(default=0, init=False)  # and those that were learned at less
-    heard: float = field(
-        default=0.0, init=False
-    )  # losses of this step's tokens of full weight, added up on this rank; a number or a tensor
+    # a number or a tensor
+    heard: float = field(default=0.0, init=False)  # losses of this step's tokens of full weight, summed on this rank
     own_tokens: int = field(default=0, init=False)  # real tokens on this rank, in this process
     earlier_tokens: int = field(default=0, init=False)  # real tokens before the run was resumed
     step_s: float = field(default=0.0, init=False)  # seconds in steps, without evaluation

@@ -196,7 +196,9 @@ class Job:
             return text_samples(self.engine.model, self.maker, self.moments)
 
     def autocast(self):
-        "The number format of the steps, for what is measured outside of them too: before and after are computed alike, whatever the engine has done to the model by then."
+        """The number format of the steps, for what is measured outside of them too.
+
+        Before and after are computed alike, whatever the engine has done to the model by then."""
         import torch
 
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.dtype == "bfloat16")
@@ -273,9 +275,7 @@ def lay_out(
     shape,  # the base model's transformers configuration
     samples: list,  # training `Sample`s
     device,  # the `Device`
-) -> (
-    tuple
-):  # (samples or `PackedRows`, the layout in words, whether attention must be isolated); ValueError if it cannot be had
+) -> tuple:  # (samples or `PackedRows`, layout in words, whether attention must be isolated); ValueError if impossible
     "Choose how samples share a batch."
     done = ask_by_doing(shape)  # also refuses a model that reads ahead, packed or not
     reason = can_isolate(shape_of(shape)) or done
@@ -575,9 +575,7 @@ def open_run(
 def run_job(
     config: TrainConfig,  # the settings
     make_engine,  # called with the `Job` and the model; gives the engine
-) -> (
-    dict
-):  # the summary, also written as summary.json; ValueError or a file error, in one sentence, if it cannot be done
+) -> dict:  # the summary, also in summary.json; ValueError or a file error, in one sentence, if it cannot be done
     "Train a base model on prepared scenes; returns and writes the summary."
     ranks = find_ranks()
     complete_env(ranks)
@@ -600,7 +598,9 @@ def require_apart(
     job: Job,  # what `plan` made
     model,  # the base model, loaded; from now on with isolated attention
 ):
-    "The last word on packing has the model itself, in the number format of the training: ValueError if its sequences do not stay apart."
+    """The last word on packing has the model itself, in the number format of the training.
+
+    ValueError if its sequences do not stay apart."""
     with job.autocast():
         wrong = leaks_between(model)
     require(not wrong, f"samples were to lie end to end, but in {job.base} they cannot: {wrong}; use packing=none")
@@ -718,7 +718,7 @@ def measure(
 def summarise(
     job: Job,  # the run, after training
     losses: dict,  # held-out losses in nats per token, and the step that was kept
-    speed: dict,  # tokens_per_s of all ranks together, peak_mem_gib and train_s (wall clock, evaluations included) of this one
+    speed: dict,  # tokens_per_s of all ranks; peak_mem_gib and train_s (wall clock, evaluations included) of this one
     resumed: int,  # the step it was resumed from; 0: from the beginning
 ) -> dict:  # the summary
     "What is written down about a run."

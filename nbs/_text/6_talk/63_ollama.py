@@ -133,7 +133,7 @@ def to_gguf(
     folder,  # a whole model, as transformers saves it
     out_file,  # the GGUF file; replaced if it is there
     outtype: str = "f16",  # "f32", "f16", "bf16" or "q8_0" (8 bits)
-) -> dict:  # file (None if it could not be made), note (then: why, and what to do), tensors, architecture; ValueError if it came out wrong
+) -> dict:  # file (None: not made), note (then: why, and what to do), tensors, architecture; ValueError if it is wrong
     "One file for llama.cpp and Ollama, where their converter is installed."
     from transformers import AutoTokenizer
 
@@ -246,9 +246,7 @@ def alpaca_go(
 def chat_parts(
     tokenizer,  # a tokenizer
     template: str,  # its chat template, the date in it fixed: `ChatFrame.template`
-) -> (
-    dict
-):  # role -> (text before, text behind), and "ask": what asks for an answer; empty if the template is not of that kind
+) -> dict:  # role -> (text before, text behind), and "ask": what asks for an answer; empty for other templates
     "What a chat template puts around the words of each role."
     roles, marks = ("system", "user", "assistant", "user"), ("@@s@@", "@@u@@", "@@a@@", "@@v@@")
 

@@ -273,9 +273,7 @@ refused(hold_against, once, "bfloat16", once)
 #| export
 def exported_notes(
     folder,  # any folder
-) -> (
-    dict
-):  # template, max_seq_len, speakers, base_model and more, and `export`: how it was made; empty if there are none
+) -> dict:  # template, max_seq_len, speakers, base_model and more; `export`: how it was made; empty if there are none
     "The facts beside an exported model: what whoever asks it must know."
     return read_json(Path(folder) / NOTES) if (Path(folder) / NOTES).is_file() else {}
 
@@ -410,8 +408,10 @@ def merge_and_export(
     base_model: str = None,  # another name for the same base; None: as the notes say
     device: str = "cpu",  # where the sum is made, always in fp32: "cpu", "xpu", "cuda" or "auto"
     sampling: dict = None,  # settings of `generate` to save, e.g. {"do_sample": True, "temperature": 0.8}
-) -> dict:  # kind (how it was trained), dtype, parameters; distances of the answers: learned (None: not known), merged, saved, limit; ValueError or FileNotFoundError if it cannot be done
-    "Add the adapter into the weights, save the plain model, and prove that it answers the same."
+) -> dict:  # kind (how it was trained), dtype, parameters, learned, merged, saved, limit; ValueError, FileNotFoundError
+    """Add the adapter into the weights, save the plain model, and prove that it answers the same.
+
+    Distances of the answers: learned (None: not known), merged, saved, and the limit of saved."""
     import torch
 
     require(dtype == "auto" or dtype in DTYPES, f"dtype={dtype!r} was given; expected auto, {', '.join(DTYPES)}")
@@ -788,7 +788,7 @@ def export(
     base_model: str = None,  # another name for the same base; None: as the notes say
     device: str = "cpu",  # where the sum is made: "cpu", "xpu", "cuda" or "auto"
     sampling: dict = None,  # how words are drawn, in the names of `generate`; saved, and written into the Modelfile
-) -> dict:  # what `merge_and_export` returned, with out, speaker, files (name -> bytes) and gguf (what `to_gguf` returned; None if not asked for)
+) -> dict:  # as `merge_and_export`, with out, speaker, files (name -> bytes), gguf (as `to_gguf`; None: not asked for)
     "Publish a run: model, card, and where asked for GGUF file and Modelfile."
     from transformers import AutoTokenizer
 
