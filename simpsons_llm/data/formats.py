@@ -351,7 +351,8 @@ def read_script(
     path = Path(simpsons_llm.__file__).parent / "data" / "springfield.csv" if str(path) == "springfield" else Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"no script at {path}; give the path of a table, text, Fountain or JSON file, or springfield for the script that comes with the package"
+            f"no script at {path}; give the path of a table, text, Fountain or JSON file, "
+            "or springfield for the script that comes with the package"
         )
     text, encoding = decode(path.read_bytes(), path.name, encoding)
     require(text.strip(), f"{path.name} is empty; {HINT}")

@@ -161,7 +161,10 @@ NEEDED = (
     "raw_location_text",
     "spoken_words",
 )
-HINT = "expected a table with the columns of simpsons_script_lines.csv, a text of 'Speaker: line' rows, a Fountain screenplay, or JSON samples"
+HINT = (
+    "expected a table with the columns of simpsons_script_lines.csv, "
+    "a text of 'Speaker: line' rows, a Fountain screenplay, or JSON samples"
+)
 
 # %% ../../nbs/1_data/10_lines.ipynb #10-17
 def read_header(

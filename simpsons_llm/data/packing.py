@@ -22,7 +22,8 @@ def best_fit(
     "Put samples into as few rows as a simple rule can."
     require(
         not lengths or max(lengths) <= row_len,
-        f"a sample has {max(lengths, default=0)} tokens, more than a row of {row_len}; raise the row's length or lower max_seq_len",
+        f"a sample has {max(lengths, default=0)} tokens, more than a row of {row_len}; "
+        "raise the row's length or lower max_seq_len",
     )
     rows, with_room, bits = [], {}, 0  # room -> rows; bit r of `bits`: there is a row with room r
     for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
@@ -73,10 +74,8 @@ class EndToEnd:
 
     def __call__(
         self,
-        samples: list,  # what `Sample.features` gives, or rows of `PackedRows`: dicts with input_ids, loss_weights and perhaps lengths
-    ) -> (
-        dict
-    ):  # input_ids, loss_weights, labels, position_ids (1 x T), cu_seqlens (S + 1), lengths (S), seq_lens (a tuple)
+        samples: list,  # dicts with input_ids, loss_weights and perhaps lengths: from `Sample.features` or `PackedRows`
+    ) -> dict:  # 1 x T: input_ids, loss_weights, labels, position_ids; cu_seqlens (S + 1), lengths (S), tuple seq_lens
         import torch
 
         lengths = [n for s in samples for n in s.get("lengths", [len(s["input_ids"])])]
@@ -328,8 +327,10 @@ def probe_sequences(
 
 def probe_packing(
     model,  # a transformers model in evaluation mode; from now on with isolated attention
-) -> dict:  # distances: apart (end to end from alone), leak (in the second, by another first one), seen (in it, without boundaries)
-    "Two sequences alone and end to end, through the whole model."
+) -> dict:  # distances: apart, leak, seen
+    """Two sequences alone and end to end, through the whole model.
+
+    apart: end to end from alone; leak: in the second, by another first one; seen: in it, without boundaries."""
     import torch
 
     first, other, second = probe_sequences(model)
@@ -377,7 +378,7 @@ def leaks_between(
 def reads_ahead(
     model,  # a transformers model with numbers
 ) -> bool:  # True for a model that cannot be taught to go on with a text
-    "Does a model see the tokens that it should guess? Asked by doing: another last token must change nothing before it."
+    "Does a model see tokens that it should guess? Asked by doing: another last token must change nothing before it."
     import torch
 
     was_training, tokens = model.training, probe_sequences(model)[2]
@@ -424,7 +425,7 @@ class PackedRows:
     def arrays(
         self,
         pad_id: int,  # the padding token
-    ) -> dict:  # numpy: input_ids, position_ids (N x row_len, int32), loss_weights (N x row_len, float32), cu_seqlens (a list of N int32 arrays)
+    ) -> dict:  # numpy, N x row_len: int32 input_ids, position_ids, float32 loss_weights; cu_seqlens (N int32 arrays)
         "All rows as arrays, for other programs."
         import numpy as np
 

@@ -34,7 +34,9 @@ def reader(
     tokenizer,  # a transformers tokenizer
     literal: bool = True,  # letters of special tokens are letters
 ):  # a function: list of texts -> for each, its token ids, no special tokens added
-    "Plain tokenization. A literal reader has a copy of the tokenizer, so nobody's padding or truncation is in it, and threads may use it."
+    """Plain tokenization.
+
+    A literal reader has a copy of the tokenizer, so nobody's padding or truncation is in it, and threads may use it."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not literal or not hasattr(backend, "encode_batch_fast"):
         return lambda texts: tokenizer(texts, add_special_tokens=False, split_special_tokens=literal).input_ids
@@ -101,13 +103,18 @@ def chat_system(
     speaker: str,  # who answers
 ) -> str:  # the system's words
     "What a chat model is told before a scene."
-    return f"You are {speaker} in a scene of a script.{f' The scene is set here: {location}.' if location else ''} Answer with the next line of {speaker}, and nothing else."
+    return (
+        f"You are {speaker} in a scene of a script.{f' The scene is set here: {location}.' if location else ''} "
+        f"Answer with the next line of {speaker}, and nothing else."
+    )
 
 # %% ../../nbs/1_data/13_prompt.ipynb #13-18
+# a common template and its special tokens, for examples and tests
 CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     ("<|im_start|>", "<|im_end|>"),
-)  # a common template and its special tokens, for examples and tests
+)
 
 # %% ../../nbs/1_data/13_prompt.ipynb #13-20
 DATE = "2025-01-01"  # the day on which all conversations take place
@@ -168,7 +175,8 @@ class ChatFrame:
             template = template.get("default")  # others are for tools
         require(
             template,
-            "template=chat was given, but the tokenizer has no chat template; use template=script, or a model that was trained to chat",
+            "template=chat was given, but the tokenizer has no chat template; "
+            "use template=script, or a model that was trained to chat",
         )
         self.tokenizer, self.template, self._before = tokenizer, with_date(template, date), {}
         self.special = tuple(
@@ -181,7 +189,10 @@ class ChatFrame:
         )
         asked, again = self.render("@@system@@", 1), self.render("@@system@@", 3)
         first, answer, second = self.MARKS
-        unstable = "template=chat was given, but this model's chat template changes earlier text when a line is added, or writes the words differently; use template=script"
+        unstable = (
+            "template=chat was given, but this model's chat template changes earlier text when a line is added, "
+            "or writes the words differently; use template=script"
+        )
         require(
             all(text.count(m) == 1 for text, ms in ((asked, self.MARKS[:1]), (again, self.MARKS)) for m in ms), unstable
         )
@@ -198,7 +209,8 @@ class ChatFrame:
         ends = [i + len(t) for t in self.special if (i := tail.find(t)) >= 0]
         require(
             ends,
-            "template=chat was given, but this model's chat template ends an answer with no special token; use template=script",
+            "template=chat was given, but this model's chat template "
+            "ends an answer with no special token; use template=script",
         )
         self.end, self.again = tail[: min(ends)], tail[min(ends) :]
 
@@ -231,7 +243,8 @@ class ChatFrame:
             if system in text:
                 return text
         raise ValueError(
-            f"template=chat was given, but this model's chat template takes neither a system message nor a user's ({problem if 'problem' in locals() else 'it leaves out the words'}); use template=script"
+            "template=chat was given, but this model's chat template takes neither a system message "
+            f"nor a user's ({problem if 'problem' in locals() else 'it leaves out the words'}); use template=script"
         )
 
     def before(
@@ -290,7 +303,7 @@ class TextMaker:
         self,
         tokenizer,  # a transformers tokenizer with an end token and another token to pad with
         template: str = "script",  # "script", "alpaca" or "chat"
-        max_seq_len: int = None,  # most tokens of prompt and answer when serving, as in training; None: as many as the model takes
+        max_seq_len: int = None,  # most tokens of prompt and answer when serving, as in training; None: the model's
         date: str = DATE,  # the day that a chat template writes, as year-month-day
     ):
         require(
@@ -324,7 +337,8 @@ class TextMaker:
         )
         require(
             tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in self.stop_ids,
-            "the tokenizer pads with the token that ends an answer, or has no padding token; set another pad token, or the end would never be learned",
+            "the tokenizer pads with the token that ends an answer, or has no padding token; "
+            "set another pad token, or the end would never be learned",
         )
 
     @classmethod

@@ -86,7 +86,8 @@ class LoRASettings:
         )
         require(
             isinstance(self.target_modules, str) and all(_names(self.target_modules)),
-            f'target_modules={self.target_modules!r} is not one string of names; give "all-linear" or e.g. "q_proj,k_proj"',
+            f"target_modules={self.target_modules!r} is not one string of names; "
+            'give "all-linear" or e.g. "q_proj,k_proj"',
         )
         for name in ("use_rslora", "use_dora"):
             require(
@@ -99,7 +100,8 @@ class LoRASettings:
         require(
             self.init_lora_weights != "loftq" or self.scaling == 1,
             f'init_lora_weights="loftq" was given with a scaling of {self.scaling:g}, '
-            f"but its start is exact at scaling 1 only; give lora_alpha={math.sqrt(self.r) if self.use_rslora else self.r:g}",
+            "but its start is exact at scaling 1 only; "
+            f"give lora_alpha={math.sqrt(self.r) if self.use_rslora else self.r:g}",
         )
 
     @property
@@ -149,12 +151,14 @@ def _pissa_start(layer):
 def _check_start(settings, shapes):
     require(
         settings.init_lora_weights != "loftq",
-        'init_lora_weights="loftq" is not in LoRALinear; train with peft (get_peft_model and peft_config), or give "default" or "pissa"',
+        'init_lora_weights="loftq" is not in LoRALinear; '
+        'train with peft (get_peft_model and peft_config), or give "default" or "pissa"',
     )
     small = {name: min(shape) for name, shape in shapes.items() if min(shape) < settings.r}
     require(
         settings.init_lora_weights != "pissa" or not small,
-        f"r={settings.r} is more than a PiSSA start has: {next(iter(small), '')} has rank {min(small.values(), default=0)} at most; give a smaller r",
+        f"r={settings.r} is more than a PiSSA start has: "
+        f"{next(iter(small), '')} has rank {min(small.values(), default=0)} at most; give a smaller r",
     )
 
 # %% ../../nbs/2_lora/20_layer.ipynb #20-35
@@ -242,7 +246,8 @@ def find_targets(
     done = [name for name, m in model.named_modules() if hasattr(m, "lora_A")]
     if done:
         raise ValueError(
-            f"the model has LoRA already, first on {done[0]!r} and on {len(done)} layers in all; give the model without adapters"
+            f"the model has LoRA already, first on {done[0]!r} and on {len(done)} layers in all; "
+            "give the model without adapters"
         )
     linear = {name: m for name, m in model.named_modules() if name and isinstance(m, torch.nn.Linear)}
     has = ", ".join(sorted({name.rpartition(".")[2] for name in linear})) or "none"
@@ -280,7 +285,8 @@ def _require_own_weights(model, names, what):
     shared = [name for name in names if holders[id(model.get_submodule(name).weight)] > 1]
     require(
         not shared,
-        f"{what} would write into the weight of {next(iter(shared), '')!r}, which another layer shares (tied embeddings); leave it out of target_modules, or untie the two",
+        f"{what} would write into the weight of {next(iter(shared), '')!r}, "
+        "which another layer shares (tied embeddings); leave it out of target_modules, or untie the two",
     )
 
 

@@ -27,7 +27,7 @@ def layer_weights(
 # %% ../../nbs/2_lora/21_spectra.ipynb #21-17
 def weight_changes(
     before,  # a model without adapters, or its state dict
-    after,  # the same after fine-tuning: a model (one with `LoRALinear`s too), or a state dict (a merged PEFT model's too)
+    after,  # the same, fine-tuned: a model (with `LoRALinear`s too), or a state dict (a merged PEFT model's too)
 ) -> dict:  # layer name -> change, D_out x D_in, 32 bits or more; layers that did not change are left out
     "What fine-tuning added to each layer; ValueError if the layers differ or nothing changed."
     require(
@@ -56,7 +56,8 @@ def weight_changes(
         m = adapters.get(name)
         require(
             m is None or torch.equal(w, old[name].to(w.device)) and getattr(m, "lora_magnitude_vector", None) is None,
-            f"the change of {name} is more than B A (another base, a merged adapter, PiSSA or DoRA); give the model it was trained on, or merge it and remove the adapters",
+            f"the change of {name} is more than B A (another base, a merged adapter, PiSSA or DoRA); "
+            "give the model it was trained on, or merge it and remove the adapters",
         )
         d = m.delta().detach() if m else w.to(torch.promote_types(w.dtype, torch.float32)) - old[name].to(w.device)
         if d.any():
@@ -71,7 +72,8 @@ def singular_values(
     "The singular values of one change."
     require(
         matrix.ndim == 2 and bool(matrix.isfinite().all()),
-        f"a tensor of shape {tuple(matrix.shape)} with {int((~matrix.isfinite()).sum())} values that are not finite was given; give a finite matrix",
+        f"a tensor of shape {tuple(matrix.shape)} with {int((~matrix.isfinite()).sum())} values "
+        "that are not finite was given; give a finite matrix",
     )
     return torch.linalg.svdvals(matrix.detach().double()).cpu()
 
@@ -127,7 +129,8 @@ def spectra_table(
     old, rows = layer_weights(before) if before is not None else {}, []
     require(
         not old or changes.keys() <= old.keys(),
-        f"the model before has no layer {min(changes.keys() - old.keys(), default='')!r}; give the one that the changes were taken from",
+        f"the model before has no layer {min(changes.keys() - old.keys(), default='')!r}; "
+        "give the one that the changes were taken from",
     )
     for name, d in changes.items():
         values = singular_values(d)
@@ -184,7 +187,8 @@ def add_changes(
         weight = model.get_submodule(name).weight
         require(
             weight.shape == d.shape,
-            f"{name} is {tuple(weight.shape)}, its change {tuple(d.shape)}; give the model that the changes were taken from",
+            f"{name} is {tuple(weight.shape)}, its change {tuple(d.shape)}; "
+            "give the model that the changes were taken from",
         )
         weight += (d if r is None else best_of_rank(d, r)).to(weight)
     return model

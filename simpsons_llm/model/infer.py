@@ -65,14 +65,10 @@ SAMPLING = {
 class InferConfig(JobConfig):
     "Settings of the infer job."
 
-    prompt: str = (
-        "Marge Simpson: Homer, the dog is wearing your tie again."  # the lines before, "Name: line", newline between
-    )
+    prompt: str = "Marge Simpson: Homer, the dog is wearing your tie again."  # lines before, as "Name: line", one a row
     speaker: str = "Homer Simpson"  # who says the next line
     adapter: str = ""  # a run's folder, such as runs/x, or an adapter's or a whole model's; empty: the base model alone
-    base_model: str = (
-        "auto"  # without an adapter: a hub id, folder or short name; with one: auto means the base it was trained on
-    )
+    base_model: str = "auto"  # a hub id, folder or short name; auto with an adapter: the base it was trained on
     location: str = ""  # where the scene is; may be empty
     data: str = ""  # a folder of prepared data: also answer in three of its test scenes, beside the real lines
     sampling: str = "book"  # how words are drawn: book, seed or greedy; the next six change single settings of it
@@ -142,7 +138,7 @@ TURNS = set(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 def spoken(
     pieces,  # an answer's text, in pieces of any length
 ):  # yields pieces of the line that is said; together they are the line
-    "The line in what a model says: up to its end, without blanks around it and without signs that are none of a text's."
+    "The line in what a model says: up to its end, without blanks around it and signs that are none of a text's."
     held, begun, ended = "", False, False
     for piece in pieces:
         out = ""
@@ -312,9 +308,7 @@ def heldout_moments(
     scenes: list,  # held-out `Scene`s
     speakers: list,  # the characters to ask
     most_scenes: int = 3,  # in how many scenes
-) -> (
-    list
-):  # (scene, position, speaker, real line or None), by scene, then by speaker; empty only without scenes or speakers
+) -> list:  # (scene, position, speaker, real line or None), by scene, then speaker; empty if scenes or speakers are
     "Moments at which to ask, by rule."
     longer = [s for s in scenes if len(s.lines) > 1]
     before, words = (4, 5) if longer else (0, 1)  # least lines before a moment, least words of its line
@@ -374,7 +368,7 @@ def before_after(
 # %% ../../nbs/3_model/32_infer.ipynb #32-39
 def infer(
     config: InferConfig,  # the settings
-) -> dict:  # ValueError or FileNotFoundError if it cannot be done; else speaker, answers; before_after rows when data was given; timing when bench was
+) -> dict:  # speaker, answers; with data also before_after, with bench timing; ValueError or FileNotFoundError
     "Answer as a character; show held-out moments and timing when asked to."
     with hold_folder(config.out, "infer") if config.out else nullcontext():
         result = answer(config)
@@ -405,7 +399,8 @@ def answer(
         parts, report = load_data(config.data)
         require(
             notes.get("data_sha256", report["data_sha256"]) == report["data_sha256"],
-            f"the adapter was trained on other data than {config.data}, so its test scenes may not be unseen; give the data of its training",
+            f"the adapter was trained on other data than {config.data}, "
+            "so its test scenes may not be unseen; give the data of its training",
         )
         main = [s for s in ("Homer Simpson", "Marge Simpson", "Bart Simpson") if s in known] or list(
             known or report["all_speakers"]

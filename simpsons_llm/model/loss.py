@@ -23,7 +23,7 @@ class PadRight:
     def __call__(
         self,
         samples: list,  # what `Sample.features` gives: dicts with input_ids and loss_weights
-    ) -> dict:  # input_ids (B x T, int64), loss_weights (B x T, float32), labels (B x T, -100 where nothing is learned), lengths (B)
+    ) -> dict:  # B x T: input_ids (int64), loss_weights (float32), labels (-100 where nothing is learned); lengths (B)
         import torch
 
         longest = max(len(s["input_ids"]) for s in samples)
@@ -48,7 +48,7 @@ def collator(
 # %% ../../nbs/3_model/33_loss.ipynb #33-07
 def token_losses(
     model,  # a causal language model
-    batch: dict,  # what `PadRight` or `EndToEnd` makes, on the model's device; `keep` in it, if given, says at which K positions
+    batch: dict,  # what `PadRight` or `EndToEnd` makes, on the model's device; its `keep`, if given: the K positions
 ) -> tuple:  # (losses in nats, B x K; weights, B x K), where K counts the positions of which at least one sample learns
     "Negative log-probability of the learned tokens."
     import torch
@@ -83,7 +83,9 @@ def heldout_loss(
     batch_size: int = 4,  # samples at once
     progress=None,  # called with the number of samples done
 ) -> float:  # nats per learned token
-    "Mean negative log-probability of the held-out tokens to learn. In a group of ranks, each scores a part, and all must call it."
+    """Mean negative log-probability of the held-out tokens to learn.
+
+    In a group of ranks, each scores a part, and all must call it."""
     import torch
 
     was_training, loss, count, ranks = model.training, 0.0, 0, group_ranks()

@@ -86,7 +86,8 @@ def parse_sizes(
         found = []
     require(
         found and found[0] >= 1,
-        f"sizes={sizes!r} was given; expected auto, seed, or whole numbers of 1 or more with commas, such as 1,1024,1048576",
+        f"sizes={sizes!r} was given; expected auto, seed, "
+        "or whole numbers of 1 or more with commas, such as 1,1024,1048576",
     )
     return found
 
@@ -107,9 +108,7 @@ class CollectivesConfig(JobConfig):
     "Settings of the collectives job."
 
     out: str = "runs/collectives"  # folder for collectives.json and collectives.png
-    sizes: str = (
-        "auto"  # numbers in an array: auto (powers of 4), seed (1 to 786,432), or a list such as 1,1024,1048576
-    )
+    sizes: str = "auto"  # numbers in an array: auto (powers of 4), seed (1 to 786,432), a list such as 1,1024,1048576
     dtypes: str = "float32,bfloat16"  # number formats, with commas: float32, bfloat16, float16
     warmup: int = 10  # calls before the clock counts, 0 or more
     repeats: int = 10  # calls that are timed, 1 or more
@@ -213,9 +212,7 @@ def time_case(
     device: Device,  # where it runs
     warmup: int,  # calls that are not timed, 0 or more
     repeats: int,  # calls that are timed, 1 or more
-) -> (
-    list
-):  # seconds of the timed calls, each on its slowest rank; WrongAnswer, on all ranks, if one was wrong on one of them
+) -> list:  # seconds of the timed calls, each on its slowest rank; WrongAnswer, on all ranks, if one was wrong on one
     "Call a collective again and again, with all ranks."
     import torch
     from torch import distributed as dist
@@ -234,7 +231,8 @@ def time_case(
     for rank, (_, mistake) in enumerate(found):
         if mistake:
             raise WrongAnswer(
-                f"{case.op} of {case.elements:,} {str(case.own.dtype).removeprefix('torch.')} numbers is wrong on rank {rank} of {len(found)}: {mistake}; do not train with this backend"
+                f"{case.op} of {case.elements:,} {str(case.own.dtype).removeprefix('torch.')} numbers "
+                f"is wrong on rank {rank} of {len(found)}: {mistake}; do not train with this backend"
             )
     return [max(one) for one in zip(*(t for t, _ in found))]
 
@@ -270,7 +268,8 @@ def bench_collectives(
     ranks = find_ranks()
     require(
         ranks.world_size > 1,
-        "one process alone has nobody to talk to; start ranks with simpsons-llm bench collectives -n 2, simpsons-llm launch -n 2 collectives or mpirun -n 2 simpsons-llm bench collectives",
+        "one process alone has nobody to talk to; start ranks with simpsons-llm bench collectives -n 2, "
+        "simpsons-llm launch -n 2 collectives or mpirun -n 2 simpsons-llm bench collectives",
     )
     complete_env(ranks)
     rank_env(ranks)  # before torch is imported
@@ -392,7 +391,8 @@ def measure(
     n = n or (2 if d.type == "cpu" else _count(d.type))
     require(
         n > 1,
-        f"{n} rank on {d.type} has nobody to talk to; a collective needs 2 or more: give -n 2, and --device cpu where there is one accelerator",
+        f"{n} rank on {d.type} has nobody to talk to; "
+        "a collective needs 2 or more: give -n 2, and --device cpu where there is one accelerator",
     )
     if d.type != "cpu":
         find_device(d.type, local_rank=n - 1)  # says so if there are fewer

@@ -82,16 +82,15 @@ def hold_against(
     )
     require(
         distance <= limit,
-        f"the model saved in {dtype} answers differently from the one it was made from (distance {distance:.1e}, expected at most {limit:.1e}){because}; {better}",
+        f"the model saved in {dtype} answers differently from the one it was made from "
+        f"(distance {distance:.1e}, expected at most {limit:.1e}){because}; {better}",
     )
     return limit
 
 # %% ../../nbs/6_talk/64_publish.ipynb #64-16
 def exported_notes(
     folder,  # any folder
-) -> (
-    dict
-):  # template, max_seq_len, speakers, base_model and more, and `export`: how it was made; empty if there are none
+) -> dict:  # template, max_seq_len, speakers, base_model and more; `export`: how it was made; empty if there are none
     "The facts beside an exported model: what whoever asks it must know."
     return read_json(Path(folder) / NOTES) if (Path(folder) / NOTES).is_file() else {}
 
@@ -165,7 +164,8 @@ def write_model(
     free = shutil.disk_usage(folder).free
     require(
         free > size,
-        f"the model needs {size / 2**30:.1f} GiB and the disk has {free / 2**30:.1f} GiB left; choose another folder or a 16-bit dtype",
+        f"the model needs {size / 2**30:.1f} GiB and the disk has {free / 2**30:.1f} GiB left; "
+        "choose another folder or a 16-bit dtype",
     )
     tokenizer = copy.copy(maker.tokenizer)
     # whoever asks the model writes the date of the training
@@ -191,8 +191,10 @@ def merge_and_export(
     base_model: str = None,  # another name for the same base; None: as the notes say
     device: str = "cpu",  # where the sum is made, always in fp32: "cpu", "xpu", "cuda" or "auto"
     sampling: dict = None,  # settings of `generate` to save, e.g. {"do_sample": True, "temperature": 0.8}
-) -> dict:  # kind (how it was trained), dtype, parameters; distances of the answers: learned (None: not known), merged, saved, limit; ValueError or FileNotFoundError if it cannot be done
-    "Add the adapter into the weights, save the plain model, and prove that it answers the same."
+) -> dict:  # kind (how it was trained), dtype, parameters, learned, merged, saved, limit; ValueError, FileNotFoundError
+    """Add the adapter into the weights, save the plain model, and prove that it answers the same.
+
+    Distances of the answers: learned (None: not known), merged, saved, and the limit of saved."""
     import torch
 
     require(dtype == "auto" or dtype in DTYPES, f"dtype={dtype!r} was given; expected auto, {', '.join(DTYPES)}")
@@ -368,7 +370,8 @@ def card_use(
     if maker.frame and maker.frame.template.startswith(CLOCK):
         rows += [
             "",
-            f"The chat template in this folder writes the date of the training, {maker.date}, on every day: the model has seen no other.",
+            f"The chat template in this folder writes the date of the training, {maker.date}, on every day: "
+            "the model has seen no other.",
         ]
     return rows
 
@@ -391,24 +394,34 @@ def model_card(
     words = [
         f"# {title}",
         "",
-        f"A language model that says the next line of a character in a scene. It was fine-tuned on the lines of a script with simpsons_llm, "
-        f"and is asked with the scene so far in the form `{maker.template}`.",
+        "A language model that says the next line of a character in a scene. It was fine-tuned on the lines "
+        f"of a script with simpsons_llm, and is asked with the scene so far in the form `{maker.template}`.",
     ]
     if s.get("status") == "not better than the base":
         words += ["", "**On held-out scenes this model was not better than its base.**"]
     licence = [
         f"The base model, {base}, comes under {LICENCES[base]}; its terms go on to apply."
         if base in LICENCES
-        else f"The weights are made from {base or 'the base model named above'}, whose terms go on to apply. FILL IN before publishing: its licence, and set `license` at the top of this file."
+        else (
+            f"The weights are made from {base or 'the base model named above'}, whose terms go on to apply. "
+            "FILL IN before publishing: its licence, and set `license` at the top of this file."
+        )
     ]
     licence += [
-        "The script was written for simpsons_llm, and comes under Apache-2.0. The characters' names belong to their owners."
+        "The script was written for simpsons_llm, and comes under Apache-2.0. "
+        "The characters' names belong to their owners."
         if own
-        else f"The script that was learned from has rights of its own{'' if script else ', and is not named in the notes of this model'}. FILL IN before publishing: whether they allow to pass on a model that was trained on it."
+        else (
+            "The script that was learned from has rights of its own"
+            f"{'' if script else ', and is not named in the notes of this model'}. "
+            "FILL IN before publishing: whether they allow to pass on a model that was trained on it."
+        )
     ]
     limits = [
-        "A small model imitates a manner of speaking; it does not know facts, and may repeat lines of its training, or say what the character, or its authors, never would.",
-        "It was trained on one line at a time, at the end of a scene, and is no assistant. Lines that matter to somebody should be read before they are used.",
+        "A small model imitates a manner of speaking; it does not know facts, "
+        "and may repeat lines of its training, or say what the character, or its authors, never would.",
+        "It was trained on one line at a time, at the end of a scene, and is no assistant. "
+        "Lines that matter to somebody should be read before they are used.",
     ]
     if notes_len := trained.notes.get("max_seq_len"):
         limits.append(f"Scenes longer than {notes_len} tokens, answer included, are longer than any in training.")
@@ -440,7 +453,7 @@ def export(
     base_model: str = None,  # another name for the same base; None: as the notes say
     device: str = "cpu",  # where the sum is made: "cpu", "xpu", "cuda" or "auto"
     sampling: dict = None,  # how words are drawn, in the names of `generate`; saved, and written into the Modelfile
-) -> dict:  # what `merge_and_export` returned, with out, speaker, files (name -> bytes) and gguf (what `to_gguf` returned; None if not asked for)
+) -> dict:  # as `merge_and_export`, with out, speaker, files (name -> bytes), gguf (as `to_gguf`; None: not asked for)
     "Publish a run: model, card, and where asked for GGUF file and Modelfile."
     from transformers import AutoTokenizer
 
@@ -471,8 +484,8 @@ def export_text(
     moved = "" if record["learned"] is None else f"; training moved them by {record['learned']:.1e}"
     return "\n".join(
         [
-            f"{record['parameters']:,} parameters in {record['dtype']}; answers differ from those of the model it was made from by {record['saved']:.1e} of the logits' size "
-            f"(at most {record['limit']:.1e} allowed{moved})",
+            f"{record['parameters']:,} parameters in {record['dtype']}; answers differ from those of the model it was "
+            f"made from by {record['saved']:.1e} of the logits' size (at most {record['limit']:.1e} allowed{moved})",
             *(f"  {n}  {b:,} bytes" for n, b in record["files"].items()),
             f"written to {record['out']}; read README.md and fill in what it asks for before you publish it",
         ]

@@ -72,7 +72,8 @@ class Recipe:
         )
         require(
             self.lora or self.quantization == "none",
-            "quantization=nf4 was given without an adapter; 4-bit weights cannot be trained, so give LoRA settings or quantization=none",
+            "quantization=nf4 was given without an adapter; "
+            "4-bit weights cannot be trained, so give LoRA settings or quantization=none",
         )
 
     @property
@@ -232,8 +233,10 @@ def count_step(
     config,  # a transformers configuration
     recipe: Recipe,  # what a step does
     device: Device,  # where, and in which number format
-) -> dict:  # bytes of weights, gradients, optimizer, activations (alive after the forward pass) and peak; flop of a micro-batch, attention left out
-    "Memory and arithmetic of a step, counted without doing it."
+) -> dict:  # bytes of weights, gradients, optimizer, activations and peak; flop of a micro-batch
+    """Memory and arithmetic of a step, counted without doing it.
+
+    Activations are what is alive after the forward pass. Attention is left out of flop."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -365,6 +368,7 @@ def measure_alone(
     dtype: str,  # "float32" or "bfloat16"
 ) -> dict:  # as `measure_steps`
     "Measure on the CPU in a process that does nothing else."
+    import transformers.models.llama.modeling_llama  # noqa: F401  imported before memory is counted
     from transformers import AutoConfig
 
     set_threads(find_ranks())
@@ -409,7 +413,7 @@ class Estimate:
     optimizer_gib: float  # AdamW: two numbers for each trained one
     activations_gib: float  # kept by the forward pass for the backward pass, logits included
     peak_mem_gib: float  # most in use at once; not the sum of the above, which do not all peak together
-    flop_per_token: float  # floating point operations of forward and backward, for each real token; what checkpointing repeats included
+    flop_per_token: float  # floating point operations for each real token, with what checkpointing repeats
     tokens: int  # real tokens of an optimizer step
     in_use_gib: float = 0.0  # part of the peak that this process used already; 0 on a GPU
     step_s: "float | None" = None  # seconds of an optimizer step; None: not measured
@@ -541,9 +545,11 @@ EXCHANGES = ("none", "buckets", "flat")
 
 def exchanged(
     told: Estimate,  # what `estimate` told of one process alone
-    how: str = "buckets",  # none: one process; buckets: DDP, a second copy of the gradients at all times; flat: the same when activations are gone
+    how: str = "buckets",  # none: one process; buckets: as DDP does it; flat: as the loop by hand does it
 ) -> Estimate:  # with the memory of the exchange
-    "An estimate for one of several ranks that hold the whole model each."
+    """An estimate for one of several ranks that hold the whole model each.
+
+    Buckets are a second copy of the gradients at all times; flat, it is there only when activations are gone."""
     require(how in EXCHANGES, f"how={how!r} was given; expected {', '.join(EXCHANGES)}")
     # in the loop, between the backward pass and the step
     after = told.in_use_gib + told.weights_gib + 2 * told.gradients_gib + told.optimizer_gib
@@ -638,6 +644,7 @@ def require_room(
         return told
     helps = next((words for words, r in milder(recipe) if tell(r).peak_mem_gib <= room_gib(device)), None)
     raise ValueError(
-        f"a step of this run needs at least {told.peak_mem_gib:.1f} GiB and {device.name} has {room_gib(device):.1f} GiB to give; "
+        f"a step of this run needs at least {told.peak_mem_gib:.1f} GiB "
+        f"and {device.name} has {room_gib(device):.1f} GiB to give; "
         + (f"it would fit with {helps}" if helps else "no setting of this model would fit; use a smaller base model")
     )

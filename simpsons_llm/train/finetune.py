@@ -30,7 +30,7 @@ class FinetuneConfig(TrainConfig):
     "Settings of the finetune job."
 
     run: str = "runs/finetune"  # the run's folder
-    sharding: str = "auto"  # several ranks: none (DDP: each holds the whole model) or fsdp (each holds a part); auto: fsdp for mode=full and for what does not fit otherwise
+    sharding: str = "auto"  # none: a rank holds the model (DDP); fsdp: a part; auto: fsdp if mode=full or it is too big
     use_ipex: bool = False  # intel-extension-for-pytorch: only with torch 2.8 and where it is installed
 
     exchange = "buckets"  # no setting: how DDP sends gradients

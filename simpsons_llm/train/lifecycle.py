@@ -169,7 +169,9 @@ class Job:
             return text_samples(self.engine.model, self.maker, self.moments)
 
     def autocast(self):
-        "The number format of the steps, for what is measured outside of them too: before and after are computed alike, whatever the engine has done to the model by then."
+        """The number format of the steps, for what is measured outside of them too.
+
+        Before and after are computed alike, whatever the engine has done to the model by then."""
         import torch
 
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.dtype == "bfloat16")
@@ -194,7 +196,8 @@ def plan(
     for split, long in too_long.items():
         if long and ranks.is_main:
             print(
-                f"{split}: {long} lines are longer than max_seq_len={s['max_seq_len']} tokens by themselves and are not learned"
+                f"{split}: {long} lines are longer than "
+                f"max_seq_len={s['max_seq_len']} tokens by themselves and are not learned"
             )
     counts = audit(samples["train"], maker, parts["train"], report["speakers"], s["max_seq_len"])
     require(
@@ -236,9 +239,7 @@ def lay_out(
     shape,  # the base model's transformers configuration
     samples: list,  # training `Sample`s
     device,  # the `Device`
-) -> (
-    tuple
-):  # (samples or `PackedRows`, the layout in words, whether attention must be isolated); ValueError if it cannot be had
+) -> tuple:  # (samples or `PackedRows`, layout in words, whether attention must be isolated); ValueError if impossible
     "Choose how samples share a batch."
     done = ask_by_doing(shape)  # also refuses a model that reads ahead, packed or not
     reason = can_isolate(shape_of(shape)) or done
@@ -291,7 +292,8 @@ def require_host(
     need = host_gib(told, ranks)
     require(
         not need > room_gib,
-        f"a sharded model is loaded whole into the host's memory first, once by each of the {ranks.local_world_size} ranks of a machine: {need:.1f} GiB, and this one has {room_gib:.1f}; "
+        "a sharded model is loaded whole into the host's memory first, once by each of the "
+        f"{ranks.local_world_size} ranks of a machine: {need:.1f} GiB, and this one has {room_gib:.1f}; "
         "start fewer ranks on each machine, or use sharding=none where the devices have room for it",
     )
 
@@ -365,7 +367,8 @@ def what_is_learned(
     trainable, total = trainable_parameters(model)
     weight, context = config.resolved()["context_weight"], counts["context_tokens"]
     learned = f"{counts['learned_tokens']:,} of them learned" + (
-        f", and {context:,} of other lines at weight {weight:g}, which is {weight * context / (weight * context + counts['learned_tokens']):.0%} of the loss"
+        f", and {context:,} of other lines at weight {weight:g}, "
+        f"which is {weight * context / (weight * context + counts['learned_tokens']):.0%} of the loss"
         if context
         else ""
     )
@@ -374,12 +377,14 @@ def what_is_learned(
             f"{base_of(model).name_or_path} on {job.device.name} ({job.device.dtype}); recipe {config.recipe}",
             f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})",
             f"to learn: {counts['samples']} samples, {counts['tokens']:,} tokens, {learned}; "
-            f"{job.length.steps} steps of {config.resolved()['global_batch_size']} {'rows' if config.packing == 'rows' else 'samples'}; {job.layout}",
+            f"{job.length.steps} steps of {config.resolved()['global_batch_size']} "
+            f"{'rows' if config.packing == 'rows' else 'samples'}; {job.layout}",
             *(
                 [
                     f"{job.ranks.world_size} ranks, "
                     + (
-                        f"each holds a part of the model (FSDP); while it is loaded, {host_gib(job.told, job.ranks):.1f} GiB of the host's memory"
+                        "each holds a part of the model (FSDP); "
+                        f"while it is loaded, {host_gib(job.told, job.ranks):.1f} GiB of the host's memory"
                         if job.sharded
                         else "each holds the whole model (DDP)"
                     )
@@ -387,7 +392,8 @@ def what_is_learned(
                 if job.ranks.world_size > 1
                 else []
             ),
-            f"peak memory of a step: {'at least ' if job.device.type == 'cpu' else ''}{job.told.peak_mem_gib:.1f} GiB of {job.device.memory_gib:.1f}",
+            f"peak memory of a step: {'at least ' if job.device.type == 'cpu' else ''}{job.told.peak_mem_gib:.1f} GiB "
+            f"of {job.device.memory_gib:.1f}",
         ]
     )
 
@@ -447,7 +453,8 @@ def open_run(
         changed = sorted(k for k in settings if before.get(k) != settings[k] and k not in MAY_CHANGE)
         require(
             not changed,
-            f"to resume, the settings must be those of the run; {', '.join(f'{k}: {before.get(k)} then, {settings[k]} now' for k in changed)}",
+            "to resume, the settings must be those of the run; "
+            f"{', '.join(f'{k}: {before.get(k)} then, {settings[k]} now' for k in changed)}",
         )
         if "optimizer_steps" in done and not done.get("stopped_early"):
             return done
@@ -465,9 +472,7 @@ def run_job(
     config: TrainConfig,  # the settings
     make_engine,  # called with the `Job` and the model; gives the engine
     made: Prepared = None,  # the data itself, not written yet; None: what the settings name
-) -> (
-    dict
-):  # the summary, also written as summary.json; ValueError or a file error, in one sentence, if it cannot be done
+) -> dict:  # the summary, also in summary.json; ValueError or a file error, in one sentence, if it cannot be done
     "Train a base model on prepared scenes; returns and writes the summary."
     ranks = find_ranks()
     complete_env(ranks)
@@ -490,7 +495,9 @@ def require_apart(
     job: Job,  # what `plan` made
     model,  # the base model, loaded; from now on with isolated attention
 ):
-    "The last word on packing has the model itself, in the number format of the training: ValueError if its sequences do not stay apart."
+    """The last word on packing has the model itself, in the number format of the training.
+
+    ValueError if its sequences do not stay apart."""
     with job.autocast():
         wrong = leaks_between(model)
     require(not wrong, f"samples were to lie end to end, but in {job.base} they cannot: {wrong}; use packing=none")
@@ -561,7 +568,8 @@ def measure(
         if job.config.score_test and "test_loss_nats" not in row:
             require(
                 not (job.sharded and resumed),
-                "score_test was given on resuming a sharded run that began without it, and its base cannot be scored any more; leave it out",
+                "score_test was given on resuming a sharded run that began without it, "
+                "and its base cannot be scored any more; leave it out",
             )
             row["test_loss_nats"] = job.score("test")
         if not job.config.resume:
@@ -582,7 +590,8 @@ def measure(
     (best_step, told), best = engine.best, job.score("valid")
     require(
         abs(best - told) < 1e-3 * max(1, best),
-        f"the checkpoint of step {best_step} scores {best:.4f} where {told:.4f} was measured in training; it was not loaded as it was saved",
+        f"the checkpoint of step {best_step} scores {best:.4f} where {told:.4f} was measured in training; "
+        "it was not loaded as it was saved",
     )
     losses |= {"valid_loss_nats_best": best, "best_step": best_step}
     if job.config.score_test:
@@ -596,7 +605,7 @@ def measure(
 def summarise(
     job: Job,  # the run, after training
     losses: dict,  # held-out losses in nats per token, and the step that was kept
-    speed: dict,  # tokens_per_s of all ranks together, peak_mem_gib and train_s (wall clock, evaluations included) of this one
+    speed: dict,  # tokens_per_s of all ranks; peak_mem_gib and train_s (wall clock, evaluations included) of this one
     resumed: int,  # the step it was resumed from; 0: from the beginning
 ) -> dict:  # the summary
     "What is written down about a run."
@@ -685,19 +694,22 @@ def summary_text(
     "The summary in words."
     s, fell = summary, summary["valid_loss_nats_base"] - summary["valid_loss_nats_best"]
     rows = [
-        f"held-out loss in nats per token: {s['valid_loss_nats_base']:.4f} before, {s['valid_loss_nats_best']:.4f} after (step {s['best_step']} of {s['optimizer_steps']}), a change of {-fell:+.4f}"
+        f"held-out loss in nats per token: {s['valid_loss_nats_base']:.4f} before, {s['valid_loss_nats_best']:.4f} "
+        f"after (step {s['best_step']} of {s['optimizer_steps']}), a change of {-fell:+.4f}"
     ]
     if "test_loss_nats_base" in s:
         rows.append(
             f"test scenes, scored once: {s['test_loss_nats_base']:.4f} before, {s['test_loss_nats_best']:.4f} after"
         )
     rows.append(
-        f"{s['real_tokens']:,} tokens in {format_seconds(s['train_s'])} ({s['tokens_per_s']:.0f} tokens/s while training), peak memory {s['peak_mem_gib']:.1f} GiB"
+        f"{s['real_tokens']:,} tokens in {format_seconds(s['train_s'])} "
+        f"({s['tokens_per_s']:.0f} tokens/s while training), peak memory {s['peak_mem_gib']:.1f} GiB"
     )
     if s["stopped_early"]:
         rows.append("stopped early: the time allowed was up")
     if fell < LEAST_GAIN:
         rows.append(
-            f"WARNING: the held-out loss fell by less than {LEAST_GAIN} nats, so this adapter is hardly better than the base; try more steps, another learning_rate or more data"
+            f"WARNING: the held-out loss fell by less than {LEAST_GAIN} nats, "
+            "so this adapter is hardly better than the base; try more steps, another learning_rate or more data"
         )
     return "\n".join(rows)

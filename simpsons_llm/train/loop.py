@@ -30,7 +30,7 @@ class LoopConfig(TrainConfig):
 
     run: str = "runs/loop"  # the run's folder
     epochs: "float | None" = 0.1  # passes over the data; the book takes a look at the loop, a whole run is 1
-    eval_steps: "int | None" = 3  # optimizer steps between evaluations, each of which also saves a checkpoint; so do the end of each epoch and of the run
+    eval_steps: "int | None" = 3  # optimizer steps between evaluations and checkpoints
 
 # %% ../../nbs/4_train/45_loop.ipynb #45-11
 def weighted_loss(
@@ -267,8 +267,6 @@ def load_checkpoint(
 def loop(
     config: LoopConfig,  # the settings
     made: Prepared = None,  # the data itself, not written yet; None: what the settings name
-) -> (
-    dict
-):  # the summary, also written as summary.json; ValueError or a file error, in one sentence, if it cannot be done
+) -> dict:  # the summary, also in summary.json; ValueError or a file error, in one sentence, if it cannot be done
     "Train by hand; returns and writes the summary."
     return run_job(config, Loop, made)

@@ -81,12 +81,13 @@ def load_weights(
     model,  # a model, in parts or not
     folder,  # a checkpoint: model*.safetensors or adapter_model.safetensors
 ):
-    "Copy a checkpoint's weights into a model; each rank takes its part. Errors as `load_whole`, and nothing is changed."
+    "Copy a checkpoint's weights into a model; each rank takes its part. Errors as `load_whole`, with nothing changed."
     import torch
 
     what, mine, saved = f"the checkpoint {folder}", model.state_dict(keep_vars=True), checkpoint_weights(folder)
     if (Path(folder) / "adapter_model.safetensors").is_file():
-        # PEFT leaves the adapter's name out: lora_A.weight for lora_A.default.weight, lora_magnitude_vector for lora_magnitude_vector.default.weight
+        # PEFT leaves the adapter's name out: lora_A.weight for lora_A.default.weight,
+        # lora_magnitude_vector for lora_magnitude_vector.default.weight
         named = {
             k.replace(f".{model.active_adapter}.weight", ".weight").replace(
                 "lora_magnitude_vector.weight", "lora_magnitude_vector"
@@ -111,7 +112,7 @@ def load_weights(
 
 # %% ../../nbs/4_train/42_sharding.ipynb #42-09
 def fsdp_arguments() -> dict:  # keyword arguments for transformers.TrainingArguments
-    "FSDP2, one part for each decoder layer; gradients are cut after each micro-batch, so that no rank holds whole ones."
+    "FSDP2, one part for each decoder layer; gradients are cut after each micro-batch: no rank holds whole ones."
     return {
         "fsdp": True,
         "fsdp_config": {

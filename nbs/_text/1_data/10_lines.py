@@ -233,7 +233,10 @@ NEEDED = (
     "raw_location_text",
     "spoken_words",
 )
-HINT = "expected a table with the columns of simpsons_script_lines.csv, a text of 'Speaker: line' rows, a Fountain screenplay, or JSON samples"
+HINT = (
+    "expected a table with the columns of simpsons_script_lines.csv, "
+    "a text of 'Speaker: line' rows, a Fountain screenplay, or JSON samples"
+)
 
 
 # %% [markdown]
@@ -434,7 +437,8 @@ def recover_row(
 
 # %% tags=["example"]
 for row in (
-    '7,1,3,"Homer Simpson: They call it "light", and it is, too.",9000,true,2,1,Homer Simpson,Home,"They call it "light", and it is, too.",they call it light and it is too,8',
+    '7,1,3,"Homer Simpson: They call it "light", and it is, too.",9000,true,2,1,'
+    'Homer Simpson,Home,"They call it "light", and it is, too.",they call it light and it is too,8',
     "8,1,4,Homer Simpson: Pie, cake, pie.,9000,true,2,1,Homer Simpson,Home,Pie, cake, pie.,pie cake pie,3",
     "9,1,5,Homer Simpson: Pie, cake, pie.,9000,true,2,1,Homer Simpson,Home,Cake, pie.,cake pie,2",
 ):

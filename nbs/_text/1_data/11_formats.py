@@ -82,7 +82,8 @@ def parse_lines(
 
 # %% tags=["example"]
 parse_lines(
-    "Marge Simpson: Homer, the dog is wearing your tie again.\nHomer Simpson: It suits him: he has an interview.\nTechnician: Two: Ready.",
+    "Marge Simpson: Homer, the dog is wearing your tie again.\n"
+    "Homer Simpson: It suits him: he has an interview.\nTechnician: Two: Ready.",
     {"Technician: Two"},
 )
 
@@ -500,7 +501,8 @@ def read_script(
     path = Path(simpsons_llm.__file__).parent / "data" / "springfield.csv" if str(path) == "springfield" else Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"no script at {path}; give the path of a table, text, Fountain or JSON file, or springfield for the script that comes with the package"
+            f"no script at {path}; give the path of a table, text, Fountain or JSON file, "
+            "or springfield for the script that comes with the package"
         )
     text, encoding = decode(path.read_bytes(), path.name, encoding)
     require(text.strip(), f"{path.name} is empty; {HINT}")

@@ -11,8 +11,8 @@
 # It is the first chapter that is also a program. `simpsons-llm prepare --script FILE`, `papermill nbs/1_data/12_prepare.ipynb out.ipynb` and "run all" do the same.
 
 # %% tags=["parameters"]
-script = "springfield"  # a table, text, Fountain or JSON file, or springfield: the script that comes with the package
-speakers = ""  # characters to learn, comma-separated full names, which may hold commas themselves; empty: everyone
+script = "springfield"  # a table, text, Fountain or JSON file, or springfield: the package's own script
+speakers = ""  # characters to learn: full names, comma-separated (a name may hold commas); empty: everyone
 out = "runs/data"  # folder for the prepared data
 split = "episode"  # what stays together: episode, or scene for scripts with fewer than 3 episodes
 valid_share = 0.1  # share of the lines to choose the best step by, 0..0.5
@@ -76,12 +76,8 @@ SPLITS = ("train", "valid", "test")
 class PrepareConfig(JobConfig):
     "Settings of the prepare job."
 
-    script: str = (
-        "springfield"  # a table, text, Fountain or JSON file, or springfield: the script that comes with the package
-    )
-    speakers: str = (
-        ""  # characters to learn, comma-separated full names, which may hold commas themselves; empty: everyone
-    )
+    script: str = "springfield"  # a table, text, Fountain or JSON file, or springfield: the package's own script
+    speakers: str = ""  # characters to learn: full names, comma-separated (a name may hold commas); empty: everyone
     out: str = "runs/data"  # folder for the prepared data
     split: str = "episode"  # what stays together: episode, or scene for scripts with fewer than 3 episodes
     valid_share: float = 0.1  # share of the lines to choose the best step by, 0..0.5
@@ -159,8 +155,8 @@ def spelling_note(
     if not others or chosen == name.strip():
         return ""
     return (
-        f"{name.strip()!r} is read as {chosen!r} ({speakers[chosen]:,} lines); the script also has {' and '.join(others)}, "
-        "which must be asked for as it is spelt"
+        f"{name.strip()!r} is read as {chosen!r} ({speakers[chosen]:,} lines); "
+        f"the script also has {' and '.join(others)}, which must be asked for as it is spelt"
     )
 
 
@@ -393,9 +389,7 @@ def leak_report(
     train: list,  # training `Scene`s
     heldout: list,  # held-out `Scene`s
     min_words: int = MIN_WORDS,  # shorter lines are not looked at
-) -> (
-    dict
-):  # line_share and ngram_share (0..1), lines and ngrams (how many were looked at), leaked and similar (the `Line`s)
+) -> dict:  # line_share, ngram_share (0..1), lines, ngrams (how many were looked at), leaked, similar (the `Line`s)
     "Held-out lines that also stand in the training scenes, whole or in runs of eight words."
     held = [(line, w) for s in heldout for line in s.lines if len(w := plain_words(line.text)) >= min_words]
     wanted, looked = {" ".join(w) for _, w in held}, {g for _, w in held for g in ngrams(w)}
@@ -474,7 +468,8 @@ def random_rows_leak(
 leak = leak_report(parts["train"], parts["valid"] + parts["test"])
 by_row = random_rows_leak(source.scenes)
 print(
-    f"by episode {leak['line_share']:.1%} of {leak['lines']} lines and {leak['ngram_share']:.1%} of {leak['ngrams']} 8-grams leak; random rows would leak {by_row:.1%} of the lines"
+    f"by episode {leak['line_share']:.1%} of {leak['lines']} lines and {leak['ngram_share']:.1%} "
+    f"of {leak['ngrams']} 8-grams leak; random rows would leak {by_row:.1%} of the lines"
 )
 
 # %% tags=["check"]
@@ -676,9 +671,13 @@ def refuse_leak(
     lines = leak["leaked"] or leak["similar"]
     named = "; ".join(f"{line.text[:60]!r} (episode {line.episode}, line {line.row} of the file)" for line in lines[:5])
     raise ValueError(
-        f"{leak['line_share']:.1%} of the held-out lines and {leak['ngram_share']:.1%} of their 8-grams stand in the training lines, more than max_leak={max_leak:g}: {named}"
+        f"{leak['line_share']:.1%} of the held-out lines and {leak['ngram_share']:.1%} "
+        f"of their 8-grams stand in the training lines, more than max_leak={max_leak:g}: {named}"
         + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
-        + f"; use split=episode or another split_seed, or accept it with a max_leak of {max(leak['line_share'], leak['ngram_share']) + 0.0005:.3f} or more if these are running gags"
+        + (
+            "; use split=episode or another split_seed, or accept it with a max_leak of "
+            f"{max(leak['line_share'], leak['ngram_share']) + 0.0005:.3f} or more if these are running gags"
+        )
     )
 
 
@@ -715,7 +714,8 @@ def read_and_split(
     learned = {n: s["learned_lines"] for n, s in found["sets"].items()}
     require(
         all(learned.values()),
-        f"the sets would hold {learned} lines to learn; every set needs some, so choose characters with more lines, or another split or split_seed",
+        f"the sets would hold {learned} lines to learn; "
+        "every set needs some, so choose characters with more lines, or another split or split_seed",
     )
     leak = leak_report(parts["train"], parts["valid"] + parts["test"])
     refuse_leak(leak, config.max_leak)
@@ -824,7 +824,8 @@ def report_text(
             f"  recovered: lines {', '.join(map(str, r['recovered'][:10]))}{' ...' if a['recovered'] > 10 else ''}"
         )
     rows += [
-        f"  rejected: {x['rows']} x {why} (line{'s'[: x['rows'] > 1]} {', '.join(map(str, x['lines'][:8]))}{' ...' if x['rows'] > 8 else ''})"
+        f"  rejected: {x['rows']} x {why} "
+        f"(line{'s'[: x['rows'] > 1]} {', '.join(map(str, x['lines'][:8]))}{' ...' if x['rows'] > 8 else ''})"
         for why, x in r["rejected_reasons"].items()
     ]
     if a["rejected"]:
@@ -833,8 +834,10 @@ def report_text(
     names = list(r["all_speakers"].items())
     rows += [
         f"{len(names)} characters; most lines: {', '.join(f'{n} {c:,}' for n, c in names[:6])}",
-        f"words of a line: median {r['words_per_line']['median']:g}, longest {r['words_per_line']['longest']}; lines of a scene: median {r['lines_per_scene']['median']:g}, longest {r['lines_per_scene']['longest']}",
-        f"to learn: {', '.join(r['speakers']) if r['speakers'] else 'every character'}; split by {r['split']}, seed {r['split_seed']}",
+        f"words of a line: median {r['words_per_line']['median']:g}, longest {r['words_per_line']['longest']}; "
+        f"lines of a scene: median {r['lines_per_scene']['median']:g}, longest {r['lines_per_scene']['longest']}",
+        f"to learn: {', '.join(r['speakers']) if r['speakers'] else 'every character'}; "
+        f"split by {r['split']}, seed {r['split_seed']}",
         f"  {'':5} {'episodes':>9} {'scenes':>7} {'lines':>8} {'to learn':>9}",
     ]
     rows += [
@@ -843,7 +846,8 @@ def report_text(
     ]
     rows += [f"  WARNING: {', '.join(m)} to learn, but without a line in {n}" for n, m in r["missing"].items()]
     rows += [
-        f"leak: {r['leaked_share']:.1%} of {r['leak_lines']:,} held-out lines (4 words or more) and {r['leaked_ngrams']:.1%} of {r['leak_ngrams']:,} 8-grams stand in train (limit {r['max_leak']:.1%});",
+        f"leak: {r['leaked_share']:.1%} of {r['leak_lines']:,} held-out lines (4 words or more) "
+        f"and {r['leaked_ngrams']:.1%} of {r['leak_ngrams']:,} 8-grams stand in train (limit {r['max_leak']:.1%});",
         f"  a split of random rows, as in the seed, would leak {r['random_rows_leaked_share']:.1%} of such lines",
     ]
     rows += [f"  leaked: {line[:90]}" for line in r["leaked"][:5]]
@@ -862,14 +866,13 @@ def report_text(
 #| export
 def load_data(
     folder,  # what `prepare` wrote
-) -> (
-    tuple
-):  # (split name -> `Scene`s, report); FileNotFoundError or ValueError if the folder does not hold prepared data
+) -> tuple:  # (split name -> `Scene`s, report); FileNotFoundError or ValueError if it holds no prepared data
     "Read prepared data back, and make sure that it is what was written."
     folder = Path(folder)
     if not (folder / "report.json").is_file():
         raise FileNotFoundError(
-            f"no prepared data in {folder}; make some with: simpsons-llm prepare --script FILE --out {shlex.quote(str(folder))}"
+            f"no prepared data in {folder}; make some with: "
+            f"simpsons-llm prepare --script FILE --out {shlex.quote(str(folder))}"
         )
     report = read_json(folder / "report.json")
     for name in SPLITS:
@@ -899,7 +902,8 @@ plt.show()
 # %%
 counts = Counter(line.speaker for p in parts.values() for s in p for line in s.lines).most_common()
 print(
-    f"{counts[0][0]} has {counts[0][1]} lines; character {min(15, len(counts))} has {counts[:15][-1][1]}; {len(counts)} characters speak."
+    f"{counts[0][0]} has {counts[0][1]} lines; "
+    f"character {min(15, len(counts))} has {counts[:15][-1][1]}; {len(counts)} characters speak."
 )
 
 # %% [markdown]
@@ -909,7 +913,9 @@ print(
 plot_lengths(parts)
 plt.show()
 print(
-    f"half of the lines have {report['words_per_line']['median']:g} words or fewer, 95 of 100 have at most {report['words_per_line']['p95']}; half of the scenes have {report['lines_per_scene']['median']:g} lines or fewer, the longest {report['lines_per_scene']['longest']}."
+    f"half of the lines have {report['words_per_line']['median']:g} words or fewer, "
+    f"95 of 100 have at most {report['words_per_line']['p95']}; half of the scenes have "
+    f"{report['lines_per_scene']['median']:g} lines or fewer, the longest {report['lines_per_scene']['longest']}."
 )
 
 # %% [markdown]

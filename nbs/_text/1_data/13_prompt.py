@@ -71,7 +71,9 @@ def reader(
     tokenizer,  # a transformers tokenizer
     literal: bool = True,  # letters of special tokens are letters
 ):  # a function: list of texts -> for each, its token ids, no special tokens added
-    "Plain tokenization. A literal reader has a copy of the tokenizer, so nobody's padding or truncation is in it, and threads may use it."
+    """Plain tokenization.
+
+    A literal reader has a copy of the tokenizer, so nobody's padding or truncation is in it, and threads may use it."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not literal or not hasattr(backend, "encode_batch_fast"):
         return lambda texts: tokenizer(texts, add_special_tokens=False, split_special_tokens=literal).input_ids
@@ -194,7 +196,10 @@ def chat_system(
     speaker: str,  # who answers
 ) -> str:  # the system's words
     "What a chat model is told before a scene."
-    return f"You are {speaker} in a scene of a script.{f' The scene is set here: {location}.' if location else ''} Answer with the next line of {speaker}, and nothing else."
+    return (
+        f"You are {speaker} in a scene of a script.{f' The scene is set here: {location}.' if location else ''} "
+        f"Answer with the next line of {speaker}, and nothing else."
+    )
 
 
 # %% [markdown]
@@ -202,10 +207,12 @@ def chat_system(
 
 # %%
 #| export
+# a common template and its special tokens, for examples and tests
 CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     ("<|im_start|>", "<|im_end|>"),
-)  # a common template and its special tokens, for examples and tests
+)
 
 # %% [markdown]
 # Some templates write the date of the day into the system's words, by calling `strftime_now`. A character that was trained on a Monday would then be asked with Tuesday's text on Tuesday, and nobody would notice. Here it is always the same day, whenever and wherever: a small function of that name is written in front of the template, in the template's own language, so every program that reads templates finds it before its own clock. A constant needs no record of when a run was made, and the same settings make the same text tomorrow. The day stands in the notes beside a model all the same, so that a later version of this book may choose another.
@@ -291,7 +298,8 @@ class ChatFrame:
             template = template.get("default")  # others are for tools
         require(
             template,
-            "template=chat was given, but the tokenizer has no chat template; use template=script, or a model that was trained to chat",
+            "template=chat was given, but the tokenizer has no chat template; "
+            "use template=script, or a model that was trained to chat",
         )
         self.tokenizer, self.template, self._before = tokenizer, with_date(template, date), {}
         self.special = tuple(
@@ -304,7 +312,10 @@ class ChatFrame:
         )
         asked, again = self.render("@@system@@", 1), self.render("@@system@@", 3)
         first, answer, second = self.MARKS
-        unstable = "template=chat was given, but this model's chat template changes earlier text when a line is added, or writes the words differently; use template=script"
+        unstable = (
+            "template=chat was given, but this model's chat template changes earlier text when a line is added, "
+            "or writes the words differently; use template=script"
+        )
         require(
             all(text.count(m) == 1 for text, ms in ((asked, self.MARKS[:1]), (again, self.MARKS)) for m in ms), unstable
         )
@@ -321,7 +332,8 @@ class ChatFrame:
         ends = [i + len(t) for t in self.special if (i := tail.find(t)) >= 0]
         require(
             ends,
-            "template=chat was given, but this model's chat template ends an answer with no special token; use template=script",
+            "template=chat was given, but this model's chat template "
+            "ends an answer with no special token; use template=script",
         )
         self.end, self.again = tail[: min(ends)], tail[min(ends) :]
 
@@ -354,7 +366,8 @@ class ChatFrame:
             if system in text:
                 return text
         raise ValueError(
-            f"template=chat was given, but this model's chat template takes neither a system message nor a user's ({problem if 'problem' in locals() else 'it leaves out the words'}); use template=script"
+            "template=chat was given, but this model's chat template takes neither a system message "
+            f"nor a user's ({problem if 'problem' in locals() else 'it leaves out the words'}); use template=script"
         )
 
     def before(
@@ -443,7 +456,7 @@ class TextMaker:
         self,
         tokenizer,  # a transformers tokenizer with an end token and another token to pad with
         template: str = "script",  # "script", "alpaca" or "chat"
-        max_seq_len: int = None,  # most tokens of prompt and answer when serving, as in training; None: as many as the model takes
+        max_seq_len: int = None,  # most tokens of prompt and answer when serving, as in training; None: the model's
         date: str = DATE,  # the day that a chat template writes, as year-month-day
     ):
         require(
@@ -477,7 +490,8 @@ class TextMaker:
         )
         require(
             tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in self.stop_ids,
-            "the tokenizer pads with the token that ends an answer, or has no padding token; set another pad token, or the end would never be learned",
+            "the tokenizer pads with the token that ends an answer, or has no padding token; "
+            "set another pad token, or the end would never be learned",
         )
 
     @classmethod
@@ -700,15 +714,21 @@ print(
 CHATS = {
     "chatml": CHATML,
     "headers": (
-        "<bos>{% for m in messages %}<|start|>{{ m['role'] }}<|stop|>\n\n{{ m['content'] | trim }}<|over|>{% endfor %}{% if add_generation_prompt %}<|start|>assistant<|stop|>\n\n{% endif %}",
+        "<bos>{% for m in messages %}<|start|>{{ m['role'] }}<|stop|>\n\n{{ m['content'] | trim }}<|over|>{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant<|stop|>\n\n{% endif %}",
         ("<|start|>", "<|stop|>", "<|over|>"),
     ),
     "brackets": (
-        "{% if messages[0]['role'] == 'system' %}{% set s = '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' %}{% set ms = messages[1:] %}{% else %}{% set s = '' %}{% set ms = messages %}{% endif %}{% for m in ms %}{% if m['role'] == 'user' %}<bos>[INST] {{ (s if loop.first else '') + m['content'] }} [/INST]{% else %} {{ m['content'] }} <eos>{% endif %}{% endfor %}",
+        "{% if messages[0]['role'] == 'system' %}{% set s = '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' %}"
+        "{% set ms = messages[1:] %}{% else %}{% set s = '' %}{% set ms = messages %}{% endif %}"
+        "{% for m in ms %}{% if m['role'] == 'user' %}<bos>[INST] {{ (s if loop.first else '') + m['content'] }}"
+        " [/INST]{% else %} {{ m['content'] }} <eos>{% endif %}{% endfor %}",
         (),
     ),
     "turns": (
-        "<bos>{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}{% for m in messages %}<turn>{{ 'model' if m['role'] == 'assistant' else 'user' }}\n{{ m['content'] | trim }}<end>\n{% endfor %}{% if add_generation_prompt %}<turn>model\n{% endif %}",
+        "<bos>{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "{% for m in messages %}<turn>{{ 'model' if m['role'] == 'assistant' else 'user' }}\n"
+        "{{ m['content'] | trim }}<end>\n{% endfor %}{% if add_generation_prompt %}<turn>model\n{% endif %}",
         ("<turn>", "<end>"),
     ),
 }

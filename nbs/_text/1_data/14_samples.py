@@ -175,7 +175,7 @@ def chat_blocks(
     targets: list,  # names to learn; empty: everyone
     context: int,  # not used: a user's turns are never learned
     max_seq_len: int,  # most tokens of a block; lines before an answer are left out from the beginning
-):  # yields (opening, blocks) for each character to learn; a block is (`Tokens` where it begins a window, `Tokens` elsewhere, its last line)
+):  # yields (opening, blocks), as `script_blocks` does, for each character to learn
     "A scene as conversations, one for each character to learn: one block for each of its lines."
     for who in dict.fromkeys(line.speaker for line in scene.lines if is_target(line, targets)):
         turn, blocks = 0, []
@@ -349,7 +349,8 @@ cost = pd.DataFrame(
 targets = targets_of_two
 cost["read per learned"] = (cost["tokens read"] / cost["tokens learned"]).round(1)
 print(
-    f"For the same {cost['tokens learned'][0]:,} learned tokens, scenes read {cost['read per learned'][2]} tokens for each learned one, rows {cost['read per learned'][0]}, and with Alpaca headings {cost['read per learned'][1]}."
+    f"For the same {cost['tokens learned'][0]:,} learned tokens, scenes read {cost['read per learned'][2]} tokens "
+    f"for each learned one, rows {cost['read per learned'][0]}, and with Alpaca headings {cost['read per learned'][1]}."
 )
 cost
 
@@ -396,7 +397,8 @@ def truncation_table(
 # %% tags=["example"]
 cut = pd.DataFrame(truncation_table(everything, makers["script"])).set_index("max_seq_len")
 print(
-    f"256 tokens cut {cut['rows: tokens cut'][256]:.0%} of what rows would read, 512 tokens {cut['rows: tokens cut'][512]:.1%}; no line is longer than 256 tokens ({cut['lines too long'][256]:.0%})."
+    f"256 tokens cut {cut['rows: tokens cut'][256]:.0%} of what rows would read, 512 tokens "
+    f"{cut['rows: tokens cut'][512]:.1%}; no line is longer than 256 tokens ({cut['lines too long'][256]:.0%})."
 )
 cut.round(3)
 
@@ -449,8 +451,9 @@ def why_nothing(
     if not needs or min(needs) <= max_seq_len:
         return "check the speakers and max_seq_len"
     return (
-        f"each of the {len(needs):,} lines to learn is longer than max_seq_len={max_seq_len} tokens by itself (with heading, name "
-        f"and end, the shortest takes {min(needs):,}, the longest {max(needs):,}); raise max_seq_len, to {max(needs):,} for all of them"
+        f"each of the {len(needs):,} lines to learn is longer than max_seq_len={max_seq_len} tokens "
+        f"by itself (with heading, name and end, the shortest takes {min(needs):,}, the longest {max(needs):,}); "
+        f"raise max_seq_len, to {max(needs):,} for all of them"
     )
 
 
@@ -460,7 +463,7 @@ def audit(
     scenes: list = (),  # the `Scene`s they were made of, to say why nothing is learned
     targets: list = (),  # names to learn; empty: everyone
     max_seq_len: int = 10**9,  # most tokens of a sample
-) -> dict:  # counts: samples, tokens, learned_tokens (at weight 1), context_tokens (at less), learned_ends, longest, scaffold, read
+) -> dict:  # samples, tokens, learned_tokens (weight 1), context_tokens (less), learned_ends, longest, scaffold, read
     "Counts of what will be learned; ValueError if nothing would be, or if answers would never learn to end."
 
     def nothing(what):
@@ -484,7 +487,8 @@ def audit(
         raise nothing(" but what others say")
     require(
         ends,
-        f"the token that ends an answer ({maker.tokenizer.decode(maker.end)!r}) is never learned; answers would not stop",
+        f"the token that ends an answer ({maker.tokenizer.decode(maker.end)!r}) is never learned; "
+        "answers would not stop",
     )
     return {
         "samples": len(samples),
@@ -554,7 +558,8 @@ def show_sample(
     import html
 
     def span(text, role):
-        return f'<span style="background:{COLORS[role][0]};color:#111;margin-right:1px;white-space:pre-wrap;border-radius:2px">{text}</span>'
+        style = f"background:{COLORS[role][0]};color:#111;margin-right:1px;white-space:pre-wrap;border-radius:2px"
+        return f'<span style="{style}">{text}</span>'
 
     roles = sample.roles or bytes(LEARNED if w == 1 else CONTEXT if w else READ for w in sample.loss_weights)
     shown = [
@@ -563,7 +568,10 @@ def show_sample(
     ]
     legend = " ".join(span(f"&nbsp;{what}: {roles.count(r)}&nbsp;", r) for r, (_, what) in COLORS.items())
     more = f"<br>and {len(roles) - most} more tokens" if len(roles) > most else ""
-    return f'<div style="line-height:1.7;font-family:monospace;background:#fff;color:#111;padding:6px">{"".join(shown)}{more}<br><br>{legend}</div>'
+    return (
+        f'<div style="line-height:1.7;font-family:monospace;background:#fff;color:#111;padding:6px">'
+        f"{''.join(shown)}{more}<br><br>{legend}</div>"
+    )
 
 
 # %% tags=["example"]
@@ -594,8 +602,10 @@ def write_audit(
     )
     return write_text(
         path,
-        f"<!doctype html><meta charset='utf-8'><title>What is learned</title><body style='font-family:sans-serif;max-width:60em;margin:2em auto'><h1>What is learned</h1>"
-        f"<p>Template {maker.template}; a sample of median length.</p>{show_sample(longest, maker.tokenizer, 2000)}<table>{rows}</table>",
+        "<!doctype html><meta charset='utf-8'><title>What is learned</title>"
+        "<body style='font-family:sans-serif;max-width:60em;margin:2em auto'><h1>What is learned</h1>"
+        f"<p>Template {maker.template}; a sample of median length.</p>"
+        f"{show_sample(longest, maker.tokenizer, 2000)}<table>{rows}</table>",
     )
 
 
@@ -680,9 +690,8 @@ def kept_samples(
         for old in sorted((p for p in folder.iterdir() if p.name[:1] != "."), key=lambda p: p.stat().st_mtime)[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)
     except (OSError, ImportError):
-        shutil.rmtree(
-            locals().get("temporary", ""), ignore_errors=True
-        )  # a full disk, another rank was first, or no datasets library: not kept
+        # a full disk, another rank was first, or no datasets library: not kept
+        shutil.rmtree(locals().get("temporary", ""), ignore_errors=True)
     return samples, facts, False
 
 

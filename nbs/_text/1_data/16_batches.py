@@ -35,7 +35,8 @@ def accumulation_steps(
     at_once = micro_batch_size * world_size
     require(
         global_batch_size % at_once == 0,
-        f"global_batch_size={global_batch_size} is not a multiple of micro_batch_size x ranks = {micro_batch_size} x {world_size}; "
+        f"global_batch_size={global_batch_size} is not a multiple of "
+        f"micro_batch_size x ranks = {micro_batch_size} x {world_size}; "
         f"use {at_once * max(1, round(global_batch_size / at_once))}, or another micro_batch_size",
     )
     return global_batch_size // at_once
@@ -120,7 +121,9 @@ assert filled(True) < filled(False) / 2 and max(lengths) in [
 # %%
 #| export
 class RankBatches:
-    "A batch sampler for `torch.utils.data.DataLoader`: the micro-batches of one rank. A filler is written as -1 - i for sample i."
+    """A batch sampler for `torch.utils.data.DataLoader`: the micro-batches of one rank.
+
+    A filler is written as -1 - i for sample i."""
 
     def __init__(
         self,
@@ -220,7 +223,8 @@ def plot_shares(
     ax.set_yticks([world_size - 0.6 - r for r in range(world_size)], [f"rank {r}" for r in range(world_size)])
     ax.set_xticks([])
     ax.set_title(
-        f"{world_size} x {accumulation_steps(global_batch_size, micro_batch_size, world_size)} (ranks x micro-batches of {micro_batch_size})",
+        f"{world_size} x {accumulation_steps(global_batch_size, micro_batch_size, world_size)} "
+        f"(ranks x micro-batches of {micro_batch_size})",
         fontsize=9,
         loc="left",
     )

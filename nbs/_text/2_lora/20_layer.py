@@ -228,8 +228,9 @@ ax.axhline(100 * limit, color="grey", linestyle=":")
 for r in enough.values():
     ax.annotate(f"r = {r}", (r, 100 * limit), xytext=(4, 6), textcoords="offset points")
 ax.figure.tight_layout()
-Markdown(f"""The donut needs rank {enough["donut"]} of {n} to have less than {limit:.0%} missing, with {enough["donut"] * 2 * n:,} numbers
-in place of {n * n:,}. Noise of the same size needs rank {enough["noise"]}: {enough["noise"] * 2 * n:,} numbers, more than the matrix itself has.""")
+Markdown(f"""The donut needs rank {enough["donut"]} of {n} to have less than {limit:.0%} missing,
+with {enough["donut"] * 2 * n:,} numbers in place of {n * n:,}. Noise of the same size needs rank {enough["noise"]}:
+{enough["noise"] * 2 * n:,} numbers, more than the matrix itself has.""")
 
 # %% [markdown]
 # So low rank is no law of nature. It is a property of things with structure. That the change in fine-tuning has such structure
@@ -337,7 +338,8 @@ class LoRASettings:
         )
         require(
             isinstance(self.target_modules, str) and all(_names(self.target_modules)),
-            f'target_modules={self.target_modules!r} is not one string of names; give "all-linear" or e.g. "q_proj,k_proj"',
+            f"target_modules={self.target_modules!r} is not one string of names; "
+            'give "all-linear" or e.g. "q_proj,k_proj"',
         )
         for name in ("use_rslora", "use_dora"):
             require(
@@ -350,7 +352,8 @@ class LoRASettings:
         require(
             self.init_lora_weights != "loftq" or self.scaling == 1,
             f'init_lora_weights="loftq" was given with a scaling of {self.scaling:g}, '
-            f"but its start is exact at scaling 1 only; give lora_alpha={math.sqrt(self.r) if self.use_rslora else self.r:g}",
+            "but its start is exact at scaling 1 only; "
+            f"give lora_alpha={math.sqrt(self.r) if self.use_rslora else self.r:g}",
         )
 
     @property
@@ -454,12 +457,14 @@ def _pissa_start(layer):
 def _check_start(settings, shapes):
     require(
         settings.init_lora_weights != "loftq",
-        'init_lora_weights="loftq" is not in LoRALinear; train with peft (get_peft_model and peft_config), or give "default" or "pissa"',
+        'init_lora_weights="loftq" is not in LoRALinear; '
+        'train with peft (get_peft_model and peft_config), or give "default" or "pissa"',
     )
     small = {name: min(shape) for name, shape in shapes.items() if min(shape) < settings.r}
     require(
         settings.init_lora_weights != "pissa" or not small,
-        f"r={settings.r} is more than a PiSSA start has: {next(iter(small), '')} has rank {min(small.values(), default=0)} at most; give a smaller r",
+        f"r={settings.r} is more than a PiSSA start has: "
+        f"{next(iter(small), '')} has rank {min(small.values(), default=0)} at most; give a smaller r",
     )
 
 
@@ -695,9 +700,9 @@ def spread(distances):
     return max(distances.values()) / min(distances.values())
 
 
-Markdown(f"""Over a {ranks[-1] // ranks[0]}-fold range of ranks the output moves by distances that differ by a factor of {spread(scaled):.2f}
-with alpha fixed, and of {spread(unscaled):.0f} without the scaling. The full weight moves it {full_move / scaled[16]:.0f} times as far as rank 16 does,
-at the same learning rate.""")
+Markdown(f"""Over a {ranks[-1] // ranks[0]}-fold range of ranks the output moves by distances that differ by a factor of
+{spread(scaled):.2f} with alpha fixed, and of {spread(unscaled):.0f} without the scaling. The full weight moves it
+{full_move / scaled[16]:.0f} times as far as rank 16 does, at the same learning rate.""")
 
 # %% [markdown]
 # At least for this first step, a new rank needs no new learning rate. The chapter on variants looks beyond it, where another factor ($\alpha/\sqrt r$) has its point. What $\alpha$ does to a given $A$ and $B$ is simple: twice the alpha, twice the change.
@@ -767,7 +772,8 @@ assert "nothing to take off" in message(layer.unmerge)
 back_gap = (layer.base.weight - original).abs().max()
 assert back_gap <= 2 * torch.finfo(torch.float32).eps * original.abs().max()
 Markdown(
-    f"The weights reach up to {original.abs().max():.2f}; after merging and unmerging, they differ from the original by at most {back_gap:.1e}."
+    f"The weights reach up to {original.abs().max():.2f}; "
+    f"after merging and unmerging, they differ from the original by at most {back_gap:.1e}."
 )
 
 
@@ -792,7 +798,8 @@ def find_targets(
     done = [name for name, m in model.named_modules() if hasattr(m, "lora_A")]
     if done:
         raise ValueError(
-            f"the model has LoRA already, first on {done[0]!r} and on {len(done)} layers in all; give the model without adapters"
+            f"the model has LoRA already, first on {done[0]!r} and on {len(done)} layers in all; "
+            "give the model without adapters"
         )
     linear = {name: m for name, m in model.named_modules() if name and isinstance(m, torch.nn.Linear)}
     has = ", ".join(sorted({name.rpartition(".")[2] for name in linear})) or "none"
@@ -869,8 +876,10 @@ display(counts.assign(**{column: counts[column].map(look.format) for column, loo
 trainable = counts.set_index(["model", "way"])["trainable"]
 Markdown(
     " ".join(
-        f"For {name} the book's adapter has {trainable[name, 'book: 16/32, all-linear'] / trainable[name, 'seed: 8/16, q,k']:.1f} times the seed's "
-        f"parameters, and full fine-tuning {trainable[name, 'full'] / trainable[name, 'book: 16/32, all-linear']:.0f} times the book's."
+        f"For {name} the book's adapter has "
+        f"{trainable[name, 'book: 16/32, all-linear'] / trainable[name, 'seed: 8/16, q,k']:.1f} times the seed's "
+        "parameters, and full fine-tuning "
+        f"{trainable[name, 'full'] / trainable[name, 'book: 16/32, all-linear']:.0f} times the book's."
         for name in models
     )
 )
@@ -910,7 +919,8 @@ def _require_own_weights(model, names, what):
     shared = [name for name in names if holders[id(model.get_submodule(name).weight)] > 1]
     require(
         not shared,
-        f"{what} would write into the weight of {next(iter(shared), '')!r}, which another layer shares (tied embeddings); leave it out of target_modules, or untie the two",
+        f"{what} would write into the weight of {next(iter(shared), '')!r}, "
+        "which another layer shares (tied embeddings); leave it out of target_modules, or untie the two",
     )
 
 

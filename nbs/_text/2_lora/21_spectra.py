@@ -154,7 +154,8 @@ base = LlamaForCausalLM(
 untrained = held_out(base)
 train(base, batches(samples["train", "others"], 320, 8), lr=5e-3)
 Markdown(
-    f"{base.num_parameters():,} weights. Homer's held-out lines cost {untrained:.2f} nats a byte before any training, and {held_out(base):.2f} now that the model knows the others."
+    f"{base.num_parameters():,} weights. Homer's held-out lines cost {untrained:.2f} nats a byte "
+    f"before any training, and {held_out(base):.2f} now that the model knows the others."
 )
 
 # %% [markdown]
@@ -231,7 +232,7 @@ def layer_weights(
 #| export
 def weight_changes(
     before,  # a model without adapters, or its state dict
-    after,  # the same after fine-tuning: a model (one with `LoRALinear`s too), or a state dict (a merged PEFT model's too)
+    after,  # the same, fine-tuned: a model (with `LoRALinear`s too), or a state dict (a merged PEFT model's too)
 ) -> dict:  # layer name -> change, D_out x D_in, 32 bits or more; layers that did not change are left out
     "What fine-tuning added to each layer; ValueError if the layers differ or nothing changed."
     require(
@@ -260,7 +261,8 @@ def weight_changes(
         m = adapters.get(name)
         require(
             m is None or torch.equal(w, old[name].to(w.device)) and getattr(m, "lora_magnitude_vector", None) is None,
-            f"the change of {name} is more than B A (another base, a merged adapter, PiSSA or DoRA); give the model it was trained on, or merge it and remove the adapters",
+            f"the change of {name} is more than B A (another base, a merged adapter, PiSSA or DoRA); "
+            "give the model it was trained on, or merge it and remove the adapters",
         )
         d = m.delta().detach() if m else w.to(torch.promote_types(w.dtype, torch.float32)) - old[name].to(w.device)
         if d.any():
@@ -339,7 +341,8 @@ def singular_values(
     "The singular values of one change."
     require(
         matrix.ndim == 2 and bool(matrix.isfinite().all()),
-        f"a tensor of shape {tuple(matrix.shape)} with {int((~matrix.isfinite()).sum())} values that are not finite was given; give a finite matrix",
+        f"a tensor of shape {tuple(matrix.shape)} with {int((~matrix.isfinite()).sum())} values "
+        "that are not finite was given; give a finite matrix",
     )
     return torch.linalg.svdvals(matrix.detach().double()).cpu()
 
@@ -424,7 +427,8 @@ def spectra_table(
     old, rows = layer_weights(before) if before is not None else {}, []
     require(
         not old or changes.keys() <= old.keys(),
-        f"the model before has no layer {min(changes.keys() - old.keys(), default='')!r}; give the one that the changes were taken from",
+        f"the model before has no layer {min(changes.keys() - old.keys(), default='')!r}; "
+        "give the one that the changes were taken from",
     )
     for name, d in changes.items():
         values = singular_values(d)
@@ -454,8 +458,11 @@ part = {
     label: f"{(ranks / full.full_rank).min():.0%} to {(ranks / full.full_rank).max():.0%}"
     for label, ranks in (("90", full.rank_90), ("99", full.rank_99), ("noise", tables["noise"].rank_90))
 }
-Markdown(f"""To hold half of its squared length the full change needs rank {full.rank_50.min()} to {full.rank_50.max()}; to hold 90 %, rank {full.rank_90.min()} to {full.rank_90.max()}, which is {part["90"]} of what the layer has;
-to hold 99 %, {part["99"]}. Noise of the same length needs {part["noise"]} for 90 %: {(tables["noise"].rank_90 / full.rank_90).min():.1f} to {(tables["noise"].rank_90 / full.rank_90).max():.1f} times as much as the change.""")
+times = tables["noise"].rank_90 / full.rank_90
+Markdown(f"""To hold half of its squared length the full change needs rank {full.rank_50.min()} to {full.rank_50.max()};
+to hold 90 %, rank {full.rank_90.min()} to {full.rank_90.max()}, which is {part["90"]} of what the layer has;
+to hold 99 %, {part["99"]}. Noise of the same length needs {part["noise"]} for 90 %:
+{times.min():.1f} to {times.max():.1f} times as much as the change.""")
 
 # %% [markdown]
 # So there is structure, in every layer. But the full change is *not* a matrix of rank 4 with a little dust on it. Every one of its singular values is above rounding, and the tail is long.
@@ -516,8 +523,11 @@ name = "model.layers.0.self_attn.q_proj"
 spectra = {way: singular_values(ds[name]) for way, ds in changes.items()}
 plot_spectra({**spectra, "noise": singular_values(noises[name])}, r=(4, 16))
 s, n = spectra["all weights"] / spectra["all weights"][0], singular_values(noises[name])
-Markdown(f"""The full change falls to a tenth of its largest value by number {int((s > 0.1).sum()) + 1}, and to a hundredth by number {int((s > 0.01).sum()) + 1} of {len(s)}; noise reaches the tenth only at number {int((n > 0.1 * n[0]).sum()) + 1}.
-LoRA stops at its rank: the line ends there because the next value is zero. No cliff of that kind is in the full change, neither at 4 nor at 16.""")
+Markdown(f"""The full change falls to a tenth of its largest value by number {int((s > 0.1).sum()) + 1},
+and to a hundredth by number {int((s > 0.01).sum()) + 1} of {len(s)};
+noise reaches the tenth only at number {int((n > 0.1 * n[0]).sum()) + 1}.
+LoRA stops at its rank: the line ends there because the next value is zero.
+No cliff of that kind is in the full change, neither at 4 nor at 16.""")
 
 # %% [markdown]
 # ## All layers
@@ -550,7 +560,10 @@ middle = {label: values.median() for label, values in ranks.items()}
 Markdown(
     "In the middle of the layers: "
     + ", ".join(f"{label} {value:g}" for label, value in middle.items())
-    + f". The weight itself needs {middle['the weight itself'] / middle['full change']:.1f} times the rank of its change."
+    + (
+        ". The weight itself needs "
+        f"{middle['the weight itself'] / middle['full change']:.1f} times the rank of its change."
+    )
 )
 
 # %% [markdown]
@@ -574,7 +587,8 @@ tail = pd.DataFrame(
 )
 display(tail.median().rename("rank for 90 %, middle of the layers").to_frame().T)
 Markdown(
-    f"The sign of the same gradient needs {(tail.iloc[:, 1] / tail.gradient).median():.1f} times its rank. After {len(lessons)} steps the change lies between the two."
+    f"The sign of the same gradient needs {(tail.iloc[:, 1] / tail.gradient).median():.1f} times its rank. "
+    f"After {len(lessons)} steps the change lies between the two."
 )
 
 # %% tags=["check"]
@@ -603,7 +617,8 @@ def add_changes(
         weight = model.get_submodule(name).weight
         require(
             weight.shape == d.shape,
-            f"{name} is {tuple(weight.shape)}, its change {tuple(d.shape)}; give the model that the changes were taken from",
+            f"{name} is {tuple(weight.shape)}, its change {tuple(d.shape)}; "
+            "give the model that the changes were taken from",
         )
         weight += (d if r is None else best_of_rank(d, r)).to(weight)
     return model
@@ -658,10 +673,15 @@ for ax in (left, right):
     ax.legend(fontsize=8)
 
 enough = next(r for r in cuts if curve.gain_held[r] >= 0.9)
-Markdown(f"""Rank 4 holds {curve.gain_held[4]:.0%} of the gain and {curve.length_held[4]:.0%} of the squared length; rank 16 holds {curve.gain_held[16]:.0%} and {curve.length_held[16]:.0%}. The first rank tried that holds nine tenths of the gain is {enough}.
-The linear layers alone make {(start - whole) / (start - everything):.0%} of the gain of all weights. Noise of the same length changes the loss by {noisy - start:+.4f} nats: the direction helps, not the length.
+Markdown(f"""Rank 4 holds {curve.gain_held[4]:.0%} of the gain and {curve.length_held[4]:.0%} of the squared length;
+rank 16 holds {curve.gain_held[16]:.0%} and {curve.length_held[16]:.0%}.
+The first rank tried that holds nine tenths of the gain is {enough}.
+The linear layers alone make {(start - whole) / (start - everything):.0%} of the gain of all weights.
+Noise of the same length changes the loss by {noisy - start:+.4f} nats: the direction helps, not the length.
 
-*Trained* at rank 4, LoRA reaches {losses.loss_homer["LoRA, r = 4"]:.3f}, where the full change *cut* to rank 4 reaches {curve.loss_homer[4]:.3f}; at rank 16 it is {losses.loss_homer["LoRA, r = 16"]:.3f} against {curve.loss_homer[16]:.3f}. All weights, as trained: {everything:.3f}.""")
+*Trained* at rank 4, LoRA reaches {losses.loss_homer["LoRA, r = 4"]:.3f}, where the full change *cut* to rank 4
+reaches {curve.loss_homer[4]:.3f}; at rank 16 it is {losses.loss_homer["LoRA, r = 16"]:.3f}
+against {curve.loss_homer[16]:.3f}. All weights, as trained: {everything:.3f}.""")
 
 # %% [markdown]
 # Two things to see. Gain and length rise together: this change has no small core that does all the work. And the stars lie below the line: a change that had
@@ -770,8 +790,10 @@ right.set(xlabel="rank r of the change", ylabel="held-out loss, nats a token")
 right.set_xticks(range(len(curve)), curve.index)
 right.grid(alpha=0.3)
 right.legend(fontsize=8)
-Markdown(f"""Of what the change of the linear layers brings, rank 1 holds {gain["1"]:.0%}, rank 4 {gain["4"]:.0%}, rank 16 {gain["16"]:.0%}. The base has {curve["0"]:.3f} nats, all weights {ways["full"]:.3f}, their linear layers alone {curve["all"]:.3f}.
-LoRA of rank 16 reaches {ways["LoRA, r 16"]:.3f}: better than the full change cut to its rank ({curve["16"]:.3f}), and close to full fine-tuning.""")
+Markdown(f"""Of what the change of the linear layers brings, rank 1 holds {gain["1"]:.0%}, rank 4 {gain["4"]:.0%},
+rank 16 {gain["16"]:.0%}. The base has {curve["0"]:.3f} nats, all weights {ways["full"]:.3f},
+their linear layers alone {curve["all"]:.3f}. LoRA of rank 16 reaches {ways["LoRA, r 16"]:.3f}:
+better than the full change cut to its rank ({curve["16"]:.3f}), and close to full fine-tuning.""")
 
 # %% [markdown]
 # So the larger model bears out the hypothesis, in the sense that counts: the change as a matrix has a long tail, yet most of what it *teaches* lies in a few directions.
@@ -845,10 +867,16 @@ def at(group, place, r):
 
 
 slow = runs[(runs.place == "all linear") & (runs.r == 16) & (runs.learning_rate == 2e-4)].iloc[0].valid_loss_nats_best
-Markdown(f"""At rank 16, query and key gain {base_loss - at("same rank", "q, k", 16):.3f} nats, query and value {base_loss - at("same rank", "q, v", 16):.3f}, attention {base_loss - at("same rank", "attention", 16):.3f}, the MLP {base_loss - at("same rank", "MLP", 16):.3f}, all linear layers {base_loss - at("same rank", "all linear", 16):.3f},
-full fine-tuning {base_loss - everything["held-out loss"]:.3f}. With as many parameters as all linear layers have, query and key reach {base_loss - at("same size", "q, k", 85):.3f}, attention {base_loss - at("same size", "attention", 42):.3f}, the MLP {base_loss - at("same size", "MLP", 26):.3f}.
+gained = {p: base_loss - at("same rank", p, 16) for p in places}
+Markdown(f"""At rank 16, query and key gain {gained["q, k"]:.3f} nats, query and value {gained["q, v"]:.3f},
+attention {gained["attention"]:.3f}, the MLP {gained["MLP"]:.3f}, all linear layers {gained["all linear"]:.3f},
+full fine-tuning {base_loss - everything["held-out loss"]:.3f}.
+With as many parameters as all linear layers have, query and key reach {base_loss - at("same size", "q, k", 85):.3f},
+attention {base_loss - at("same size", "attention", 42):.3f}, the MLP {base_loss - at("same size", "MLP", 26):.3f}.
 
-From rank 1 to rank 64 on all linear layers, the loss goes from {at("rank", "all linear", 1):.3f} to {at("rank", "all linear", 64):.3f}; at rank 16, from the lowest learning rate to the best, from {slow:.3f} to {at("same rank", "all linear", 16):.3f}.""")
+From rank 1 to rank 64 on all linear layers, the loss goes from {at("rank", "all linear", 1):.3f}
+to {at("rank", "all linear", 64):.3f}; at rank 16, from the lowest learning rate to the best,
+from {slow:.3f} to {at("same rank", "all linear", 16):.3f}.""")
 
 # %% [markdown]
 # What to see:

@@ -135,7 +135,7 @@ assert starts.trained["DoRA"] - starts.trained["LoRA"] == rows_of_weights
 
 # %% tags=["example"]
 def sizes(r, use_rslora, draws=40, D=576):
-    "Means over draws of A, the input and the gradient at the output: (gradient of B, output of an independent B, Adam's first step)."
+    "Means over draws of A, input and output gradient: (gradient of B, output of an independent B, Adam's first step)."
     found = torch.zeros(3)
     for seed in range(draws):
         torch.manual_seed(seed)
@@ -161,8 +161,11 @@ for r in ranks:
         measured.loc[r, [(column, factor) for column in columns]] = sizes(r, "sqrt" in factor)
 growth = measured.loc[ranks[-1]] / measured.loc[ranks[0]]
 display((measured / measured.loc[ranks[0]]).round(2))
-Markdown(f"""Each column relative to rank {ranks[0]}. With alpha/r, a {ranks[-1] // ranks[0]}-fold rank has {growth["gradient of B", "alpha/r"]:.2f} times the gradient and {growth["independent B", "alpha/r"]:.2f} times the output;
-with alpha/sqrt(r), {growth["gradient of B", "alpha/sqrt(r)"]:.2f} and {growth["independent B", "alpha/sqrt(r)"]:.2f} times. For Adam's first step it is the other way round:
+Markdown(f"""Each column relative to rank {ranks[0]}. With alpha/r, a {ranks[-1] // ranks[0]}-fold rank
+has {growth["gradient of B", "alpha/r"]:.2f} times the gradient
+and {growth["independent B", "alpha/r"]:.2f} times the output; with alpha/sqrt(r),
+{growth["gradient of B", "alpha/sqrt(r)"]:.2f} and {growth["independent B", "alpha/sqrt(r)"]:.2f} times.
+For Adam's first step it is the other way round:
 {growth["Adam's first step", "alpha/r"]:.2f} times against {growth["Adam's first step", "alpha/sqrt(r)"]:.2f} times.""")
 
 # %% [markdown]
@@ -432,14 +435,15 @@ def unmerge(
 
 def remove_lora(
     model: torch.nn.Module,  # a model after `add_lora`, merged or not; it is changed in place
-    keep_change: bool = True,  # True: the change stays in the weights; False: the base as it was, to rounding if it was merged (not for PiSSA: ValueError)
+    keep_change: bool = True,  # True: the change stays in the weights; False: the base as it was (PiSSA: ValueError)
 ) -> torch.nn.Module:  # the same model with plain, still frozen, Linear layers
-    "Take the adapters away."
+    "Take the adapters away; with keep_change=False, a merged base comes back only up to rounding."
     layers = lora_layers(model)
     merged = [layer.merged for layer in layers.values()]
     require(
         keep_change or all(layer.settings.init_lora_weights != "pissa" for layer in layers.values()),
-        "keep_change=False was given, but PiSSA took part of the weights into A and B, and training changed it; load the base model again",
+        "keep_change=False was given, but PiSSA took part of the weights into A and B, "
+        "and training changed it; load the base model again",
     )
     if keep_change and not all(merged):
         merge(model)
@@ -585,7 +589,7 @@ def _file_key(name, part):
 def save_lora(
     model: torch.nn.Module,  # a model after `add_lora`, merged or not
     folder,  # where to; it is made if need be
-    settings: LoRASettings = None,  # what the adapters were made with, checked against the layers; None: as the layers say
+    settings: LoRASettings = None,  # what the adapters were made with, checked against them; None: as the layers say
 ) -> Path:  # the folder; ValueError if there are no adapters, or others
     "Write the adapters as peft would."
     from safetensors.torch import save_file
@@ -638,17 +642,19 @@ _OURS = {
     "peft_type",
 }
 _NOTES = {
+    # of no effect on the numbers
     "base_model_name_or_path",
     "revision",
     "task_type",
     "inference_mode",
     "auto_mapping",
-    "peft_version",  # of no effect on the numbers
+    "peft_version",
+    # of none without a switch beside them
     "qalora_group_size",
     "megatron_core",
     "loftq_config",
     "eva_config",
-}  # of none without a switch beside them
+}
 
 
 def read_lora_settings(
@@ -715,13 +721,15 @@ def load_lora(
     misfit = f"the adapter in {folder} does not fit the model:"
     require(
         not lost and not empty,
-        f"{misfit} {len(lost)} of its keys have no place and {len(empty)} places have no key, such as {min(lost | empty, default='')}",
+        f"{misfit} {len(lost)} of its keys have no place and {len(empty)} places have no key, "
+        f"such as {min(lost | empty, default='')}",
     )
     wrong = {key: shape for key, (_, _, shape) in places.items() if tuple(weights[key].shape) != shape}
     key = next(iter(wrong), None)
     require(
         not wrong,
-        f"{misfit} {len(wrong)} of its tensors have another shape, such as {key}: {tuple(weights[key].shape) if wrong else ''} in the file, {wrong.get(key)} in the model",
+        f"{misfit} {len(wrong)} of its tensors have another shape, such as {key}: "
+        f"{tuple(weights[key].shape) if wrong else ''} in the file, {wrong.get(key)} in the model",
     )
     add_lora(model, settings)
     with torch.no_grad():

@@ -50,7 +50,7 @@ class PadRight:
     def __call__(
         self,
         samples: list,  # what `Sample.features` gives: dicts with input_ids and loss_weights
-    ) -> dict:  # input_ids (B x T, int64), loss_weights (B x T, float32), labels (B x T, -100 where nothing is learned), lengths (B)
+    ) -> dict:  # B x T: input_ids (int64), loss_weights (float32), labels (-100 where nothing is learned); lengths (B)
         import torch
 
         longest = max(len(s["input_ids"]) for s in samples)
@@ -84,7 +84,7 @@ def collator(
 #| export
 def token_losses(
     model,  # a causal language model
-    batch: dict,  # what `PadRight` or `EndToEnd` makes, on the model's device; `keep` in it, if given, says at which K positions
+    batch: dict,  # what `PadRight` or `EndToEnd` makes, on the model's device; its `keep`, if given: the K positions
 ) -> tuple:  # (losses in nats, B x K; weights, B x K), where K counts the positions of which at least one sample learns
     "Negative log-probability of the learned tokens."
     import torch
@@ -133,7 +133,9 @@ sums = [
     )
 ]
 print(
-    f"{sums[0][1]:.0f} and {sums[1][1]:.0f} learned tokens (by weight): {sum(loss for loss, _ in sums) / sum(w for _, w in sums):.4f} nats over tokens, {sum(loss / w for loss, w in sums) / 2:.4f} as a mean of means"
+    f"{sums[0][1]:.0f} and {sums[1][1]:.0f} learned tokens (by weight): "
+    f"{sum(loss for loss, _ in sums) / sum(w for _, w in sums):.4f} nats over tokens, "
+    f"{sum(loss / w for loss, w in sums) / 2:.4f} as a mean of means"
 )
 
 
@@ -166,7 +168,9 @@ def heldout_loss(
     batch_size: int = 4,  # samples at once
     progress=None,  # called with the number of samples done
 ) -> float:  # nats per learned token
-    "Mean negative log-probability of the held-out tokens to learn. In a group of ranks, each scores a part, and all must call it."
+    """Mean negative log-probability of the held-out tokens to learn.
+
+    In a group of ranks, each scores a part, and all must call it."""
     import torch
 
     was_training, loss, count, ranks = model.training, 0.0, 0, group_ranks()
@@ -205,7 +209,8 @@ assert scored([*samples, Sample([5, 6, 7], [0.0, 0.5, 0.5])]) == scored(samples)
 # a random model knows nothing: about ln(vocabulary)
 assert abs(one - math.log(len(tiny_tokenizer))) < 0.3
 print(
-    f"random model: {one:.3f} nats per token; guessing among {len(tiny_tokenizer)} tokens: {math.log(len(tiny_tokenizer)):.3f}"
+    f"random model: {one:.3f} nats per token; "
+    f"guessing among {len(tiny_tokenizer)} tokens: {math.log(len(tiny_tokenizer)):.3f}"
 )
 
 # %% [markdown]
@@ -217,7 +222,8 @@ base, tokenizer = load_base("smollm2-135m", where)
 real, _ = scene_samples(scenes[:2], TextMaker(tokenizer))
 before = heldout_loss(base, real, tokenizer.pad_token_id)
 print(
-    f"{before:.3f} nats per token, that is, the right token gets {math.exp(-before):.1%} (geometric mean); evenly among {len(tokenizer):,} tokens it would be {math.log(len(tokenizer)):.1f} nats"
+    f"{before:.3f} nats per token, that is, the right token gets {math.exp(-before):.1%} (geometric mean); "
+    f"evenly among {len(tokenizer):,} tokens it would be {math.log(len(tokenizer)):.1f} nats"
 )
 
 # %% tags=["check"]

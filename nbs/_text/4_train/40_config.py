@@ -94,24 +94,18 @@ class TrainConfig(JobConfig):
 
     data: str = "springfield"  # a folder that prepare wrote; or a script, which is then prepared with the defaults
     run: str = "runs/train"  # the run's folder
-    base_model: str = "auto"  # a hub id, folder, .gguf file or short name; auto: smollm2-135m on a CPU, openlm-research/open_llama_3b on an accelerator
+    base_model: str = "auto"  # hub id, folder, .gguf file or short name; auto: smollm2-135m on CPU, else open_llama_3b
     mode: str = "lora"  # lora: an adapter on a frozen base; full: all weights are trained
     recipe: str = "book"  # where settings without a value come from: book or seed
     view: "str | None" = None  # scenes: one pass over each scene; rows: one sample a line; book scenes, seed rows
-    template: "str | None" = (
-        None  # form of the prompts: script, alpaca or chat (the model's own); book script, seed alpaca
-    )
+    template: "str | None" = None  # form of prompts: script, alpaca or chat (the model's own); book script, seed alpaca
     max_seq_len: "int | None" = None  # most tokens of a sample; book 512, seed 256
     context_lines: "int | None" = None  # rows: lines before the answer; book 10, seed 10
-    context_weight: "float | None" = (
-        None  # scenes: loss weight of lines by characters that are not learned, 0..1; book 0.1, seed 0
-    )
+    context_weight: "float | None" = None  # scenes: loss weight of other characters' lines, 0..1; book 0.1, seed 0
     r: "int | None" = None  # LoRA rank; book 16, seed 8
     lora_alpha: "int | None" = None  # its scale is lora_alpha / r; book 32, seed 16
     lora_dropout: "float | None" = None  # dropout before the adapter, 0..1; book 0, seed 0.05
-    target_modules: "str | None" = (
-        None  # layers with an adapter: all-linear, or names with commas; book all-linear, seed q_proj,k_proj
-    )
+    target_modules: "str | None" = None  # layers with an adapter, or all-linear; book all-linear, seed q_proj,k_proj
     use_rslora: bool = False  # scale by lora_alpha / sqrt(r) instead of lora_alpha / r
     use_dora: bool = False  # DoRA: learn the length of each row of a weight apart from its direction
     init_lora_weights: str = "default"  # how the adapter starts: default, pissa or loftq
@@ -124,16 +118,14 @@ class TrainConfig(JobConfig):
     epochs: "float | None" = None  # passes over the data; book 1, seed 3
     max_steps: "int | None" = None  # optimizer steps; overrules epochs
     max_minutes: "float | None" = None  # stop at the next step after so many minutes, with what was learned so far
-    eval_steps: "int | None" = None  # optimizer steps between evaluations, each of which also saves a checkpoint; so do the end of each epoch and of the run; book 4 evaluations a run, seed 50
-    sample_steps: "int | None" = (
-        None  # optimizer steps between samples of text; 0: none; without a value: with each evaluation
-    )
+    # both come at the end of each epoch and of the run, too
+    eval_steps: "int | None" = None  # optimizer steps between evaluations and checkpoints; book 4 a run, seed 50
+    sample_steps: "int | None" = None  # optimizer steps between samples of text; 0: none; None: with each evaluation
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
-    packing: str = "auto"  # flat: samples of a batch end to end; rows: in rows of row_len tokens, which batch sizes then count; none: filled up; auto: flat where model and device do it well
-    row_len: int = 2048  # packing=rows: tokens of a row
-    gradient_checkpointing: bool = (
-        False  # compute activations again instead of keeping them: less memory, about a third slower
-    )
+    # how the samples of a batch lie; auto looks at the model and the device
+    packing: str = "auto"  # flat: end to end; rows: in rows of row_len; none: filled up; auto: flat where it does well
+    row_len: int = 2048  # packing=rows: tokens of a row; batch sizes then count rows
+    gradient_checkpointing: bool = False  # recompute activations: less memory, about a third slower
     save_total_limit: int = 3  # checkpoints to keep, the best one always
     seed: int = 42  # of the adapter, the order of samples and dropout
     resume: bool = False  # go on from the last checkpoint of this run
@@ -195,7 +187,8 @@ def check_settings(
     require(config.packing in PACKINGS, f"packing={config.packing!r} was given; expected {', '.join(PACKINGS)}")
     require(
         config.packing != "rows" or config.row_len >= s["max_seq_len"],
-        f"row_len={config.row_len} was given; expected at least max_seq_len={s['max_seq_len']}, so that every sample fits into a row",
+        f"row_len={config.row_len} was given; "
+        f"expected at least max_seq_len={s['max_seq_len']}, so that every sample fits into a row",
     )
     require(s["max_seq_len"] >= 16, f"max_seq_len={s['max_seq_len']} was given; expected 16 or more")
     require(0 <= s["context_weight"] <= 1, f"context_weight={s['context_weight']} was given; expected 0..1")
@@ -230,7 +223,8 @@ def check_settings(
     )
     require(
         config.trackers == "none" or find_spec(config.trackers),
-        f"trackers={config.trackers} was given, but {config.trackers} is not installed; pip install 'simpsons_llm[track]'",
+        f"trackers={config.trackers} was given, but {config.trackers} is not installed; "
+        "pip install 'simpsons_llm[track]'",
     )
     require(
         config.backend in ("auto", "xccl", "ccl", "nccl", "gloo"),
@@ -256,11 +250,13 @@ def check_settings(
     ]
     require(
         config.mode == "lora" or not only_lora,
-        f"mode=full was given with {only_lora and only_lora[0]}, which belongs to an adapter; leave it out, or use mode=lora",
+        f"mode=full was given with {only_lora and only_lora[0]}, "
+        "which belongs to an adapter; leave it out, or use mode=lora",
     )
     require(
         config.quantization == "none" or config.init_lora_weights == "default",
-        f"quantization={config.quantization} was given with init_lora_weights={config.init_lora_weights}, which changes the base's weights; use one of the two",
+        f"quantization={config.quantization} was given with init_lora_weights={config.init_lora_weights}, "
+        "which changes the base's weights; use one of the two",
     )
 
 
@@ -382,7 +378,8 @@ def make_optimizer(
     trainable = [p for p in model.parameters() if p.requires_grad]
     require(
         trainable,
-        "no parameter of the model is trainable, so an optimizer would have nothing to do; add the adapter before the optimizer is made",
+        "no parameter of the model is trainable, so an optimizer would have nothing to do; "
+        "add the adapter before the optimizer is made",
     )
     if lora_plus_ratio == 1:
         return torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=0.0, fused=fused)
@@ -463,7 +460,8 @@ ax.set_ylabel("learning rate")
 ax.spines[["top", "right"]].set_visible(False)
 last = curves[-10:].mean()
 print(
-    f"mean learning rate of the last ten steps: {last['seed, mended']:.1e} mended, {last['seed, as it was']:.1e} as it was: where steps should be smallest, they were largest"
+    f"mean learning rate of the last ten steps: {last['seed, mended']:.1e} mended, "
+    f"{last['seed, as it was']:.1e} as it was: where steps should be smallest, they were largest"
 )
 
 # %% tags=["check"]

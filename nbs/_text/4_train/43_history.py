@@ -149,9 +149,8 @@ class Meter:
     real_tokens: int = field(default=0, init=False)  # tokens that went through the model, on all ranks
     learned_tokens: int = field(default=0, init=False)  # of them, those that were learned at full weight
     context_tokens: int = field(default=0, init=False)  # and those that were learned at less
-    heard: float = field(
-        default=0.0, init=False
-    )  # losses of this step's tokens of full weight, added up on this rank; a number or a tensor
+    # a number or a tensor
+    heard: float = field(default=0.0, init=False)  # losses of this step's tokens of full weight, summed on this rank
     own_tokens: int = field(default=0, init=False)  # real tokens on this rank, in this process
     earlier_tokens: int = field(default=0, init=False)  # real tokens before the run was resumed
     step_s: float = field(default=0.0, init=False)  # seconds in steps, without evaluation
@@ -270,7 +269,8 @@ class Recorder(Meter):
         )
         self.progress(
             step,
-            f"loss {loss:.3f}  {(self.real_tokens - self.begun_tokens) / max(self.step_s - self.begun_s, 1e-9):.0f} tokens/s",
+            f"loss {loss:.3f}  "
+            f"{(self.real_tokens - self.begun_tokens) / max(self.step_s - self.begun_s, 1e-9):.0f} tokens/s",
         )
 
     def evaluated(
@@ -281,7 +281,8 @@ class Recorder(Meter):
         "The held-out loss was measured."
         require(
             math.isfinite(loss),
-            f"the held-out loss is {loss} at step {step}; the run was stopped; try a lower learning_rate, or dtype=float32",
+            f"the held-out loss is {loss} at step {step}; "
+            "the run was stopped; try a lower learning_rate, or dtype=float32",
         )
         epoch = step % self.length.epoch_steps == 0
         train = self.train_perplexity(step) if epoch else None
@@ -295,7 +296,8 @@ class Recorder(Meter):
             print(
                 f"step {step}: held-out loss {loss:.4f} nats per token"
                 + (
-                    f"; epoch {step // self.length.epoch_steps}: perplexity {train:.2f} in training, {math.exp(loss):.2f} held out"
+                    f"; epoch {step // self.length.epoch_steps}: "
+                    f"perplexity {train:.2f} in training, {math.exp(loss):.2f} held out"
                     if train
                     else ""
                 ),

@@ -13,18 +13,18 @@
 # %% tags=["parameters"]
 data = "springfield"  # a folder that prepare wrote; or a script, which is then prepared with the defaults
 run = "runs/finetune"  # the run's folder
-base_model = "auto"  # a hub id, folder, .gguf file or short name; auto: smollm2-135m on a CPU, openlm-research/open_llama_3b on an accelerator
+base_model = "auto"  # hub id, folder, .gguf file or short name; auto: smollm2-135m on CPU, else open_llama_3b
 mode = "lora"  # lora: an adapter on a frozen base; full: all weights are trained
 recipe = "book"  # where settings without a value come from: book or seed
 view = None  # scenes: one pass over each scene; rows: one sample a line; book scenes, seed rows
-template = None  # form of the prompts: script, alpaca or chat (the model's own); book script, seed alpaca
+template = None  # form of prompts: script, alpaca or chat (the model's own); book script, seed alpaca
 max_seq_len = None  # most tokens of a sample; book 512, seed 256
 context_lines = None  # rows: lines before the answer; book 10, seed 10
-context_weight = None  # scenes: loss weight of lines by characters that are not learned, 0..1; book 0.1, seed 0
+context_weight = None  # scenes: loss weight of other characters' lines, 0..1; book 0.1, seed 0
 r = None  # LoRA rank; book 16, seed 8
 lora_alpha = None  # its scale is lora_alpha / r; book 32, seed 16
 lora_dropout = None  # dropout before the adapter, 0..1; book 0, seed 0.05
-target_modules = None  # layers with an adapter: all-linear, or names with commas; book all-linear, seed q_proj,k_proj
+target_modules = None  # layers with an adapter, or all-linear; book all-linear, seed q_proj,k_proj
 use_rslora = False  # scale by lora_alpha / sqrt(r) instead of lora_alpha / r
 use_dora = False  # DoRA: learn the length of each row of a weight apart from its direction
 init_lora_weights = "default"  # how the adapter starts: default, pissa or loftq
@@ -37,12 +37,12 @@ micro_batch_size = None  # samples at once in one process; book 2, seed 16
 epochs = None  # passes over the data; book 1, seed 3
 max_steps = None  # optimizer steps; overrules epochs
 max_minutes = None  # stop at the next step after so many minutes, with what was learned so far
-eval_steps = None  # optimizer steps between evaluations, each of which also saves a checkpoint; so do the end of each epoch and of the run; book 4 evaluations a run, seed 50
-sample_steps = None  # optimizer steps between samples of text; 0: none; without a value: with each evaluation
+eval_steps = None  # optimizer steps between evaluations and checkpoints; book 4 a run, seed 50
+sample_steps = None  # optimizer steps between samples of text; 0: none; None: with each evaluation
 max_grad_norm = 1.0  # gradients are scaled down to this norm
-packing = "auto"  # flat: samples of a batch end to end; rows: in rows of row_len tokens, which batch sizes then count; none: filled up; auto: flat where model and device do it well
-row_len = 2048  # packing=rows: tokens of a row
-gradient_checkpointing = False  # compute activations again instead of keeping them: less memory, about a third slower
+packing = "auto"  # flat: end to end; rows: in rows of row_len; none: filled up; auto: flat where it does well
+row_len = 2048  # packing=rows: tokens of a row; batch sizes then count rows
+gradient_checkpointing = False  # recompute activations: less memory, about a third slower
 save_total_limit = 3  # checkpoints to keep, the best one always
 seed = 42  # of the adapter, the order of samples and dropout
 resume = False  # go on from the last checkpoint of this run
@@ -52,7 +52,7 @@ device = "auto"  # xpu, cuda, cpu; auto: the best there is
 dtype = "auto"  # bfloat16, float32; auto: as the device has it
 backend = "auto"  # how ranks talk: xccl, ccl, nccl, gloo; auto: the device's own
 group_timeout_s = 600.0  # longest wait for another rank, in seconds
-sharding = "auto"  # several ranks: none (DDP: each holds the whole model) or fsdp (each holds a part); auto: fsdp for mode=full and for what does not fit otherwise
+sharding = "auto"  # none: a rank holds the model (DDP); fsdp: a part; auto: fsdp if mode=full or it is too big
 use_ipex = False  # intel-extension-for-pytorch: only with torch 2.8 and where it is installed
 
 # %% [markdown]
@@ -116,7 +116,7 @@ class FinetuneConfig(TrainConfig):
     "Settings of the finetune job."
 
     run: str = "runs/finetune"  # the run's folder
-    sharding: str = "auto"  # several ranks: none (DDP: each holds the whole model) or fsdp (each holds a part); auto: fsdp for mode=full and for what does not fit otherwise
+    sharding: str = "auto"  # none: a rank holds the model (DDP); fsdp: a part; auto: fsdp if mode=full or it is too big
     use_ipex: bool = False  # intel-extension-for-pytorch: only with torch 2.8 and where it is installed
 
     exchange = "buckets"  # no setting: how DDP sends gradients

@@ -243,10 +243,12 @@ counts = [float(p["loss_weights"][:, 1:].sum()) for p in pair]
 with torch.no_grad():
     sums = [weighted_loss(fresh(False), p, 1.0).item() for p in pair]
 print(
-    f"weights of the two micro-batches: {counts[0]:.1f} and {counts[1]:.1f}; a token of the short one counts {counts[1] / counts[0]:.0f} times as much in the mean of means"
+    f"weights of the two micro-batches: {counts[0]:.1f} and {counts[1]:.1f}; "
+    f"a token of the short one counts {counts[1] / counts[0]:.0f} times as much in the mean of means"
 )
 print(
-    f"loss: {sum(s / n for s, n in zip(sums, counts)) / 2:.4f} as the mean of means, {sum(sums) / sum(counts):.4f} over all tokens"
+    f"loss: {sum(s / n for s, n in zip(sums, counts)) / 2:.4f} as the mean of means, "
+    f"{sum(sums) / sum(counts):.4f} over all tokens"
 )
 
 

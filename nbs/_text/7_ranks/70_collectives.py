@@ -12,7 +12,7 @@
 
 # %% tags=["parameters"]
 out = "runs/collectives"  # folder for collectives.json and collectives.png
-sizes = "auto"  # numbers in an array: auto (powers of 4), seed (1 to 786,432), or a list such as 1,1024,1048576
+sizes = "auto"  # numbers in an array: auto (powers of 4), seed (1 to 786,432), a list such as 1,1024,1048576
 dtypes = "float32,bfloat16"  # number formats, with commas: float32, bfloat16, float16
 warmup = 10  # calls before the clock counts, 0 or more
 repeats = 10  # calls that are timed, 1 or more
@@ -158,7 +158,8 @@ def parse_sizes(
         found = []
     require(
         found and found[0] >= 1,
-        f"sizes={sizes!r} was given; expected auto, seed, or whole numbers of 1 or more with commas, such as 1,1024,1048576",
+        f"sizes={sizes!r} was given; expected auto, seed, "
+        "or whole numbers of 1 or more with commas, such as 1,1024,1048576",
     )
     return found
 
@@ -181,9 +182,7 @@ class CollectivesConfig(JobConfig):
     "Settings of the collectives job."
 
     out: str = "runs/collectives"  # folder for collectives.json and collectives.png
-    sizes: str = (
-        "auto"  # numbers in an array: auto (powers of 4), seed (1 to 786,432), or a list such as 1,1024,1048576
-    )
+    sizes: str = "auto"  # numbers in an array: auto (powers of 4), seed (1 to 786,432), a list such as 1,1024,1048576
     dtypes: str = "float32,bfloat16"  # number formats, with commas: float32, bfloat16, float16
     warmup: int = 10  # calls before the clock counts, 0 or more
     repeats: int = 10  # calls that are timed, 1 or more
@@ -366,9 +365,7 @@ def time_case(
     device: Device,  # where it runs
     warmup: int,  # calls that are not timed, 0 or more
     repeats: int,  # calls that are timed, 1 or more
-) -> (
-    list
-):  # seconds of the timed calls, each on its slowest rank; WrongAnswer, on all ranks, if one was wrong on one of them
+) -> list:  # seconds of the timed calls, each on its slowest rank; WrongAnswer, on all ranks, if one was wrong on one
     "Call a collective again and again, with all ranks."
     import torch
     from torch import distributed as dist
@@ -387,7 +384,8 @@ def time_case(
     for rank, (_, mistake) in enumerate(found):
         if mistake:
             raise WrongAnswer(
-                f"{case.op} of {case.elements:,} {str(case.own.dtype).removeprefix('torch.')} numbers is wrong on rank {rank} of {len(found)}: {mistake}; do not train with this backend"
+                f"{case.op} of {case.elements:,} {str(case.own.dtype).removeprefix('torch.')} numbers "
+                f"is wrong on rank {rank} of {len(found)}: {mistake}; do not train with this backend"
             )
     return [max(one) for one in zip(*(t for t, _ in found))]
 
@@ -430,7 +428,8 @@ def bench_collectives(
     ranks = find_ranks()
     require(
         ranks.world_size > 1,
-        "one process alone has nobody to talk to; start ranks with simpsons-llm bench collectives -n 2, simpsons-llm launch -n 2 collectives or mpirun -n 2 simpsons-llm bench collectives",
+        "one process alone has nobody to talk to; start ranks with simpsons-llm bench collectives -n 2, "
+        "simpsons-llm launch -n 2 collectives or mpirun -n 2 simpsons-llm bench collectives",
     )
     complete_env(ranks)
     rank_env(ranks)  # before torch is imported
@@ -569,7 +568,8 @@ def measure(
     n = n or (2 if d.type == "cpu" else _count(d.type))
     require(
         n > 1,
-        f"{n} rank on {d.type} has nobody to talk to; a collective needs 2 or more: give -n 2, and --device cpu where there is one accelerator",
+        f"{n} rank on {d.type} has nobody to talk to; "
+        "a collective needs 2 or more: give -n 2, and --device cpu where there is one accelerator",
     )
     if d.type != "cpu":
         find_device(d.type, local_rank=n - 1)  # says so if there are fewer
@@ -678,7 +678,8 @@ timed, main = [r for r in rows if r["seconds"] is not None], find_ranks().is_mai
 first = timed[0]
 if main:
     print(
-        f"{len(timed)} measurements, every answer right; {first['world_size']} ranks, {first['backend']}, {first['device']}",
+        f"{len(timed)} measurements, every answer right; "
+        f"{first['world_size']} ranks, {first['backend']}, {first['device']}",
         *(f"{r['op']} of {r['dtype']}: {r['note']}" for r in rows if r["note"]),
         sep="\n",
     )
@@ -717,7 +718,8 @@ if main:
         Markdown(
             f"In this run, in {first['dtype']}: "
             + "; ".join(
-                f"{op} takes {curve[0]['seconds'] * 1e6:,.0f} µs for the smallest array and reaches {best[op]:.2g} GB/s, half of it from {in_bytes(half[op])} on"
+                f"{op} takes {curve[0]['seconds'] * 1e6:,.0f} µs for the smallest array "
+                f"and reaches {best[op]:.2g} GB/s, half of it from {in_bytes(half[op])} on"
                 for op, curve in curves.items()
             )
             + "."
@@ -780,7 +782,10 @@ steps = pd.DataFrame(
 display(steps.round(1))
 adapter, whole = (steps.loc["SmolLM2 135M"].loc[way] for way in ("LoRA r 16, all linear", "all weights"))
 Markdown(
-    f"The adapter of SmolLM2 costs {adapter['MB a step']:.1f} MB a step, {adapter['ms a step']:.0f} ms at the {speed:.2g} GB/s of this run; all weights would cost {whole['MB a step']:.0f} MB and {whole['ms a step']:,.0f} ms, {whole['MB a step'] / adapter['MB a step']:.0f} times as much. DDP hides part of it behind the backward pass."
+    f"The adapter of SmolLM2 costs {adapter['MB a step']:.1f} MB a step, {adapter['ms a step']:.0f} ms "
+    f"at the {speed:.2g} GB/s of this run; all weights would cost {whole['MB a step']:.0f} MB "
+    f"and {whole['ms a step']:,.0f} ms, {whole['MB a step'] / adapter['MB a step']:.0f} times as much. "
+    "DDP hides part of it behind the backward pass."
 )
 
 # %% tags=["check"]

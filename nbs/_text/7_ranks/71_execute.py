@@ -308,7 +308,9 @@ def run_chapter(
     show: bool = True,  # print what the job prints
     notebook=None,  # the executed notebook; None: rank{rank}.ipynb in `out`
 ) -> Path:  # the executed notebook
-    "Run a chapter under papermill; ChapterError if it fails, KeyboardInterrupt if it was interrupted, ValueError if another job holds the folder."
+    """Run a chapter under papermill.
+
+    ChapterError if it fails, KeyboardInterrupt if it was interrupted, ValueError if another job holds the folder."""
     chapter, known, given = find_chapter(name), parameters_of(find_chapter(name)), dict(parameters or {})
     check_parameters(given, chapter)
     out, ranks = open_folder(out), find_ranks()
@@ -381,7 +383,8 @@ def execute(
                 raise KeyboardInterrupt(str(executed)) from None
             raise ChapterError(
                 "DeadKernelError",
-                "the kernel died without a word; somebody killed it, or the system did because memory ran out (see dmesg)",
+                "the kernel died without a word; "
+                "somebody killed it, or the system did because memory ran out (see dmesg)",
                 executed,
                 "",
             ) from None

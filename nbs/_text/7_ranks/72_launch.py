@@ -101,7 +101,8 @@ class Hydra:
         while not answer.endswith(b"\n"):
             if not select.select([self.fd], [], [], max(0, until - time.monotonic()))[0]:
                 raise ConnectionError(
-                    f"the process manager did not answer {line.split()[0]!r} within {timeout_s:g} s; not all ranks may have started"
+                    f"the process manager did not answer {line.split()[0]!r} within {timeout_s:g} s; "
+                    "not all ranks may have started"
                 )
             piece = os.read(self.fd, 1)
             if not piece:
@@ -209,7 +210,8 @@ def meet(
         while not note.is_file():
             if time.monotonic() > until:
                 raise ConnectionError(
-                    f"rank 0 left no note in {folder} within {timeout_s:g} s; do all ranks see this folder? else export MASTER_ADDR and MASTER_PORT"
+                    f"rank 0 left no note in {folder} within {timeout_s:g} s; "
+                    "do all ranks see this folder? else export MASTER_ADDR and MASTER_PORT"
                 )
             time.sleep(0.05)
         there = read_json(note)
@@ -319,7 +321,8 @@ def run_rank(
     ranks = find_ranks()
     require(
         "{rank}" in notebook or ranks.world_size == 1,
-        f"the notebook {notebook} was given for {ranks.world_size} ranks; write {{rank}} into its name, such as runs/x/rank{{rank}}.ipynb",
+        f"the notebook {notebook} was given for {ranks.world_size} ranks; "
+        f"write {{rank}} into its name, such as runs/x/rank{{rank}}.ipynb",
     )
     executed = Path(notebook.replace("{rank}", str(ranks.rank)))
     hydra, began = Hydra.find(), time.time()
@@ -447,19 +450,22 @@ def choose_launcher(
     if want == "slurm":
         require(
             in_slurm,
-            "launcher slurm was given, but this is no allocation: SLURM_JOB_ID or srun is missing; start with salloc or sbatch",
+            "launcher slurm was given, but this is no allocation: "
+            "SLURM_JOB_ID or srun is missing; start with salloc or sbatch",
         )
     elif want != "torchrun":
         found = mpi_kind()
         require(
             found == want,
-            f"launcher {want} was given, but {'there is no mpirun on PATH' if not found else f'the mpirun on PATH is that of {found}'}; put the right bin folder first on PATH, or use --launcher torchrun",
+            f"launcher {want} was given, "
+            f"but {'there is no mpirun on PATH' if not found else f'the mpirun on PATH is that of {found}'}; "
+            "put the right bin folder first on PATH, or use --launcher torchrun",
         )
     return want
 
 
 def read_hosts(
-    text: str,  # host names with commas, or the path of a file with one a line; "a:4" and "a slots=4" name ranks per host
+    text: str,  # host names with commas, or the path of a file with one a line; "a:4" or "a slots=4": 4 ranks on a
     n: int,  # ranks in all
 ) -> list:  # (host, ranks on it); ValueError if n cannot be shared out
     "Who runs how many ranks."
@@ -475,8 +481,8 @@ def read_hosts(
     options = [m[1] for m in found if m[1].startswith("-")]
     require(
         not options,
-        f"the host {' and '.join(map(repr, options))} begins with a dash, which ssh and mpirun would take for an option; "
-        "write names or addresses of hosts",
+        f"the host {' and '.join(map(repr, options))} begins with a dash, "
+        "which ssh and mpirun would take for an option; write names or addresses of hosts",
     )
     each = [int(m[2] or m[3] or 0) for m in found]
     if not any(each):
@@ -813,8 +819,8 @@ def start_all(
     kept = [k for k, v in sorted(env.items()) if k.startswith(CARRIED) and is_secret(k, v)]
     if kept and where and launcher == "torchrun":
         print(
-            f"not carried to other hosts, since everybody there could read it: {', '.join(kept)}; log in on each host instead, "
-            "e.g. hf auth login",
+            f"not carried to other hosts, since everybody there could read it: {', '.join(kept)}; "
+            "log in on each host instead, e.g. hf auth login",
             flush=True,
         )
     started, log = [], open(out / "launcher.log", "w", encoding="utf8")
@@ -850,7 +856,8 @@ def start_all(
         raise job_error(out, code, launcher, n)
     require(
         len(notebooks) == n,
-        f"{n} ranks were started by {launcher}, but {len(notebooks)} notebooks are in {out}; every rank must see this folder",
+        f"{n} ranks were started by {launcher}, but {len(notebooks)} notebooks are in {out}; "
+        "every rank must see this folder",
     )
     return notebooks
 
@@ -910,11 +917,15 @@ def job_error(
     if reports:
         message = reports[0]["error"]
     elif told and len(silent) == 1:
-        message = f"rank {silent[0]} ended without a word, so somebody killed it, or the system did because memory ran out (see dmesg)"
+        message = (
+            f"rank {silent[0]} ended without a word, so somebody killed it, "
+            "or the system did because memory ran out (see dmesg)"
+        )
     else:
         message = "\n".join(
             [
-                f"{launcher} ended with exit code {code} and no rank said why: one was killed, or could not start; its last words:",
+                f"{launcher} ended with exit code {code} and no rank said why: "
+                "one was killed, or could not start; its last words:",
                 *tail,
             ]
         )
@@ -932,7 +943,8 @@ own = nbformat.v4.new_notebook(
     cells=[
         nbformat.v4.new_code_cell("word = 'nothing'", metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(
-            "from simpsons_llm.machine.device import find_ranks\nr = find_ranks()\nif word == 'fail' and r.rank == 1: raise ValueError('the film is torn')\n"
+            "from simpsons_llm.machine.device import find_ranks\nr = find_ranks()\n"
+            "if word == 'fail' and r.rank == 1: raise ValueError('the film is torn')\n"
             "import time\ntime.sleep(60*(word == 'fail'))\nprint(f'rank {r.rank} of {r.world_size} says {word}')"
         ),
     ]
@@ -974,7 +986,8 @@ failures
 # %% tags=["example"]
 starts = rows[rows.kind == "start"]
 Markdown(
-    f"The slowest end took {rows[rows.kind == 'failure'].seconds.max():.1f} s. {len(starts)} of 20 starts of {int(starts.ranks.max())} ranks succeeded, in {starts.seconds.min():.0f} to {starts.seconds.max():.0f} s each."
+    f"The slowest end took {rows[rows.kind == 'failure'].seconds.max():.1f} s. {len(starts)} of 20 starts of "
+    f"{int(starts.ranks.max())} ranks succeeded, in {starts.seconds.min():.0f} to {starts.seconds.max():.0f} s each."
 )
 
 # %% tags=["check"]

@@ -480,7 +480,8 @@ def bench_costs(
             }
         )
         print(
-            f"{name}: {told['step_s']:.3f} s predicted, {real['step_s']:.3f} measured; {told['peak_gib']:.2f} GiB predicted, {real['peak_gib']:.2f} measured",
+            f"{name}: {told['step_s']:.3f} s predicted, {real['step_s']:.3f} measured; "
+            f"{told['peak_gib']:.2f} GiB predicted, {real['peak_gib']:.2f} measured",
             flush=True,
         )
     require(rows, f"only={only!r} was given; expected part of a setting's name: {'; '.join(settings_to_cost(kind))}")

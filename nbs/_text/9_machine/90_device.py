@@ -361,7 +361,9 @@ def complete_env(
     master_addr: str = "127.0.0.1",  # address of rank 0's machine, used where MASTER_ADDR is missing
     master_port: int = None,  # port on it, 1..65535, used where MASTER_PORT is missing; the same on every rank
 ) -> dict:  # the variables that were set here, {} for one process alone
-    "Set what is missing of torchrun's variables, and take away what would mislead one process alone. Call it before transformers is imported."
+    """Set what is missing of torchrun's variables, and take away what would mislead one process alone.
+
+    Call it before transformers is imported."""
     env = os.environ if env is None else env
     if ranks.world_size < 2:
         if not {"MASTER_ADDR", "MASTER_PORT"} <= set(env):
@@ -485,7 +487,8 @@ def backend_for(
     name = _BACKENDS[device_type][0] if want == "auto" else want
     if name not in _BACKENDS[device_type]:
         raise ValueError(
-            f"backend {want!r} does not serve {device_type}; expected auto or one of {', '.join(_BACKENDS[device_type])}"
+            f"backend {want!r} does not serve {device_type}; "
+            f"expected auto or one of {', '.join(_BACKENDS[device_type])}"
         )
     if name == "ccl" and find_spec("oneccl_bindings_for_pytorch") is None:
         raise ValueError(
@@ -687,7 +690,8 @@ def find_device(
     kind = next(k for k in ("xpu", "cuda", "cpu") if _count(k)) if want == "auto" else want
     if not _count(kind):
         raise ValueError(
-            f"device {kind!r} was asked for, but {_seen()}; use device auto, or install a PyTorch build and a driver for {kind}"
+            f"device {kind!r} was asked for, but {_seen()}; "
+            f"use device auto, or install a PyTorch build and a driver for {kind}"
         )
     if local_rank < 0 or kind != "cpu" and local_rank >= _count(kind):
         raise ValueError(
@@ -1041,7 +1045,8 @@ def load_ipex():  # the module; ValueError where it may not be imported, or dies
         import intel_extension_for_pytorch
     except (Exception, SystemExit) as e:  # it does not die of ImportError alone
         raise ValueError(
-            f"use_ipex was given, but importing intel-extension-for-pytorch failed with {type(e).__name__}: {str(e)[:200]}; version 2.8 needs transformers below 5.24; or leave use_ipex out"
+            f"use_ipex was given, but importing intel-extension-for-pytorch failed with {type(e).__name__}: "
+            f"{str(e)[:200]}; version 2.8 needs transformers below 5.24; or leave use_ipex out"
         ) from None
     return intel_extension_for_pytorch
 

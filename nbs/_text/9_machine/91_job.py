@@ -40,7 +40,8 @@ from pathlib import Path
 
 import simpsons_llm
 
-# Two warnings of the libraries that concern nobody here: progress is plain lines, and PEFT asks transformers by an older name.
+# Two warnings of the libraries that concern nobody here:
+# progress is plain lines, and PEFT asks transformers by an older name.
 for known in ("IProgress not found", ".*is_gradient_checkpointing.*"):
     warnings.filterwarnings("ignore", message=known)
 
@@ -138,7 +139,7 @@ for value, kind in (
 #| export
 @dataclass
 class JobConfig:
-    "Base of every job's settings: typed, checked at construction, the same from a notebook, a file or the command line."
+    "Base of every job's settings: typed, checked when made, the same from a notebook, a file or the command line."
 
     def __post_init__(self):
         for f in fields(self):
@@ -300,9 +301,7 @@ def read_json(
 #| export
 def parameters_of(
     notebook,  # path of a notebook
-) -> (
-    dict
-):  # names and values of its cell tagged `parameters`; empty if it has none; ValueError if the file is no notebook
+) -> dict:  # names and values of its cell tagged `parameters`; empty if it has none; ValueError if it is no notebook
     "The parameters of a job chapter, without running it."
     nb = read_json(notebook)
     require(isinstance(nb, dict) and isinstance(nb.get("cells"), list), f"{notebook} is not a notebook of format 4")
@@ -341,7 +340,8 @@ def same_parameters(
     want = [(f.name, f.default) for f in fields(cls)]
     require(
         cell == want,
-        f"parameters cell of {chapter} and {cls.__name__} differ in {sorted(set(map(repr, cell)) ^ set(map(repr, want)))}",
+        f"parameters cell of {chapter} and {cls.__name__} differ "
+        f"in {sorted(set(map(repr, cell)) ^ set(map(repr, want)))}",
     )
     return True
 
@@ -742,8 +742,10 @@ def is_alive(
 #| export
 def read_lock(
     path: Path,  # a lock file
-) -> tuple:  # (what its owner wrote: what, user, host, since, processes; seconds since it was touched); ({}, age) if that cannot be read
-    "Who holds a folder. Both times are those of the folder's own file system, so clocks need not agree."
+) -> tuple:  # (what its owner wrote, seconds since it was touched); ({}, age) if that cannot be read
+    """Who holds a folder: what, user, host, since and processes.
+
+    Both times are those of the folder's own file system, so clocks need not agree."""
     with tempfile.NamedTemporaryFile(dir=path.parent) as now:
         age = os.stat(now.name).st_mtime - path.stat().st_mtime
     try:
@@ -769,7 +771,10 @@ def owner_text(
     "The owner of a lock in words."
     if not note:
         return "another job"
-    return f"{note['what']} by {note['user']} on {note['host']} (process {note['processes'][0]['pid']}), since {format_seconds(max(0, time.time() - note['since']))}"
+    return (
+        f"{note['what']} by {note['user']} on {note['host']} (process {note['processes'][0]['pid']}), "
+        f"since {format_seconds(max(0, time.time() - note['since']))}"
+    )
 
 
 # %%

@@ -240,19 +240,22 @@ def join_group(
         except (RuntimeError, TimeoutError) as e:  # torch's DistError is a RuntimeError
             reason = (str(e).splitlines() or [""])[0][:200]
             raise ConnectionError(
-                f"rank {ranks.rank} of {ranks.world_size} did not meet the others at {where} within {timeout_s:g} s ({reason}); see if all were started, and if that address can be reached from here"
+                f"rank {ranks.rank} of {ranks.world_size} did not meet the others at {where} within "
+                f"{timeout_s:g} s ({reason}); see if all were started, and if that address can be reached from here"
             ) from None
         # threads of a group that is still there when Python ends can abort the process
         atexit.register(leave_group)
     if dist.get_world_size() != ranks.world_size or dist.get_rank() != ranks.rank:
         raise ValueError(
-            f"{ranks.launcher} says rank {ranks.rank} of {ranks.world_size}, the group says rank {dist.get_rank()} of {dist.get_world_size()}; let one launcher start all ranks, and nothing else make a group before"
+            f"{ranks.launcher} says rank {ranks.rank} of {ranks.world_size}, the group says rank {dist.get_rank()} "
+            f"of {dist.get_world_size()}; let one launcher start all ranks, and nothing else make a group before"
         )
     places = {}
     for rank, place in enumerate(gather(None if device.type == "cpu" else (_host(), device.type, device.index))):
         if place and place in places:
             raise ValueError(
-                f"ranks {places[place]} and {rank} are both on {place[1]}:{place[2]} of {place[0].split()[0]}; start at most one rank per device, and let LOCAL_RANK count on each machine"
+                f"ranks {places[place]} and {rank} are both on {place[1]}:{place[2]} of {place[0].split()[0]}; "
+                "start at most one rank per device, and let LOCAL_RANK count on each machine"
             )
         places[place] = rank
     return name
@@ -327,8 +330,9 @@ def start_ranks(
     import textwrap
 
     program = (
-        "import importlib\nfor m in ('device', 'distributed'): globals().update(vars(importlib.import_module('simpsons_llm.machine.' + m)))\nranks = find_ranks(); rank_env(ranks)\n"
-        + textwrap.dedent(code)
+        "import importlib\nfor m in ('device', 'distributed'): "
+        "globals().update(vars(importlib.import_module('simpsons_llm.machine.' + m)))\n"
+        "ranks = find_ranks(); rank_env(ranks)\n" + textwrap.dedent(code)
     )
     shared = {
         "WORLD_SIZE": str(world_size),
@@ -406,7 +410,10 @@ def who_am_i(
     rank_env(ranks)
     d = find_device(device, dtype, ranks.local_rank)
     talk = f"; ranks talk through {backend_for(d.type, backend)}" if ranks.world_size > 1 else ""
-    return f"rank {ranks.rank} of {ranks.world_size} (launcher: {ranks.launcher}, {ranks.local_world_size} on this machine) on {d.type}{'' if d.type == 'cpu' else f':{d.index}'}, {d.name}, {d.dtype}{talk}"
+    return (
+        f"rank {ranks.rank} of {ranks.world_size} (launcher: {ranks.launcher}, {ranks.local_world_size} "
+        f"on this machine) on {d.type}{'' if d.type == 'cpu' else f':{d.index}'}, {d.name}, {d.dtype}{talk}"
+    )
 
 
 # %% tags=["example"]
