@@ -513,7 +513,7 @@ def failing(tests, copy):
 
 def table(rows):
     "The rows for people."
-    lines = [f"{r['module']:14}{r['fault']:32}{r['result']:10}{r['seconds']:6.0f} s  {r['tests']}" for r in rows]
+    lines = [f"{r['module']:20}{r['fault']:32}{r['result']:10}{r['seconds']:6.0f} s  {r['tests']}" for r in rows]
     lines += [f"{r['result']} {r['module']} {r['fault']}: {r['note']}" for r in rows if r["result"] != "caught"]
     return "\n".join([*lines, f"{sum(r['result'] == 'caught' for r in rows)} of {len(rows)} faults were caught"])
 
