@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import test_ollama
 import torch
 
 import simpsons_llm.talk.publish as P
@@ -17,6 +18,7 @@ from simpsons_llm.model.base import TINY, add_adapter, load_base, load_gguf, sav
 from simpsons_llm.model.infer import SAMPLING, InferConfig, infer
 
 CPU, WHO = find_device("cpu", "float32"), "Homer Simpson"
+small = test_ollama.small  # a fixture
 
 
 def adapter_on(base_model, folder, template="script", spread=0.05, **notes):
