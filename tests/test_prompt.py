@@ -94,7 +94,7 @@ def test_what_is_served_is_the_beginning_of_what_is_trained(kind, form, said, lo
     maker = maker_of(kind, form)
     scene = Scene(1, 0, location, tuple(Line(1, i, who, text, location) for i, (who, text) in enumerate(said)))
     rows = row_samples([scene], maker, max_seq_len=10**6, context_lines=10**6)[0]
-    _count, mine = {}, {}
+    mine = {}
     if maker.template != "alpaca":
         for who in {line.speaker for line in scene.lines}:
             mine[who] = scene_samples([scene], maker, [who], max_seq_len=10**6)[0][0]
