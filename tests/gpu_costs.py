@@ -1,6 +1,7 @@
-"""Predicted beside measured cost on an accelerator, run by hand: `python tests/gpu_costs.py OUT`. Writes OUT/gpu_costs.jsonl, which the chapter on benchmarks shows.
+"""Predicted beside measured cost on an accelerator, run by hand: `python tests/gpu_costs.py OUT`.
 
-Besides the settings of `simpsons-llm bench costs`: a model of 3.4 billion random weights with its base in 4 bits (needs bitsandbytes).
+Writes OUT/gpu_costs.jsonl, which the chapter on benchmarks shows. Besides the settings of `simpsons-llm bench costs`:
+a model of 3.4 billion random weights with its base in 4 bits (needs bitsandbytes).
 """
 
 import json

@@ -1,8 +1,11 @@
-"""Three mistakes of training, with SmolLM2-135M on the book's script, and the loop beside Trainer. Run by hand on an accelerator:
+"""Three mistakes of training, with SmolLM2-135M on the book's script, and the loop beside Trainer.
+
+Run by hand on an accelerator:
 
     python tests/gpu_lessons.py OUT [PROCESSES [SEED ...]]
 
-Adds to OUT/gpu_lessons.jsonl, which the chapters on pitfalls and on the loop read. With several GPUs the processes are spread over them. Everything is judged on the validation scenes; the test scenes are not read.
+Adds to OUT/gpu_lessons.jsonl, which the chapters on pitfalls and on the loop read. With several GPUs the processes are
+spread over them. Everything is judged on the validation scenes; the test scenes are not read.
 """
 
 import json

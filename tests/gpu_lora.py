@@ -1,10 +1,14 @@
-"""Where to put the adapter, at which learning rate, and what full fine-tuning changes: SmolLM2-135M on the book's script. Run by hand on an accelerator:
+"""Where to put the adapter, at which learning rate, and what full fine-tuning changes.
+
+SmolLM2-135M on the book's script. Run by hand on an accelerator:
 
     python tests/gpu_lora.py OUT [--processes 8] [--minutes 60]
 
-Writes OUT/gpu_lora.jsonl, which the chapter on what fine-tuning changes reads: one JSON line for each run (`ablation`), for each layer's change (`spectrum`) and for
-each rank that the full change was cut to (`cut`). For every place and rank the learning rate is raised until the loss has a minimum inside the rates that were tried;
-two more seeds follow at the best. Everything is judged on the validation scenes; the test scenes are not read. What was done is kept in OUT, so that a second call goes on.
+Writes OUT/gpu_lora.jsonl, which the chapter on what fine-tuning changes reads: one JSON line for each run
+(`ablation`), for each layer's change (`spectrum`) and for each rank that the full change was cut to (`cut`). For every
+place and rank the learning rate is raised until the loss has a minimum inside the rates that were tried; two more seeds
+follow at the best. Everything is judged on the validation scenes; the test scenes are not read. What was done is kept
+in OUT, so that a second call goes on.
 """
 
 import argparse
@@ -99,7 +103,7 @@ def key(row):
 
 
 def next_jobs(table, rows):
-    "What is still to be done for each place and rank: a higher rate where the best one is the highest, else more seeds."
+    "What is still to be done for each place and rank: a higher rate where the best is the highest, else more seeds."
     for settings in table:
         mine = [r for r in rows if key(r) == key(settings)]
         tried = {r["learning_rate"] for r in mine if r["seed"] == 42}

@@ -1,6 +1,7 @@
 """Packing on an accelerator, run by hand: `python tests/gpu_packing.py`. Prints one JSON line for each finding.
 
-Equality: the loss and gradients of samples one by one, against filled up, end to end (the variable-length kernel), sequence by sequence, and a block-diagonal mask.
+Equality: the loss and gradients of samples one by one, against filled up, end to end (the
+variable-length kernel), sequence by sequence, and a block-diagonal mask.
 Speed: training steps of a Llama with head size 100, real tokens per second, as ratios to filled-up batches.
 """
 

@@ -1,10 +1,14 @@
-"""Several GPUs of one machine against one: the same losses, how fast, how much memory, and what happens when a rank fails. Run by hand:
+"""Several GPUs of one machine against one: the same losses, how fast, how much memory, and what if a rank fails.
 
-    python tests/gpu_several.py OUT tiny [RANKS]        equality, checkpoints of one number of ranks resumed by another, failures, collectives
+Run by hand:
+
+    python tests/gpu_several.py OUT tiny [RANKS]        equality, checkpoints of one number of ranks resumed by another,
+                                                        failures, collectives
     python tests/gpu_several.py OUT smollm2 [RANKS]     a real model: losses, speed and memory
     python tests/gpu_several.py OUT mpich [RANKS]       started by MPICH's mpirun, which must be on PATH
 
-Adds to OUT/gpu_several.jsonl, which the chapters on launching and on models in parts read. Everything is started by `simpsons-llm launch`, so papermill runs the chapters.
+Adds to OUT/gpu_several.jsonl, which the chapters on launching and on models in parts read. Everything is started by
+`simpsons-llm launch`, so papermill runs the chapters.
 """
 
 import json
@@ -154,11 +158,20 @@ def failures(out, ranks):
             cells=[
                 cell("how = 'ok'", metadata={"tags": ["parameters"]}),
                 cell(
-                    "import os, time, torch\nfrom pathlib import Path\nfrom simpsons_llm.machine.device import *\nfrom simpsons_llm.machine.distributed import *\nr = find_ranks(); d = find_device('auto', local_rank=r.local_rank)\n"
-                    "join_group(r, d)\none = torch.ones(1, device=d.torch); torch.distributed.all_reduce(one); torch.accelerator.synchronize(); print(r, one.item(), torch.distributed.get_backend())"
+                    "import os, time, torch\n"
+                    "from pathlib import Path\n"
+                    "from simpsons_llm.machine.device import *\n"
+                    "from simpsons_llm.machine.distributed import *\n"
+                    "r = find_ranks(); d = find_device('auto', local_rank=r.local_rank)\n"
+                    "join_group(r, d)\n"
+                    "one = torch.ones(1, device=d.torch); torch.distributed.all_reduce(one); "
+                    "torch.accelerator.synchronize(); print(r, one.item(), torch.distributed.get_backend())"
                 ),
                 cell(
-                    "if r.rank == 1:\n    Path('grief').write_text(str(time.time()))\n    if how == 'raise': raise ValueError('the film is torn')\n    os.kill(os.getpid(), 9)\n"
+                    "if r.rank == 1:\n"
+                    "    Path('grief').write_text(str(time.time()))\n"
+                    "    if how == 'raise': raise ValueError('the film is torn')\n"
+                    "    os.kill(os.getpid(), 9)\n"
                     "torch.distributed.all_reduce(one); torch.accelerator.synchronize(); print('the end')"
                 ),
             ]

@@ -1,11 +1,14 @@
-"""Which kinds of models can be packed? Every causal language model that transformers knows, made small, is asked as a run asks it.
+"""Which kinds of models can be packed?
+
+Every causal language model that transformers knows, made small, is asked as a run asks it.
 
     python tests/packing_survey.py              all kinds, some minutes; writes nbs/_results/packing_models.jsonl
     python tests/packing_survey.py llama bert   these kinds, to the screen
 
-Each row: what the class says of itself (`says`), what a sketch of it does (`does`, `leak`), and the verdict. A kind that is admitted
-is measured once more by other means (`off`): other weights, seven sequences of up to 61 tokens, each against itself alone in the
-library's own attention. And each kind is saved and loaded again (`loads`): nothing of a whole model is taken for missing.
+Each row: what the class says of itself (`says`), what a sketch of it does (`does`, `leak`), and the verdict. A kind
+that is admitted is measured once more by other means (`off`): other weights, seven sequences of up to 61 tokens, each
+against itself alone in the library's own attention. And each kind is saved and loaded again (`loads`): nothing of a
+whole model is taken for missing.
 """
 
 import json
@@ -32,14 +35,14 @@ LAYERS = named(4, "num_hidden_layers n_layer n_layers num_layers decoder_layers 
 )
 WIDTHS = named(
     64,
-    "hidden_size d_model n_embd dim embedding_size word_embed_proj_dim emb_dim attention_hidden_size lru_width intermediate_size "
-    "ffn_dim decoder_ffn_dim encoder_ffn_dim n_inner dff dim_ff ffn_hidden_size feed_forward_size hidden_dim "
-    "moe_intermediate_size shared_expert_intermediate_size",
+    "hidden_size d_model n_embd dim embedding_size word_embed_proj_dim emb_dim attention_hidden_size lru_width "
+    "intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim n_inner dff dim_ff ffn_hidden_size "
+    "feed_forward_size hidden_dim moe_intermediate_size shared_expert_intermediate_size",
 )
 HEADS = named(
     4,
-    "num_attention_heads n_head n_heads num_heads decoder_attention_heads encoder_attention_heads num_decoder_attention_heads "
-    "num_encoder_attention_heads",
+    "num_attention_heads n_head n_heads num_heads decoder_attention_heads encoder_attention_heads "
+    "num_decoder_attention_heads num_encoder_attention_heads",
 ) | {"num_key_value_heads": 2}
 EXPERTS = (
     named(4, "num_experts num_local_experts n_routed_experts moe_num_experts")

@@ -110,7 +110,7 @@ def test_chapters_have_their_place():
 
 
 def test_imports_go_down_the_book():
-    "A module imports chapters that stand before its own, and the machine room, which knows no other part; the command line alone knows everyone."
+    "Modules import earlier chapters and the machine room, which knows no other part; cli alone knows everyone."
     place = {f"{p.parent.name[2:]}.{p.stem[3:]}": i for i, p in enumerate(CHAPTERS) if p.parent.name != "0_start"}
     for name, path in MODULES.items():
         if name == "machine.cli":
@@ -124,13 +124,21 @@ def test_imports_go_down_the_book():
 
 def test_no_circle_of_imports():
     "Each module can be the first that is imported."
-    code = "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module('simpsons_llm.' + name)\n    for m in [m for m in sys.modules if m.startswith('simpsons_llm.')]: del sys.modules[m]"
+    code = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    importlib.import_module('simpsons_llm.' + name)\n"
+        "    for m in [m for m in sys.modules if m.startswith('simpsons_llm.')]: del sys.modules[m]"
+    )
     subprocess.run([sys.executable, "-c", code, *MODULES], check=True)
 
 
 def test_import_and_help_are_quick():
     "The package imports nothing heavy."
-    code = "import sys, simpsons_llm, simpsons_llm.machine.cli, simpsons_llm.train.finetune, simpsons_llm.model.infer; print([m for m in ('torch','transformers','pandas','matplotlib','datasets','gradio') if m in sys.modules])"
+    code = (
+        "import sys, simpsons_llm, simpsons_llm.machine.cli, simpsons_llm.train.finetune, simpsons_llm.model.infer; "
+        "print([m for m in ('torch','transformers','pandas','matplotlib','datasets','gradio') if m in sys.modules])"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
@@ -182,7 +190,7 @@ def test_the_script_repeats_no_sentence():
 
 
 def test_the_wheel_carries_chapters_and_data(tmp_path):
-    "An installed package runs its chapters without a checkout; it is built from the source archive, which must have all that belongs in it."
+    "Built from the source archive, which must have all of it, a package runs its chapters without a checkout."
     top = ("setup.py", "settings.ini", "MANIFEST.in", "README.md", "LICENSE")
     for name in top:
         shutil.copy2(ROOT / name, tmp_path / name)

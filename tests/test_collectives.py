@@ -245,7 +245,8 @@ def nothing(result, own): pass
 def exchanged(result, own): right["reduce-scatter"](result, torch.cat(own.chunk(2)[::-1]))
 def missing(result, own): raise RuntimeError("this backend does not support it\\nand more")
 def failing(result, own): raise RuntimeError("connection reset")
-for op, broken in (("all-reduce", off_by_one), ("all-gather", late), ("broadcast", nothing), ("reduce-scatter", exchanged), ("reduce-scatter", missing), ("broadcast", failing)):
+for op, broken in (("all-reduce", off_by_one), ("all-gather", late), ("broadcast", nothing),
+                   ("reduce-scatter", exchanged), ("reduce-scatter", missing), ("broadcast", failing)):
     C.COLLECTIVES.clear(); C.COLLECTIVES[op] = broken
     if broken is missing: C.COLLECTIVES["broadcast"] = right["broadcast"]
     try: said.append([r["note"] for r in C.bench_collectives("7,100", "bfloat16", 1, 2, "cpu")])

@@ -410,7 +410,10 @@ def test_threads(cores, local, launcher, omp, threads):
 
 
 def test_importing_the_module_is_light():
-    code = "import sys, simpsons_llm.machine.device, simpsons_llm.machine.distributed; print([m for m in ('torch', 'transformers', 'pandas', 'numpy', 'matplotlib') if m in sys.modules])"
+    code = (
+        "import sys, simpsons_llm.machine.device, simpsons_llm.machine.distributed; "
+        "print([m for m in ('torch', 'transformers', 'pandas', 'numpy', 'matplotlib') if m in sys.modules])"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )

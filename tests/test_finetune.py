@@ -15,8 +15,9 @@ from simpsons_llm.train.lifecycle import make_samples, run_data
 def test_summary_holds_what_is_promised(run):
     folder, summary = run
     on_disk = json.loads((folder / "summary.json").read_text())
-    names = """status base_model recipe device dtype world_size train_lines valid_lines learned_tokens real_tokens optimizer_steps valid_loss_nats_base
-               valid_loss_nats_best best_step tokens_per_s peak_mem_gib train_s adapter""".split()
+    names = """status base_model recipe device dtype world_size train_lines valid_lines learned_tokens real_tokens
+               optimizer_steps valid_loss_nats_base valid_loss_nats_best best_step tokens_per_s peak_mem_gib train_s
+               adapter""".split()
     assert set(names) <= set(on_disk) and on_disk == json.loads(json.dumps(summary))
     assert on_disk["status"] == "done" and on_disk["optimizer_steps"] == 12 and on_disk["best_step"] in (4, 8, 12)
     assert (folder / on_disk["adapter"] / "adapter_model.safetensors").is_file() and (

@@ -40,7 +40,9 @@ def hosts(tmp_path_factory):
     rsh = tmp_path_factory.mktemp("bin") / "rsh"
     cases = "\n".join(f"    {address}) host={n};;" for address, n in names.items())
     rsh.write_text(
-        f'#!/bin/bash\nwhile [[ $1 == -* ]]; do shift; done\ncase $1 in\n{cases}\n    *) echo "no host $1" >&2; exit 1;;\nesac\nshift\nexec ip netns exec $host bash -c "$*"\n'
+        "#!/bin/bash\nwhile [[ $1 == -* ]]; do shift; done\n"
+        f'case $1 in\n{cases}\n    *) echo "no host $1" >&2; exit 1;;\nesac\n'
+        'shift\nexec ip netns exec $host bash -c "$*"\n'
     )
     rsh.chmod(0o755)
     yield rsh, na, nb
@@ -54,8 +56,12 @@ def notebook(path):
         nbformat.v4.new_notebook(
             cells=[
                 cell(
-                    "import os\nfrom simpsons_llm.machine.device import *\nfrom simpsons_llm.machine.distributed import *\nr = find_ranks()\n"
-                    "print(join_group(r, find_device('cpu'), timeout_s=60), gather(os.readlink('/proc/self/ns/net')), total(r.rank + 1), r.local_rank, r.local_world_size)"
+                    "import os\n"
+                    "from simpsons_llm.machine.device import *\n"
+                    "from simpsons_llm.machine.distributed import *\n"
+                    "r = find_ranks()\n"
+                    "print(join_group(r, find_device('cpu'), timeout_s=60), gather(os.readlink('/proc/self/ns/net')), "
+                    "total(r.rank + 1), r.local_rank, r.local_world_size)"
                 )
             ]
         ),

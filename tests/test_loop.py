@@ -48,7 +48,7 @@ def test_fifty_steps_are_those_of_trainer(by_trainer, tmp_path):
 
 
 def test_fifty_steps_of_two_ranks_are_those_of_trainer(by_trainer, tmp_path):
-    "`launch` runs this chapter once per rank, two micro-batches a step on each; each rank leaves its notebook, and only the first shows what is shared."
+    "Two micro-batches a step on each rank of `launch`; each leaves its notebook, the first shows what is shared."
     settings, trainer = by_trainer
     words = [x for k, v in settings.items() for x in ("-p", k, str(v))]
     done = subprocess.run(
@@ -293,11 +293,13 @@ TRACKERS = ("trackio", "wandb", "tensorboard")
 
 @pytest.fixture(scope="module")
 def tracked_runs(data, tmp_path_factory):
-    "A folder with a run for each tracker that is installed, by each engine, made in a process without a network or a login."
+    "A folder with a run for each installed tracker, by each engine, made in a process without network or login."
     where = tmp_path_factory.mktemp("tracked")
     code = (
-        "import json, sys; from simpsons_llm.train.loop import *; from simpsons_llm.train.finetune import *\nfor name in sys.argv[2:]:\n"
-        "    for c, f in ((FinetuneConfig, finetune), (LoopConfig, loop)): f(c(run=f'{name}/{f.__name__}', trackers=name, **json.loads(sys.argv[1])))"
+        "import json, sys; from simpsons_llm.train.loop import *; from simpsons_llm.train.finetune import *\n"
+        "for name in sys.argv[2:]:\n"
+        "    for c, f in ((FinetuneConfig, finetune), (LoopConfig, loop)): f(c(run=f'{name}/{f.__name__}', "
+        "trackers=name, **json.loads(sys.argv[1])))"
     )
     env = {k: v for k, v in os.environ.items() if k not in ("WANDB_API_KEY", "WANDB_MODE")} | {
         "HOME": str(where),

@@ -653,6 +653,10 @@ def test_plot_is_to_scale(D_out, D_in, r):
 
 
 def test_import_brings_torch_only():
-    code = "import sys, simpsons_llm.lora.layer, simpsons_llm.lora.variants; print([m for m in ('transformers', 'peft', 'safetensors', 'matplotlib', 'pandas', 'nbdev', 'fastcore') if m in sys.modules])"
+    code = (
+        "import sys, simpsons_llm.lora.layer, simpsons_llm.lora.variants; "
+        "print([m for m in ('transformers', 'peft', 'safetensors', 'matplotlib', 'pandas', 'nbdev', 'fastcore') if m "
+        "in sys.modules])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"

@@ -83,7 +83,10 @@ def test_a_hub_model_in_the_cache_loads_without_a_network(tmp_path):
     tokenizer.save_pretrained(snapshot)
     (tmp_path / "hub" / "models--someone--tiny" / "refs").mkdir()
     (tmp_path / "hub" / "models--someone--tiny" / "refs" / "main").write_text("abc")
-    code = "from simpsons_llm.model.base import *; from simpsons_llm.machine.device import find_device; m, t = load_base('someone/tiny', find_device('cpu')); print(m.name_or_path, m.config.hidden_size)"
+    code = (
+        "from simpsons_llm.model.base import *; from simpsons_llm.machine.device import find_device; "
+        "m, t = load_base('someone/tiny', find_device('cpu')); print(m.name_or_path, m.config.hidden_size)"
+    )
     import sys
 
     done = subprocess.run(
@@ -94,7 +97,7 @@ def test_a_hub_model_in_the_cache_loads_without_a_network(tmp_path):
 
 @pytest.mark.parametrize("pad", [None, "<eos>"])
 def test_model_and_tokenizer_pad_with_the_same_token(pad, tmp_path):
-    "A base that says nothing of padding, or pads with its end: configuration, generation and tokenizer agree on another token."
+    "A base without padding, or that pads with its end: config, generation and tokenizer agree on another token."
     model, tokenizer = M.tiny_model()
     tokenizer.unk_token, tokenizer.pad_token = "<pad>", pad
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id

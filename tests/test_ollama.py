@@ -207,7 +207,9 @@ func main() {
 	if err := json.NewDecoder(os.Stdin).Decode(&in); err != nil { panic(err) }
 	all := in.Messages
 	if in.System != "" { all = append([]struct{ Role, Content string }{{"system", in.System}}, all...) }
-	if err := template.Must(template.New("").Parse(in.Template)).Execute(os.Stdout, map[string]any{"System": in.System, "Messages": all}); err != nil { panic(err) }
+	page := template.Must(template.New("").Parse(in.Template))
+	told := map[string]any{"System": in.System, "Messages": all}
+	if err := page.Execute(os.Stdout, told); err != nil { panic(err) }
 }
 """
 

@@ -13,12 +13,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
+# module -> distribution
 NAMED = {
     "yaml": "pyyaml",
     "intel_extension_for_pytorch": "intel-extension-for-pytorch",
     "oneccl_bindings_for_pytorch": "oneccl-bind-pt",
-}  # module -> distribution
-UNIMPORTED = {  # declared, and needed though no line imports it
+}
+# declared, and needed though no line imports it
+UNIMPORTED = {
     "ipykernel": "the kernel in which papermill runs a chapter",
     "jinja2": "transformers writes chat templates with it",
     "sentencepiece": "tokenizers of the Llama family, OpenLLaMA's among them, are read with it",
@@ -100,9 +102,8 @@ def test_what_only_an_extra_declares_is_imported_when_it_is_used():
 
 def test_what_is_declared_is_used():
     used = set().union(*of_modules().values(), *of_chapters().values())
-    own = {p.stem for p in (ROOT / "tests").glob("*.py")} | {
-        "setuptools"
-    }  # setuptools comes with whatever builds the package
+    # setuptools comes with whatever builds the package
+    own = {p.stem for p in (ROOT / "tests").glob("*.py")} | {"setuptools"}
     files = [*sorted((ROOT / "tests").glob("*.py")), ROOT / ".ci" / "book", ROOT / "setup.py"]
     of_tools = {p.name: imported(p.read_text(encoding="utf8")) - set(map(canonicalize_name, own)) for p in files}
     for name, found in of_tools.items():

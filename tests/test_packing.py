@@ -71,7 +71,7 @@ def loss_and_gradients(config, collate, samples, isolated):
 
 @pytest.mark.parametrize("name", list(MODELS))
 def test_packed_equals_unpacked(name):
-    "Loss and gradients within 1e-5: by itself, filled up, end to end (sequence by sequence), in rows of a fixed length, and with a block-diagonal mask."
+    "Loss and gradients within 1e-5: alone, filled up, end to end, in rows of a fixed length, and with a block mask."
     from simpsons_llm.model.base import ask_by_doing
 
     if name == "gpt2" and ask_by_doing(MODELS[name]):
@@ -203,7 +203,7 @@ def kinds():
 
 @pytest.mark.parametrize("name", list(kinds()))
 def test_kinds_of_models_are_asked_by_doing(name):
-    "Whatever a class says of itself: recurrent, with positions in the scores, with a window of 4,096, or with arguments dropped on the way."
+    "Whatever a class says: recurrent, positions in the scores, a window of 4,096, or arguments dropped on the way."
     from simpsons_llm.model.base import ask_by_doing
 
     config, said = kinds()[name]

@@ -235,7 +235,7 @@ def test_names_that_look_alike_are_alike():
 @pytest.mark.parametrize("held", ["valid", "test"])
 @pytest.mark.parametrize("more", ["", "And one word more"])
 def test_each_way_to_leak_stops_the_split(held, more, tmp_path):
-    "A line of a training episode comes again in one held-out set alone; whole, or changed so that only runs of eight words are the same."
+    "A line of training comes again in one held-out set alone; whole, or so that only runs of eight words are the same."
     words = "apples frogs pianos rivers clouds".split()
 
     def script(extra):

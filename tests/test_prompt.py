@@ -13,7 +13,7 @@ from simpsons_llm.data.samples import audit, cut_windows, row_samples, scene_sam
 
 
 def word_pieces(kind):
-    "A tokenizer like GPT-2's (bpe), like Llama's (metaspace, with a begin token) or like tiktoken's, which merges a full stop and a line end."
+    "A tokenizer like GPT-2's (bpe), Llama's (metaspace, begin token) or tiktoken's, which merges `.` and a line end."
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -50,7 +50,14 @@ def word_pieces(kind):
 
 
 MADE = {}
-BRACKETS = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns must alternate') }}{% endif %}{% if m['role'] == 'user' %}<bos>[INST] {{ m['content'] | trim }} [/INST]{% else %} {{ m['content'] | trim }} <eos>{% endif %}{% endfor %}"
+BRACKETS = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "{% for m in messages %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns must alternate') }}{% endif %}"
+    "{% if m['role'] == 'user' %}<bos>[INST] {{ m['content'] | trim }} [/INST]"
+    "{% else %} {{ m['content'] | trim }} <eos>{% endif %}"
+    "{% endfor %}"
+)
 CHATS = {"chat": CHATML[0], "chat in brackets": BRACKETS}
 FORMS = ["script", "alpaca", *CHATS]
 
@@ -87,7 +94,7 @@ def test_what_is_served_is_the_beginning_of_what_is_trained(kind, form, said, lo
     maker = maker_of(kind, form)
     scene = Scene(1, 0, location, tuple(Line(1, i, who, text, location) for i, (who, text) in enumerate(said)))
     rows = row_samples([scene], maker, max_seq_len=10**6, context_lines=10**6)[0]
-    _count, mine = {}, {}
+    mine = {}
     if maker.template != "alpaca":
         for who in {line.speaker for line in scene.lines}:
             mine[who] = scene_samples([scene], maker, [who], max_seq_len=10**6)[0][0]

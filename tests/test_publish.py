@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import test_ollama
 import torch
 from test_ollama import small  # noqa: F401  a fixture
 
@@ -19,6 +20,7 @@ from simpsons_llm.model.base import TINY, load_base, load_gguf, tiny_model
 from simpsons_llm.model.infer import SAMPLING, InferConfig, infer
 
 CPU, WHO = find_device("cpu", "float32"), "Homer Simpson"
+small = test_ollama.small  # a fixture
 
 
 def adapter_on(base_model, folder, template="script", spread=0.05, **notes):
@@ -50,7 +52,10 @@ def no_converter():
 def test_each_format_and_prompt(tmp_path, dtype, template):
     model, tokenizer = tiny_model()
     if template == "chat":
-        tokenizer.chat_template = "{% for m in messages %}<bos>{{ m['role'] }}\n{{ m['content'] }}<eos>\n{% endfor %}{% if add_generation_prompt %}<bos>assistant\n{% endif %}"
+        tokenizer.chat_template = (
+            "{% for m in messages %}<bos>{{ m['role'] }}\n{{ m['content'] }}<eos>\n{% endfor %}"
+            "{% if add_generation_prompt %}<bos>assistant\n{% endif %}"
+        )
     model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     wanted = adapter_on(tmp_path / "base", tmp_path / "a", template)
@@ -76,8 +81,11 @@ def test_it_loads_where_there_is_neither_peft_nor_this_book(tmp_path):
     P.merge_and_export(tmp_path / "a", tmp_path / "out")
     ids = prompt_ids(TextMaker(byte_tokenizer()), "", P.SAMPLE, WHO)
     code = (
-        "import sys; sys.modules['peft'] = sys.modules['simpsons_llm'] = None\nimport torch, json\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        f"model, tokenizer = AutoModelForCausalLM.from_pretrained('out'), AutoTokenizer.from_pretrained('out')\nids = torch.tensor([{ids}])\n"
+        "import sys; sys.modules['peft'] = sys.modules['simpsons_llm'] = None\n"
+        "import torch, json\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "model, tokenizer = AutoModelForCausalLM.from_pretrained('out'), AutoTokenizer.from_pretrained('out')\n"
+        f"ids = torch.tensor([{ids}])\n"
         "torch.save(model(ids).logits[0].detach(), 'logits.pt'); print(model.generate(ids, max_new_tokens=3).shape)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

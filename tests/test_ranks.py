@@ -200,12 +200,27 @@ def own_notebook(path):
             cells=[
                 cell("how = 'ok'\nwhen = 'before'", metadata={"tags": ["parameters"]}),
                 cell(
-                    "import os, time\nfrom pathlib import Path\nfrom simpsons_llm.machine.device import find_ranks\nr = find_ranks()\n"
-                    "if when == 'after':\n    from simpsons_llm.machine.device import *\n    from simpsons_llm.machine.distributed import *\n    join_group(r, find_device('cpu'))\n    gather(None)\nprint(r, os.environ['MASTER_PORT'])"
+                    "import os, time\n"
+                    "from pathlib import Path\n"
+                    "from simpsons_llm.machine.device import find_ranks\n"
+                    "r = find_ranks()\n"
+                    "if when == 'after':\n"
+                    "    from simpsons_llm.machine.device import *\n"
+                    "    from simpsons_llm.machine.distributed import *\n"
+                    "    join_group(r, find_device('cpu'))\n"
+                    "    gather(None)\n"
+                    "print(r, os.environ['MASTER_PORT'])"
                 ),
                 cell(
-                    "if r.rank == 1 and how != 'ok':\n    time.sleep(2*(when == 'before'))\n    Path('grief').write_text(str(time.time()))\n    if how == 'raise': raise ValueError('the film is torn')\n    if how == 'exit': os._exit(7)\n"
-                    "    os.kill(os.getpid() if how == 'kill' else os.getppid(), 9); time.sleep(100)\nif how != 'ok':\n    gather(None) if when == 'after' else time.sleep(100)\nprint('the end')"
+                    "if r.rank == 1 and how != 'ok':\n"
+                    "    time.sleep(2*(when == 'before'))\n"
+                    "    Path('grief').write_text(str(time.time()))\n"
+                    "    if how == 'raise': raise ValueError('the film is torn')\n"
+                    "    if how == 'exit': os._exit(7)\n"
+                    "    os.kill(os.getpid() if how == 'kill' else os.getppid(), 9); time.sleep(100)\n"
+                    "if how != 'ok':\n"
+                    "    gather(None) if when == 'after' else time.sleep(100)\n"
+                    "print('the end')"
                 ),
             ]
         ),
@@ -362,7 +377,11 @@ def test_two_jobs_at_once_do_not_meet(tmp_path):
             cells=[
                 cell("word = 'none'", metadata={"tags": ["parameters"]}),
                 cell(
-                    "from simpsons_llm.machine.device import *\nfrom simpsons_llm.machine.distributed import *\nr = find_ranks()\njoin_group(r, find_device('cpu'))\nprint(gather(word))"
+                    "from simpsons_llm.machine.device import *\n"
+                    "from simpsons_llm.machine.distributed import *\n"
+                    "r = find_ranks()\n"
+                    "join_group(r, find_device('cpu'))\n"
+                    "print(gather(word))"
                 ),
             ]
         ),
@@ -391,7 +410,8 @@ def test_32_ranks_start(start_number, tmp_path):
         nbformat.v4.new_notebook(
             cells=[
                 cell(
-                    "import os\nprint('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'], os.environ['MASTER_PORT'])"
+                    "import os\n"
+                    "print('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'], os.environ['MASTER_PORT'])"
                 )
             ]
         ),

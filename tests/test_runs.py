@@ -41,7 +41,11 @@ def files(folder):
 
 # ---- one job at a time ----------------------------------------------------------------------------------------------
 
-HOLDER = "import sys; from simpsons_llm.machine.job import hold_folder\nwith hold_folder(sys.argv[1], 'finetune', *map(__import__('pathlib').Path, sys.argv[2:])): print('held', flush=True); sys.stdin.read()"
+HOLDER = (
+    "import sys; from simpsons_llm.machine.job import hold_folder\n"
+    "with hold_folder(sys.argv[1], 'finetune', *map(__import__('pathlib').Path, sys.argv[2:])): print('held', "
+    "flush=True); sys.stdin.read()"
+)
 
 
 @pytest.fixture
@@ -78,7 +82,8 @@ def test_a_second_job_in_a_folder_is_refused(holder, run, data):
     for name, job in jobs.items():
         with pytest.raises(
             ValueError,
-            match=rf"x is in use by finetune by .* \(process {started[0].pid}\), since \d+ s; wait for its end, or choose another folder$",
+            match=rf"x is in use by finetune by .* \(process {started[0].pid}\), since \d+ s; "
+            "wait for its end, or choose another folder$",
         ):
             job()
         assert files(folder) == before, name
@@ -115,7 +120,11 @@ def test_a_process_below_may_work_in_a_folder_that_is_held_and_keeps_it(tmp_path
         below.kill()
         below.communicate()
     assert not (tmp_path / "x").exists() and HELD not in os.environ
-    above = "import os, subprocess, sys; from simpsons_llm.machine.job import hold_folder\nwith hold_folder(sys.argv[1], 'launch'): print(subprocess.Popen([sys.executable, '-c', sys.argv[2], sys.argv[1]], stdin=subprocess.PIPE).pid, flush=True); sys.stdin.read()"
+    above = (
+        "import os, subprocess, sys; from simpsons_llm.machine.job import hold_folder\n"
+        "with hold_folder(sys.argv[1], 'launch'): print(subprocess.Popen([sys.executable, '-c', sys.argv[2], "
+        "sys.argv[1]], stdin=subprocess.PIPE).pid, flush=True); sys.stdin.read()"
+    )
     parent = subprocess.Popen(
         [sys.executable, "-c", above, str(tmp_path / "y"), HOLDER],
         stdin=subprocess.PIPE,
@@ -127,7 +136,8 @@ def test_a_process_below_may_work_in_a_folder_that_is_held_and_keeps_it(tmp_path
         assert parent.stdout.readline() == "held\n"
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait()
-        # its end closed the pipe that the child reads from, so it may be gone any moment: only a living child must be believed
+        # its end closed the pipe that the child reads from, so it may be gone any moment: only a living child must be
+        # believed
         held = read_lock(tmp_path / "y" / LOCK)[0]["processes"] if (tmp_path / "y" / LOCK).exists() else []
         assert [p["pid"] for p in held] == [parent.pid, child]
     finally:
@@ -146,7 +156,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have sta
 saved, save = [], torch.save
 def dying(what, path, *more):
     save(what, path, *more); saved.append(str(path))
-    if str(path).endswith("optimizer.pt") and sum(p.endswith("optimizer.pt") for p in saved) == 2: os.kill(os.getpid(), getattr(signal, how))
+    if str(path).endswith("optimizer.pt") and sum(p.endswith("optimizer.pt") for p in saved) == 2:
+        os.kill(os.getpid(), getattr(signal, how))
 torch.save = dying
 loop(LoopConfig(**settings)) if engine == "loop" else finetune(FinetuneConfig(**settings))
 """
@@ -266,7 +277,7 @@ def homer(data, tmp_path_factory):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_tokens_of_two_kinds_are_told_apart_and_like_is_compared_with_like(engine, homer, tmp_path, capsys):
-    "At a rate that moves nothing, the perplexity of an epoch in training is that of the training scenes as they are scored."
+    "At a rate that moves nothing, the perplexity of an epoch in training is that of its scenes as they are scored."
     from simpsons_llm.machine.device import find_device, find_ranks
     from simpsons_llm.model.base import tiny_model
     from simpsons_llm.model.loss import heldout_loss
@@ -287,10 +298,11 @@ def test_tokens_of_two_kinds_are_told_apart_and_like_is_compared_with_like(engin
         sum(0 < w < 1 for s in samples["train"] for w in s.loss_weights),
     )
     assert (summary["learned_tokens"], summary["context_tokens"]) == (full, less) and 0 < full < less
-    assert (
-        f"{full:,} of them learned, and {less:,} of other lines at weight 0.1, which is {0.1 * less / (0.1 * less + full):.0%} of the loss"
-        in capsys.readouterr().out
+    told = (
+        f"{full:,} of them learned, and {less:,} of other lines at weight 0.1, "
+        f"which is {0.1 * less / (0.1 * less + full):.0%} of the loss"
     )
+    assert told in capsys.readouterr().out
     last = [r for r in read_jsonl(tmp_path / "x" / "metrics.jsonl") if "train_perplexity" in r][-1]
     model, tokenizer = tiny_model()
     assert math.log(last["train_perplexity"]) == pytest.approx(
@@ -311,7 +323,7 @@ def test_no_step_has_a_learning_rate_of_0(engine, data, tmp_path):
 
 
 def test_before_and_after_are_computed_in_the_same_format(script, tmp_path):
-    "A model trained in full, in bfloat16, at a rate that moves nothing: both engines measure the same loss before, and the same after."
+    "In full, in bfloat16, at a rate that moves nothing: both engines measure the same loss before, and the same after."
     found = {}
     for name, (config, train) in ENGINES.items():
         s = train(

@@ -184,15 +184,18 @@ def test_an_unclosed_quote_costs_at_most_its_own_row():
     "row,text",
     [
         (
-            '9,1,7,"Homer Simpson: The sign says "closed", Marge.",0,true,2,1,Homer Simpson,Home,"The sign says "closed", Marge.",the sign says closed marge,5',
+            '9,1,7,"Homer Simpson: The sign says "closed", Marge.",0,true,2,1,Homer Simpson,Home,'
+            '"The sign says "closed", Marge.",the sign says closed marge,5',
             'The sign says "closed", Marge.',
         ),
         (
-            '9,1,7,"Homer Simpson: The sign says \\"closed\\".",0,true,2,1,Homer Simpson,Home,"The sign says \\"closed\\".",the sign says closed,4',
+            '9,1,7,"Homer Simpson: The sign says \\"closed\\".",0,true,2,1,Homer Simpson,Home,'
+            '"The sign says \\"closed\\".",the sign says closed,4',
             'The sign says "closed".',
         ),
         (
-            "9,1,7,Homer Simpson: (SIGHS) Pie, cake, and more.,0,true,2,1,Homer Simpson,Home,Pie, cake, and more.,pie cake and more,4",
+            "9,1,7,Homer Simpson: (SIGHS) Pie, cake, and more.,0,true,2,1,Homer Simpson,Home,"
+            "Pie, cake, and more.,pie cake and more,4",
             "Pie, cake, and more.",
         ),
         (
@@ -200,7 +203,8 @@ def test_an_unclosed_quote_costs_at_most_its_own_row():
             "Pie, cake.",
         ),
         (
-            '9,1,7,"Homer Simpson: A, "b", c, "d, e, f", g, h.",0,TRUE,2,1,Homer Simpson,Home,"A, "b", c, "d, e, f", g, h.",a b c d e f g h,8',
+            '9,1,7,"Homer Simpson: A, "b", c, "d, e, f", g, h.",0,TRUE,2,1,Homer Simpson,Home,'
+            '"A, "b", c, "d, e, f", g, h.",a b c d e f g h,8',
             'A, "b", c, "d, e, f", g, h.',
         ),
         ("9,1,7,(Home, int. kitchen),0,false,,1,,Home,,,", None),
@@ -217,12 +221,16 @@ def test_a_damaged_row_is_recovered_when_it_is_certain(row, text):
 @pytest.mark.parametrize(
     "row",
     [
-        "9,1,7,Homer Simpson: Pie, cake.,0,true,2,1,Homer Simpson,Home,Pie, pizza.,pie pizza,2",  # the two texts differ
-        "9,1,7,Pie, cake.,0,true,2,1,Homer Simpson,Home,Pie, cake.,pie cake,2",  # no speaker in front
-        "9,1,7,Homer Simpson: Pie, cake.,0,maybe,2,1,Homer Simpson,Home,Pie, cake.,pie cake,2",  # neither true nor false
+        # the two texts differ
+        "9,1,7,Homer Simpson: Pie, cake.,0,true,2,1,Homer Simpson,Home,Pie, pizza.,pie pizza,2",
+        # no speaker in front
+        "9,1,7,Pie, cake.,0,true,2,1,Homer Simpson,Home,Pie, cake.,pie cake,2",
+        # neither true nor false
+        "9,1,7,Homer Simpson: Pie, cake.,0,maybe,2,1,Homer Simpson,Home,Pie, cake.,pie cake,2",
+        # where does the location end?
         "9,1,7,(Home),0,false,,1,,Home, Sweet, Home,,,",
     ],
-)  # where does the location end?
+)
 def test_a_damaged_row_is_rejected_in_doubt(row):
     assert recover_row(row) is None or row.count("maybe")
     script = read_table("\n".join([",".join(COLUMNS), *table(ROW).splitlines()[1:], row]), "x")
@@ -272,7 +280,10 @@ def test_blank_rows_end_a_scene_and_where_each_row_has_one_two_do():
 
 
 def test_rows_of_a_screenplay_keep_their_numbers_behind_comments():
-    text = "INT. HOME\n\nMARGE\nOne.\n\n/* three\nrows\nare gone */\n\nHOMER\nTwo.\n\n[[a note\nover two rows]]\n\nMARGE\nThree.\n"
+    text = (
+        "INT. HOME\n\nMARGE\nOne.\n\n/* three\nrows\nare gone */\n\nHOMER\nTwo.\n\n[[a note\nover two rows]]\n\nMARGE\n"
+        "Three.\n"
+    )
     lines = read_fountain(text, "x").lines
     assert [(line.text, text.split("\n")[line.row - 1][:3]) for line in lines] == [
         ("One.", "One"),
@@ -283,7 +294,8 @@ def test_rows_of_a_screenplay_keep_their_numbers_behind_comments():
 
 def test_text_rows():
     script = read_text(
-        "[Home]\nMarge: One.\n   and two.\n\nBart (O.S.): (beat) Three.\n(Bart leaves.)\nno speaker here\nLisa: (SIGHS)\nCh. 6: Four: five.\n[Episode 4]\n12:30: Noon.",
+        "[Home]\nMarge: One.\n   and two.\n\nBart (O.S.): (beat) Three.\n(Bart leaves.)\nno speaker here\n"
+        "Lisa: (SIGHS)\nCh. 6: Four: five.\n[Episode 4]\n12:30: Noon.",
         "x",
     )
     assert [(line.episode, line.location, line.speaker, line.text) for line in script.lines] == [
@@ -298,7 +310,9 @@ def test_text_rows():
 
 def test_fountain_marks():
     script = read_fountain(
-        "Title: T\nAuthor: A\n\n# Episode 3\n\n= a synopsis\n\n.SNIPER SCOPE\n\n@McBain\n~La la\nla.\n\n!SHOUTING\n\nINT./EXT. CAR - DAY #4#\n\n/* cut\n\nBART\nGone.\n*/\n\nBART (CONT'D) ^\n(beat)\n**Cool** [[a note]] \\*car\\*.\n\n> THE END <\n",
+        "Title: T\nAuthor: A\n\n# Episode 3\n\n= a synopsis\n\n.SNIPER SCOPE\n\n@McBain\n~La la\nla.\n\n!SHOUTING\n\n"
+        "INT./EXT. CAR - DAY #4#\n\n/* cut\n\nBART\nGone.\n*/\n\nBART (CONT'D) ^\n(beat)\n"
+        "**Cool** [[a note]] \\*car\\*.\n\n> THE END <\n",
         "x",
     )
     assert [(line.episode, line.location, line.speaker, line.text) for line in script.lines] == [
@@ -360,8 +374,14 @@ GOOD = {
             for n in range(8)
         ]
     ),
-    "txt": "[Home]\nMarge: One.\n  and two.\n\n[Episode 2]\n[Moe's Tavern]\nMoe: (WIPING) Three.\nBart: Four: five.\n(Bart leaves.)\nMoe: Six.\n",
-    "fountain": "Title: T\n\n# Episode 1\n\nINT. HOME - DAY\n\nAn action.\n\nMARGE\n(beat)\nOne *two*.\nThree.\n\n/* gone */\n\n@McBain\nFour. [[note]]\n\nCUT TO:\n",
+    "txt": (
+        "[Home]\nMarge: One.\n  and two.\n\n[Episode 2]\n[Moe's Tavern]\nMoe: (WIPING) Three.\nBart: Four: five.\n"
+        "(Bart leaves.)\nMoe: Six.\n"
+    ),
+    "fountain": (
+        "Title: T\n\n# Episode 1\n\nINT. HOME - DAY\n\nAn action.\n\nMARGE\n(beat)\nOne *two*.\nThree.\n\n"
+        "/* gone */\n\n@McBain\nFour. [[note]]\n\nCUT TO:\n"
+    ),
     "json": json.dumps(
         [
             {"p": "", "c": "Marge", "l": "One."},
@@ -432,7 +452,7 @@ def mutated(draw, text):
 @settings(max_examples=210, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_mutated_file_gives_a_full_account_or_one_sentence(tmp_path_factory, kind, data):
-    "1,050 damaged files of five kinds: every row is counted once, untouched rows of a table are all kept, or the file is refused in one sentence."
+    "1,050 damaged files: every row counts once and untouched ones are kept, or the file is refused in one sentence."
     raw = mutated(data.draw, GOOD[kind]).encode(
         data.draw(st.sampled_from(["utf-8", "utf-8", "utf-8-sig", "utf-16"])), "replace"
     )

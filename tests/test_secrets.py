@@ -47,7 +47,7 @@ def test_all_that_is_carried_is_carried_but_secrets():
 
 @pytest.mark.parametrize("launcher", ["torchrun", "mpich"])
 def test_a_real_launch_shows_no_secret(launcher, tmp_path, monkeypatch, capfd):
-    "What the remote shell is called with is written down; the parameters lie in a file of their owner's, while the job runs."
+    "What the remote shell is called with is written down; the parameters lie in a file of their owner's meanwhile."
     if launcher != "torchrun" and mpi_kind() != launcher:
         pytest.skip(f"the mpirun of {launcher} is not on PATH")
     rsh, cell = tmp_path / "shell", nbformat.v4.new_code_cell
@@ -61,7 +61,8 @@ def test_a_real_launch_shows_no_secret(launcher, tmp_path, monkeypatch, capfd):
             cells=[
                 cell("word = 'none'", metadata={"tags": ["parameters"]}),
                 cell(
-                    "import os, stat\nprint(word, oct(stat.S_IMODE(os.stat('run/.parameters.json').st_mode)), 'HF_TOKEN' in os.environ)"
+                    "import os, stat\n"
+                    "print(word, oct(stat.S_IMODE(os.stat('run/.parameters.json').st_mode)), 'HF_TOKEN' in os.environ)"
                 ),
             ]
         ),

@@ -1,4 +1,4 @@
-"What a model is asked with and what it says: on any day, from any data, whole and in pieces, without touching the caller's random numbers."
+"What a model is asked with and what it says: any day, any data, whole or in pieces, the caller's random numbers kept."
 
 import datetime
 import json
@@ -87,7 +87,7 @@ def one_liners(kind, folder):
 
 @pytest.mark.parametrize("kind", ["json", "text"])
 def test_scenes_of_one_line_are_learned_and_asked(kind, tmp_path, capsys):
-    "Prepared, trained by both engines, sampled, and asked before and after: nothing was said before, and that is no error."
+    "Prepared, trained by both engines, sampled, asked before and after: nothing was said before, which is no error."
     prepare(
         PrepareConfig(
             script=str(one_liners(kind, tmp_path)),
@@ -186,8 +186,9 @@ def test_moments_of_short_and_long_scenes(tiny):
 # ---- the same text on every day -------------------------------------------------------------------------------------
 
 DATED = (
-    "{% if messages[0]['role'] == 'system' %}{% if strftime_now is defined %}{{ strftime_now('Today is %A, %d %B %Y. ') }}{% endif %}{% endif %}"
-    + CHATML[0]
+    "{% if messages[0]['role'] == 'system' %}"
+    "{% if strftime_now is defined %}{{ strftime_now('Today is %A, %d %B %Y. ') }}{% endif %}"
+    "{% endif %}" + CHATML[0]
 )
 
 
@@ -532,8 +533,11 @@ def test_a_reader_who_has_had_enough_ends_the_drawing(tiny):
 
 def test_a_program_may_end_while_a_reader_is_half_way():
     code = (
-        "from simpsons_llm.model.infer import *; from simpsons_llm.model.base import tiny_model; from simpsons_llm.data.prompt import TextMaker\nmodel, tokenizer = tiny_model()\n"
-        "reader = stream_line(model, TextMaker(tokenizer), '', [], 'Moe', Sampling(max_new_tokens=400))\nprint(len(next(reader)) > 0)"
+        "from simpsons_llm.model.infer import *; from simpsons_llm.model.base import tiny_model; "
+        "from simpsons_llm.data.prompt import TextMaker\n"
+        "model, tokenizer = tiny_model()\n"
+        "reader = stream_line(model, TextMaker(tokenizer), '', [], 'Moe', Sampling(max_new_tokens=400))\n"
+        "print(len(next(reader)) > 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout == "True\n", done.stderr
