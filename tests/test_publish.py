@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import test_ollama
 import torch
-from test_ollama import small  # noqa: F401  a fixture
 
 import simpsons_llm.talk.publish as P
 from simpsons_llm.data.prompt import TextMaker, byte_tokenizer, prompt_ids

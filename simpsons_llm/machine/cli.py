@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'app', 'CHAPTER', 'PARAMETER', 'PARAMETERS', 'CCL_DEBUG', 'bench', 'JSON_FILE', 'option', 'job_command',
-           'do_prepare', 'do_train', 'do_estimate', 'do_infer', 'show_before_after', 'print_table', 'add_jobs',
-           'export', 'run', 'typed_parameters', 'launch', 'rank', 'runs', 'doctor', 'demo', 'show_bench', 'write_rows',
-           'bench_prepare', 'bench_costs', 'bench_collectives', 'join_parameters', 'main']
+           'do_prepare', 'do_train', 'ask_command', 'do_estimate', 'do_infer', 'show_before_after', 'print_table',
+           'add_jobs', 'export', 'run', 'typed_parameters', 'launch', 'rank', 'runs', 'doctor', 'demo', 'show_bench',
+           'write_rows', 'bench_prepare', 'bench_costs', 'bench_collectives', 'join_parameters', 'main']
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-02
 import inspect
@@ -50,19 +50,20 @@ def option(
 
 def job_command(
     config: type,  # a JobConfig subclass
-    do,  # called with a config
+    do,  # called with a config, and with what `more` names
     summary: str,  # the command's help, with examples
     argument: str = "",  # the field that is given without a name
+    more: tuple = (),  # what the command takes besides, as `inspect.Parameter`s
 ):  # a function for typer
     "A job as a command."
 
     def command(**given):
-        do(config(**given))
+        extra = {p.name: given.pop(p.name) for p in more}
+        do(config(**given), **extra)
 
     helps = field_help(config)
-    command.__signature__ = inspect.Signature(
-        [option(f, helps.get(f.name, ""), f.name == argument) for f in fields(config)]
-    )
+    own = [option(f, helps.get(f.name, ""), f.name == argument) for f in fields(config)]
+    command.__signature__ = inspect.Signature([*own, *more])  # type: ignore[attr-defined]
     command.__doc__ = summary
     return command
 
@@ -72,17 +73,24 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="From a script to a character that talks. Start with: simpsons-llm demo\n\nAdd --debug to any command to see the traceback of an error.",
+    help="From a script to a character that talks. Start with: simpsons-llm demo\n\n"
+    "Add --debug to any command to see the traceback of an error.",
 )
 
 
 def do_prepare(
     config,  # a PrepareConfig
+    export: str,  # a file for other trainers; empty: none
 ):
     "Prepare, and show the report."
+    from simpsons_llm.data.dataset import Data, form_of
     from simpsons_llm.data.prepare import prepare, report_text
 
+    if export:
+        form_of(export)  # a name that means nothing is refused before anything is written
     print(report_text(prepare(config)))
+    if export:
+        print(f"for other trainers: {', '.join(map(str, Data.load(config.out).export(export)))}")
     print(f"written to {config.out}; next: simpsons-llm finetune --data {quote(config.out)} --run runs/x")
 
 
@@ -99,10 +107,19 @@ def do_train(
     if not find_ranks().is_main:
         return
     print(summary_text(summary))
-    kept = Path(config.run) / KEPT[config.mode]
-    print(
-        f"{KEPT[config.mode]}: {kept}; loss curve: {Path(config.run) / 'loss.png'}; next: simpsons-llm infer --adapter {quote(str(kept))}"
-    )
+    print(f"{KEPT[config.mode]}: {Path(config.run) / KEPT[config.mode]}; loss curve: {Path(config.run) / 'loss.png'}")
+    print(f"next: {ask_command(config.run)}")
+
+
+def ask_command(
+    run: str,  # a finished run's folder
+) -> str:  # to be pasted into a shell
+    "How to ask a run's first character: at a moment at which it was asked in training."
+    from simpsons_llm.machine.job import read_jsonl
+
+    asked = next((r["samples"] for r in read_jsonl(Path(run) / "metrics.jsonl") if r.get("samples")), [])
+    words = f" --speaker {quote(asked[0]['speaker'])} {quote(asked[0]['before'])}" if asked else ""
+    return f"simpsons-llm infer --adapter {quote(str(run))}{words}"
 
 
 def do_estimate(
@@ -131,7 +148,9 @@ def do_infer(
         show_before_after(result["before_after"])
     if t := result.get("timing"):
         print(
-            f"{t['tokens']} tokens on {t['device']} ({t['dtype']}), {t['runs']} runs: mean {t['mean_s']:.3f} s, min {t['min_s']:.3f}, max {t['max_s']:.3f}, deviation {t['stdev_s']:.3f}; {t['tokens_per_s']:.1f} tokens/s"
+            f"{t['tokens']} tokens on {t['device']} ({t['dtype']}), {t['runs']} runs: mean {t['mean_s']:.3f} s, "
+            f"min {t['min_s']:.3f}, max {t['max_s']:.3f}, deviation {t['stdev_s']:.3f}; "
+            f"{t['tokens_per_s']:.1f} tokens/s"
         )
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-09
@@ -166,6 +185,18 @@ def add_jobs():
     from simpsons_llm.train.finetune import FinetuneConfig
     from simpsons_llm.train.loop import LoopConfig
 
+    export = inspect.Parameter(
+        "export",
+        inspect.Parameter.KEYWORD_ONLY,
+        default="",
+        annotation=Annotated[
+            str,
+            typer.Option(
+                help="also a file for other trainers, whose name tells the form: messages.jsonl, "
+                "prompt_completion.jsonl or lines.jsonl; valid and test lie beside it"
+            ),
+        ],
+    )
     app.command("prepare")(
         job_command(
             PrepareConfig,
@@ -175,7 +206,9 @@ def add_jobs():
     \b
     simpsons-llm prepare --script simpsons_script_lines.csv --out runs/data
     simpsons-llm prepare --script my.csv --speakers "Homer Simpson,Marge Simpson"
-    simpsons-llm prepare --script samples.json --split scene""",
+    simpsons-llm prepare --script samples.json --split scene
+    simpsons-llm prepare --script my.csv --export runs/data/messages.jsonl""",
+            more=(export,),
         )
     )
     app.command("finetune")(
@@ -195,7 +228,8 @@ def add_jobs():
         job_command(
             LoopConfig,
             do_train,
-            """Train with the loop that is written out in chapter 09: the same as finetune, step for step, without Trainer. A few steps unless epochs or max-steps say more.
+            """Train with the loop that is written out in the book's chapter loop: as finetune, step for step.
+    A few steps, unless epochs or max-steps say more.
 
     \b
     simpsons-llm loop --data runs/data --run runs/byhand --max-steps 20
@@ -207,11 +241,12 @@ def add_jobs():
         job_command(
             FinetuneConfig,
             do_estimate,
-            """Tell what a fine-tuning run would cost: memory, arithmetic, time. No weights are loaded; a run that cannot fit is refused.
+            """Tell what a fine-tuning run would cost: memory, arithmetic, time.
+    No weights are loaded; a run that cannot fit is refused.
 
     \b
     simpsons-llm estimate --data runs/data
-    simpsons-llm estimate --data runs/data --base-model openlm-research/open_llama_3b --micro-batch-size 8 --global-batch-size 64
+    simpsons-llm estimate --data runs/data --base-model openlm-research/open_llama_3b --global-batch-size 64
     simpsons-llm estimate --data runs/data --mode full --gradient-checkpointing""",
         )
     )
@@ -222,10 +257,10 @@ def add_jobs():
             """Let a character say the next line.
 
     \b
-    simpsons-llm infer --adapter runs/x/adapter --speaker "Homer Simpson" "Marge Simpson: Homer, the dog is wearing your tie again."
-    simpsons-llm infer --adapter runs/x/adapter --speaker "Bart Simpson" --answers 3 "Seymour Skinner: Who painted the frogs?"
-    simpsons-llm infer --adapter runs/x/adapter --sampling seed --bench
-    simpsons-llm infer --adapter runs/x/adapter --data runs/data""",
+    simpsons-llm infer --adapter runs/x "Marge Simpson: Homer, the dog is wearing your tie again."
+    simpsons-llm infer --adapter runs/x --speaker "Bart Simpson" --answers 3 "Seymour Skinner: Who was that?"
+    simpsons-llm infer --adapter runs/x --sampling seed --bench
+    simpsons-llm infer --adapter runs/x --data runs/data""",
             argument="prompt",
         )
     )
@@ -291,9 +326,8 @@ def run(
     simpsons-llm run finetune --out runs/x -f params.yaml -p seed 7"""
     from simpsons_llm.ranks.execute import run_chapter
 
-    print(
-        f"executed notebook: {run_chapter(chapter, out or f'runs/{Path(chapter).stem}', typed_parameters(parameter, file))}"
-    )
+    executed = run_chapter(chapter, out or f"runs/{Path(chapter).stem}", typed_parameters(parameter, file))
+    print(f"executed notebook: {executed}")
 
 
 def typed_parameters(
@@ -323,7 +357,8 @@ def launch(
     launcher: Annotated[
         str,
         typer.Option(
-            help="torchrun, mpich, intelmpi, openmpi, slurm; auto: slurm in an allocation, the mpirun on PATH for several hosts, else torchrun"
+            help="torchrun, mpich, intelmpi, openmpi, slurm; auto: slurm in an allocation, "
+            "the mpirun on PATH for several hosts, else torchrun"
         ),
     ] = "auto",
     hosts: Annotated[
@@ -352,9 +387,8 @@ def launch(
 
         kind = find_device().type
         if kind == "cpu" or hosts:
-            raise ValueError(
-                f"-n was not given, and {'there is no accelerator to count' if kind == 'cpu' else 'the hosts have not been asked for their cards'}; write -n 2 for two ranks"
-            )
+            why = "the hosts have not been asked for their cards" if hosts else "there is no accelerator to count"
+            raise ValueError(f"-n was not given, and {why}; write -n 2 for two ranks")
         n = getattr(torch, kind).device_count()
     notebooks = start(
         chapter,
@@ -476,54 +510,34 @@ def doctor():
 # %% ../../nbs/9_machine/93_cli.ipynb #93-23
 @app.command()
 def demo(
-    out: Annotated[str, typer.Option(help="folder for everything the demo writes")] = "runs/demo",
+    out: Annotated[
+        str, typer.Option(help="the run's folder: its executed notebook, and all that it writes")
+    ] = "runs/demo",
     base_model: Annotated[str, typer.Option(help="a hub id, folder or short name")] = "smollm2-135m",
-    epochs: Annotated[float, typer.Option(help="passes over the data")] = 1.0,
     max_minutes: Annotated[
         float, typer.Option(help="training stops after so many minutes, with what was learned so far")
     ] = 6.0,
 ):
-    """Prepare the script that comes with the package, fine-tune on it, and show what changed. Minutes on a laptop.
+    """The book's first chapter: fine-tune on the script that comes with the package, and show what changed.
+    Minutes on a laptop.
 
     \b
-    simpsons-llm demo"""
+    simpsons-llm demo
+    simpsons-llm demo --max-minutes 1 --out runs/short"""
     import time
 
     from simpsons_llm.ranks.execute import run_chapter
     from simpsons_llm.train.lifecycle import summary_text
 
-    begin, folder = time.perf_counter(), Path(out)
-    print("1/3  prepare the script that comes with the package", flush=True)
-    notebooks = [run_chapter("prepare", folder / "data")]
-    print("2/3  fine-tune", flush=True)
-    notebooks.append(
-        run_chapter(
-            "finetune",
-            folder / "finetune",
-            {
-                "data": str(folder / "data"),
-                "base_model": base_model,
-                "epochs": epochs,
-                "max_minutes": max_minutes,
-                "score_test": True,
-            },
-        )
-    )
-    print("3/3  let the characters speak in test scenes", flush=True)
-    notebooks.append(
-        run_chapter(
-            "infer",
-            folder / "infer",
-            {"data": str(folder / "data"), "adapter": str(folder / "finetune" / "adapter")},
-            show=False,
-        )
-    )
-    summary = read_json(folder / "finetune" / "summary.json")
-    show_before_after(read_json(folder / "infer" / "answers.json")["before_after"])
-    print(summary_text(summary))
-    print(f"loss curve: {folder / 'finetune' / 'loss.png'}\nexecuted notebooks: {', '.join(map(str, notebooks))}")
+    begin = time.perf_counter()
+    executed = run_chapter("start", out, {"base_model": base_model, "max_minutes": max_minutes})
+    show_before_after(read_json(Path(out) / "before_after.json"))
+    print(summary_text(read_json(Path(out) / "summary.json")))
+    print(f"loss curve: {Path(out) / 'loss.png'}; the chapter as it ran: {executed}")
+    print(f"the demo took {format_seconds(time.perf_counter() - begin)}; ask Homer yourself:")
     print(
-        f'the demo took {format_seconds(time.perf_counter() - begin)}; ask Homer yourself:\n  simpsons-llm infer --adapter {quote(str(folder / "finetune" / "adapter"))} --speaker "Homer Simpson" "Marge Simpson: Homer, the dog is wearing your tie again."'
+        f'  simpsons-llm infer --adapter {quote(out)} --speaker "Homer Simpson" '
+        '"Marge Simpson: Homer, the dog is wearing your tie again."'
     )
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-25
@@ -605,7 +619,8 @@ def bench_costs(
     only: Annotated[str, typer.Option(help="settings whose name has this in it; empty: all")] = "",
     file: Annotated[str | None, typer.Option("--json", help="file for the results")] = None,
 ):
-    """Memory and time of a training step, predicted beside measured, over ranks, targets, lengths, batches, checkpointing and full fine-tuning. Minutes; let nothing else run meanwhile.
+    """Memory and time of a training step, predicted beside measured, over ranks, targets, lengths, batches,
+    checkpointing and full fine-tuning. Minutes; let nothing else run meanwhile.
 
     \b
     simpsons-llm bench costs
@@ -641,7 +656,7 @@ def bench_collectives(
     file: Annotated[str | None, typer.Option("--json", help="file for the results")] = None,
     plot: Annotated[str | None, typer.Option(help="file for the picture, such as collectives.png")] = None,
 ):
-    """Broadcast, all-reduce, all-gather and reduce-scatter between ranks: time, bandwidth, and whether every answer is right.
+    """Broadcast, all-reduce, all-gather and reduce-scatter between ranks: time, bandwidth, and whether each is right.
 
     \b
     simpsons-llm bench collectives -n 2
@@ -660,7 +675,8 @@ def bench_collectives(
         return
     table = Table(
         box=None,
-        title=f"{rows[0]['world_size']} ranks, {rows[0]['backend']}, {rows[0]['device']}; median of {repeats} calls, every answer right",
+        title=f"{rows[0]['world_size']} ranks, {rows[0]['backend']}, {rows[0]['device']}; "
+        f"median of {repeats} calls, every answer right",
     )
     for name in ("", "numbers", "size", "µs", "fastest", "slowest", "algorithm GB/s", "bus GB/s"):
         table.add_column(name, justify="right" if name else "left", overflow="fold")

@@ -36,7 +36,9 @@ def add_adapter(
         lacks = [n for n in ("bitsandbytes", "scipy") if not find_spec(n)]
         require(
             not lacks and model.device.type != "cpu",
-            f"init_lora_weights=loftq was given; it needs a GPU, bitsandbytes and scipy, and here {' and '.join(lacks) or 'a GPU'} is missing (pip install 'simpsons_llm[qlora]'); use default or pissa",
+            "init_lora_weights=loftq was given; it needs a GPU, bitsandbytes and scipy, "
+            f"and here {' and '.join(lacks) or 'a GPU'} is missing (pip install 'simpsons_llm[qlora]'); "
+            "use default or pissa",
         )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -177,7 +179,8 @@ def load_adapter(
     require_whole(misfit, compare_weights(saved, wanted), f"{advice}, or save the adapter again")
     if notes.get("base_source", base.origin) != base.origin:
         warnings.warn(
-            f"the adapter in {folder} was trained on {notes['base_source']}, and answers now on {base.origin}: expect small differences",
+            f"the adapter in {folder} was trained on {notes['base_source']}, "
+            f"and answers now on {base.origin}: expect small differences",
             stacklevel=2,
         )
     return model.eval(), tokenizer, notes

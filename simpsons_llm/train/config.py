@@ -8,10 +8,11 @@ __all__ = ['RECIPES', 'PACKINGS', 'TrainConfig', 'check_settings', 'RunLength', 
 
 # %% ../../nbs/4_train/40_config.ipynb #40-02
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 
+from ..data.batches import fit_batches
 from ..data.prompt import TEMPLATES
 from ..data.samples import BLOCKS
 from ..machine.job import JobConfig, require
@@ -136,6 +137,19 @@ class TrainConfig(JobConfig):
         if self.mode == "full":
             defaults["learning_rate"] /= 10
         return {n: v if getattr(self, n) is None else getattr(self, n) for n, v in defaults.items()}
+
+    def for_ranks(
+        self,
+        world_size: int,  # ranks, 1 or more
+    ) -> "TrainConfig":  # ValueError where what was asked for cannot be shared by so many
+        "The same settings with batch sizes that so many ranks can share."
+        asked, s = (self.global_batch_size is not None, self.micro_batch_size is not None), self.resolved()
+        whole, micro = fit_batches(s["global_batch_size"], s["micro_batch_size"], world_size, *asked)
+        changed = {
+            **({} if whole == s["global_batch_size"] else {"global_batch_size": whole}),
+            **({} if micro == s["micro_batch_size"] else {"micro_batch_size": micro}),
+        }
+        return replace(self, **changed) if changed else self
 
 # %% ../../nbs/4_train/40_config.ipynb #40-09
 def check_settings(

@@ -40,7 +40,8 @@ class FinetuneConfig(TrainConfig):
         require(self.sharding in SHARDINGS, f"sharding={self.sharding!r} was given; expected {', '.join(SHARDINGS)}")
         require(
             self.sharding != "fsdp" or self.quantization == "none",
-            "sharding=fsdp was given with quantization=nf4, whose packed weights are not shared out here; use one of the two",
+            "sharding=fsdp was given with quantization=nf4, whose packed weights are not shared out here; "
+            "use one of the two",
         )
         if self.use_ipex:
             require_ipex()

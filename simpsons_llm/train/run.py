@@ -13,7 +13,7 @@ from ..data.dataset import Data
 from ..data.prepare import Prepared
 from ..data.prompt import TextMaker
 from ..machine.device import find_device
-from ..machine.job import Facts, read_json, read_jsonl, require
+from ..machine.job import Facts, read_json, read_jsonl, require, write_json
 from ..model.adapter import load_tuned
 from ..model.character import Character
 from ..model.infer import before_after, heldout_moments
@@ -85,12 +85,13 @@ class Run:
         most_scenes: int = 3,  # of the test scenes, 1 or more
         device: str = "auto",  # "xpu", "cuda", "cpu"; auto: the best there is
     ):  # a pandas frame: the line before, who was asked, the real line, the base model's, the fine-tuned one's
-        "What was said and what is said now, in scenes that were never learned from, at moments chosen by rule."
+        "What the models say in scenes that were never learned from, at moments chosen by rule; kept in the folder."
         import pandas as pd
 
         model, tokenizer, notes = load_tuned(self.folder, find_device(device))
         moments = heldout_moments(self.data().parts["test"], list(notes["speakers"])[:3], most_scenes)
         rows = before_after(model, TextMaker.of_notes(tokenizer, notes), moments, notes=notes)
+        write_json(self.folder / "before_after.json", rows)
         names = {
             "before": "line before",
             "speaker": "asked",

@@ -42,6 +42,56 @@ def accumulation_steps(
     return global_batch_size // at_once
 
 
+# %% [markdown]
+# A recipe's sizes were chosen for one rank, and should do for any number. What was not asked for gives way: smaller micro-batches first, since they change nothing but speed, and only where no size fits a larger batch, which is told. What was asked for stays.
+
+# %%
+#| export
+def fit_batches(
+    global_batch_size: int,  # samples for one optimizer step
+    micro_batch_size: int,  # samples at once on one rank, at most
+    world_size: int = 1,  # ranks
+    keep_global: bool = False,  # True: the global size was asked for
+    keep_micro: bool = False,  # True: the other was
+) -> tuple:  # (global size, micro size); ValueError where no size that may be chosen fits
+    "Sizes that so many ranks can share."
+    sizes = [micro_batch_size] if keep_micro else range(micro_batch_size, 0, -1)
+    fits = next((m for m in sizes if global_batch_size % (m * world_size) == 0), None)
+    if fits:
+        return global_batch_size, fits
+    require(
+        not keep_global,
+        f"global_batch_size={global_batch_size} was given with {world_size} ranks"
+        f"{f' and micro_batch_size={micro_batch_size}' if keep_micro else ''}, which cannot share it; "
+        f"use a multiple of {world_size * (micro_batch_size if keep_micro else 1)}",
+    )
+    micro = micro_batch_size if keep_micro else min(micro_batch_size, -(-global_batch_size // world_size))
+    at_once = micro * world_size
+    return -(-global_batch_size // at_once) * at_once, micro
+
+
+# %%
+pd.DataFrame(
+    {
+        f"{n} ranks": {f"{g} by {m}": "{} by {}".format(*fit_batches(g, m, n)) for g, m in ((2, 2), (128, 16))}
+        for n in (1, 2, 3, 4, 8, 64)
+    }
+)
+
+# %% tags=["check"]
+for world in range(1, 70):
+    for wanted, most in ((2, 2), (6, 4), (128, 16), (100, 7)):
+        whole, micro = fit_batches(wanted, most, world)
+        assert accumulation_steps(whole, micro, world) >= 1 and 1 <= micro <= most and whole >= wanted
+        # as much is kept as can be
+        assert whole == wanted or wanted % world
+        assert fit_batches(wanted, most, world, keep_micro=True)[1] == most
+try:
+    fit_batches(6, 2, 4, keep_global=True)
+    raise AssertionError
+except ValueError as e:
+    print(e)
+
 # %% tags=["check"]
 assert accumulation_steps(120, 12) == 10 and accumulation_steps(120, 12, 2) == 5
 try:

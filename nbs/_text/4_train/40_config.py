@@ -11,10 +11,11 @@
 # %%
 #| export
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 
+from simpsons_llm.data.batches import fit_batches
 from simpsons_llm.data.prompt import TEMPLATES
 from simpsons_llm.data.samples import BLOCKS
 from simpsons_llm.machine.job import JobConfig, require
@@ -165,6 +166,19 @@ class TrainConfig(JobConfig):
         if self.mode == "full":
             defaults["learning_rate"] /= 10
         return {n: v if getattr(self, n) is None else getattr(self, n) for n, v in defaults.items()}
+
+    def for_ranks(
+        self,
+        world_size: int,  # ranks, 1 or more
+    ) -> "TrainConfig":  # ValueError where what was asked for cannot be shared by so many
+        "The same settings with batch sizes that so many ranks can share."
+        asked, s = (self.global_batch_size is not None, self.micro_batch_size is not None), self.resolved()
+        whole, micro = fit_batches(s["global_batch_size"], s["micro_batch_size"], world_size, *asked)
+        changed = {
+            **({} if whole == s["global_batch_size"] else {"global_batch_size": whole}),
+            **({} if micro == s["micro_batch_size"] else {"micro_batch_size": micro}),
+        }
+        return replace(self, **changed) if changed else self
 
 
 # %% [markdown]

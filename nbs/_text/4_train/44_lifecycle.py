@@ -520,6 +520,7 @@ RESULTS = [
     "adapter",
     "model",
     "export",
+    "before_after.json",
     "summary.json",
     "loss.png",
     "tensorboard",
@@ -584,12 +585,20 @@ def run_job(
     device = find_device(config.device, config.dtype, ranks.local_rank)
     if device.type == "cpu":
         set_threads(ranks)
-    s = config.resolved()
-    accumulation_steps(s["global_batch_size"], s["micro_batch_size"], ranks.world_size)
+    given, config = config, config.for_ranks(ranks.world_size)
     find_base(config.base_model, device.type)
     if config.use_ipex:
         load_ipex()
     join_group(ranks, device, config.backend, config.group_timeout_s)
+    if config is not given and ranks.is_main:
+        before, now = (c.resolved() for c in (given, config))
+        instead = (
+            "" if given.global_batch_size == config.global_batch_size else f" instead of {before['global_batch_size']}"
+        )
+        print(
+            f"{now['global_batch_size']} samples a step{instead}, "
+            f"{now['micro_batch_size']} at once on each of {ranks.world_size} ranks"
+        )
     with ExitStack() as held:
         on_main(ranks, lambda: held.enter_context(hold_folder(config.run, getattr(make_engine, "name", "train"))))
         return begin_run(plan(config, ranks, device, made=made), make_engine)
@@ -663,12 +672,8 @@ def measure(
     job: Job,  # the run, ready to start
 ) -> dict:  # the summary
     "Score the base, train, load the best step, save it, and write the summary."
-    _run, engine, recorder, resumed = (
-        job.run,
-        job.engine,
-        job.recorder,
-        last_checkpoint(job.run) if job.config.resume else 0,
-    )
+    engine, recorder = job.engine, job.recorder
+    resumed = last_checkpoint(job.run) if job.config.resume else 0
     losses, clock = {}, {}
 
     # the model is where it will be trained, and no checkpoint is loaded yet, so this is the base

@@ -276,7 +276,9 @@ assert torch.allclose(gradient(pair), gradient([one_batch]), atol=1e-5)
 
 # %%
 measured = pd.DataFrame(read_jsonl(chapters_dir() / "_results" / "gpu_lessons.jsonl"))
-real = measured[(measured["kind"] == "warmup") | (measured["kind"] == "prompt") & (not measured["whole_prompt"])]
+real = measured[
+    (measured["kind"] == "warmup") | (measured["kind"] == "prompt") & ~measured["whole_prompt"].astype(bool)
+]
 real = real.pivot_table(index=["learning_rate", "seed"], columns="warmup", values="valid_loss_nats_best")[
     ["tenth", "all"]
 ].rename(columns={"tenth": "a tenth of the run", "all": "all of the run"})

@@ -14,6 +14,7 @@
 #| export
 import builtins
 import difflib
+import importlib
 import os
 import re
 import signal
@@ -26,7 +27,16 @@ from pathlib import Path
 
 import simpsons_llm
 from simpsons_llm.machine.device import find_ranks
-from simpsons_llm.machine.job import LINES, find_chapter, hold_folder, open_folder, parameters_of, require, set_aside
+from simpsons_llm.machine.job import (
+    LINES,
+    chapters_dir,
+    find_chapter,
+    hold_folder,
+    open_folder,
+    parameters_of,
+    require,
+    set_aside,
+)
 
 # %%
 #| hide
@@ -125,16 +135,42 @@ def read_parameters(
     return {**given, **{name: plain_value(v) for name, v in pairs}}
 
 
+JOBS = {
+    "prepare": "data.prepare:PrepareConfig",
+    "infer": "model.infer:InferConfig",
+    "loop": "train.loop:LoopConfig",
+    "finetune": "train.finetune:FinetuneConfig",
+    "collectives": "ranks.collectives:CollectivesConfig",
+}  # chapters that are jobs, and their settings
+
+
+def check_values(
+    given: dict,  # name -> value
+    chapter: Path,  # path of the chapter
+    n: int = 1,  # ranks
+):
+    "ValueError or TypeError for what a job would refuse: told before a kernel is started, and before any rank is."
+    if chapters_dir() not in chapter.parents:
+        return
+    module, _, name = JOBS.get(chapter.stem.partition("_")[2], "").partition(":")
+    if module:
+        config = getattr(importlib.import_module(f"simpsons_llm.{module}"), name)(**given)
+        if hasattr(config, "for_ranks"):
+            config.for_ranks(n)
+
+
 def check_parameters(
     given: dict,  # name -> value
     chapter,  # path of the chapter
-) -> dict:  # the same, or ValueError naming what the chapter does not know
-    "Refuse parameters that the chapter does not have."
+    n: int = 1,  # ranks
+) -> dict:  # the same; ValueError or TypeError for what the chapter does not know or take
+    "Refuse parameters that the chapter does not have, and values that its job would refuse."
     known = parameters_of(chapter)
     require(known or not given, f"{Path(chapter).name} has no cell tagged parameters, so it takes none")
     for name in given:
         near = difflib.get_close_matches(name, known, n=2) or list(known)
         require(name in known, f"{Path(chapter).stem} has no parameter {name!r}; did you mean {' or '.join(near)}?")
+    check_values(given, Path(chapter), n)
     return given
 
 

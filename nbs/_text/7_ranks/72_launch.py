@@ -783,7 +783,7 @@ def launch(
     "Run a chapter once per rank, and wait for the end."
     require(n >= 1, f"-n {n} was given; expected 1 or more ranks")
     chapter = find_chapter(name)
-    check_parameters(dict(parameters or {}), chapter)
+    check_parameters(dict(parameters or {}), chapter, n)
     where = read_hosts(hosts, n)
     launcher = choose_launcher(launcher, bool(where))
     out = open_folder(out)
@@ -805,7 +805,7 @@ def start_all(
     for old in out.glob(".failed-*.json"):
         old.unlink()
     set_aside(out, [p.name for p in out.glob("rank*.ipynb")])
-    job, _began = uuid.uuid4().hex[:12], time.perf_counter()
+    job = uuid.uuid4().hex[:12]
     given = write_private(out / ".parameters.json", parameters or {})
     program = [*RANK, str(chapter), str(out / "rank{rank}.ipynb"), str(given), str(ccl_debug)]
     own = {
