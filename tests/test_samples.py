@@ -2,11 +2,12 @@
 
 import pytest
 
+from simpsons_llm.data.cache import cache_key, kept_samples
 from simpsons_llm.data.formats import read_script
 from simpsons_llm.data.lines import Line, Scene
 from simpsons_llm.data.prepare import PrepareConfig, load_data, prepare
 from simpsons_llm.data.prompt import CHATML, READ, TextMaker, byte_tokenizer, small_tokenizer
-from simpsons_llm.data.samples import Sample, cache_key, kept_samples, scene_samples
+from simpsons_llm.data.samples import Sample, scene_samples
 
 SCENES = [s for s in read_script("springfield").scenes if len(s.lines) > 12][:6]
 

@@ -14,6 +14,7 @@ from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simpsons_llm.data.cache import cache_key
 from simpsons_llm.data.lines import Line, Scene
 from simpsons_llm.data.prepare import PrepareConfig, load_data, prepare
 from simpsons_llm.data.prompt import (
@@ -28,7 +29,7 @@ from simpsons_llm.data.prompt import (
     small_tokenizer,
     with_date,
 )
-from simpsons_llm.data.samples import audit, cache_key, row_samples, scene_samples
+from simpsons_llm.data.samples import audit, row_samples, scene_samples
 from simpsons_llm.machine.device import Draws, find_device
 from simpsons_llm.machine.job import read_json, read_jsonl
 from simpsons_llm.model import infer as I

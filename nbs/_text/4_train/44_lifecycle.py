@@ -19,10 +19,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from simpsons_llm.data.batches import accumulation_steps
+from simpsons_llm.data.cache import cache_key, kept_samples
 from simpsons_llm.data.packing import PackedRows, base_of, can_isolate, leaks_between, packs_well
 from simpsons_llm.data.prepare import PrepareConfig, Prepared, load_data, read_and_split, write_prepared
 from simpsons_llm.data.prompt import TextMaker
-from simpsons_llm.data.samples import audit, cache_key, kept_samples, row_samples, scene_samples, write_audit
+from simpsons_llm.data.samples import audit, row_samples, scene_samples, write_audit
 from simpsons_llm.machine.device import (
     complete_env,
     find_device,

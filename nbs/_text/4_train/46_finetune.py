@@ -488,61 +488,6 @@ assert (both["by hand"] - both["by Trainer"]).abs().max() < 1e-5 and both["by ha
 ] - 0.1
 
 # %% [markdown]
-# ## XPU training
-#
-# For somebody with a machine of four Intel Data Center GPU Max 1550 cards, or several such machines. **Nothing in this section was run on an XPU**; what was run is said at its end.
-#
-# **Install.** PyTorch's own XPU build comes from its own index; `xccl`, through which the cards talk, is in it since version 2.8. The project's needs follow, without the pinned CPU build:
-#
-# ```
-# pip install torch --index-url https://download.pytorch.org/whl/xpu
-# pip install -e .
-# simpsons-llm doctor
-# ```
-#
-# The doctor should list `xpu:0` and its sisters, `bfloat16`, and `xccl` under `distributed`. The GPU driver and, in containers, `/dev/dri` must be there. `intel-extension-for-pytorch` and `oneccl-bind-pt` are not needed: both ended with version 2.8. Who must stay with torch 2.8 can have them (`pip install -e ".[ipex]"`, on an XPU from [Intel's index](https://pytorch-extension.intel.com/release-whl/stable/xpu/us/)) and ask for them with `use_ipex=true` and `backend=ccl`.
-#
-# **Tiles or cards?** A Max 1550 has two tiles with 64 GB each. By default (`ZE_FLAT_DEVICE_HIERARCHY=FLAT`) each tile is a device, so four cards are eight ranks; that is the faster way when the model fits into 64 GB. With `ZE_FLAT_DEVICE_HIERARCHY=COMPOSITE` a card is one device of 128 GB, and four cards are four ranks. `IPEX_TILE_AS_DEVICE=0` of older guides means COMPOSITE and is translated. Do not hide devices from single ranks with `ZE_AFFINITY_MASK`: every rank sees all, and takes the one of its local rank.
-#
-# **Start.** On one machine, by torchrun (which comes with PyTorch) or by an MPI:
-#
-# ```
-# simpsons-llm launch -n 8 finetune --out runs/x -p base_model openlm-research/open_llama_3b -p global_batch_size 64 -p micro_batch_size 8
-# simpsons-llm launch -n 8 finetune --out runs/x --launcher intelmpi -p global_batch_size 64 -p micro_batch_size 8
-# mpirun -n 8 simpsons-llm rank finetune runs/x/rank{rank}.ipynb -p global_batch_size 64 -p micro_batch_size 8
-# torchrun --nproc-per-node 8 --no-python simpsons-llm rank finetune runs/x/rank{rank}.ipynb -p global_batch_size 64 -p micro_batch_size 8
-# ```
-#
-# `global_batch_size` is what a step learns from, whatever the number of ranks; it must be a multiple of `micro_batch_size` times ranks. `-p mode full` trains all weights, in parts on the cards. Before a long run: `simpsons-llm estimate` with the same settings, and `simpsons-llm bench collectives` to see what the connection gives.
-#
-# **Several machines.** All must see the run's folder and have the same environment. With ssh between them, `--hosts node1,node2`; in an allocation of SLURM, `simpsons-llm launch` uses `srun`; with an mpirun of one's own, export `MASTER_ADDR` as the address of the first host on the fast network:
-#
-# ```
-# simpsons-llm launch -n 16 finetune --out runs/x --hosts node1,node2
-# sbatch --nodes 2 --ntasks-per-node 8 --wrap "simpsons-llm launch -n 16 finetune --out runs/x"
-# ```
-#
-# The Argonne Leadership Computing Facility runs its Max 1550 machines with `CCL_PROCESS_LAUNCHER=pmix CCL_ATL_TRANSPORT=mpi CCL_KVS_MODE=mpi FI_MR_CACHE_MONITOR=userfaultfd`. That asks for MPI inside the training process, which a kernel started by papermill cannot reach; there, run `mpirun ... simpsons-llm finetune --run runs/x` instead of `rank`: the same training without notebooks.
-#
-# **What failures mean.** `--ccl-debug` sets `CCL_LOG_LEVEL=debug`. Cures as reported in the issues that are named:
-#
-# | symptom | cure | reported in |
-# |---|---|---|
-# | "pidfd is not supported", or a hang in a container | `--cap-add SYS_PTRACE` (or `seccomp=unconfined`) for the container, `/dev/dri` mounted | oneCCL 217 |
-# | ranks with different `ZE_AFFINITY_MASK` hang | unset it; the local rank picks the device | oneCCL 217 |
-# | "fi_getinfo" finds 0 providers | `FI_PROVIDER_PATH` to the `prov` folder of Intel MPI, `FI_PROVIDER=tcp` | llm-d 2270 |
-# | "could not get local_idx/count" | `CCL_PROCESS_LAUNCHER=none`, `CCL_LOCAL_RANK`, `CCL_LOCAL_SIZE`; `rank` and `launch` set them | accelerate 2340 |
-# | torchrun fails where mpirun works | `--launcher intelmpi` | PyTorch 158722 |
-# | a hang with stale IPC handles | `CCL_ZE_CACHE_OPEN_IPC_HANDLES=0` | oneCCL 212 |
-# | filled-up batches need many times the memory | `packing=flat`: no boolean mask, so no slow attention path | torch-xpu-ops 2390 |
-# | "rank 3 of 8 did not meet the others" | was it started? is `MASTER_ADDR` reachable from its host? | this book |
-# | "ranks 0 and 1 are both on xpu:0" | let the launcher set the local rank; do not mask devices | this book |
-# | all ranks end, and the message names one | its notebook `rank{r}.ipynb` has the traceback | this book |
-# | "the kernel died without a word" | memory of the host: `dmesg`; fewer ranks per host, or `sharding=fsdp` | this book |
-#
-# **What was run on what.** Several ranks: on CPU, with gloo, by torchrun, MPICH, Intel MPI and Open MPI on one machine, and by torchrun and MPICH between two hosts that were network namespaces of one machine; on two NVIDIA H200 of one machine, with NCCL, by torchrun and MPICH (DDP and FSDP; the chapter on launching shows the results). One rank: on one NVIDIA H100. Both go through the same `torch.accelerator` calls that an XPU takes. `xpu`, `xccl` and tiles: tested against stand-ins that claim to be such devices. IPEX 2.8: on a CPU (`tests/ipex.sh`). SLURM's `srun` and `ccl`: not run at all, written from documentation.
-
-# %% [markdown]
 # ## From the parameters at the top
 
 # %%
