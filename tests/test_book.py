@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import CLI
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = sorted((ROOT / "nbs").glob("[0-9]_*/[0-9]*.ipynb"))  # in the order of the book
@@ -89,6 +90,9 @@ def own_imports(path):
     return found & MODULES.keys()
 
 
+MANUALS = ("74_xpu",)  # chapters without a module
+
+
 def test_chapters_have_their_place():
     "Two digits, each once, the tens digit the part; the module has the chapter's name and its part's."
     numbers = [p.name[:2] for p in CHAPTERS]
@@ -96,7 +100,7 @@ def test_chapters_have_their_place():
     made = {}
     for path in CHAPTERS:
         exported = re.findall(r"^#\| default_exp (.+)$", "\n".join("".join(c["source"]) for c in cells(path)), re.M)
-        if path.parent.name == "0_start":
+        if path.parent.name == "0_start" or path.stem in MANUALS:
             assert not exported
         else:
             assert exported == [f"{path.parent.name[2:]}.{path.stem[3:]}"], path
@@ -220,3 +224,60 @@ def test_the_wheel_carries_chapters_and_data(tmp_path):
         f"simpsons_llm/chapters/_results/{p.name}" for p in (ROOT / "nbs" / "_results").iterdir()
     } <= set(names)
     assert "simpsons_llm/data/springfield.csv" in names and not any(n.startswith(("tests/", "nbs/")) for n in names)
+
+
+# ---- what chapters say of each other ---------------------------------------------------------------------------------
+
+MARKDOWN = {p: ["".join(c["source"]) for c in cells(p) if c["cell_type"] == "markdown"] for p in NOTEBOOKS}
+CODE = {p: ["".join(c["source"]) for c in cells(p) if c["cell_type"] == "code"] for p in NOTEBOOKS}
+
+
+def headings(path):
+    "Anchors of a notebook or of a Markdown file, as Jupyter and GitHub make them."
+    texts = [path.read_text(encoding="utf8")] if path.suffix == ".md" else MARKDOWN[path]
+    found = [t for text in texts for t in re.findall(r"^#+ (.+)$", text, re.M)]
+    return {a for t in found for a in (t.replace(" ", "-"), re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-"))}
+
+
+@pytest.mark.parametrize("path", [*NOTEBOOKS, ROOT / "README.md"], ids=lambda p: p.stem)
+def test_links_lead_somewhere(path):
+    "Every link to a place in the project is there, and so is the heading that it names."
+    texts = MARKDOWN[path] if path in MARKDOWN else [path.read_text(encoding="utf8")]
+    links = [
+        m
+        for text in texts
+        for m in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S))
+    ]
+    assert links or path.suffix != ".md"
+    for link in links:
+        if re.match(r"https?://|attachment:", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        assert target.exists(), f"{path.name} links to {link}"
+        assert not anchor or anchor in headings(target), f"{path.name} links to {link}"
+
+
+def test_chapters_are_named_in_words_that_lead_to_them():
+    "No numbers, no `last chapter`: chapters move. `The chapter on X` is a link in prose, and means one chapter."
+    places = {}
+    for path, texts in MARKDOWN.items():
+        for name, link in re.findall(r"\[[Tt]he chapter on ([^]]+)\]\(([^)#]+)", "\n".join(texts)):
+            places.setdefault(name, set()).add((path.parent / link).resolve())
+    assert len(places) > 5 and all(len(where) == 1 for where in places.values()), places
+    vague = (
+        r"\bchapters? \d|\b(?:last|next|previous|later|earlier|following) chapters?\b"
+        r"|\bchapters? (?:before|above|below|after)\b"
+    )
+    show_help = subprocess.run([*CLI, "--help"], capture_output=True, text=True, check=True)
+    prose = {p: "\n".join(texts) for p, texts in MARKDOWN.items()}
+    other = {f"code of {p.stem}": "\n".join(texts) for p, texts in CODE.items()} | {"--help": show_help.stdout}
+    other |= {p: p.read_text(encoding="utf8") for p in (ROOT / "simpsons_llm").rglob("__init__.py")}
+    for where, text in {**prose, **other}.items():
+        found = re.search(vague, text)
+        assert not found, f"{where}: {found[0]}"
+        for linked, words in re.findall(r"(\[[Tt]he )?\bchapter on ((?:[\w-]+ ?){1,6})", text):
+            name = next((n for n in places if f"{words} ".startswith(f"{n} ")), None)
+            assert name, f"{where}: no chapter is linked as the chapter on {words}"
+            # in code there are no links, and a chapter may speak of itself
+            assert linked or where not in prose or places[name] == {where.resolve()}, f"{where}: {name} is no link"

@@ -108,8 +108,8 @@ class TrainConfig(JobConfig):
     backend: str = "auto"  # how ranks talk: xccl, ccl, nccl, gloo; auto: the device's own
     group_timeout_s: float = 600.0  # longest wait for another rank, in seconds
 
-    sharding, use_ipex = "none", False  # no settings here; chapter 10 makes them some
-    # how ranks exchange gradients: in one piece, or, in chapter 10, in DDP's buckets
+    sharding, use_ipex = "none", False  # no settings here; finetune makes them some
+    # how ranks exchange gradients: in one piece, or, in finetune, in DDP's buckets
     exchange = "flat"
 
     def check(self):

@@ -6,7 +6,7 @@
 #
 # > A table of lines becomes scenes, damaged rows are recovered where they are certain, and every row is accounted for.
 #
-# A script is text that people typed: episodes, locations, speakers, words, and now and then a broken row. A model that talks like Homer needs from it the *scenes*: who says what, in which order, until the place changes. This chapter has the records for that, and reads the public Kaggle table `simpsons_script_lines.csv` and any table with the same columns. Other formats are the next chapter.
+# A script is text that people typed: episodes, locations, speakers, words, and now and then a broken row. A model that talks like Homer needs from it the *scenes*: who says what, in which order, until the place changes. This chapter has the records for that, and reads the public Kaggle table `simpsons_script_lines.csv` and any table with the same columns. Other formats are read in [reading a script](11_formats.ipynb).
 
 # %%
 #| export

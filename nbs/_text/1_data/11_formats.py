@@ -6,7 +6,7 @@
 #
 # > One call for any script: tables, plain text, Fountain screenplays and the samples of earlier projects.
 #
-# People keep scripts in many forms. Whatever the form, this chapter ends with the same scenes and the same account of all rows; nothing is dropped silently. Tables were read in the chapter before; here come plain text (`Speaker: line`), Fountain screenplays, and the JSON samples (`p/c/l` or `instruction/input/output`) that earlier fine-tuning projects use. What the words mean to a model is left to later chapters.
+# People keep scripts in many forms. Whatever the form, this chapter ends with the same scenes and the same account of all rows; nothing is dropped silently. Tables are read in [lines, scenes and the public table](10_lines.ipynb); here come plain text (`Speaker: line`), Fountain screenplays, and the JSON samples (`p/c/l` or `instruction/input/output`) that earlier fine-tuning projects use. What the words mean to a model is told in [text for the model](13_prompt.ipynb).
 
 # %%
 #| export

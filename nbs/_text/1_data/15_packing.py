@@ -711,7 +711,7 @@ assert asked.loc["Llama", "does"] == "stays apart" and "window" in asked.loc["Mi
 assert "read each other" in asked.loc["Nemotron", "does"] and list(asked["reads ahead"]) == [False] * 4 + [True]
 
 # %% [markdown]
-# And all others? `tests/packing_survey.py` makes a small model of every kind of causal language model that transformers knows, and asks it as a run does: the class by what it says of itself, and a sketch of it (the chapter on base models makes these) by doing. Those that are admitted are measured once more, with other numbers, seven sequences of up to 61 tokens, and each compared with itself alone.
+# And all others? `tests/packing_survey.py` makes a small model of every kind of causal language model that transformers knows, and asks it as a run does: the class by what it says of itself, and a sketch of it ([the chapter on base models](../3_model/30_base.ipynb) makes these) by doing. Those that are admitted are measured once more, with other numbers, seven sequences of up to 61 tokens, and each compared with itself alone.
 
 # %% tags=["example"]
 kept = pd.DataFrame(read_jsonl(chapters_dir() / "_results" / "packing_models.jsonl"))

@@ -10,7 +10,7 @@
 # of the model for each character. LoRA (low-rank adaptation; Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language
 # Models") leaves the weights as they are and learns only a small *change* to them. This chapter builds
 # the idea by hand: the arithmetic, the layer and its gradients, where it goes, how many parameters it has, and how it is merged. At the end it shows
-# that our layer and Hugging Face's `peft` compute the same numbers. A chapter of its own has LoRA's variants and its files; training comes in later chapters, and uses `peft`.
+# that our layer and Hugging Face's `peft` compute the same numbers. [Variants](22_variants.ipynb) have a chapter of their own, with LoRA's files; [training](../4_train/46_finetune.ipynb) uses `peft`.
 
 # %%
 #| export
@@ -419,7 +419,7 @@ said
 # in training; two thin products are cheaper. `delta` builds it on demand.
 #
 # Two variants need a few lines of their own, kept apart from the layer. DoRA multiplies each row of the sum by a factor; PiSSA takes the start of $A$ and $B$ out of the weight.
-# Both are off here; the chapter on variants works them out. What the layer cannot do is refused before anything is changed.
+# Both are off here; [the chapter on variants](22_variants.ipynb) works them out. What the layer cannot do is refused before anything is changed.
 
 # %%
 #| export
@@ -705,7 +705,7 @@ Markdown(f"""Over a {ranks[-1] // ranks[0]}-fold range of ranks the output moves
 {full_move / scaled[16]:.0f} times as far as rank 16 does, at the same learning rate.""")
 
 # %% [markdown]
-# At least for this first step, a new rank needs no new learning rate. The chapter on variants looks beyond it, where another factor ($\alpha/\sqrt r$) has its point. What $\alpha$ does to a given $A$ and $B$ is simple: twice the alpha, twice the change.
+# At least for this first step, a new rank needs no new learning rate. [The chapter on variants](22_variants.ipynb) looks beyond it, where another factor ($\alpha/\sqrt r$) has its point. What $\alpha$ does to a given $A$ and $B$ is simple: twice the alpha, twice the change.
 #
 # So $\alpha$ is a gain. With Adam, raising it does much the same as raising the learning rate (section 4.1 of the paper), and the paper sets it once and
 # does not tune it. Common choices are $\alpha = r$ and $\alpha = 2r$; the seed's settings and this book's are both of the second kind.
@@ -985,7 +985,7 @@ promised
 # %% [markdown]
 # ## The same as PEFT
 #
-# Later chapters train with `peft`, which also saves, loads and combines adapters. `peft_config` says the same settings in its words.
+# Runs train with `peft`, which also saves, loads and combines adapters. `peft_config` says the same settings in its words.
 
 # %%
 #| export
@@ -1013,7 +1013,7 @@ def peft_config(
 # %% [markdown]
 # Is the layer above really what `peft` computes? We give both the same $A$ and the same $B$, neither of them zero, and compare the logits, the gradient of every
 # adapter matrix, and the counts. The check allows a difference of one millionth, which is rounding. The adapters themselves change the logits by far more, so there is something to get wrong.
-# The chapter on variants holds them all to the same measure.
+# [The chapter on variants](22_variants.ipynb) holds them all to the same measure.
 
 # %% tags=["check"]
 theirs = get_peft_model(copy.deepcopy(tiny), peft_config(settings))

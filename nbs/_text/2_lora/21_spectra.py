@@ -6,7 +6,7 @@
 #
 # > Fine-tune all weights, look at the change of each layer, and measure whether it is low in rank.
 #
-# LoRA rests on a hypothesis: the change that fine-tuning makes to a weight matrix needs few of its directions. The last chapter stated it, and this one measures it. We train
+# LoRA rests on a hypothesis: the change that fine-tuning makes to a weight matrix needs few of its directions. [The chapter on LoRA](20_layer.ipynb) stated it, and this one measures it. We train
 # one tiny model in full and with LoRA, from the same start on the same batches, and take the changes apart. Three questions:
 # How fast do the singular values of the full change fall? How much of *what was learned* is left when the change is cut to rank $r$? And does LoRA find the same change?
 #
@@ -118,7 +118,7 @@ def held_out(model, who="homer"):
 
 # %% [markdown]
 # The training loop is the plainest one that works: Adam, a learning rate that rises over the first tenth of the steps and then falls to zero along a cosine, long gradients cut. A
-# later chapter builds the real one.
+# real one is [the loop by hand](../4_train/45_loop.ipynb).
 
 # %% tags=["example"]
 def train(model, batches, lr):
@@ -164,7 +164,7 @@ Markdown(
 # ## The same lessons, two ways
 #
 # All weights, and LoRA on all linear layers with $r = 4$ and $r = 16$. Each run begins with a copy of the same model and sees the same batches in the same order. LoRA gets ten times the learning
-# rate of full fine-tuning, as the last chapter explains.
+# rate of full fine-tuning, as [the chapter on LoRA](20_layer.ipynb) explains.
 
 # %% tags=["example"]
 lessons = batches(samples["train", "homer"], 100, 8)
@@ -211,7 +211,7 @@ pd.DataFrame(dict(gain_homer=gain, gain_others=other_gain)).round(3)
 # The change is a subtraction: the weight after, less the weight before. Two points need care. A model with LoRA has its change at hand, as $\frac{\alpha}{r} BA$, and taking that one loses nothing
 # to rounding. And two models can only be compared layer by layer if they have the same layers.
 #
-# `layer_weights` names the matrices that are compared. In a model these are the layers that LoRA could adapt, `"all-linear"` of the last chapter. A state dict, as one reads it from a file,
+# `layer_weights` names the matrices that are compared. In a model these are the layers that LoRA could adapt, `"all-linear"` of [the chapter on LoRA](20_layer.ipynb). A state dict, as one reads it from a file,
 # does not say which of its matrices belong to linear layers, so all of them count, the embedding table too.
 
 # %%
@@ -325,7 +325,7 @@ said
 # %% [markdown]
 # ## Measures of rank
 #
-# The last chapter took a picture apart: any matrix is a sum of multiplication tables (matrices of rank 1), and the singular values are the lengths of these tables, the largest first. Their squares add
+# [The chapter on LoRA](20_layer.ipynb) took a picture apart: any matrix is a sum of multiplication tables (matrices of rank 1), and the singular values are the lengths of these tables, the largest first. Their squares add
 # up to the squared length of the whole. So three measures:
 #
 # - the *share held* by rank $r$: the squares of the $r$ largest over the sum of all;
@@ -745,7 +745,7 @@ assert (near["median"] > 5 * noise["median"]).all() and (near["least"] > 0.05).a
 # ## A real model
 #
 # The tiny model learned in seconds and had little to know. SmolLM2-135M has read two trillion tokens (its model card). It was trained in full and with LoRA (r 16, all linear layers) on the same script, the main characters' lines, one pass of 41 steps,
-# on one H100 in 32 bits. `tests/gpu_lora.py` did it with this chapter's functions and the trainer of a later chapter; learning rates were chosen on the validation scenes, on which everything below is measured too. Its findings are kept beside the book and read here.
+# on one H100 in 32 bits. `tests/gpu_lora.py` did it with this chapter's functions and [the trainer of the book](../4_train/46_finetune.ipynb); learning rates were chosen on the validation scenes, on which everything below is measured too. Its findings are kept beside the book and read here.
 
 # %% tags=["example"]
 found = pd.read_json(chapters_dir() / "_results" / "gpu_lora.jsonl", lines=True)

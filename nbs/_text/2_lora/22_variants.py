@@ -6,7 +6,7 @@
 #
 # > What rsLoRA, DoRA, PiSSA, LoRA+, LoftQ and QLoRA change, in one line each and in small numbers; merging a whole model; and adapters in PEFT's own files.
 #
-# The chapter on LoRA built the layer. Many papers have changed one thing in it since. This chapter puts six of them side by side, shows what each does to the numbers, and holds those that
+# [The chapter on LoRA](20_layer.ipynb) built the layer. Many papers have changed one thing in it since. This chapter puts six of them side by side, shows what each does to the numbers, and holds those that
 # our layer has to the same measure as before: equal to `peft`. Then it writes adapters to disk in the format of `peft`, and reads them. Which variant makes the better character is *not* answered here;
 # that takes training and an evaluation.
 
@@ -126,12 +126,12 @@ assert starts.trained["DoRA"] - starts.trained["LoRA"] == rows_of_weights
 # %% [markdown]
 # ## rsLoRA: the factor and the rank
 #
-# The chapter on LoRA let Adam take one first step and found that $\alpha/r$ makes it the same for every rank. Why then another factor? Because that first step is a special case: all $r$ moves point the same way, and
+# [The chapter on LoRA](20_layer.ipynb) let Adam take one first step and found that $\alpha/r$ makes it the same for every rank. Why then another factor? Because that first step is a special case: all $r$ moves point the same way, and
 # $r$ equal moves add up to $r$. Kalajdzievski (2023, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA") looks at numbers that are *independent*: they partly cancel, and $r$ of them add up to $\sqrt r$. Three measurements, each over ranks, with both factors ($\alpha = 32$):
 #
 # - the gradient of $B$ before the first step, as one length;
 # - the change of the output when the numbers of $B$ are independent;
-# - the change of the output by Adam's first step, as in the chapter on LoRA.
+# - the change of the output by Adam's first step, as in [the chapter on LoRA](20_layer.ipynb).
 
 # %% tags=["example"]
 def sizes(r, use_rslora, draws=40, D=576):
@@ -222,7 +222,7 @@ pd.DataFrame(
 # %% [markdown]
 # The change made one row shorter and the other longer; DoRA takes both back to 5. From here on only the learning of $m$ makes a row longer or shorter.
 #
-# In the layer nothing of this is built for each input, but the length of each row (`_row_lengths` and `_dora_change` in the chapter on LoRA). With $c = m / \lVert W_0 + s BA \rVert$, the output is $c\,(W_0 x + s BA x)$. For the gradient the length counts
+# In the layer nothing of this is built for each input, but the length of each row (`_row_lengths` and `_dora_change` in [the chapter on LoRA](20_layer.ipynb)). With $c = m / \lVert W_0 + s BA \rVert$, the output is $c\,(W_0 x + s BA x)$. For the gradient the length counts
 # as a constant (section 4.3 of the paper; it saves memory). And as in `peft`, dropout hides an input from both terms here, so in training the base's product is computed once more.
 #
 # The layer with the numbers of the table: its output, its gradients (the length counts as a constant), merged and back:
@@ -247,7 +247,7 @@ assert torch.allclose(dora.merge().base.weight, result, atol=1e-6) and torch.all
 # %% [markdown]
 # ## PiSSA: start with what matters most
 #
-# The default start learns beside the weight. PiSSA (Meng et al. 2024, "PiSSA: Principal Singular Values and Singular Vectors Adaptation") starts *inside* it. The SVD, as in the pictures of the chapter on LoRA, splits $W_0$ into its $r$ largest tables
+# The default start learns beside the weight. PiSSA (Meng et al. 2024, "PiSSA: Principal Singular Values and Singular Vectors Adaptation") starts *inside* it. The SVD, as in the pictures of [the chapter on LoRA](20_layer.ipynb), splits $W_0$ into its $r$ largest tables
 # and the rest. The tables become $B$ and $A$, with the root of each singular value in either (divided by the factor that the layer will multiply by), and are trained; the rest becomes the frozen base. The sum is $W_0$ as before, so nothing changes at the start, but neither matrix is zero.
 #
 # What does PiSSA hand over to training, and what does it freeze? The singular values say it. One layer of the tiny model:
@@ -388,7 +388,7 @@ assert (
 # %% [markdown]
 # ## Merging a whole model
 #
-# Three functions for the whole model, each in place. `merge` and `unmerge` do what the layer's methods of the chapter on LoRA do. `remove_lora` takes the adapters away and leaves the plain layers, with the change in their weights or without.
+# Three functions for the whole model, each in place. `merge` and `unmerge` do what the layer's methods of [the chapter on LoRA](20_layer.ipynb) do. `remove_lora` takes the adapters away and leaves the plain layers, with the change in their weights or without.
 # All look before they write: a model that is half merged, or has nothing to merge, is refused untouched.
 
 # %%
@@ -513,7 +513,7 @@ assert "load the base model again" in message(
 # %% [markdown]
 # ## Equal to PEFT, each of them
 #
-# As in the chapter on LoRA: the same numbers in both adapters, none of them zero, then logits, loss, the gradient of every adapter parameter, and the merged weights. Dropout is on in two of the cases; both models are in training mode and get the same seed before the pass, so that the same inputs are hidden.
+# As in [the chapter on LoRA](20_layer.ipynb): the same numbers in both adapters, none of them zero, then logits, loss, the gradient of every adapter parameter, and the merged weights. Dropout is on in two of the cases; both models are in training mode and get the same seed before the pass, so that the same inputs are hidden.
 # `tests/` does this over more layers and targets.
 
 # %% tags=["example"]

@@ -6,7 +6,7 @@
 #
 # > An adapter put on a base model, saved, loaded, merged; and the same for a model that was trained in full.
 #
-# [What LoRA adds](../2_lora/20_layer.ipynb) is known, and [a base model](30_base.ipynb) is at hand. This chapter puts the one on the other. The adapter in training is PEFT's, configured by the settings of the chapter on LoRA, so that what this book saves loads anywhere.
+# [What LoRA adds](../2_lora/20_layer.ipynb) is known, and [a base model](30_base.ipynb) is at hand. This chapter puts the one on the other. The adapter in training is PEFT's, configured by the settings of [the chapter on LoRA](../2_lora/20_layer.ipynb), so that what this book saves loads anywhere.
 
 # %%
 #| export

@@ -6,7 +6,7 @@
 #
 # > Ask a character for its next line: one, many at once, as a stream; and measure how long it takes.
 #
-# A fine-tuned model is a character that can be asked. What it is asked with is made by the chapter on prompts, token for token as in training; here the answer is drawn, cut at its end, and shown. The base model, which comes first in this book, can be asked in the same way: it is the "before" of every "before and after".
+# A fine-tuned model is a character that can be asked. What it is asked with is made by [the chapter on prompts](../1_data/13_prompt.ipynb), token for token as in training; here the answer is drawn, cut at its end, and shown. The base model, which comes first in this book, can be asked in the same way: it is the "before" of every "before and after".
 #
 # This chapter is a program: `simpsons-llm infer --adapter runs/x --speaker "Homer Simpson" "Marge Simpson: Homer, the dog is wearing your tie again."`
 
@@ -268,7 +268,7 @@ def answer_text(
 
 
 # %% [markdown]
-# All answers of a batch are drawn at once, with the random numbers of a seed of their own (the chapter on devices). Whoever calls finds the process's numbers as they were.
+# All answers of a batch are drawn at once, with the random numbers of a seed of their own ([the chapter on devices](../9_machine/90_device.ipynb)). Whoever calls finds the process's numbers as they were.
 
 # %%
 #| export

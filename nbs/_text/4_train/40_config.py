@@ -6,7 +6,7 @@
 #
 # > Two recipes, one set of settings, the optimizer and its learning rate: what is decided before the first step.
 #
-# A training run is described by some forty numbers and names. Two chapters train from the same description: one with a loop that is written out, chapter 10 with the Trainer of Hugging Face. What the description means is settled here, once: which values a recipe gives, which do not go together, how many steps a run has and when it is looked at, what the optimizer is, and how the learning rate rises and falls.
+# A training run is described by some forty numbers and names. Two chapters train from the same description: [one with a loop](45_loop.ipynb) that is written out, [the other](46_finetune.ipynb) with the Trainer of Hugging Face. What the description means is settled here, once: which values a recipe gives, which do not go together, how many steps a run has and when it is looked at, what the optimizer is, and how the learning rate rises and falls.
 
 # %%
 #| export
@@ -80,7 +80,7 @@ RECIPES = {
 # %% [markdown]
 # ## The settings
 #
-# Trained in full, a model wants a learning rate about a tenth of an adapter's (Schulman et al. 2025, "LoRA Without Regret"; the chapter on LoRA shows why); so `mode=full` divides the recipe's by ten. Its weights are kept in 32 bits on every device.
+# Trained in full, a model wants a learning rate about a tenth of an adapter's (Schulman et al. 2025, "LoRA Without Regret"; [the chapter on LoRA](../2_lora/20_layer.ipynb) shows why); so `mode=full` divides the recipe's by ten. Its weights are kept in 32 bits on every device.
 #
 # How samples share a batch (`packing`) changes nothing that is learned: the packing chapter holds the losses equal. A setting without a value comes from the recipe; one that was given stands. So `recipe=seed` with `r=16` means rank 16 and all else as in the seed.
 
@@ -137,8 +137,8 @@ class TrainConfig(JobConfig):
     backend: str = "auto"  # how ranks talk: xccl, ccl, nccl, gloo; auto: the device's own
     group_timeout_s: float = 600.0  # longest wait for another rank, in seconds
 
-    sharding, use_ipex = "none", False  # no settings here; chapter 10 makes them some
-    # how ranks exchange gradients: in one piece, or, in chapter 10, in DDP's buckets
+    sharding, use_ipex = "none", False  # no settings here; finetune makes them some
+    # how ranks exchange gradients: in one piece, or, in finetune, in DDP's buckets
     exchange = "flat"
 
     def check(self):

@@ -6,7 +6,7 @@
 #
 # > Memory, arithmetic and time of a training step, told before the weights are loaded.
 #
-# "Out of memory" comes late: after the download, after the loading, sometimes after an hour, when the first long batch comes by. Yet everything that decides it is known at the beginning: the shape of the model, what is trained, how many tokens a step sees. This chapter counts a training step without doing it, measures how fast this device is at such work, and says which setting would help if it does not fit. The next chapters use it before they begin, and show what was predicted beside what was measured.
+# "Out of memory" comes late: after the download, after the loading, sometimes after an hour, when the first long batch comes by. Yet everything that decides it is known at the beginning: the shape of the model, what is trained, how many tokens a step sees. This chapter counts a training step without doing it, measures how fast this device is at such work, and says which setting would help if it does not fit. Runs use it before they begin, and show what was predicted beside what was measured.
 
 # %%
 #| export
@@ -222,7 +222,7 @@ def without_numbers(
 
 
 # %% [markdown]
-# The step itself: the loss of the chapter on evaluation, backward, clipping, AdamW. The same function runs below with real numbers, to measure time.
+# The step itself: the loss of [the chapter on evaluation](../3_model/33_loss.ipynb), backward, clipping, AdamW. The same function runs below with real numbers, to measure time.
 
 # %%
 #| export
@@ -656,7 +656,7 @@ pd.DataFrame(
 ).T.round(3)
 
 # %% [markdown]
-# LoRA does away with gradients and averages, as the chapter on it promised. It does little for the activations: to reach the adapters of the first layer, the backward pass has to go through all layers above. They are the largest part here, and what checkpointing is for: it keeps the input of each layer only and computes the rest again, for more arithmetic.
+# LoRA does away with gradients and averages, as [the chapter on LoRA](../2_lora/20_layer.ipynb) promised. It does little for the activations: to reach the adapters of the first layer, the backward pass has to go through all layers above. They are the largest part here, and what checkpointing is for: it keeps the input of each layer only and computes the rest again, for more arithmetic.
 #
 # The counts against what can be worked out by hand: four bytes for a number, eight for its two averages; two operations for each weight and token forward, and as many backward for what is frozen, twice as many for what is trained.
 
@@ -888,4 +888,4 @@ assert all("GiB" in text and "would fit" in text for text in said)
 assert require_room(SMOLLM2, Recipe(**two), laptop).peak_mem_gib < 16
 
 # %% [markdown]
-# Time is not shown here, since it takes a run to compare it with: the finetune chapter sets both beside what it measured, and the chapter on benchmarks has the table over models, ranks, targets, lengths, batches, checkpointing and full fine-tuning.
+# Time is not shown here, since it takes a run to compare it with: the finetune chapter sets both beside what it measured, and [the chapter on benchmarks](../8_bench/80_preparation.ipynb) has the table over models, ranks, targets, lengths, batches, checkpointing and full fine-tuning.

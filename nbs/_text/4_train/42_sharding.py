@@ -264,7 +264,7 @@ assert [s.split()[2:] for s in said] == [["True", "True", "4"], ["True", "True",
 assert all(int(s.split()[1]) * 2 == int(s.split()[0]) for s in said)
 
 # %% [markdown]
-# That a run with FSDP gives the losses of a run without, and that the checkpoints of either are resumed by the other in any number of ranks, is tested with the finetune chapter on CPU ranks (`tests/test_ranks.py`): within 1e-5 in fp32, in losses, gradient norms and what is saved.
+# That a run with FSDP gives the losses of a run without, and that the checkpoints of either are resumed by the other in any number of ranks, is tested with finetune on CPU ranks (`tests/test_ranks.py`): within 1e-5 in fp32, in losses, gradient norms and what is saved.
 #
 # On a GPU, the model is loaded on the CPU, cut, and moved to the cards, NCCL beside gloo. A group of a single rank takes the same way. `tests/gpu_ranks.py` did that on an H100 with a tiny model, beside the same run alone and with DDP (8 steps; the tiny model's speed says nothing about larger ones):
 

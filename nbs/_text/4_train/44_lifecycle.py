@@ -6,7 +6,7 @@
 #
 # > What surrounds the steps: data, plan, and what is left at the end, the same for whoever does the steps.
 #
-# Take the training itself away, and most of a training program is still there. It finds its data, decides how samples share a batch, refuses what cannot fit, goes on after a kill, keeps the best checkpoint, and sums up. All that stands here, once; what is told on the way stands in the chapter before. The steps are done by an *engine*: the loop of the next chapter, or the Trainer of chapter 10. An engine has a `name`, a `model`, the number of the `step` it has reached, the `best` step with its loss, and `learn`, which takes it to the end.
+# Take the training itself away, and most of a training program is still there. It finds its data, decides how samples share a batch, refuses what cannot fit, goes on after a kill, keeps the best checkpoint, and sums up. All that stands here, once; what is told on the way stands in [the chapter on the history of a run](43_history.ipynb). The steps are done by an *engine*: the one of [the loop by hand](45_loop.ipynb), or [the Trainer](46_finetune.ipynb) of Hugging Face. An engine has a `name`, a `model`, the number of the `step` it has reached, the `best` step with its loss, and `learn`, which takes it to the end.
 
 # %%
 #| export
@@ -70,7 +70,7 @@ from types import SimpleNamespace
 # %% [markdown]
 # ## Data for the run
 #
-# A folder of prepared data is read as it is. A script is read and split in memory; it is written into the run's folder when all checks have passed, and not before, so that a run that is refused leaves nothing behind and an estimate writes nowhere. The label audit of the chapter on prompts stands before every training.
+# A folder of prepared data is read as it is. A script is read and split in memory; it is written into the run's folder when all checks have passed, and not before, so that a run that is refused leaves nothing behind and an estimate writes nowhere. The label audit of [the chapter on samples](../1_data/14_samples.ipynb) stands before every training.
 
 # %%
 #| export
@@ -360,7 +360,7 @@ except ValueError as e:
 
 
 # %% [markdown]
-# What a step costs is decided by its largest micro-batch. The chapter on costs counts it, and refuses a run that cannot fit while nothing has been loaded yet.
+# What a step costs is decided by its largest micro-batch. [The chapter on costs](41_cost.ipynb) counts it, and refuses a run that cannot fit while nothing has been loaded yet.
 
 # %%
 #| export
@@ -877,4 +877,4 @@ assert {"config.yaml", "metrics.jsonl", "summary.json", "audit.html", "adapter",
 }
 
 # %% [markdown]
-# What makes a run here are its settings and an engine; the two chapters to come bring one each.
+# What makes a run here are its settings and an engine; [the loop by hand](45_loop.ipynb) and [fine-tuning](46_finetune.ipynb) bring one each.

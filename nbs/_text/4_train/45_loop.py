@@ -6,7 +6,7 @@
 #
 # > Everything that training is, on one page: batches, forward, loss, backward, accumulation, clipping, optimizer, schedule, evaluation, checkpoint, resume, ranks.
 #
-# A trainer from a library is a hundred settings deep, and when a run goes wrong one would like to have seen the thing itself once. Here it is: the same data, the same settings and the same records as in chapter 10, and between them a loop that is written out. It trains an adapter or the whole model, on one device or many, is resumed after a kill, and gives, step for step, the numbers that Trainer gives. The next chapter breaks it in eight ways, each of them found in real programs, and shows what that costs.
+# A trainer from a library is a hundred settings deep, and when a run goes wrong one would like to have seen the thing itself once. Here it is: the same data, the same settings and the same records as in [fine-tuning](46_finetune.ipynb) with Trainer, and between them a loop that is written out. It trains an adapter or the whole model, on one device or many, is resumed after a kill, and gives, step for step, the numbers that Trainer gives. [Eight ways to train nothing](47_pitfalls.ipynb) break it, each of them found in real programs, and shows what that costs.
 #
 # Left out is what belongs to Trainer: models in parts (FSDP). Each rank holds the whole model here.
 
@@ -248,7 +248,7 @@ class TrainState:
 # %% [markdown]
 # ## The loop
 #
-# `train` is the page that this chapter is about. Read it from top to bottom: what comes before the first line and after the last one stands in the chapter on the life of a run, and what it calls is one line or one library function each. At the end, the best step is loaded.
+# `train` is the page that this chapter is about. Read it from top to bottom: what comes before the first line and after the last one stands in [the chapter on the life of a run](44_lifecycle.ipynb), and what it calls is one line or one library function each. At the end, the best step is loaded.
 
 # %%
 #| export
@@ -315,7 +315,7 @@ class Loop(TrainState):
 # %% [markdown]
 # ## Checkpoint and resume
 #
-# To go on as if nothing had happened, a run needs more than weights: the optimizer's two means for each parameter, the place in the schedule, the state of the random numbers (dropout draws them; each rank has its own), the step, and which step was best so far. It is written under a hidden name and renamed when it is whole, as the chapter on the history of a run has it. The files are those of Trainer: either engine goes on from the other's checkpoint.
+# To go on as if nothing had happened, a run needs more than weights: the optimizer's two means for each parameter, the place in the schedule, the state of the random numbers (dropout draws them; each rank has its own), the step, and which step was best so far. It is written under a hidden name and renamed when it is whole, as [the chapter on the history of a run](43_history.ipynb) has it. The files are those of Trainer: either engine goes on from the other's checkpoint.
 
 # %%
 #| export

@@ -147,7 +147,7 @@ for wrong in (dict(sharding="zero"), dict(sharding="fsdp", quantization="nf4"), 
 # %% [markdown]
 # ## The trainer
 #
-# An ordinary Trainer is told the loss, its weight over a global batch, the batches, the optimizer with its schedule, and the evaluation: the same functions that the loop of the last chapter calls. A batch is laid end to end; for a model that cannot have that, samples of similar length go into one batch, so that little has to be filled up. The class is made in a function, so that this module can be imported without loading transformers.
+# An ordinary Trainer is told the loss, its weight over a global batch, the batches, the optimizer with its schedule, and the evaluation: the same functions that [the loop by hand](45_loop.ipynb) calls. A batch is laid end to end; for a model that cannot have that, samples of similar length go into one batch, so that little has to be filled up. The class is made in a function, so that this module can be imported without loading transformers.
 
 # %%
 #| export
@@ -551,7 +551,7 @@ pd.DataFrame(
 ).round(2)
 
 # %% [markdown]
-# With the speed of this device measured too, on two and ten layers (the chapter on costs), time and the memory of a CPU can be told as well:
+# With the speed of this device measured too, on two and ten layers ([the chapter on costs](41_cost.ipynb)), time and the memory of a CPU can be told as well:
 
 # %% tags=["example"]
 timed = estimate_run(plan(config, find_ranks(), find_device(config.device, config.dtype)))

@@ -6,7 +6,7 @@
 #
 # > From base and adapter to one model that others load without this book and without PEFT.
 #
-# An adapter is a small file that is worth nothing without its base, its prompts and its tools. To give a character away, it is made into *one* model: the adapter is added into the weights, and the sum is written as plain safetensors, with a card that says where it comes from. On request it also becomes a GGUF file with a Modelfile, which the chapter before this one makes.
+# An adapter is a small file that is worth nothing without its base, its prompts and its tools. To give a character away, it is made into *one* model: the adapter is added into the weights, and the sum is written as plain safetensors, with a card that says where it comes from. On request it also becomes a GGUF file with a Modelfile, which is made [for llama.cpp and Ollama](63_ollama.ipynb).
 #
 # Each step can go wrong without a word: a merge that loses what was learned, rounding that hides it, a folder that is only half written. So the result is held against the model it was made from, before it counts as done.
 
@@ -57,7 +57,7 @@ torch.manual_seed(0)
 # %% [markdown]
 # ## Something to publish
 #
-# The example is the tiny model, which reads bytes and knows nothing. It gets an adapter and twenty steps of plain training on the book's script, one scene each. That takes a second, and the numbers below are real: the loss on scenes it was not trained on, before and after. (How training is done properly is a later chapter.) What comes out lies in a folder as a run leaves it: `adapter/`, and `summary.json` with settings and results.
+# The example is the tiny model, which reads bytes and knows nothing. It gets an adapter and twenty steps of plain training on the book's script, one scene each. That takes a second, and the numbers below are real: the loss on scenes it was not trained on, before and after. (How training is done properly is told in [fine-tuning](../4_train/46_finetune.ipynb).) What comes out lies in a folder as a run leaves it: `adapter/`, and `summary.json` with settings and results.
 
 # %% tags=["example"]
 cpu, place = find_device("cpu", "float32"), Path(tempfile.mkdtemp())
@@ -111,7 +111,7 @@ write_json(
 # %% [markdown]
 # ## What a folder holds
 #
-# `find_trained` of the chapter on base models says what lies in a folder: a run's, an adapter's, or a whole model's. A run that trained *all* weights left `model/` in place of `adapter/`: there is nothing to merge, but it is published in the same way.
+# `find_trained` of [the chapter on adapters](../3_model/31_adapter.ipynb) says what lies in a folder: a run's, an adapter's, or a whole model's. A run that trained *all* weights left `model/` in place of `adapter/`: there is nothing to merge, but it is published in the same way.
 
 # %% tags=["check"]
 for source in (run, run / "adapter"):

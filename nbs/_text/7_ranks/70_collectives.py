@@ -6,7 +6,7 @@
 #
 # > What ranks say to each other while they train, how long it takes, and whether the answer is right.
 #
-# Several ranks train one model by talking: after each step they add up their gradients, and where the model is divided among them they fetch each other's pieces. If that is slow, a second card brings little; if it is wrong, nothing trains. This chapter times the four operations that training stands on, for one number up to millions, and holds every single answer against the right one. What a step computes meanwhile belongs to the chapter on costs.
+# Several ranks train one model by talking: after each step they add up their gradients, and where the model is divided among them they fetch each other's pieces. If that is slow, a second card brings little; if it is wrong, nothing trains. This chapter times the four operations that training stands on, for one number up to millions, and holds every single answer against the right one. What a step computes meanwhile belongs to [the chapter on costs](../4_train/41_cost.ipynb).
 #
 # It is also a program. `simpsons-llm bench collectives` starts ranks on this machine and prints the table; `simpsons-llm launch -n 4 collectives`, or any other launcher, runs this chapter once per rank.
 

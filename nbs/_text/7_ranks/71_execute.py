@@ -499,7 +499,7 @@ def exit_code(
 
 
 # %% [markdown]
-# A small run for the sake of the example: the prepare chapter on the book's script, for one character.
+# A small run for the sake of the example: the chapter that prepares data, with the book's script and for one character.
 
 # %% tags=["example"]
 with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()) as said:

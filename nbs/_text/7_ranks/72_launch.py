@@ -52,7 +52,7 @@ from simpsons_llm.machine.job import chapters_dir
 #
 # `mpirun -n 4 simpsons-llm rank finetune runs/x/rank{rank}.ipynb` runs the chapter four times, and each process has three more things to do than `run`:
 #
-# 1. find out which rank it is (the chapter on devices), and agree with the others on an address to meet at;
+# 1. find out which rank it is ([the chapter on devices](../9_machine/90_device.ipynb)), and agree with the others on an address to meet at;
 # 2. complete the environment, so that its kernel knows all that before any library is loaded;
 # 3. when something goes wrong, see to it that *all* ranks end. The others wait in a collective for one that will never come, half an hour by default, and the cards are paid for.
 #

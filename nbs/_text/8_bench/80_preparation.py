@@ -335,7 +335,7 @@ grown.round(4)
 # %% [markdown]
 # ## Is the estimate right?
 #
-# The chapter on costs tells memory and time of a training step before it is done. Here the step is done: the trainer of the finetune chapter takes a few steps with the whole model, and its time and peak stand beside the estimate, which was made first, in the same process. One thing at a time is changed: rank, targets, length, batch, checkpointing, everything trained. The weights are random, which changes neither; so a model can be measured whose weights are not at hand.
+# [The chapter on costs](../4_train/41_cost.ipynb) tells memory and time of a training step before it is done. Here the step is done: the trainer of the finetune chapter takes a few steps with the whole model, and its time and peak stand beside the estimate, which was made first, in the same process. One thing at a time is changed: rank, targets, length, batch, checkpointing, everything trained. The weights are random, which changes neither; so a model can be measured whose weights are not at hand.
 
 # %%
 #| export

@@ -9,8 +9,8 @@
 # The same program should run on a laptop, on one GPU and on many. It meets three questions before it can do any
 # work: what may I compute on, in which number type, and am I alone? The libraries below us each answer a part of
 # this, and some of them answer wrongly without saying so. This chapter asks once, writes the answers down in two
-# small records, `Device` and `Ranks`, and refuses what cannot be right. How copies find each other is the subject of the
-# next chapter, starting them that of chapter 13.
+# small records, `Device` and `Ranks`, and refuses what cannot be right. How copies find each other is the
+# subject of [ranks that work together](92_distributed.ipynb), starting them that of [the chapter on launching](../7_ranks/72_launch.ipynb).
 
 # %%
 #| export
@@ -435,7 +435,7 @@ made
 # | `cuda` | NVIDIA GPUs, and AMD's in the ROCm build | `nccl` |
 # | `cpu` | any processor | `gloo` |
 #
-# A `Device` says everything the later chapters ask of it.
+# A `Device` says everything that is asked of it later.
 
 # %%
 #| export
@@ -1085,4 +1085,4 @@ print(
 # - `find_ranks()` then `complete_env(...)` come first, before transformers; `find_device(local_rank=...)` after them.
 # - The dtype follows the device. bfloat16 on an ordinary CPU is right, and very slow.
 # - What cannot be right is refused with a sentence that names the variable.
-# - When something is odd: `doctor()`, in the next chapter.
+# - When something is odd: `doctor()`, in [ranks that work together](92_distributed.ipynb).

@@ -6,7 +6,7 @@
 #
 # > How copies of one program find each other, wait for each other and add up what they know.
 #
-# Four ranks that do not know of each other train four models, each on all of the data, and nothing looks wrong. A group is what makes them one: they meet at an address, compare what they are, and from then on share numbers. This chapter sets the environment that PyTorch and Intel's libraries read, makes the group, and refuses one that cannot be right. Who starts the ranks is left to chapter 13.
+# Four ranks that do not know of each other train four models, each on all of the data, and nothing looks wrong. A group is what makes them one: they meet at an address, compare what they are, and from then on share numbers. This chapter sets the environment that PyTorch and Intel's libraries read, makes the group, and refuses one that cannot be right. Who starts the ranks is left to [the chapter on launching](../7_ranks/72_launch.ipynb).
 
 # %%
 #| export

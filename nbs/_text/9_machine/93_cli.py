@@ -387,7 +387,7 @@ def typed_parameters(
 
 
 # %% [markdown]
-# The same chapter on many cards. `launch` starts the ranks; `rank` is what each of them is, and what people with an `mpirun` of their own call; `runs` tells what came of it.
+# The same chapter, on many cards. `launch` starts the ranks; `rank` is what each of them is, and what people with an `mpirun` of their own call; `runs` tells what came of it.
 
 # %%
 #| export
