@@ -6,7 +6,7 @@
 #
 # > Sequences end to end instead of side by side: no token is spent on filling up, and no sequence sees another.
 #
-# A batch is a rectangle, and scenes have all lengths. Filled up to the longest, a third to a half of a batch is padding: computed, paid for, and thrown away. Packing lays sequences end to end in one row. What must not happen is that a scene reads the end of the one before it; so attention is kept inside each sequence, and positions begin at 0 in each. Then the loss of the packed row *is* the loss of the sequences by themselves, to the last digits. This chapter packs, isolates, and checks that equality for losses and gradients.
+# A batch is a rectangle, and scenes have all lengths. Filled up to the longest, a good part of a batch is padding (the book's script is measured below): computed, paid for, and thrown away. Packing lays sequences end to end in one row. What must not happen is that a scene reads the end of the one before it; so attention is kept inside each sequence, and positions begin at 0 in each. Then the loss of the packed row *is* the loss of the sequences by themselves, to the last digits. This chapter packs, isolates, and checks that equality for losses and gradients.
 
 # %%
 #| export

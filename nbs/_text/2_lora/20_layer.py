@@ -97,7 +97,9 @@ pd.DataFrame(
 # The last column is what must fit on the device for full fine-tuning in 32-bit floats. Only the first quarter of it
 # is the model; the other three quarters exist because *every* weight is being trained.
 #
-# LoRA removes those three quarters for nearly all weights. Write the fine-tuned matrix as the old one plus a change:
+# LoRA removes those three quarters for nearly all weights. What it does not remove are the *activations*: intermediate results that the backward pass needs, which are as many as before. In a step of a small model they are the largest part of all, so its peak falls by something like a third and not to a thousandth; [the chapter on costs](../4_train/41_cost.ipynb) counts them.
+#
+# Write the fine-tuned matrix as the old one plus a change:
 #
 # $$W = W_0 + \Delta W .$$
 #

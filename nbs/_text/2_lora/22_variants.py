@@ -170,7 +170,7 @@ For Adam's first step it is the other way round:
 
 # %% [markdown]
 # So neither factor is right for all ranks at all times. With plain gradient descent, or once the columns of $B$ have gone separate ways, $\alpha/\sqrt r$ keeps the sizes. In Adam's first step $\alpha/r$ does. In practice: rsLoRA
-# makes a high rank count for more, and is *also* a larger factor ($\sqrt r$ times), so who switches it on should look at the learning rate again. Rank and factor as such change nothing but the size:
+# makes a high rank count for more, and is *also* a larger factor ($\sqrt r$ times), so who switches it on should look at the learning rate again. The factor changes nothing but the size; a higher rank gives room for more directions, too. Of the sizes, theory says:
 
 # %% tags=["check"]
 ratio = (ranks[-1] / ranks[0]) ** 0.5  # 8
@@ -337,7 +337,7 @@ assert moved["lora_A"] < 1e-4 < 16e-4 < moved.drop("lora_A").min() and moved.max
 # ## LoftQ and QLoRA: when the base is rounded
 #
 # A base in 4 bits has 16 values for each weight and a scale for a block of them. QLoRA rounds, and lets training make up for the error. LoftQ starts with a repair: with $Q$ for the rounded weight, $BA$ is the best
-# approximation of rank $r$ to what rounding took, $W_0 - Q$. Below, a plain rounding to 16 even steps stands for the 4 bits (the real one, NF4, has uneven steps and needs bitsandbytes). How much is still missing?
+# approximation of rank $r$ to what rounding took, $W_0 - Q$. The paper goes on in turns, rounding what the repair leaves and repairing what the rounding took; here, and in `peft` unless told otherwise, it is one step. Below, a plain rounding to 16 even steps stands for the 4 bits (the real one, NF4, has uneven steps and needs bitsandbytes). How much is still missing?
 #
 # The last column shows why `LoRASettings` refuses LoftQ with another factor than 1. `peft` 0.21 starts with the $B$ and $A$ of the repair, and then multiplies by the factor as always.
 

@@ -34,9 +34,9 @@ from simpsons_llm.model.base import tiny_model
 #
 # `seed` is the recipe of the project that this book carries on: LoRA rank 8 on the query and key projections, one sample a line, the Alpaca form, batches of 128. Four things are mended. The loss counts the answer alone (the seed learned its own prompt too). The warmup lasts a tenth of the run (the seed's lasted all of it, so the learning rate came to its peak only at the last step). 128 is 16 x 8 (it was 12 x 10 = 120). Padding stands on the right.
 #
-# `book` learns faster from the same lines: an adapter on all linear layers, whole scenes in one pass, a higher learning rate. Measured with SmolLM2-135M on real scenes, in nats per token of the held-out lines: the original seed settings went from 3.777 to 3.752 with 1.82 million tokens; with the loss on the answer alone and a short warmup, to 3.712; whole scenes with all linear layers at rate 5e-4 and 16 scenes a step, from 3.704 to 3.469 with 0.31 million. Rows saw 4 lines of context there and scenes all of it, so compare each fall with its own start. Target modules and learning rate matter more than the rank.
+# `book` learns faster from the same lines: an adapter on all linear layers, whole scenes in one pass, a higher learning rate. [What fine-tuning changes](../2_lora/21_spectra.ipynb) measures what places, ranks and rates are worth, and how far the seed's recipe comes at its own rate and at its best one.
 #
-# On the book's own script, one pass in batches of 2 scenes brought the held-out loss further down than in batches of 4 (both on the validation scenes), hence the 2 of this recipe; for a script many times as long, 16 is a better start. With so little text a model *overfits* after one to three passes: it learns its lines by heart, and the loss on others rises. So the best step is kept.
+# Two scenes a step were chosen on the validation scenes of the book's own script; for a script many times as long, 16 are a better start. With so little text a model *overfits* after one to three passes: it learns its lines by heart, and the loss on others rises. So the best step is kept.
 
 # %%
 #| export
@@ -80,7 +80,7 @@ RECIPES = {
 # %% [markdown]
 # ## The settings
 #
-# Trained in full, a model wants a learning rate about a tenth of an adapter's (Schulman et al. 2025, "LoRA Without Regret"; [the chapter on LoRA](../2_lora/20_layer.ipynb) shows why); so `mode=full` divides the recipe's by ten. Its weights are kept in 32 bits on every device.
+# Trained in full, a model wants a learning rate about a tenth of an adapter's (Schulman et al. 2025, "LoRA Without Regret"; [the chapter on LoRA](../2_lora/20_layer.ipynb) shows why, and [what fine-tuning changes](../2_lora/21_spectra.ipynb) measures it); so `mode=full` divides the recipe's by ten. Its weights are kept in 32 bits on every device.
 #
 # How samples share a batch (`packing`) changes nothing that is learned: the packing chapter holds the losses equal. A setting without a value comes from the recipe; one that was given stands. So `recipe=seed` with `r=16` means rank 16 and all else as in the seed.
 
