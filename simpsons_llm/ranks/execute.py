@@ -227,6 +227,7 @@ def run_chapter(
     parameters: dict = None,  # name -> value
     show: bool = True,  # print what the job prints
     notebook=None,  # the executed notebook; None: rank{rank}.ipynb in `out`
+    hold: bool = True,  # keep the folder to oneself; False: the caller does already
 ) -> Path:  # the executed notebook
     """Run a chapter under papermill.
 
@@ -239,7 +240,7 @@ def run_chapter(
         given.setdefault(folder, str(out))
     executed = Path(notebook or out / f"rank{ranks.rank}.ipynb")
     # one rank holds it for all
-    with hold_folder(out, chapter.stem) if ranks.is_main else nullcontext():
+    with hold_folder(out, chapter.stem) if hold and ranks.is_main else nullcontext():
         set_aside(executed.parent, [executed.name])
         execute(chapter, executed, given, show)
     return executed

@@ -346,7 +346,7 @@ def run_rank(
         else:
             complete_env(ranks)
         rank_env(ranks, ccl_debug=ccl_debug)
-        run_chapter(name, folder, parameters, ranks.is_main, executed)
+        run_chapter(name, folder, parameters, ranks.is_main, executed, hold=False)
     except BaseException as e:
         status = "interrupted" if isinstance(e, KeyboardInterrupt) else "failed"
         message = (

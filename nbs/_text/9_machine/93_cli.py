@@ -489,7 +489,7 @@ def runs(
 
     \b
     simpsons-llm runs
-    simpsons-llm runs runs/sweep --json runs.json"""
+    simpsons-llm runs runs --json runs.json"""
     from rich.table import Table
 
     from simpsons_llm.ranks.launch import list_runs
