@@ -27,7 +27,7 @@ from ..machine.job import hold_folder, open_folder, require, write_text
 # %% ../../nbs/1_data/18_dataset.ipynb #18-05
 def line_records(
     scenes: list,  # `Scene`s
-    targets: list = (),  # names to learn; empty: everyone
+    targets: list | tuple = (),  # names to learn; empty: everyone
 ) -> list:  # episode, scene, location, number, speaker, text, learned (whether the line is one to learn)
     "A record for each line."
     return [
@@ -47,7 +47,7 @@ def line_records(
 # %% ../../nbs/1_data/18_dataset.ipynb #18-07
 def prompt_records(
     scenes: list,  # `Scene`s
-    targets: list = (),  # names to learn; empty: everyone
+    targets: list | tuple = (),  # names to learn; empty: everyone
 ) -> list:  # prompt, completion
     "A record for each line to learn: the scene so far, and the line."
     found = []
@@ -62,7 +62,7 @@ def prompt_records(
 # %% ../../nbs/1_data/18_dataset.ipynb #18-09
 def message_records(
     scenes: list,  # `Scene`s
-    targets: list = (),  # names to learn; empty: everyone
+    targets: list | tuple = (),  # names to learn; empty: everyone
 ) -> list:  # messages: a list of {"role", "content"}, which ends with the assistant
     "A conversation for each scene and character to learn."
     found = []
@@ -97,7 +97,7 @@ def form_of(
 
 def records(
     scenes: list,  # `Scene`s
-    targets: list = (),  # names to learn; empty: everyone
+    targets: list | tuple = (),  # names to learn; empty: everyone
     form: str = "lines",  # "lines", "prompt_completion" or "messages"
 ) -> list:  # plain data; ValueError for another form
     "Scenes in one of the three forms."

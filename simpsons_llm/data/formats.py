@@ -37,7 +37,7 @@ EPISODE = re.compile(r"\W*(?:season\s+\d+\W+)?episode\s+(\d+)\s*(?:[:\]–—-].
 
 def split_name(
     text: str,  # such as "Moe Szyslak: Closed."
-    known: set = (),  # names that are known
+    known: set | tuple = (),  # names that are known
 ) -> tuple:  # (speaker, what is said); ("", text) where no speaker is named
     "Who says it, and what."
     ends = [m.start() for m in re.finditer(r":(?=\s|$)", text[:100])]
@@ -47,7 +47,7 @@ def split_name(
 
 def parse_lines(
     text: str,  # "Name: line" rows with newlines between
-    known: set = (),  # names that are known
+    known: set | tuple = (),  # names that are known
 ) -> list:  # (speaker, text) pairs; ("", text) where no speaker is named
     "Lines of a conversation as people write them."
     return [split_name(row.strip(), known) for row in text.splitlines() if row.strip()]
@@ -237,7 +237,7 @@ def spelling_of(
 
 def read_record(
     record,  # one JSON value
-    known: set = (),  # names of all who speak
+    known: set | tuple = (),  # names of all who speak
 ) -> tuple:  # (context pairs, speaker, text), or (None, reason, "")
     "One sample in either spelling."
     if not (keys := spelling_of(record)):
@@ -343,7 +343,7 @@ def find_format(
 def read_script(
     path,  # a script file, or "springfield": the script that comes with the package
     keep_directions: bool = False,  # keep (STAGE DIRECTIONS) inside lines
-    encoding: str = None,  # a codec's name; None: find out
+    encoding: str | None = None,  # a codec's name; None: find out
     format: str = "auto",  # table, text, fountain or json; auto: find out
 ) -> Script:  # FileNotFoundError or ValueError, in one sentence, when it cannot be read
     "Read a script, whatever its format."

@@ -52,7 +52,7 @@ class Rejected:
 # %% ../../nbs/1_data/10_lines.ipynb #10-06
 def scenes_of(
     lines: list,  # spoken `Line`s, in any order
-    headings: list = (),  # heading rows as `Line`s: a scene begins at each
+    headings: list | tuple = (),  # heading rows as `Line`s: a scene begins at each
 ) -> list:  # `Scene`s in order; a scene has at least one line
     "Cut lines into scenes."
     scenes, current, place, index = [], [], None, {}
@@ -117,7 +117,7 @@ class Script:
 def decode(
     data: bytes,  # a file's bytes
     name: str = "file",  # its name, for the error
-    encoding: str = None,  # a codec's name; None: find out
+    encoding: str | None = None,  # a codec's name; None: find out
 ) -> tuple:  # (text with \n line ends, name of the encoding)
     "Text of a script file, whatever wrote it."
     bom = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else None

@@ -68,7 +68,7 @@ class EndToEnd:
     def __init__(
         self,
         pad_id: int,  # the padding token
-        row_len: int = None,  # tokens of the row; None: as many as there are
+        row_len: int | None = None,  # tokens of the row; None: as many as there are
     ):
         self.pad_id, self.row_len = pad_id, row_len
 
@@ -152,9 +152,9 @@ def isolated_attention(
     value,  # B x heads x T x D
     attention_mask,  # None where sequences are laid end to end
     dropout: float = 0.0,  # share of scores that are dropped
-    scaling: float = None,  # factor of the scores; None: 1/sqrt(D)
+    scaling: float | None = None,  # factor of the scores; None: 1/sqrt(D)
     cu_seq_lens_q=None,  # S + 1 boundaries of the sequences of a row; None: a plain batch
-    seq_lens: tuple = None,  # the same as S lengths
+    seq_lens: tuple | None = None,  # the same as S lengths
     **kwargs,  # what transformers passes to every attention
 ) -> tuple:  # (B x T x heads x D, None)
     "Attention in which sequences of a row do not see each other."

@@ -69,7 +69,7 @@ def piece_ids(
 # %% ../../nbs/1_data/13_prompt.ipynb #13-10
 def small_tokenizer(
     size: int = 2000,  # how many tokens it has
-    chat_template: str = None,  # a chat template
+    chat_template: str | None = None,  # a chat template
     special: tuple = (),  # the template's special tokens
 ):  # a transformers tokenizer, made in half a second
     "A byte-level BPE tokenizer trained on the book's own script, for examples and tests."
@@ -277,7 +277,7 @@ class Tokens:
 
     def __init__(
         self,
-        ids: list = None,  # token ids to begin with
+        ids: list | None = None,  # token ids to begin with
         roles: bytes = b"",  # their roles
     ):
         self.ids, self.roles = ids or [], bytearray(roles)
@@ -303,7 +303,7 @@ class TextMaker:
         self,
         tokenizer,  # a transformers tokenizer with an end token and another token to pad with
         template: str = "script",  # "script", "alpaca" or "chat"
-        max_seq_len: int = None,  # most tokens of prompt and answer when serving, as in training; None: the model's
+        max_seq_len: int | None = None,  # most tokens of prompt and answer when serving, as trained; None: the model's
         date: str = DATE,  # the day that a chat template writes, as year-month-day
     ):
         require(
@@ -484,7 +484,7 @@ def prompt_tokens(
     lines: list,  # the `Line`s before the answer
     speaker: str,  # who answers
     max_len: int = 10**9,  # most tokens; lines that do not fit are left out from the beginning
-    said: list = None,  # what `TextMaker.said` gave for `lines`, if that is known already
+    said: list | None = None,  # what `TextMaker.said` gave for `lines`, if that is known already
 ) -> tuple:  # (`Tokens` up to the answer, how many lines were left out)
     "A prompt with its roles."
     said = maker.said(lines) if said is None else said

@@ -170,7 +170,7 @@ def complete_env(
     ranks: Ranks,  # this copy, as `find_ranks` found it
     env=None,  # mapping to complete in place; None: `os.environ`
     master_addr: str = "127.0.0.1",  # address of rank 0's machine, used where MASTER_ADDR is missing
-    master_port: int = None,  # port on it, 1..65535, used where MASTER_PORT is missing; the same on every rank
+    master_port: int | None = None,  # port on it, 1..65535, used where MASTER_PORT is missing; the same on every rank
 ) -> dict:  # the variables that were set here, {} for one process alone
     """Set what is missing of torchrun's variables, and take away what would mislead one process alone.
 

@@ -126,7 +126,7 @@ class JobConfig:
 
 # %% ../../nbs/9_machine/91_job.ipynb #91-12
 def require(
-    condition: bool,  # what must hold
+    condition: object,  # what must hold
     message: str,  # one sentence: what was given, what was expected, what to do
 ):
     "Raise ValueError with `message` unless `condition` holds."
@@ -574,7 +574,7 @@ def join_lock(
 def hold_folder(
     folder,  # the folder that a job writes into; made if it is not there
     what: str,  # the job, e.g. "finetune"
-    lock: Path = None,  # the lock file; None: `.lock` in the folder
+    lock: Path | None = None,  # the lock file; None: `.lock` in the folder
 ):
     "Keep a folder to oneself for the length of a `with` block; ValueError naming the owner if it is another's."
     folder = Path(folder)

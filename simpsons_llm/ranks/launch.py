@@ -193,7 +193,7 @@ def say_failed(
 def run_rank(
     name: str,  # a job's name, a chapter's, or the path of any notebook
     notebook: str,  # the executed notebook, with {rank} in it
-    parameters: dict = None,  # name -> value
+    parameters: dict | None = None,  # name -> value
     ccl_debug: bool = False,  # let oneCCL tell what it does
 ) -> Path:  # the executed notebook
     "Run a chapter as one rank of a job; if it fails, all ranks end."
@@ -404,7 +404,7 @@ def launch_commands(
     launcher: str,  # torchrun, mpich, intelmpi, openmpi or slurm
     n: int,  # ranks in all
     program: list,  # what each rank runs
-    hosts: list = (),  # (host, ranks on it); empty: this machine
+    hosts: list | tuple = (),  # (host, ranks on it); empty: this machine
     rsh: str = "ssh",  # how to reach a host
     port: int = 0,  # where ranks on several hosts meet
     env=None,  # mapping of environment variables; None: `os.environ`
@@ -546,7 +546,7 @@ def launch(
     name: str,  # a job's name, a chapter's, or the path of any notebook
     out,  # the run's folder
     n: int,  # ranks in all, 1 or more
-    parameters: dict = None,  # name -> value
+    parameters: dict | None = None,  # name -> value
     launcher: str = "auto",  # one of LAUNCHERS
     hosts: str = "",  # host names with commas, or a hostfile
     rsh: str = "ssh",  # how to reach a host

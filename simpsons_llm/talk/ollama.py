@@ -321,7 +321,7 @@ def modelfile(
     speaker: str,  # the character that answers
     gguf: str,  # name of the GGUF file, in the same folder
     location: str = "",  # where the scene is; may be empty
-    sampling: dict = None,  # how words are drawn, in the names of `generate`; None: Ollama's defaults
+    sampling: dict | None = None,  # how words are drawn, in the names of `generate`; None: Ollama's defaults
 ) -> str:  # a Modelfile
     "What Ollama needs beside a GGUF file."
     go, sampling = ollama_template(maker, speaker), dict(sampling or {})

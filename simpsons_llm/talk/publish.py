@@ -64,7 +64,7 @@ DTYPES = {"float32": 1e-4, "float16": 16 * 2**-11, "bfloat16": 16 * 2**-8}
 def hold_against(
     distance: float,  # from the model it was made from
     dtype: str,  # format of the saved weights, one of DTYPES
-    learned: float = None,  # distance between base and adapter model; None: not known
+    learned: float | None = None,  # distance between base and adapter model; None: not known
 ) -> float:  # the limit that was held; ValueError if it was not
     "Does a saved model answer as the one it was made from?"
     limit = DTYPES[dtype] if learned is None else max(DTYPES["float32"], min(DTYPES[dtype], learned / 2))
@@ -188,9 +188,9 @@ def merge_and_export(
     source,  # a run's folder, an adapter's, or a whole model's
     out,  # folder for the model; new, empty, or an earlier export
     dtype: str = "auto",  # "float32", "float16", "bfloat16"; "auto": as the base is stored
-    base_model: str = None,  # another name for the same base; None: as the notes say
+    base_model: str | None = None,  # another name for the same base; None: as the notes say
     device: str = "cpu",  # where the sum is made, always in fp32: "cpu", "xpu", "cuda" or "auto"
-    sampling: dict = None,  # settings of `generate` to save, e.g. {"do_sample": True, "temperature": 0.8}
+    sampling: dict | None = None,  # settings of `generate` to save, e.g. {"do_sample": True, "temperature": 0.8}
 ) -> dict:  # kind (how it was trained), dtype, parameters, learned, merged, saved, limit; ValueError, FileNotFoundError
     """Add the adapter into the weights, save the plain model, and prove that it answers the same.
 
@@ -450,9 +450,9 @@ def export(
     dtype: str = "auto",  # "float32", "float16", "bfloat16"; "auto": as the base is stored
     gguf: str = "",  # also a GGUF file: "f32", "f16", "bf16" or "q8_0"; empty: none
     speaker: str = "",  # who answers in Modelfile and card; empty: the first of the notes
-    base_model: str = None,  # another name for the same base; None: as the notes say
+    base_model: str | None = None,  # another name for the same base; None: as the notes say
     device: str = "cpu",  # where the sum is made: "cpu", "xpu", "cuda" or "auto"
-    sampling: dict = None,  # how words are drawn, in the names of `generate`; saved, and written into the Modelfile
+    sampling: dict | None = None,  # how words are drawn, in the names of `generate`; saved, and put into the Modelfile
 ) -> dict:  # as `merge_and_export`, with out, speaker, files (name -> bytes), gguf (as `to_gguf`; None: not asked for)
     "Publish a run: model, card, and where asked for GGUF file and Modelfile."
     from transformers import AutoTokenizer

@@ -266,7 +266,7 @@ def load_checkpoint(
 # %% ../../nbs/4_train/45_loop.ipynb #45-22
 def loop(
     config: LoopConfig,  # the settings
-    made: Prepared = None,  # the data itself, not written yet; None: what the settings name
+    made: Prepared | None = None,  # the data itself, not written yet; None: what the settings name
 ) -> dict:  # the summary, also in summary.json; ValueError or a file error, in one sentence, if it cannot be done
     "Train by hand; returns and writes the summary."
     return run_job(config, Loop, made)

@@ -249,7 +249,7 @@ SHUFFLES = 200  # for a script of up to 1,000 episodes; fewer, in proportion, fo
 
 def split_scenes(
     scenes: list,  # `Scene`s
-    targets: list = (),  # names that should appear in every set; empty: everyone with lines in 3 or more units
+    targets: list | tuple = (),  # names that should appear in every set; empty: everyone with lines in 3 or more units
     valid_share: float = 0.1,  # share of the lines
     test_share: float = 0.1,  # share of the lines
     split: str = "episode",  # what stays together: "episode" or "scene"
@@ -532,7 +532,7 @@ def scene_from_dict(
 #| export
 def samples_of(
     scenes: list,  # `Scene`s
-    targets: list = (),  # names to learn; empty: everyone
+    targets: list | tuple = (),  # names to learn; empty: everyone
     context_lines: int = 10,  # lines before the answer
 ) -> list:  # {"instruction": lines before, "input": who speaks, "output": what is said}
     "One record for each line to learn, as the seed project's JSON files have them."

@@ -121,7 +121,7 @@ def with_said(
 def row_samples(
     scenes: list,  # `Scene`s
     maker: TextMaker,  # tokenizer and template
-    targets: list = (),  # names to learn; empty: everyone
+    targets: list | tuple = (),  # names to learn; empty: everyone
     max_seq_len: int = 256,  # most tokens of a sample
     context_lines: int = 10,  # most lines of context
 ) -> tuple:  # (samples, lines to learn that are longer than max_seq_len by themselves)
@@ -206,7 +206,7 @@ BLOCKS = {"script": script_blocks, "chat": chat_blocks}
 def scene_samples(
     scenes: list,  # `Scene`s
     maker: TextMaker,  # tokenizer and the script or chat template
-    targets: list = (),  # names to learn; empty: everyone
+    targets: list | tuple = (),  # names to learn; empty: everyone
     max_seq_len: int = 512,  # most tokens of a sample
     context_weight: float = 0.0,  # loss weight of lines by others, 0..1 (script template)
     overlap: float = 0.25,  # share of a window that may repeat the one before it, as context
@@ -370,7 +370,7 @@ assert cost["read per learned"][2] * 5 < cost["read per learned"][0] < cost["rea
 def truncation_table(
     scenes: list,  # `Scene`s
     maker: TextMaker,  # tokenizer and template
-    targets: list = (),  # names to learn; empty: everyone
+    targets: list | tuple = (),  # names to learn; empty: everyone
     lengths: tuple = (128, 256, 512, 1024),  # values of max_seq_len to look at
     context_lines: int = 10,  # most lines of context in rows
 ) -> list:  # a dict for each length
@@ -460,8 +460,8 @@ def why_nothing(
 def audit(
     samples: list,  # `Sample`s
     maker: TextMaker,  # what made them
-    scenes: list = (),  # the `Scene`s they were made of, to say why nothing is learned
-    targets: list = (),  # names to learn; empty: everyone
+    scenes: list | tuple = (),  # the `Scene`s they were made of, to say why nothing is learned
+    targets: list | tuple = (),  # names to learn; empty: everyone
     max_seq_len: int = 10**9,  # most tokens of a sample
 ) -> dict:  # samples, tokens, learned_tokens (weight 1), context_tokens (less), learned_ends, longest, scaffold, read
     "Counts of what will be learned; ValueError if nothing would be, or if answers would never learn to end."
@@ -661,7 +661,7 @@ KEEP = 16  # how many sets of samples are kept, the newest
 def kept_samples(
     key: dict,  # what `cache_key` gave
     make,  # called without arguments if nothing is kept: gives (split name -> `Sample`s, facts as plain data)
-    folder: Path = None,  # where samples are kept; None: the cache folder
+    folder: Path | None = None,  # where samples are kept; None: the cache folder
     keep: bool = True,  # keep new ones; False: nothing is written
 ) -> tuple:  # (split name -> `Sample`s, facts, whether they were kept before)
     "Samples by what they are made from: kept ones if there are, else new ones, which are kept."

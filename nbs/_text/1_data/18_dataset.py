@@ -49,7 +49,7 @@ pd.set_option("display.max_colwidth", 100)
 #| export
 def line_records(
     scenes: list,  # `Scene`s
-    targets: list = (),  # names to learn; empty: everyone
+    targets: list | tuple = (),  # names to learn; empty: everyone
 ) -> list:  # episode, scene, location, number, speaker, text, learned (whether the line is one to learn)
     "A record for each line."
     return [
@@ -74,7 +74,7 @@ def line_records(
 #| export
 def prompt_records(
     scenes: list,  # `Scene`s
-    targets: list = (),  # names to learn; empty: everyone
+    targets: list | tuple = (),  # names to learn; empty: everyone
 ) -> list:  # prompt, completion
     "A record for each line to learn: the scene so far, and the line."
     found = []
@@ -94,7 +94,7 @@ def prompt_records(
 #| export
 def message_records(
     scenes: list,  # `Scene`s
-    targets: list = (),  # names to learn; empty: everyone
+    targets: list | tuple = (),  # names to learn; empty: everyone
 ) -> list:  # messages: a list of {"role", "content"}, which ends with the assistant
     "A conversation for each scene and character to learn."
     found = []
@@ -129,7 +129,7 @@ def form_of(
 
 def records(
     scenes: list,  # `Scene`s
-    targets: list = (),  # names to learn; empty: everyone
+    targets: list | tuple = (),  # names to learn; empty: everyone
     form: str = "lines",  # "lines", "prompt_completion" or "messages"
 ) -> list:  # plain data; ValueError for another form
     "Scenes in one of the three forms."

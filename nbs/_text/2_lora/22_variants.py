@@ -589,7 +589,7 @@ def _file_key(name, part):
 def save_lora(
     model: torch.nn.Module,  # a model after `add_lora`, merged or not
     folder,  # where to; it is made if need be
-    settings: LoRASettings = None,  # what the adapters were made with, checked against them; None: as the layers say
+    settings: LoRASettings | None = None,  # what the adapters were made with, to check it; None: as the layers say
 ) -> Path:  # the folder; ValueError if there are no adapters, or others
     "Write the adapters as peft would."
     from safetensors.torch import save_file

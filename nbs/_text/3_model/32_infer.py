@@ -566,7 +566,7 @@ def before_after(
     moments: list,  # what `heldout_moments` chose
     sampling: Sampling = Sampling(),  # how words are drawn
     random_seed: int = 42,  # of the sampling
-    notes: dict = None,  # what stands beside the model; only a model that was trained in full needs it
+    notes: dict | None = None,  # what stands beside the model; only a model that was trained in full needs it
 ) -> list:  # rows: scene, before (the line before), speaker, real, base, tuned; empty without moments
     "What base and fine-tuned model say at the same moments, beside the real line."
     if not moments:

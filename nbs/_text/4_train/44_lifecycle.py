@@ -82,7 +82,7 @@ def data_folder(
 
 def run_data(
     config: TrainConfig,  # the settings
-    made: Prepared = None,  # the data itself, not written yet; None: what the settings name
+    made: Prepared | None = None,  # the data itself, not written yet; None: what the settings name
 ) -> tuple:  # (split name -> `Scene`s, report, `Prepared` that is still to be written or None)
     "Prepared data of a run; nothing is written. All ranks must call it."
     if made:
@@ -212,7 +212,7 @@ def plan(
     ranks,  # the `Ranks`
     device,  # the `Device`
     keep: bool = True,  # keep new samples in the cache folder
-    made: Prepared = None,  # the data itself, not written yet; None: what the settings name
+    made: Prepared | None = None,  # the data itself, not written yet; None: what the settings name
 ) -> Job:  # all but engine and recorder; ValueError or a file error where the run cannot be done
     "Everything that can be known before a weight is loaded. Nothing is written into the run's folder."
     s, name = config.resolved(), find_base(config.base_model, device.type).name
@@ -396,7 +396,7 @@ def step_recipe(
 #| export
 def costs(
     config: TrainConfig,  # the settings
-    made: Prepared = None,  # the data itself, not written yet; None: what the settings name
+    made: Prepared | None = None,  # the data itself, not written yet; None: what the settings name
 ) -> dict:  # heading -> {what: value with unit}; ValueError where the run cannot fit
     "What a run would cost, measured on a few layers of the model."
     device, ranks = find_device(config.device, config.dtype), find_ranks()
@@ -532,7 +532,7 @@ def open_run(
     config: TrainConfig,  # the settings
     run: Path,  # the run's folder
     found: dict,  # what the settings stand for: base_source and data_sha256
-    made: Prepared = None,  # a script's data, to be written into the run's folder
+    made: Prepared | None = None,  # a script's data, to be written into the run's folder
 ) -> dict | None:  # the summary of a finished run that should be resumed; None if there is something to do
     "Set earlier results aside, or check that they can be resumed; then write config.yaml."
     import yaml
@@ -576,7 +576,7 @@ def open_run(
 def run_job(
     config: TrainConfig,  # the settings
     make_engine,  # called with the `Job` and the model; gives the engine
-    made: Prepared = None,  # the data itself, not written yet; None: what the settings name
+    made: Prepared | None = None,  # the data itself, not written yet; None: what the settings name
 ) -> dict:  # the summary, also in summary.json; ValueError or a file error, in one sentence, if it cannot be done
     "Train a base model on prepared scenes; returns and writes the summary."
     ranks = find_ranks()
@@ -781,7 +781,7 @@ def summarise(
 def close_run(
     job: Job,  # the run, after training
     summary: dict,  # what `summarise` made
-    weights: dict = None,  # name -> tensor, of a sharded model; None: the model's own
+    weights: dict | None = None,  # name -> tensor, of a sharded model; None: the model's own
 ):
     "Save adapter or model with its notes, the picture, and last the summary: a run whose summary has results is whole."
     import matplotlib.pyplot as plt

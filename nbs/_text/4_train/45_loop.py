@@ -399,7 +399,7 @@ def load_checkpoint(
 #| export
 def loop(
     config: LoopConfig,  # the settings
-    made: Prepared = None,  # the data itself, not written yet; None: what the settings name
+    made: Prepared | None = None,  # the data itself, not written yet; None: what the settings name
 ) -> dict:  # the summary, also in summary.json; ValueError or a file error, in one sentence, if it cannot be done
     "Train by hand; returns and writes the summary."
     return run_job(config, Loop, made)

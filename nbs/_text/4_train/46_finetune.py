@@ -159,7 +159,7 @@ def make_trainer(
     pad_id: int,  # the padding token
     meter,  # the `Recorder`, or a `Meter`: counts each step's micro-batches, and hears their losses
     run,  # the run's folder
-    callbacks: list = (),  # transformers.TrainerCallbacks
+    callbacks: list | tuple = (),  # transformers.TrainerCallbacks
     lora_plus_ratio: float = 1.0,  # the learning rate of B over that of A
     grouped: bool = False,  # samples of similar length into one batch
     use_ipex: bool = False,  # prepare model and optimizer with Intel's extension
@@ -439,7 +439,7 @@ class TrainerEngine:
 #| export
 def finetune(
     config: FinetuneConfig,  # the settings
-    made: Prepared = None,  # the data itself, not written yet; None: what the settings name
+    made: Prepared | None = None,  # the data itself, not written yet; None: what the settings name
 ) -> (
     dict
 ):  # the summary, also written as summary.json; ValueError or a file error, in one sentence, if it cannot be done

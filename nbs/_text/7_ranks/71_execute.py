@@ -111,7 +111,7 @@ def plain_value(
 #| export
 def read_parameters(
     pairs: list,  # (name, value) pairs as typed; a value of None means that none was given
-    file: str = None,  # a YAML file with more parameters; the pairs overrule it
+    file: str | None = None,  # a YAML file with more parameters; the pairs overrule it
 ) -> dict:  # name -> value
     "Parameters from the command line and a file."
     import yaml
@@ -340,7 +340,7 @@ FOLDER = ("run", "out")  # the parameter that names a job's folder, where the ch
 def run_chapter(
     name: str,  # a job's name, a chapter's, or the path of any notebook
     out,  # folder for the executed notebook; also the job's own folder, unless the parameters say otherwise
-    parameters: dict = None,  # name -> value
+    parameters: dict | None = None,  # name -> value
     show: bool = True,  # print what the job prints
     notebook=None,  # the executed notebook; None: rank{rank}.ipynb in `out`
 ) -> Path:  # the executed notebook

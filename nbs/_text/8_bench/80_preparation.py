@@ -216,7 +216,7 @@ def median_of(
 def bench_row(
     name: str,  # what was measured
     ours: float,  # the book's way
-    seed: float = None,  # the seed's way; None: not measured
+    seed: float | None = None,  # the seed's way; None: not measured
     unit: str = "s",  # unit of both
     device: str = "cpu",  # the device's name
 ) -> dict:  # name, ours, seed, ratio (seed / ours: how many times less), unit, device, versions

@@ -797,7 +797,7 @@ def join_parameters(
 # %%
 #| export
 def main(
-    argv: list = None,  # words of the command line; None: those of this process
+    argv: list | None = None,  # words of the command line; None: those of this process
 ) -> int:  # exit code: 0 done, 2 wrong input, 1 a mistake in the program, 130 interrupted
     "The entry point of `simpsons-llm`."
     words = list(sys.argv[1:] if argv is None else argv)
