@@ -75,7 +75,7 @@ def make_trainer(
         grouped,
     )
 
-    class ScriptTrainer(sharded_trainer(Trainer)):
+    class ScriptTrainer(sharded_trainer(Trainer)):  # type: ignore[misc]  # a class made when it is asked for
         def get_train_dataloader(self):
             return share_loader(items, self.data_collator, batches, arguments.dataloader_pin_memory)
 
@@ -147,7 +147,7 @@ def with_ipex(
 
 # %% ../../nbs/4_train/46_finetune.ipynb #46-13
 def training_arguments(
-    config: FinetuneConfig,  # the settings
+    config: TrainConfig,  # the settings
     samples: int,  # number of training samples, or of rows
     device,  # the `Device`
     world_size: int = 1,  # ranks

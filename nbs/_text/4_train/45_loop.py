@@ -282,7 +282,7 @@ class Loop(TrainState):
             self.step += 1
             stop = recorder.step_ends(self.step)
             # for metrics.jsonl and the progress line
-            recorder.learned(self.step, total(loss.item())[0], norm.item(), rate)
+            recorder.learned(self.step, total(float(loss))[0], norm.item(), rate)
             # lines of text, where they are due
             recorder.speak(self.step)
             if stop or length.evaluates(self.step):
