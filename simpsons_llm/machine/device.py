@@ -292,7 +292,7 @@ def _cgroup_limits(
     proc: str = "/proc/self/cgroup",  # which groups this process is in
 ) -> list:  # memory limits in bytes, of this group and those above it
     "Memory limits that the control groups of this process set."
-    limits = []
+    limits: list = []
     try:
         lines = Path(proc).read_text().splitlines()
     except OSError:
@@ -512,7 +512,7 @@ class Draws:
             _DRAWING.release()
 
 # %% ../../nbs/9_machine/90_device.ipynb #90-63
-def _version(package: str) -> str:
+def _version(package: str) -> str | None:
     "Version of an installed package, or None. Imports nothing."
     try:
         return metadata.version(package)

@@ -136,8 +136,8 @@ def stored_dtype(
 
 
 def public_name(
-    text: str,  # a base model's name or origin, such as "gguf /home/me/llama.gguf"; may be None
-) -> str:  # the same without the folders
+    text: str | None,  # a base model's name or origin, such as "gguf /home/me/llama.gguf"; may be None
+) -> str | None:  # the same without the folders
     "A base model's name as a stranger may read it."
     kind, _, path = (text or "").partition(" ")
     if kind in ("folder", "gguf") and path:
@@ -205,7 +205,8 @@ def merge_and_export(
     )
     notes, speaker = trained.notes, main_speaker(trained.notes)
     name = str(trained.folder) if trained.kind == "model" else base_model or notes.get("base_model")
-    require(name, f"the adapter in {trained.folder} does not say what its base model is; give base_model")
+    if not name:
+        raise ValueError(f"the adapter in {trained.folder} does not say what its base model is; give base_model")
     with new_folder(out) as folder:
         where, learned = find_device(device, "float32"), None
         model, tokenizer, _ = load_tuned(trained.folder, where, name)
@@ -255,16 +256,12 @@ LICENCES = {WHEEL["hub"]: "apache-2.0", OPEN_LLAMA: "apache-2.0"}  # of base mod
 
 
 def hub_id(
-    name: str,  # a base model's name; may be None
+    name: str | None,  # a base model's name; may be None
 ) -> str:  # its id on the hub; empty for a file, a folder or the tiny model
     "What a base model is called by everybody."
-    return (
-        WHEEL["hub"]
-        if name == SMOLLM2
-        else name
-        if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name or "") and not Path(name).exists()
-        else ""
-    )
+    if name == SMOLLM2:
+        return WHEEL["hub"]
+    return name if name and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists() else ""
 
 
 def card_head(

@@ -91,12 +91,12 @@ def sample_of(
 # %%
 #| export
 def with_said(
-    scenes: list,  # `Scene`s
+    scenes: list | tuple,  # `Scene`s
     maker: TextMaker,  # tokenizer and template
     at_once: int = 1000,  # lines in one call of the tokenizer
 ):  # yields (scene, what `TextMaker.said` gives for its lines)
     "Scenes with the tokens of their lines."
-    groups, size = [], at_once
+    groups, size = list[list](), at_once
     for s in scenes:
         if size >= at_once:
             groups.append([])
@@ -108,7 +108,7 @@ def with_said(
         return maker.said([line for s in group for line in s.lines])
 
     with collector_off(), ThreadPoolExecutor(1) as ahead:
-        waiting = deque(ahead.submit(job, g) for g in groups[:3]) if maker.threads else None
+        waiting = deque(ahead.submit(job, g) for g in groups[:3]) if maker.threads else deque()
         for i, group in enumerate(groups):
             said, begin = waiting.popleft().result() if maker.threads else job(group), 0
             if maker.threads and i + 3 < len(groups):
@@ -155,7 +155,7 @@ def script_blocks(
     maker: TextMaker,  # tokenizer and template
     scene: Scene,  # a scene
     said: list,  # what `TextMaker.said` gave for its lines
-    targets: list,  # names to learn; empty: everyone
+    targets: list | tuple,  # names to learn; empty: everyone
     context: int,  # role of lines by others: CONTEXT or READ
     max_seq_len: int,  # not used: a line is not cut
 ):  # yields (opening, blocks); a block is (`Tokens` where it begins a window, `Tokens` elsewhere, its last line)
@@ -172,7 +172,7 @@ def chat_blocks(
     maker: TextMaker,  # tokenizer and template
     scene: Scene,  # a scene
     said: list,  # what `TextMaker.said` gave for its lines
-    targets: list,  # names to learn; empty: everyone
+    targets: list | tuple,  # names to learn; empty: everyone
     context: int,  # not used: a user's turns are never learned
     max_seq_len: int,  # most tokens of a block; lines before an answer are left out from the beginning
 ):  # yields (opening, blocks), as `script_blocks` does, for each character to learn
@@ -241,7 +241,7 @@ def cut_windows(
 ) -> tuple:  # (windows as `Tokens`, lines that fit into none)
     "Put blocks together as long as they fit."
     begin = len(opening)
-    windows, too_long, window, size = [], [], [], begin
+    windows, too_long, window, size = [], [], list[tuple](), begin
 
     def read(tokens):
         return Tokens().add(tokens.ids, READ)  # what is repeated is not learned again
@@ -436,9 +436,9 @@ print("; ".join(f"{name}: median {x.median():.0f}, longest {x.max()}" for name, 
 # %%
 #| export
 def why_nothing(
-    scenes: list,  # the `Scene`s that samples were made of; empty: not known
+    scenes: list | tuple,  # the `Scene`s that samples were made of; empty: not known
     maker: TextMaker,  # what made them
-    targets: list,  # names to learn; empty: everyone
+    targets: list | tuple,  # names to learn; empty: everyone
     max_seq_len: int,  # most tokens of a sample
 ) -> str:  # half a sentence, with what to do
     "Why no line of some scenes is learned."
@@ -620,7 +620,7 @@ def tokenizer_hash(
     tokenizer,  # a transformers tokenizer
 ) -> str:  # 16 hexadecimal digits
     "A hash over everything that decides about a tokenizer's tokens."
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     what = backend.to_str() if hasattr(backend, "to_str") else json.dumps(sorted(tokenizer.get_vocab().items()))
     what += json.dumps(
         [tokenizer.special_tokens_map, getattr(tokenizer, "chat_template", None), type(tokenizer).__name__],

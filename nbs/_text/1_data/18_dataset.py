@@ -120,10 +120,10 @@ def form_of(
 ) -> str:  # the form that it names; ValueError if it names none
     "The form that a file is called by."
     form = next((f for f in FORMS if f in Path(file).stem), None)
-    require(
-        form,
-        f"file {Path(file).name!r} was given; expected a name with {', '.join(FORMS)} in it, such as messages.jsonl",
-    )
+    if not form:
+        raise ValueError(
+            f"file {Path(file).name!r} was given; expected a name with {', '.join(FORMS)} in it, such as messages.jsonl"
+        )
     return form
 
 
@@ -183,7 +183,8 @@ class Data:
         folder: str | Path,  # what `prepare` wrote
     ) -> "Data":  # FileNotFoundError or ValueError if it holds no prepared data
         "Read prepared data back."
-        return cls(*load_data(folder), Path(folder))
+        parts, report = load_data(folder)
+        return cls(parts, report, Path(folder))
 
     @property
     def speakers(self) -> list[str]:

@@ -614,7 +614,7 @@ def add_changes(
     "The model, plus its layers' changes or the best part of rank r of each."
     model = copy.deepcopy(model)
     for name, d in changes.items():
-        weight = model.get_submodule(name).weight
+        weight: torch.Tensor = model.get_parameter(f"{name}.weight")
         require(
             weight.shape == d.shape,
             f"{name} is {tuple(weight.shape)}, its change {tuple(d.shape)}; "

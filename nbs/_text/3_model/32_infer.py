@@ -628,7 +628,8 @@ def answer(
     else:
         model, tokenizer = load_base(config.base_model, device)
         notes, speaker = {"template": "script"}, config.speaker or SOMEBODY
-    maker, result = TextMaker.of_notes(tokenizer, notes), {}
+    maker = TextMaker.of_notes(tokenizer, notes)
+    result: dict = {}
     if config.data:
         require(tuned, "data was given without an adapter; before and after needs one (--adapter runs/x)")
         parts, report = load_data(config.data)

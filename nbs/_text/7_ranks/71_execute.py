@@ -116,7 +116,7 @@ def read_parameters(
     "Parameters from the command line and a file."
     import yaml
 
-    given = {}
+    given: dict = {}
     if file:
         if not Path(file).is_file():
             raise FileNotFoundError(f"no parameter file at {file}; give a YAML file such as: max_steps: 10")
@@ -310,7 +310,7 @@ def without(
 ):
     "While this lasts, a module that is not loaded yet cannot be imported."
     held = sys.modules.get(module)
-    sys.modules[module] = held  # None means: cannot be imported
+    sys.modules[module] = held  # type: ignore[assignment]  # None means: cannot be imported
     try:
         yield
     finally:
@@ -476,7 +476,7 @@ def on_purpose(
     "Was this error raised by the book's own code, to say what was given wrongly?"
     if hasattr(error, "ename"):  # from a notebook: only the class's name is left
         kind = getattr(builtins, error.ename, Exception)
-        return issubclass(kind, OSError) or issubclass(kind, EXPECTED) and "raise " in error.line
+        return issubclass(kind, OSError) or issubclass(kind, EXPECTED) and "raise " in getattr(error, "line", "")
     frames = traceback.extract_tb(error.__traceback__)
     own = Path(simpsons_llm.__file__).parent.resolve()
     if isinstance(error, OSError):

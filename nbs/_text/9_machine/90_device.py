@@ -585,7 +585,7 @@ def _cgroup_limits(
     proc: str = "/proc/self/cgroup",  # which groups this process is in
 ) -> list:  # memory limits in bytes, of this group and those above it
     "Memory limits that the control groups of this process set."
-    limits = []
+    limits: list = []
     try:
         lines = Path(proc).read_text().splitlines()
     except OSError:
@@ -1005,7 +1005,7 @@ assert got == [*wanted] and [*between, *torch.rand(1)] == [*theirs]
 
 # %%
 #| export
-def _version(package: str) -> str:
+def _version(package: str) -> str | None:
     "Version of an installed package, or None. Imports nothing."
     try:
         return metadata.version(package)
