@@ -6,6 +6,9 @@
 __all__ = ['accumulation_steps', 'fit_batches', 'global_batches', 'RankBatches', 'plot_shares', 'as_features', 'share_loader']
 
 # %% ../../nbs/1_data/16_batches.ipynb #16-02
+from collections.abc import Iterator
+from typing import Any
+
 from .packing import PackedRows
 from ..machine.job import require
 
@@ -108,7 +111,7 @@ class RankBatches:
         "Take the order of this epoch from now on."
         self.epoch = epoch
 
-    def steps(self) -> list:  # for each optimizer step, this rank's micro-batches
+    def steps(self) -> Iterator:  # for each optimizer step, this rank's micro-batches
         "The epoch, step by step."
         whole, micro = self.sizes
         for batch in global_batches(self.lengths, whole, self.seed, self.epoch, self.grouped):
@@ -141,7 +144,7 @@ def plot_shares(
     ax = ax or plt.subplots(figsize=(6.4, 0.6 + 0.5 * world_size))[1]
     colors = ("#b9a100", "#1f5fa8", "#c0504d", "#5b9c5b")
     for rank in range(world_size):
-        at = 0
+        at = 0.0
         for s, step in enumerate(RankBatches([1] * n, global_batch_size, micro_batch_size, rank, world_size).steps()):
             for micro in step:
                 for i in micro:
@@ -222,8 +225,8 @@ def share_loader(
         return batch
 
     # one of its own: dropout's numbers stay as they are
-    loader = DataLoader(
-        _WithFillers(items),
+    loader: Any = DataLoader(
+        _WithFillers(items),  # type: ignore[arg-type]  # a Dataset in all but name: torch is not imported for it
         batch_sampler=sampler,
         collate_fn=together,
         pin_memory=pin_memory,

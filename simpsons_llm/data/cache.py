@@ -23,7 +23,7 @@ def tokenizer_hash(
     tokenizer,  # a transformers tokenizer
 ) -> str:  # 16 hexadecimal digits
     "A hash over everything that decides about a tokenizer's tokens."
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     what = backend.to_str() if hasattr(backend, "to_str") else json.dumps(sorted(tokenizer.get_vocab().items()))
     what += json.dumps(
         [tokenizer.special_tokens_map, getattr(tokenizer, "chat_template", None), type(tokenizer).__name__],
@@ -62,7 +62,7 @@ KEEP = 16  # how many sets of samples are kept, the newest
 def kept_samples(
     key: dict,  # what `cache_key` gave
     make,  # called without arguments if nothing is kept: gives (split name -> `Sample`s, facts as plain data)
-    folder: Path = None,  # where samples are kept; None: the cache folder
+    folder: Path | None = None,  # where samples are kept; None: the cache folder
     keep: bool = True,  # keep new ones; False: nothing is written
 ) -> tuple:  # (split name -> `Sample`s, facts, whether they were kept before)
     "Samples by what they are made from: kept ones if there are, else new ones, which are kept."

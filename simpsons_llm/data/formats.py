@@ -37,7 +37,7 @@ EPISODE = re.compile(r"\W*(?:season\s+\d+\W+)?episode\s+(\d+)\s*(?:[:\]–—-].
 
 def split_name(
     text: str,  # such as "Moe Szyslak: Closed."
-    known: set = (),  # names that are known
+    known: set | tuple = (),  # names that are known
 ) -> tuple:  # (speaker, what is said); ("", text) where no speaker is named
     "Who says it, and what."
     ends = [m.start() for m in re.finditer(r":(?=\s|$)", text[:100])]
@@ -47,7 +47,7 @@ def split_name(
 
 def parse_lines(
     text: str,  # "Name: line" rows with newlines between
-    known: set = (),  # names that are known
+    known: set | tuple = (),  # names that are known
 ) -> list:  # (speaker, text) pairs; ("", text) where no speaker is named
     "Lines of a conversation as people write them."
     return [split_name(row.strip(), known) for row in text.splitlines() if row.strip()]
@@ -59,7 +59,8 @@ def read_text(
     keep_directions: bool = False,  # keep (STAGE DIRECTIONS) inside lines
 ) -> Script:  # scenes and account
     "Read `Speaker: line` rows."
-    rows, lines, breaks, counts, rejected = text.split("\n"), [], [], Counter(), []
+    counts: Counter[str] = Counter()
+    rows, lines, breaks, rejected = text.split("\n"), [], [], []
     filled = [bool(r.strip()) for r in rows]
     pairs, together = sum(filled), sum(a and b for a, b in zip(filled, filled[1:]))
     spaced = pairs > 3 and together < pairs / 10  # hardly two rows stand together
@@ -126,7 +127,7 @@ TITLE = re.compile(
 
 def fountain_place(
     text: str,  # a row
-) -> str:  # the place; None if the row is no scene heading
+) -> str | None:  # the place; None if the row is no scene heading
     "The place that a scene heading names."
     m = PLACE.fullmatch(text)
     if text[:1] == "." and text[1:2] not in ("", "."):
@@ -141,7 +142,7 @@ def fountain_place(
 
 def fountain_cue(
     text: str,  # a row with a blank one above it and text below it
-) -> str:  # the speaker; None if the row is no cue
+) -> str | None:  # the speaker; None if the row is no cue
     "The speaker that a cue names."
     name = without_directions(text.removesuffix("^").strip()).strip()
     if name[:1] == "@":
@@ -165,12 +166,10 @@ def read_fountain(
         return re.sub(r"[^\n]", "", m[0])
 
     rows = re.sub(r"\[\[.*?\]\]", hide, re.sub(r"/\*.*?(?:\*/|\Z)", hide, text, flags=re.S), flags=re.S).split("\n")
-    counts, lines, breaks, rejected = (
-        Counter({k: 0 for k in ("spoken", "heading", "direction", "wordless", "continuation", "cue", "note")}),
-        [],
-        [],
-        [],
-    )
+    counts = Counter({k: 0 for k in ("spoken", "heading", "direction", "wordless", "continuation", "cue", "note")})
+    lines: list[Line] = []
+    breaks: list[Line] = []
+    rejected: list[Rejected] = []
     # above: is the row above blank?
     episode, location, speaker, begun, pending, above = 1, "", None, False, "", True
     title = bool(TITLE.match(next((r.strip() for r in rows if r.strip()), "")))
@@ -228,7 +227,7 @@ SPELLINGS = (("p", "c", "l"), ("instruction", "input", "output"))
 
 def spelling_of(
     record,  # one JSON value
-) -> tuple:  # names of its three fields; None if it has neither spelling
+) -> tuple | None:  # names of its three fields; None if it has neither spelling
     "Which spelling a record uses."
     return next(
         (k for k in SPELLINGS if isinstance(record, dict) and all(isinstance(record.get(x), str) for x in k)), None
@@ -237,7 +236,7 @@ def spelling_of(
 
 def read_record(
     record,  # one JSON value
-    known: set = (),  # names of all who speak
+    known: set | tuple = (),  # names of all who speak
 ) -> tuple:  # (context pairs, speaker, text), or (None, reason, "")
     "One sample in either spelling."
     if not (keys := spelling_of(record)):
@@ -289,7 +288,9 @@ def read_records(
     records, rejected = load_records(text, where)
     known = {clean(r[keys[1]]) for _, r in records if (keys := spelling_of(r))}
     strip = (lambda t: t) if keep_directions else without_directions
-    scenes, so_far, spoken = [], [], 0
+    groups: list[list] = []  # lines of each scene
+    so_far: list[tuple] = []
+    spoken = 0
     for row, record in records:
         context, speaker, said = read_record(record, known)
         if context is not None and not has_words(strip(said)):
@@ -300,14 +301,14 @@ def read_records(
         spoken += 1
         shared = next((n for n in range(min(len(context), len(so_far)), 0, -1) if so_far[-n:] == context[:n]), 0)
         if not shared:
-            scenes.append([])
+            groups.append([])
             so_far = []  # a new scene
         new = [(who, what, False) for who, what in context[shared:]] + [(speaker, said, True)]
-        scenes[-1] += [
-            Line(0, len(scenes[-1]) + i, who, strip(what), "", row, learn) for i, (who, what, learn) in enumerate(new)
+        groups[-1] += [
+            Line(0, len(groups[-1]) + i, who, strip(what), "", row, learn) for i, (who, what, learn) in enumerate(new)
         ]
         so_far += [x[:2] for x in new]
-    scenes = [Scene(0, i, "", tuple(line for line in lines if line.text)) for i, lines in enumerate(scenes)]
+    scenes = [Scene(0, i, "", tuple(line for line in lines if line.text)) for i, lines in enumerate(groups)]
     return Script(where, "", scenes, {"spoken": spoken}, sorted(rejected, key=attrgetter("row")), [], [], "json")
 
 # %% ../../nbs/1_data/11_formats.ipynb #11-23
@@ -343,7 +344,7 @@ def find_format(
 def read_script(
     path,  # a script file, or "springfield": the script that comes with the package
     keep_directions: bool = False,  # keep (STAGE DIRECTIONS) inside lines
-    encoding: str = None,  # a codec's name; None: find out
+    encoding: str | None = None,  # a codec's name; None: find out
     format: str = "auto",  # table, text, fountain or json; auto: find out
 ) -> Script:  # FileNotFoundError or ValueError, in one sentence, when it cannot be read
     "Read a script, whatever its format."

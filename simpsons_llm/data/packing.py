@@ -25,7 +25,9 @@ def best_fit(
         f"a sample has {max(lengths, default=0)} tokens, more than a row of {row_len}; "
         "raise the row's length or lower max_seq_len",
     )
-    rows, with_room, bits = [], {}, 0  # room -> rows; bit r of `bits`: there is a row with room r
+    rows: list[list] = []
+    with_room: dict[int, list] = {}  # room -> rows
+    bits = 0  # bit r: there is a row with room r
     for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
         n = lengths[i]
         fitting = bits >> n
@@ -68,7 +70,7 @@ class EndToEnd:
     def __init__(
         self,
         pad_id: int,  # the padding token
-        row_len: int = None,  # tokens of the row; None: as many as there are
+        row_len: int | None = None,  # tokens of the row; None: as many as there are
     ):
         self.pad_id, self.row_len = pad_id, row_len
 
@@ -88,14 +90,14 @@ class EndToEnd:
             lengths.append(room)
         lens = torch.tensor(lengths)
         begins = lens.cumsum(0) - lens
-        ids, weights = torch.tensor([ids]), torch.tensor([weights])
-        weights[0, begins] = 0.0
-        require_learning(weights)
+        row, row_weights = torch.tensor([ids]), torch.tensor([weights])
+        row_weights[0, begins] = 0.0
+        require_learning(row_weights)
         return {
-            "input_ids": ids,
-            "loss_weights": weights,
-            "labels": ids.masked_fill(weights == 0, -100),
-            "position_ids": (torch.arange(len(ids[0])) - begins.repeat_interleave(lens))[None],
+            "input_ids": row,
+            "loss_weights": row_weights,
+            "labels": row.masked_fill(row_weights == 0, -100),
+            "position_ids": (torch.arange(len(row[0])) - begins.repeat_interleave(lens))[None],
             "cu_seqlens": torch.cat([begins, lens.sum()[None]]).int(),
             "lengths": torch.tensor(real),
             "seq_lens": tuple(lengths),
@@ -152,9 +154,9 @@ def isolated_attention(
     value,  # B x heads x T x D
     attention_mask,  # None where sequences are laid end to end
     dropout: float = 0.0,  # share of scores that are dropped
-    scaling: float = None,  # factor of the scores; None: 1/sqrt(D)
+    scaling: float | None = None,  # factor of the scores; None: 1/sqrt(D)
     cu_seq_lens_q=None,  # S + 1 boundaries of the sequences of a row; None: a plain batch
-    seq_lens: tuple = None,  # the same as S lengths
+    seq_lens: tuple = (),  # the same as S lengths
     **kwargs,  # what transformers passes to every attention
 ) -> tuple:  # (B x T x heads x D, None)
     "Attention in which sequences of a row do not see each other."
@@ -430,7 +432,7 @@ class PackedRows:
         import numpy as np
 
         shape = (len(self.rows), self.row_len)
-        out = {
+        out: dict = {
             "input_ids": np.full(shape, pad_id, np.int32),
             "position_ids": np.zeros(shape, np.int32),
             "loss_weights": np.zeros(shape, np.float32),

@@ -38,7 +38,7 @@ def reader(
 
     A literal reader has a copy of the tokenizer, so nobody's padding or truncation is in it, and threads may use it."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not literal or not hasattr(backend, "encode_batch_fast"):
+    if not literal or backend is None or not hasattr(backend, "encode_batch_fast"):
         return lambda texts: tokenizer(texts, add_special_tokens=False, split_special_tokens=literal).input_ids
     backend = copy.deepcopy(backend)
     backend.no_padding()
@@ -69,7 +69,7 @@ def piece_ids(
 # %% ../../nbs/1_data/13_prompt.ipynb #13-10
 def small_tokenizer(
     size: int = 2000,  # how many tokens it has
-    chat_template: str = None,  # a chat template
+    chat_template: str | None = None,  # a chat template
     special: tuple = (),  # the template's special tokens
 ):  # a transformers tokenizer, made in half a second
     "A byte-level BPE tokenizer trained on the book's own script, for examples and tests."
@@ -173,12 +173,13 @@ class ChatFrame:
         template = getattr(tokenizer, "chat_template", None)
         if isinstance(template, dict):
             template = template.get("default")  # others are for tools
-        require(
-            template,
-            "template=chat was given, but the tokenizer has no chat template; "
-            "use template=script, or a model that was trained to chat",
-        )
-        self.tokenizer, self.template, self._before = tokenizer, with_date(template, date), {}
+        if not template:
+            raise ValueError(
+                "template=chat was given, but the tokenizer has no chat template; "
+                "use template=script, or a model that was trained to chat"
+            )
+        self.tokenizer, self.template = tokenizer, with_date(template, date)
+        self._before: dict = {}
         self.special = tuple(
             dict.fromkeys(
                 [
@@ -277,8 +278,8 @@ class Tokens:
 
     def __init__(
         self,
-        ids: list = None,  # token ids to begin with
-        roles: bytes = b"",  # their roles
+        ids: list | None = None,  # token ids to begin with
+        roles: bytes | bytearray = b"",  # their roles
     ):
         self.ids, self.roles = ids or [], bytearray(roles)
 
@@ -303,7 +304,7 @@ class TextMaker:
         self,
         tokenizer,  # a transformers tokenizer with an end token and another token to pad with
         template: str = "script",  # "script", "alpaca" or "chat"
-        max_seq_len: int = None,  # most tokens of prompt and answer when serving, as in training; None: the model's
+        max_seq_len: int | None = None,  # most tokens of prompt and answer when serving, as trained; None: the model's
         date: str = DATE,  # the day that a chat template writes, as year-month-day
     ):
         require(
@@ -311,17 +312,13 @@ class TextMaker:
             f"template={template!r} was given; expected {', '.join(TEMPLATES[:-1])} or {TEMPLATES[-1]}",
         )
         require(tokenizer.eos_token_id is not None, "the tokenizer has no end token; answers could not end")
-        self.tokenizer, self.template, self.max_seq_len, self.date, self._kept = (
-            tokenizer,
-            template,
-            max_seq_len,
-            date,
-            {},
-        )
+        self.tokenizer, self.template, self.max_seq_len, self.date = tokenizer, template, max_seq_len, date
+        self._kept: dict = {}
         self.literal, self.marked = reader(tokenizer), reader(tokenizer, False)
         # whether `said` may run in a thread
         self.threads = hasattr(getattr(tokenizer, "backend_tokenizer", None), "encode_batch_fast")
-        self.frame = ChatFrame(tokenizer, date) if template == "chat" else None
+        # None with the other templates, which do not ask for it
+        self.frame: ChatFrame = ChatFrame(tokenizer, date) if template == "chat" else None  # type: ignore[assignment]
         plain = tokenizer("a").input_ids
         self.bos = (
             [tokenizer.bos_token_id]
@@ -439,7 +436,7 @@ def user_turn(
     out: Tokens,  # what stands before; it grows
     opened: str,  # the text before the turn's words
     begins: bool,  # whether a conversation begins here
-    lines: list,  # the `Line`s of others; may be empty
+    lines: list | tuple,  # the `Line`s of others; may be empty
     said: list,  # what `TextMaker.said` gave for them
 ) -> Tokens:  # `out`, up to where the assistant answers
     "One turn of the user, and the opening of the answer."
@@ -484,7 +481,7 @@ def prompt_tokens(
     lines: list,  # the `Line`s before the answer
     speaker: str,  # who answers
     max_len: int = 10**9,  # most tokens; lines that do not fit are left out from the beginning
-    said: list = None,  # what `TextMaker.said` gave for `lines`, if that is known already
+    said: list | None = None,  # what `TextMaker.said` gave for `lines`, if that is known already
 ) -> tuple:  # (`Tokens` up to the answer, how many lines were left out)
     "A prompt with its roles."
     said = maker.said(lines) if said is None else said

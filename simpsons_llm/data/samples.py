@@ -51,12 +51,12 @@ def sample_of(
 
 # %% ../../nbs/1_data/14_samples.ipynb #14-07
 def with_said(
-    scenes: list,  # `Scene`s
+    scenes: list | tuple,  # `Scene`s
     maker: TextMaker,  # tokenizer and template
     at_once: int = 1000,  # lines in one call of the tokenizer
 ):  # yields (scene, what `TextMaker.said` gives for its lines)
     "Scenes with the tokens of their lines."
-    groups, size = [], at_once
+    groups, size = list[list](), at_once
     for s in scenes:
         if size >= at_once:
             groups.append([])
@@ -68,7 +68,7 @@ def with_said(
         return maker.said([line for s in group for line in s.lines])
 
     with collector_off(), ThreadPoolExecutor(1) as ahead:
-        waiting = deque(ahead.submit(job, g) for g in groups[:3]) if maker.threads else None
+        waiting = deque(ahead.submit(job, g) for g in groups[:3]) if maker.threads else deque()
         for i, group in enumerate(groups):
             said, begin = waiting.popleft().result() if maker.threads else job(group), 0
             if maker.threads and i + 3 < len(groups):
@@ -81,7 +81,7 @@ def with_said(
 def row_samples(
     scenes: list,  # `Scene`s
     maker: TextMaker,  # tokenizer and template
-    targets: list = (),  # names to learn; empty: everyone
+    targets: list | tuple = (),  # names to learn; empty: everyone
     max_seq_len: int = 256,  # most tokens of a sample
     context_lines: int = 10,  # most lines of context
 ) -> tuple:  # (samples, lines to learn that are longer than max_seq_len by themselves)
@@ -106,7 +106,7 @@ def script_blocks(
     maker: TextMaker,  # tokenizer and template
     scene: Scene,  # a scene
     said: list,  # what `TextMaker.said` gave for its lines
-    targets: list,  # names to learn; empty: everyone
+    targets: list | tuple,  # names to learn; empty: everyone
     context: int,  # role of lines by others: CONTEXT or READ
     max_seq_len: int,  # not used: a line is not cut
 ):  # yields (opening, blocks); a block is (`Tokens` where it begins a window, `Tokens` elsewhere, its last line)
@@ -123,7 +123,7 @@ def chat_blocks(
     maker: TextMaker,  # tokenizer and template
     scene: Scene,  # a scene
     said: list,  # what `TextMaker.said` gave for its lines
-    targets: list,  # names to learn; empty: everyone
+    targets: list | tuple,  # names to learn; empty: everyone
     context: int,  # not used: a user's turns are never learned
     max_seq_len: int,  # most tokens of a block; lines before an answer are left out from the beginning
 ):  # yields (opening, blocks), as `script_blocks` does, for each character to learn
@@ -155,7 +155,7 @@ BLOCKS = {"script": script_blocks, "chat": chat_blocks}
 def scene_samples(
     scenes: list,  # `Scene`s
     maker: TextMaker,  # tokenizer and the script or chat template
-    targets: list = (),  # names to learn; empty: everyone
+    targets: list | tuple = (),  # names to learn; empty: everyone
     max_seq_len: int = 512,  # most tokens of a sample
     context_weight: float = 0.0,  # loss weight of lines by others, 0..1 (script template)
     overlap: float = 0.25,  # share of a window that may repeat the one before it, as context
@@ -185,7 +185,7 @@ def cut_windows(
 ) -> tuple:  # (windows as `Tokens`, lines that fit into none)
     "Put blocks together as long as they fit."
     begin = len(opening)
-    windows, too_long, window, size = [], [], [], begin
+    windows, too_long, window, size = [], [], list[tuple](), begin
 
     def read(tokens):
         return Tokens().add(tokens.ids, READ)  # what is repeated is not learned again
@@ -220,7 +220,7 @@ def join(
 def truncation_table(
     scenes: list,  # `Scene`s
     maker: TextMaker,  # tokenizer and template
-    targets: list = (),  # names to learn; empty: everyone
+    targets: list | tuple = (),  # names to learn; empty: everyone
     lengths: tuple = (128, 256, 512, 1024),  # values of max_seq_len to look at
     context_lines: int = 10,  # most lines of context in rows
 ) -> list:  # a dict for each length
@@ -245,9 +245,9 @@ def truncation_table(
 
 # %% ../../nbs/1_data/14_samples.ipynb #14-29
 def why_nothing(
-    scenes: list,  # the `Scene`s that samples were made of; empty: not known
+    scenes: list | tuple,  # the `Scene`s that samples were made of; empty: not known
     maker: TextMaker,  # what made them
-    targets: list,  # names to learn; empty: everyone
+    targets: list | tuple,  # names to learn; empty: everyone
     max_seq_len: int,  # most tokens of a sample
 ) -> str:  # half a sentence, with what to do
     "Why no line of some scenes is learned."
@@ -269,8 +269,8 @@ def why_nothing(
 def audit(
     samples: list,  # `Sample`s
     maker: TextMaker,  # what made them
-    scenes: list = (),  # the `Scene`s they were made of, to say why nothing is learned
-    targets: list = (),  # names to learn; empty: everyone
+    scenes: list | tuple = (),  # the `Scene`s they were made of, to say why nothing is learned
+    targets: list | tuple = (),  # names to learn; empty: everyone
     max_seq_len: int = 10**9,  # most tokens of a sample
 ) -> dict:  # samples, tokens, learned_tokens (weight 1), context_tokens (less), learned_ends, longest, scaffold, read
     "Counts of what will be learned; ValueError if nothing would be, or if answers would never learn to end."

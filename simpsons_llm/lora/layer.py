@@ -40,7 +40,7 @@ def plot_low_rank(
 
     if ax is None:
         _, ax = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
-    gap, x = 0.2 * max(D_out, D_in), 0
+    gap, x = 0.2 * max(D_out, D_in), 0.0
     parts = (
         ("W, frozen", D_out, D_in, "lightsteelblue", "+"),
         ("B", D_out, r, "tab:orange", "×"),
@@ -173,7 +173,7 @@ class LoRALinear(torch.nn.Module):
         super().__init__()
         D_out, D_in, r = base.out_features, base.in_features, settings.r
         _check_start(settings, {"the layer": (D_out, D_in)})
-        kind = dict(device=base.weight.device, dtype=torch.promote_types(base.weight.dtype, torch.float32))
+        kind: dict = dict(device=base.weight.device, dtype=torch.promote_types(base.weight.dtype, torch.float32))
         self.base, self.settings, self.scaling, self.merged = (
             base.requires_grad_(False),
             settings,
@@ -235,7 +235,7 @@ def _unmerge(self) -> LoRALinear:
     return self
 
 
-LoRALinear.merge, LoRALinear.unmerge = _merge, _unmerge
+LoRALinear.merge, LoRALinear.unmerge = _merge, _unmerge  # type: ignore[attr-defined]  # they come with their explanation
 
 # %% ../../nbs/2_lora/20_layer.ipynb #20-53
 def find_targets(
@@ -252,7 +252,7 @@ def find_targets(
     linear = {name: m for name, m in model.named_modules() if name and isinstance(m, torch.nn.Linear)}
     has = ", ".join(sorted({name.rpartition(".")[2] for name in linear})) or "none"
     if target_modules == "all-linear":
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        head = getattr(model, "get_output_embeddings", lambda: None)()
         found = {name for name, m in linear.items() if m is not head}
         if not found:
             raise ValueError(f'target_modules="all-linear" finds no Linear layer to adapt; the model has: {has}')
@@ -302,7 +302,7 @@ def add_lora(
     model.requires_grad_(False)
     for name in targets:
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, LoRALinear(model.get_submodule(name), settings))
+        setattr(model.get_submodule(parent), child, LoRALinear(model.get_submodule(name), settings))  # type: ignore[arg-type]
     return model
 
 # %% ../../nbs/2_lora/20_layer.ipynb #20-71

@@ -179,12 +179,12 @@ def plot_spectra(
 def add_changes(
     model: torch.nn.Module,  # the model before; it stays as it is
     changes: dict,  # what `weight_changes` gave
-    r: int = None,  # cut each change to this rank first, >= 0; None: the whole change
+    r: int | None = None,  # cut each change to this rank first, >= 0; None: the whole change
 ) -> torch.nn.Module:  # a copy with the changes added
     "The model, plus its layers' changes or the best part of rank r of each."
     model = copy.deepcopy(model)
     for name, d in changes.items():
-        weight = model.get_submodule(name).weight
+        weight: torch.Tensor = model.get_parameter(f"{name}.weight")
         require(
             weight.shape == d.shape,
             f"{name} is {tuple(weight.shape)}, its change {tuple(d.shape)}; "

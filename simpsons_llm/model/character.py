@@ -6,7 +6,7 @@
 __all__ = ['MARKS', 'Character']
 
 # %% ../../nbs/3_model/34_character.ipynb #34-02
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ class Character:
         model,  # a model, with or without adapter
         maker: TextMaker,  # tokenizer and template of its training
         sampling: Sampling = SAMPLING["book"],  # how words are drawn
-        known: tuple = (),  # all characters of its training; empty: not known
+        known: Iterable[str] = (),  # all characters of its training; empty: not known
     ):
         require(name.strip(), 'no name was given; say who speaks, such as "Homer Simpson"')
         self.name, self.model, self.maker, self.sampling, self.known = name, model, maker, sampling, tuple(known)

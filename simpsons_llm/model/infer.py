@@ -357,7 +357,7 @@ def before_after(
     moments: list,  # what `heldout_moments` chose
     sampling: Sampling = Sampling(),  # how words are drawn
     random_seed: int = 42,  # of the sampling
-    notes: dict = None,  # what stands beside the model; only a model that was trained in full needs it
+    notes: dict | None = None,  # what stands beside the model; only a model that was trained in full needs it
 ) -> list:  # rows: scene, before (the line before), speaker, real, base, tuned; empty without moments
     "What base and fine-tuned model say at the same moments, beside the real line."
     if not moments:
@@ -399,7 +399,8 @@ def answer(
     else:
         model, tokenizer = load_base(config.base_model, device)
         notes, speaker = {"template": "script"}, config.speaker or SOMEBODY
-    maker, result = TextMaker.of_notes(tokenizer, notes), {}
+    maker = TextMaker.of_notes(tokenizer, notes)
+    result: dict = {}
     if config.data:
         require(tuned, "data was given without an adapter; before and after needs one (--adapter runs/x)")
         parts, report = load_data(config.data)

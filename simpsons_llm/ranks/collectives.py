@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from simpsons_llm.machine.device import (
     Device,
@@ -40,6 +41,9 @@ from simpsons_llm.machine.job import (
     same_parameters,
     write_json,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 # %% ../../nbs/7_ranks/70_collectives.ipynb #70-06
 def _named(*names):
@@ -156,9 +160,9 @@ class Case:
 
     op: str  # a name in `COLLECTIVES`
     elements: int  # numbers of the whole array
-    own: object  # tensor that this rank puts in
-    result: object  # tensor that the collective writes
-    answer: object  # tensor that must be there afterwards
+    own: "torch.Tensor"  # tensor that this rank puts in
+    result: "torch.Tensor"  # tensor that the collective writes
+    answer: "torch.Tensor"  # tensor that must be there afterwards
 
     def run(self):
         COLLECTIVES[self.op](self.result, self.own)
@@ -171,7 +175,7 @@ class Case:
         "The first wrong number of the answer."
         wrong = (self.result != self.answer).nonzero()
         return (
-            f"position {(at := wrong[0].item())} has {self.result[at].item():g} instead of {self.answer[at].item():g}"
+            f"position {(at := int(wrong[0]))} has {self.result[at].item():g} instead of {self.answer[at].item():g}"
             if len(wrong)
             else ""
         )
@@ -344,7 +348,7 @@ def on_ranks(
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=errors, text=True, env={"OMP_NUM_THREADS": "1", **os.environ}
         ) as process:
-            for line in process.stdout:
+            for line in process.stdout or ():
                 print(line, end="", flush=True)
         if process.returncode == 0:
             return [read_json(Path(folder) / f"{r}.json") for r in range(n)]

@@ -64,7 +64,7 @@ DTYPES = {"float32": 1e-4, "float16": 16 * 2**-11, "bfloat16": 16 * 2**-8}
 def hold_against(
     distance: float,  # from the model it was made from
     dtype: str,  # format of the saved weights, one of DTYPES
-    learned: float = None,  # distance between base and adapter model; None: not known
+    learned: float | None = None,  # distance between base and adapter model; None: not known
 ) -> float:  # the limit that was held; ValueError if it was not
     "Does a saved model answer as the one it was made from?"
     limit = DTYPES[dtype] if learned is None else max(DTYPES["float32"], min(DTYPES[dtype], learned / 2))
@@ -136,8 +136,8 @@ def stored_dtype(
 
 
 def public_name(
-    text: str,  # a base model's name or origin, such as "gguf /home/me/llama.gguf"; may be None
-) -> str:  # the same without the folders
+    text: str | None,  # a base model's name or origin, such as "gguf /home/me/llama.gguf"; may be None
+) -> str | None:  # the same without the folders
     "A base model's name as a stranger may read it."
     kind, _, path = (text or "").partition(" ")
     if kind in ("folder", "gguf") and path:
@@ -188,9 +188,9 @@ def merge_and_export(
     source,  # a run's folder, an adapter's, or a whole model's
     out,  # folder for the model; new, empty, or an earlier export
     dtype: str = "auto",  # "float32", "float16", "bfloat16"; "auto": as the base is stored
-    base_model: str = None,  # another name for the same base; None: as the notes say
+    base_model: str | None = None,  # another name for the same base; None: as the notes say
     device: str = "cpu",  # where the sum is made, always in fp32: "cpu", "xpu", "cuda" or "auto"
-    sampling: dict = None,  # settings of `generate` to save, e.g. {"do_sample": True, "temperature": 0.8}
+    sampling: dict | None = None,  # settings of `generate` to save, e.g. {"do_sample": True, "temperature": 0.8}
 ) -> dict:  # kind (how it was trained), dtype, parameters, learned, merged, saved, limit; ValueError, FileNotFoundError
     """Add the adapter into the weights, save the plain model, and prove that it answers the same.
 
@@ -205,7 +205,8 @@ def merge_and_export(
     )
     notes, speaker = trained.notes, main_speaker(trained.notes)
     name = str(trained.folder) if trained.kind == "model" else base_model or notes.get("base_model")
-    require(name, f"the adapter in {trained.folder} does not say what its base model is; give base_model")
+    if not name:
+        raise ValueError(f"the adapter in {trained.folder} does not say what its base model is; give base_model")
     with new_folder(out) as folder:
         where, learned = find_device(device, "float32"), None
         model, tokenizer, _ = load_tuned(trained.folder, where, name)
@@ -255,16 +256,12 @@ LICENCES = {WHEEL["hub"]: "apache-2.0", OPEN_LLAMA: "apache-2.0"}  # of base mod
 
 
 def hub_id(
-    name: str,  # a base model's name; may be None
+    name: str | None,  # a base model's name; may be None
 ) -> str:  # its id on the hub; empty for a file, a folder or the tiny model
     "What a base model is called by everybody."
-    return (
-        WHEEL["hub"]
-        if name == SMOLLM2
-        else name
-        if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name or "") and not Path(name).exists()
-        else ""
-    )
+    if name == SMOLLM2:
+        return WHEEL["hub"]
+    return name if name and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists() else ""
 
 
 def card_head(
@@ -450,9 +447,9 @@ def export(
     dtype: str = "auto",  # "float32", "float16", "bfloat16"; "auto": as the base is stored
     gguf: str = "",  # also a GGUF file: "f32", "f16", "bf16" or "q8_0"; empty: none
     speaker: str = "",  # who answers in Modelfile and card; empty: the first of the notes
-    base_model: str = None,  # another name for the same base; None: as the notes say
+    base_model: str | None = None,  # another name for the same base; None: as the notes say
     device: str = "cpu",  # where the sum is made: "cpu", "xpu", "cuda" or "auto"
-    sampling: dict = None,  # how words are drawn, in the names of `generate`; saved, and written into the Modelfile
+    sampling: dict | None = None,  # how words are drawn, in the names of `generate`; saved, and put into the Modelfile
 ) -> dict:  # as `merge_and_export`, with out, speaker, files (name -> bytes), gguf (as `to_gguf`; None: not asked for)
     "Publish a run: model, card, and where asked for GGUF file and Modelfile."
     from transformers import AutoTokenizer

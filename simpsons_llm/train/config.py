@@ -19,7 +19,7 @@ from ..machine.job import JobConfig, require
 from ..model.base import QUANTIZATIONS
 
 # %% ../../nbs/4_train/40_config.ipynb #40-05
-RECIPES = {
+RECIPES: dict[str, dict] = {
     "book": dict(
         view="scenes",
         template="script",

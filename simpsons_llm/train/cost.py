@@ -183,7 +183,7 @@ def make_batch(
 
     rows, columns = recipe.shape
     learned = min(columns - 1, recipe.learned or columns - 1)
-    batch = {
+    batch: dict = {
         "input_ids": torch.zeros(rows, columns, dtype=torch.long, device=where),
         "loss_weights": torch.ones(rows, columns, device=where),
         "keep": torch.arange(max(learned, 1), device=where),
@@ -240,7 +240,8 @@ def count_step(
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    model, found = build(config, recipe, device.dtype, "meta"), {}
+    found: dict[str, int] = {}
+    model = build(config, recipe, device.dtype, "meta")
     # the same without boundaries; the library's own way builds a mask where it sees no numbers
     if not can_isolate(model):
         use_isolated(model)
@@ -336,12 +337,9 @@ def measure_steps(
     reset_peak_memory(device)
     start = peak_memory_gib(device)
     model = build(config, recipe, device.dtype, device.torch)
-    optimizer, batch, micro, updates = (
-        make_optimizer(model, 1e-5, fused=device.type != "cpu"),
-        make_batch(recipe, device.torch),
-        [],
-        [],
-    )
+    optimizer, batch = make_optimizer(model, 1e-5, fused=device.type != "cpu"), make_batch(recipe, device.torch)
+    micro: list[float] = []
+    updates: list[float] = []
 
     def timed(f, *args):
         synchronize(device)

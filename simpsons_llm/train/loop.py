@@ -161,7 +161,7 @@ class Loop(TrainState):
             self.step += 1
             stop = recorder.step_ends(self.step)
             # for metrics.jsonl and the progress line
-            recorder.learned(self.step, total(loss.item())[0], norm.item(), rate)
+            recorder.learned(self.step, total(float(loss))[0], norm.item(), rate)
             # lines of text, where they are due
             recorder.speak(self.step)
             if stop or length.evaluates(self.step):
@@ -266,7 +266,7 @@ def load_checkpoint(
 # %% ../../nbs/4_train/45_loop.ipynb #45-22
 def loop(
     config: LoopConfig,  # the settings
-    made: Prepared = None,  # the data itself, not written yet; None: what the settings name
+    made: Prepared | None = None,  # the data itself, not written yet; None: what the settings name
 ) -> dict:  # the summary, also in summary.json; ValueError or a file error, in one sentence, if it cannot be done
     "Train by hand; returns and writes the summary."
     return run_job(config, Loop, made)

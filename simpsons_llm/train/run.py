@@ -115,7 +115,7 @@ def train_config(
     data: "Data | str | Path",  # what `prepare` gave, a folder of prepared data, or a script
     run: "str | Path",  # the run's folder
     settings: dict,  # name -> value
-    kind: type = FinetuneConfig,  # whose settings
+    kind: "type[FinetuneConfig] | type[LoopConfig]" = FinetuneConfig,  # whose settings
 ) -> "tuple[FinetuneConfig | LoopConfig, Prepared | None]":  # (the settings, data still to be written)
     "Settings for data in hand."
     require(
@@ -136,7 +136,7 @@ def finetune(
     **settings,  # as for `simpsons-llm finetune`: base_model, recipe, mode, epochs, max_minutes, learning_rate ...
 ) -> Run:  # ValueError, TypeError or a file error, in one sentence, if it cannot be done
     "Fine-tune a base model on a script's characters."
-    engines = {"trainer": (FinetuneConfig, train_with_trainer), "loop": (LoopConfig, train_by_hand)}
+    engines: dict[str, tuple] = {"trainer": (FinetuneConfig, train_with_trainer), "loop": (LoopConfig, train_by_hand)}
     require(engine in engines, f"engine={engine!r} was given; expected {' or '.join(engines)}")
     kind, train = engines[engine]
     train(*train_config(data, run, settings, kind))

@@ -68,10 +68,13 @@ class Rejected:
 #| export
 def scenes_of(
     lines: list,  # spoken `Line`s, in any order
-    headings: list = (),  # heading rows as `Line`s: a scene begins at each
+    headings: list | tuple = (),  # heading rows as `Line`s: a scene begins at each
 ) -> list:  # `Scene`s in order; a scene has at least one line
     "Cut lines into scenes."
-    scenes, current, place, index = [], [], None, {}
+    scenes: list[Scene] = []
+    current: list[Line] = []
+    index: dict = {}  # episode -> its newest scene
+    place = None
     cuts = {(h.episode, h.number, h.row) for h in headings}
 
     def close():
@@ -169,7 +172,7 @@ class Script:
 def decode(
     data: bytes,  # a file's bytes
     name: str = "file",  # its name, for the error
-    encoding: str = None,  # a codec's name; None: find out
+    encoding: str | None = None,  # a codec's name; None: find out
 ) -> tuple:  # (text with \n line ends, name of the encoding)
     "Text of a script file, whatever wrote it."
     bom = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else None
@@ -393,7 +396,7 @@ def letters(
 #| export
 def recover_row(
     text: str,  # a damaged row of a table with the thirteen columns, as it stands in the file
-) -> list:  # its fields; None unless they are certain
+) -> list | None:  # its fields; None unless they are certain
     "Cut a damaged row by its fixed parts, and hold its two texts against each other."
     m = DAMAGED.fullmatch(text.strip())
     if not m:
@@ -502,8 +505,10 @@ def read_table(
     def rows():
         return csv.reader(iter(feed), delimiter=separator, strict=True)
 
-    reader, found, rejected, recovered = rows(), {k: [] for k in ("spoken", "heading", "direction", "wordless")}, [], []
-    seen, ids, twice, id_at = {}, set(), 0, at.get("id")
+    found: dict[str, list] = {k: [] for k in ("spoken", "heading", "direction", "wordless")}
+    seen: dict[tuple, int] = {}  # (episode, number) -> its row
+    reader, rejected, recovered = rows(), [], []
+    ids, twice, id_at = set(), 0, at.get("id")
     while feed.at < len(feed.lines):
         feed.begin = feed.at
         row = feed.begin + skipped + 1

@@ -138,7 +138,7 @@ def find_speaker(
         return name
     alike = [n for n in speakers if folded(n) == asked]
     if alike:
-        return max(alike, key=speakers.get)  # among equals the first
+        return max(alike, key=speakers.__getitem__)  # among equals the first
     spelt = {folded(n): n for n in reversed(speakers)}
     near = [spelt[m] for m in difflib.get_close_matches(asked, spelt, n=3, cutoff=0.5)]
     near = near or [s for s in speakers if set(asked.split()) & set(s.casefold().split())][:3] or list(speakers)[:5]
@@ -207,7 +207,7 @@ def find_speakers(
 #| export
 def is_target(
     line: Line,  # a line
-    targets: list,  # names to learn; empty: everyone
+    targets: list | tuple,  # names to learn; empty: everyone
 ) -> bool:  # whether the line is to be learned
     "Whether a line is one to learn, or only context."
     return line.learn and (not targets or line.speaker in targets)
@@ -249,7 +249,7 @@ SHUFFLES = 200  # for a script of up to 1,000 episodes; fewer, in proportion, fo
 
 def split_scenes(
     scenes: list,  # `Scene`s
-    targets: list = (),  # names that should appear in every set; empty: everyone with lines in 3 or more units
+    targets: list | tuple = (),  # names that should appear in every set; empty: everyone with lines in 3 or more units
     valid_share: float = 0.1,  # share of the lines
     test_share: float = 0.1,  # share of the lines
     split: str = "episode",  # what stays together: "episode" or "scene"
@@ -257,7 +257,8 @@ def split_scenes(
 ) -> dict:  # {"train": scenes, "valid": scenes, "test": scenes}, each in the script's order
     "Part scenes into three sets that share no episode (or no scene)."
     unit = (lambda s: s.episode) if split == "episode" else (lambda s: (s.episode, s.index))
-    size, where = Counter(), {}
+    size: Counter = Counter()  # unit -> lines
+    where: dict[str, set] = {}  # name -> units
     for s in scenes:
         u = unit(s)
         size[u] += len(s.lines)
@@ -288,7 +289,8 @@ def deal(
     rng,  # random.Random
 ) -> tuple:  # (distance from the shares, [train, valid, test] as sets of units)
     "One shuffle of the units into three sets."
-    order, total, sets, off = rng.sample(units, len(units)), sum(size.values()), [], 0.0
+    order, total, off = rng.sample(units, len(units)), sum(size.values()), 0.0
+    sets: list[set] = []
     for share in reversed(shares):
         taken = [order.pop()]
         lines = size[taken[0]]
@@ -423,7 +425,7 @@ def running_gags(
     min_words: int = MIN_WORDS,  # shorter lines are not looked at
 ) -> list:  # {"text", "times", "episodes"}, most episodes first
     "Lines that stand in more than one episode."
-    found = {}
+    found: dict = {}
     for s in scenes:
         for line in s.lines:
             if len(words := plain_words(line.text)) >= min_words:
@@ -532,7 +534,7 @@ def scene_from_dict(
 #| export
 def samples_of(
     scenes: list,  # `Scene`s
-    targets: list = (),  # names to learn; empty: everyone
+    targets: list | tuple = (),  # names to learn; empty: everyone
     context_lines: int = 10,  # lines before the answer
 ) -> list:  # {"instruction": lines before, "input": who speaks, "output": what is said}
     "One record for each line to learn, as the seed project's JSON files have them."
@@ -719,7 +721,7 @@ def read_and_split(
     )
     leak = leak_report(parts["train"], parts["valid"] + parts["test"])
     refuse_leak(leak, config.max_leak)
-    reasons = {}
+    reasons: dict[str, list] = {}
     for r in script.rejected:
         reasons.setdefault(r.reason.split(" (read as")[0], []).append(r.row)
     report = {

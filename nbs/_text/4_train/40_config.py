@@ -40,7 +40,7 @@ from simpsons_llm.model.base import tiny_model
 
 # %%
 #| export
-RECIPES = {
+RECIPES: dict[str, dict] = {
     "book": dict(
         view="scenes",
         template="script",

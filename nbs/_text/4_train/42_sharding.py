@@ -91,7 +91,8 @@ def checkpoint_weights(
     "The weights in a checkpoint, under the names of their files."
     from safetensors.torch import load_file
 
-    adapter, saved = Path(folder) / "adapter_model.safetensors", {}
+    saved: dict = {}
+    adapter = Path(folder) / "adapter_model.safetensors"
     files = [adapter] if adapter.is_file() else sorted(Path(folder).glob("model*.safetensors"))
     if not files:
         raise FileNotFoundError(f"no weights in {folder}; expected model.safetensors or adapter_model.safetensors")

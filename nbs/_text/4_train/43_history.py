@@ -15,12 +15,14 @@ import math
 import re
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from simpsons_llm.data.prompt import TextMaker
-from simpsons_llm.machine.device import synchronize
+from simpsons_llm.machine.device import Device, Ranks, synchronize
 from simpsons_llm.machine.distributed import gather, group_ranks, on_main, total
 from simpsons_llm.machine.job import Progress, append_jsonl, read_jsonl, require, write_text
 from simpsons_llm.model.infer import Sampling, finish_lines, moment_row
@@ -100,11 +102,19 @@ assert text_samples(model, maker, moments) == before and model.training and torc
 
 # %%
 #| export
+class Tracker(Protocol):
+    "What a run tells a tracker, whichever it is."
+
+    def log(self, values: dict, step: int | None = None): ...
+
+    def finish(self): ...
+
+
 def open_tracker(
     name: str,  # none, trackio, wandb or tensorboard
     run: Path,  # the run's folder; its name is the run's name
     settings: dict,  # shown beside the curves
-):  # an accelerate tracker with `log` and `finish`, or None
+) -> Tracker | None:  # an accelerate tracker
     "Begin a run in a tracker."
     if name == "none":
         return None
@@ -142,10 +152,10 @@ def open_tracker(
 class Meter:
     "Tokens and seconds of a run."
 
-    ranks: object  # the `Ranks`
-    device: object  # the `Device`: its work is waited for before the clock is read
+    ranks: Ranks  # the ranks
+    device: Device  # the device: its work is waited for before the clock is read
     length: RunLength  # what happens when
-    max_minutes: float = field(default=None, kw_only=True)  # time limit in minutes; None: no limit
+    max_minutes: float | None = field(default=None, kw_only=True)  # time limit in minutes; None: no limit
     real_tokens: int = field(default=0, init=False)  # tokens that went through the model, on all ranks
     learned_tokens: int = field(default=0, init=False)  # of them, those that were learned at full weight
     context_tokens: int = field(default=0, init=False)  # and those that were learned at less
@@ -168,7 +178,7 @@ class Meter:
     ) -> float:  # the loss weights of the global batch, added up over all ranks
         "Count the tokens of a step before it is made. All ranks must call it."
         weights = [p["loss_weights"][:, 1:] for p in parts]
-        own = [
+        own: list = [
             sum(int(p["lengths"].sum()) for p, w in zip(parts, weights) if w.any()),
             *(sum(int(which(w).sum()) for w in weights) for which in (lambda w: w == 1, lambda w: (w > 0) & (w < 1))),
             sum(float(w.sum()) for w in weights),
@@ -222,8 +232,8 @@ class Recorder(Meter):
     "What happened so far, in numbers, in metrics.jsonl, and on the screen."
 
     run: Path  # the run's folder
-    say: object  # called for samples of text; gives rows
-    tracker: object = None  # what `open_tracker` gave
+    say: Callable[[], list]  # called for samples of text; gives rows
+    tracker: Tracker | None = None  # what `open_tracker` gave
     rows: list = field(default_factory=list, init=False)  # of metrics.jsonl
 
     def write(
@@ -307,7 +317,7 @@ class Recorder(Meter):
     def train_perplexity(
         self,
         step: int,  # the last of an epoch
-    ) -> float:  # of the epoch's tokens of full weight; None if there were none
+    ) -> float | None:  # of the epoch's tokens of full weight; None if there were none
         "How the epoch went, from the rows that were written."
         rows = {r["step"]: r for r in self.rows if "train_loss_nats" in r and r["step"] <= step}
         mine = range(step - self.length.epoch_steps + 1, step + 1)
@@ -457,7 +467,7 @@ def take_up(
     gather(None)  # all have read it
     if recorder.ranks.is_main:
         write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in recorder.rows))
-    last = next((row for row in reversed(recorder.rows) if "real_tokens" in row), {})
+    last: dict = next((row for row in reversed(recorder.rows) if "real_tokens" in row), {})
     for counter in ("real_tokens", "learned_tokens", "context_tokens", "step_s"):
         setattr(recorder, counter, last.get(counter, 0))
     recorder.earlier_tokens, recorder.earlier_s = recorder.real_tokens, recorder.step_s

@@ -14,9 +14,11 @@ import math
 import platform
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 from simpsons_llm.data.batches import accumulation_steps
 from simpsons_llm.data.cache import cache_key, kept_samples
@@ -25,6 +27,8 @@ from simpsons_llm.data.prepare import PrepareConfig, Prepared, load_data, read_a
 from simpsons_llm.data.prompt import TextMaker
 from simpsons_llm.data.samples import audit, row_samples, scene_samples, write_audit
 from simpsons_llm.machine.device import (
+    Device,
+    Ranks,
     complete_env,
     find_device,
     find_ranks,
@@ -57,7 +61,7 @@ from simpsons_llm.model.base import ask_by_doing, find_base, load_base, load_con
 from simpsons_llm.model.infer import heldout_moments
 from simpsons_llm.model.loss import heldout_loss
 from simpsons_llm.train.config import RunLength, TrainConfig, run_length
-from simpsons_llm.train.cost import Recipe, require_room, with_time
+from simpsons_llm.train.cost import Estimate, Recipe, require_room, with_time
 from simpsons_llm.train.history import Recorder, last_checkpoint, open_tracker, plot_losses, take_up, text_samples
 from simpsons_llm.train.sharding import gather_weights
 
@@ -83,7 +87,7 @@ def data_folder(
 
 def run_data(
     config: TrainConfig,  # the settings
-    made: Prepared = None,  # the data itself, not written yet; None: what the settings name
+    made: Prepared | None = None,  # the data itself, not written yet; None: what the settings name
 ) -> tuple:  # (split name -> `Scene`s, report, `Prepared` that is still to be written or None)
     "Prepared data of a run; nothing is written. All ranks must call it."
     if made:
@@ -142,18 +146,39 @@ def make_samples(
 # %% [markdown]
 # ## The plan
 #
-# All that a run consists of travels as one record:
+# All that a run consists of travels as one record. Its engine may be of any class that has these five:
 
 # %%
 #| export
+class Engine(Protocol):
+    "What does the steps."
+
+    @property
+    def model(self) -> Any: ...  # as it is now
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def step(self) -> int: ...  # the number of steps it has made
+
+    @property
+    def best(self) -> tuple: ...  # (the step that was best, its held-out loss)
+
+    def learn(self, resumed: int, first: Callable[[], None]): ...  # to the end of the run, its best step loaded
+
+
+LATER: Any = None  # stands where a plan has nothing yet
+
+
 @dataclass
 class Job:
     "All that a run consists of."
 
     config: TrainConfig  # the settings
     run: Path  # the run's folder
-    ranks: object  # the `Ranks`
-    device: object  # the `Device`
+    ranks: Ranks  # all of them
+    device: Device  # of this rank
     maker: TextMaker  # tokenizer and template
     samples: dict  # split name -> `Sample`s
     counts: dict  # what `audit` counted in the training samples
@@ -161,16 +186,16 @@ class Job:
     report: dict  # the data's report
     base: str  # the base model's name
     shape: object  # its transformers configuration
-    items: object  # what batches are made of: training `Sample`s, or `PackedRows` of them
+    items: list | PackedRows  # what batches are made of: training `Sample`s, or rows of them
     layout: str  # how samples share a batch, in words
     isolated: bool  # samples of a batch lie end to end and do not see each other
-    told: object  # what a step will cost on one rank: the `Estimate`
+    told: Estimate  # what a step will cost on one rank
     sharded: bool  # each rank holds a part of the model (FSDP)
     length: RunLength  # how many steps, and what happens at which
     moments: list  # where text is sampled: what `heldout_moments` chose in a validation scene
-    made: object = None  # `Prepared` data of a script, not written yet
-    recorder: object = None  # the `Recorder`
-    engine: object = None  # what does the steps
+    made: Prepared | None = None  # data of a script, not written yet
+    recorder: Recorder = LATER  # of what happens
+    engine: Engine = LATER  # what does the steps
 
     def score(
         self,
@@ -210,10 +235,10 @@ class Job:
 #| export
 def plan(
     config: TrainConfig,  # the settings
-    ranks,  # the `Ranks`
-    device,  # the `Device`
+    ranks: Ranks,  # all of them
+    device: Device,  # where it runs
     keep: bool = True,  # keep new samples in the cache folder
-    made: Prepared = None,  # the data itself, not written yet; None: what the settings name
+    made: Prepared | None = None,  # the data itself, not written yet; None: what the settings name
 ) -> Job:  # all but engine and recorder; ValueError or a file error where the run cannot be done
     "Everything that can be known before a weight is loaded. Nothing is written into the run's folder."
     s, name = config.resolved(), find_base(config.base_model, device.type).name
@@ -274,7 +299,7 @@ def lay_out(
     config: TrainConfig,  # the settings
     shape,  # the base model's transformers configuration
     samples: list,  # training `Sample`s
-    device,  # the `Device`
+    device: Device,  # where it runs
 ) -> tuple:  # (samples or `PackedRows`, layout in words, whether attention must be isolated); ValueError if impossible
     "Choose how samples share a batch."
     done = ask_by_doing(shape)  # also refuses a model that reads ahead, packed or not
@@ -301,8 +326,8 @@ def lay_out(
 def share_model(
     config: TrainConfig,  # the settings
     shape,  # the base model's transformers configuration
-    recipe,  # the training step, a `Recipe`
-    device,  # the `Device`
+    recipe: Recipe,  # the training step
+    device: Device,  # where it runs
     world_size: int = 1,  # ranks
 ) -> tuple:  # (the `Estimate` for one rank, whether each holds only a part); ValueError where neither fits
     "Choose how ranks share the model."
@@ -322,16 +347,16 @@ def share_model(
 # %%
 #| export
 def host_gib(
-    told,  # the `Estimate` for one rank that holds a part
-    ranks,  # the `Ranks`
+    told: Estimate,  # for one rank that holds a part
+    ranks: Ranks,  # all of them
 ) -> float:  # GiB, of all ranks of this machine together
     "What loading a sharded model takes of the host's memory."
     return told.weights_gib * ranks.world_size * ranks.local_world_size
 
 
 def require_host(
-    told,  # the `Estimate` for one rank that holds a part
-    ranks,  # the `Ranks`
+    told: Estimate,  # for one rank that holds a part
+    ranks: Ranks,  # all of them
     room_gib: float,  # the host's memory, GiB; nan: not known
 ):
     "ValueError where the host cannot hold a whole model for each rank while it is loaded."
@@ -397,7 +422,7 @@ def step_recipe(
 #| export
 def costs(
     config: TrainConfig,  # the settings
-    made: Prepared = None,  # the data itself, not written yet; None: what the settings name
+    made: Prepared | None = None,  # the data itself, not written yet; None: what the settings name
 ) -> dict:  # heading -> {what: value with unit}; ValueError where the run cannot fit
     "What a run would cost, measured on a few layers of the model."
     device, ranks = find_device(config.device, config.dtype), find_ranks()
@@ -405,6 +430,7 @@ def costs(
         set_threads(ranks)
     job = plan(config, ranks, device, keep=False, made=made)
     told, average = estimate_run(job), step_recipe(config, job.samples["train"], job.isolated, largest=False)
+    assert told.tokens_per_s is not None  # it was measured just now
     steps = job.length.steps
     tokens = steps * average.tokens * average.gradient_accumulation_steps
     return {
@@ -420,7 +446,7 @@ def costs(
 
 def estimate_run(
     job: Job,  # what `plan` made
-):  # the `Estimate` of its largest step, with its time
+) -> Estimate:  # of its largest step, with its time
     "What a step costs, this device's speed measured too."
     return with_time(
         job.told,
@@ -533,7 +559,7 @@ def open_run(
     config: TrainConfig,  # the settings
     run: Path,  # the run's folder
     found: dict,  # what the settings stand for: base_source and data_sha256
-    made: Prepared = None,  # a script's data, to be written into the run's folder
+    made: Prepared | None = None,  # a script's data, to be written into the run's folder
 ) -> dict | None:  # the summary of a finished run that should be resumed; None if there is something to do
     "Set earlier results aside, or check that they can be resumed; then write config.yaml."
     import yaml
@@ -547,10 +573,8 @@ def open_run(
             if (run / "config.yaml").is_file()
             else None
         )
-        require(
-            before is not None and last_checkpoint(run),
-            f"{config.run} has no checkpoint to resume from; run without resume",
-        )
+        if before is None or not last_checkpoint(run):
+            raise ValueError(f"{config.run} has no checkpoint to resume from; run without resume")
         changed = sorted(k for k in settings if before.get(k) != settings[k] and k not in MAY_CHANGE)
         require(
             not changed,
@@ -567,6 +591,7 @@ def open_run(
     if made and not holds_data(run / "data", made):
         write_prepared(made, run / "data")
     write_text(run / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+    return None
 
 
 # %% [markdown]
@@ -576,8 +601,8 @@ def open_run(
 #| export
 def run_job(
     config: TrainConfig,  # the settings
-    make_engine,  # called with the `Job` and the model; gives the engine
-    made: Prepared = None,  # the data itself, not written yet; None: what the settings name
+    make_engine: Callable[[Job, Any], Engine],  # called with the job and the model
+    made: Prepared | None = None,  # the data itself, not written yet; None: what the settings name
 ) -> dict:  # the summary, also in summary.json; ValueError or a file error, in one sentence, if it cannot be done
     "Train a base model on prepared scenes; returns and writes the summary."
     ranks = find_ranks()
@@ -619,7 +644,7 @@ def require_apart(
 
 def begin_run(
     job: Job,  # what `plan` made
-    make_engine,  # called with the `Job` and the model; gives the engine
+    make_engine: Callable[[Job, Any], Engine],  # called with the job and the model
 ) -> dict:  # the summary
     "Load the model, open the run, build the engine, and hand over to `measure`."
     config, run, ranks = job.config, job.run, job.ranks
@@ -782,7 +807,7 @@ def summarise(
 def close_run(
     job: Job,  # the run, after training
     summary: dict,  # what `summarise` made
-    weights: dict = None,  # name -> tensor, of a sharded model; None: the model's own
+    weights: dict | None = None,  # name -> tensor, of a sharded model; None: the model's own
 ):
     "Save adapter or model with its notes, the picture, and last the summary: a run whose summary has results is whole."
     import matplotlib.pyplot as plt

@@ -159,7 +159,7 @@ def make_trainer(
     pad_id: int,  # the padding token
     meter,  # the `Recorder`, or a `Meter`: counts each step's micro-batches, and hears their losses
     run,  # the run's folder
-    callbacks: list = (),  # transformers.TrainerCallbacks
+    callbacks: list | tuple = (),  # transformers.TrainerCallbacks
     lora_plus_ratio: float = 1.0,  # the learning rate of B over that of A
     grouped: bool = False,  # samples of similar length into one batch
     use_ipex: bool = False,  # prepare model and optimizer with Intel's extension
@@ -179,7 +179,7 @@ def make_trainer(
         grouped,
     )
 
-    class ScriptTrainer(sharded_trainer(Trainer)):
+    class ScriptTrainer(sharded_trainer(Trainer)):  # type: ignore[misc]  # a class made when it is asked for
         def get_train_dataloader(self):
             return share_loader(items, self.data_collator, batches, arguments.dataloader_pin_memory)
 
@@ -256,7 +256,7 @@ def with_ipex(
 # %%
 #| export
 def training_arguments(
-    config: FinetuneConfig,  # the settings
+    config: TrainConfig,  # the settings
     samples: int,  # number of training samples, or of rows
     device,  # the `Device`
     world_size: int = 1,  # ranks
@@ -439,7 +439,7 @@ class TrainerEngine:
 #| export
 def finetune(
     config: FinetuneConfig,  # the settings
-    made: Prepared = None,  # the data itself, not written yet; None: what the settings name
+    made: Prepared | None = None,  # the data itself, not written yet; None: what the settings name
 ) -> (
     dict
 ):  # the summary, also written as summary.json; ValueError or a file error, in one sentence, if it cannot be done

@@ -321,7 +321,8 @@ def render_go(
         if test in (".System", 'ne (printf "%.1s" .Content) " "'):
             return bool(system) if test == ".System" else m["content"][:1] != " "
         role = re.fullmatch(r'eq \.Role "(\w+)"', test)
-        require(role, f"the action {test!r} is none of this chapter's; use the templates that it makes")
+        if not role:
+            raise ValueError(f"the action {test!r} is none of this chapter's; use the templates that it makes")
         return m["role"] == role[1]
 
     def block(i, m):  # from the text at i to its `else` or `end`: (what it writes, where that is)
@@ -472,7 +473,7 @@ def modelfile(
     speaker: str,  # the character that answers
     gguf: str,  # name of the GGUF file, in the same folder
     location: str = "",  # where the scene is; may be empty
-    sampling: dict = None,  # how words are drawn, in the names of `generate`; None: Ollama's defaults
+    sampling: dict | None = None,  # how words are drawn, in the names of `generate`; None: Ollama's defaults
 ) -> str:  # a Modelfile
     "What Ollama needs beside a GGUF file."
     go, sampling = ollama_template(maker, speaker), dict(sampling or {})
@@ -481,7 +482,8 @@ def modelfile(
         f"FROM ./{gguf}",
     ]
     if go:
-        ids, wanted = (f(maker, *args, location, SAMPLE, speaker) for f, args in ((ollama_ids, [go]), (prompt_ids, [])))
+        ids = ollama_ids(maker, go, location, SAMPLE, speaker)
+        wanted = prompt_ids(maker, location, SAMPLE, speaker)
         if ids != wanted:
             rows.append(
                 "# This tokenizer joins signs over the end of a line "

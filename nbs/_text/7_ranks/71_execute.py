@@ -111,12 +111,12 @@ def plain_value(
 #| export
 def read_parameters(
     pairs: list,  # (name, value) pairs as typed; a value of None means that none was given
-    file: str = None,  # a YAML file with more parameters; the pairs overrule it
+    file: str | None = None,  # a YAML file with more parameters; the pairs overrule it
 ) -> dict:  # name -> value
     "Parameters from the command line and a file."
     import yaml
 
-    given = {}
+    given: dict = {}
     if file:
         if not Path(file).is_file():
             raise FileNotFoundError(f"no parameter file at {file}; give a YAML file such as: max_steps: 10")
@@ -310,7 +310,7 @@ def without(
 ):
     "While this lasts, a module that is not loaded yet cannot be imported."
     held = sys.modules.get(module)
-    sys.modules[module] = held  # None means: cannot be imported
+    sys.modules[module] = held  # type: ignore[assignment]  # None means: cannot be imported
     try:
         yield
     finally:
@@ -340,7 +340,7 @@ FOLDER = ("run", "out")  # the parameter that names a job's folder, where the ch
 def run_chapter(
     name: str,  # a job's name, a chapter's, or the path of any notebook
     out,  # folder for the executed notebook; also the job's own folder, unless the parameters say otherwise
-    parameters: dict = None,  # name -> value
+    parameters: dict | None = None,  # name -> value
     show: bool = True,  # print what the job prints
     notebook=None,  # the executed notebook; None: rank{rank}.ipynb in `out`
     hold: bool = True,  # keep the folder to oneself; False: the caller does already
@@ -477,7 +477,7 @@ def on_purpose(
     "Was this error raised by the book's own code, to say what was given wrongly?"
     if hasattr(error, "ename"):  # from a notebook: only the class's name is left
         kind = getattr(builtins, error.ename, Exception)
-        return issubclass(kind, OSError) or issubclass(kind, EXPECTED) and "raise " in error.line
+        return issubclass(kind, OSError) or issubclass(kind, EXPECTED) and "raise " in getattr(error, "line", "")
     frames = traceback.extract_tb(error.__traceback__)
     own = Path(simpsons_llm.__file__).parent.resolve()
     if isinstance(error, OSError):

@@ -148,7 +148,8 @@ def first_host(
 ) -> str:  # the first name, e.g. "node01"
     "The first host of SLURM's list."
     m = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodes)
-    require(m, f"SLURM_STEP_NODELIST={nodes!r} was given; expected host names such as node[01-04]")
+    if not m:
+        raise ValueError(f"SLURM_STEP_NODELIST={nodes!r} was given; expected host names such as node[01-04]")
     return m[1] + (m[2] or "") + (m[3] or "")
 
 
@@ -314,7 +315,7 @@ def say_failed(
 def run_rank(
     name: str,  # a job's name, a chapter's, or the path of any notebook
     notebook: str,  # the executed notebook, with {rank} in it
-    parameters: dict = None,  # name -> value
+    parameters: dict | None = None,  # name -> value
     ccl_debug: bool = False,  # let oneCCL tell what it does
 ) -> Path:  # the executed notebook
     "Run a chapter as one rank of a job; if it fails, all ranks end."
@@ -576,7 +577,7 @@ def launch_commands(
     launcher: str,  # torchrun, mpich, intelmpi, openmpi or slurm
     n: int,  # ranks in all
     program: list,  # what each rank runs
-    hosts: list = (),  # (host, ranks on it); empty: this machine
+    hosts: list | tuple = (),  # (host, ranks on it); empty: this machine
     rsh: str = "ssh",  # how to reach a host
     port: int = 0,  # where ranks on several hosts meet
     env=None,  # mapping of environment variables; None: `os.environ`
@@ -774,7 +775,7 @@ def launch(
     name: str,  # a job's name, a chapter's, or the path of any notebook
     out,  # the run's folder
     n: int,  # ranks in all, 1 or more
-    parameters: dict = None,  # name -> value
+    parameters: dict | None = None,  # name -> value
     launcher: str = "auto",  # one of LAUNCHERS
     hosts: str = "",  # host names with commas, or a hostfile
     rsh: str = "ssh",  # how to reach a host
@@ -795,7 +796,7 @@ def start_all(
     chapter: Path,  # a notebook
     out: Path,  # the run's folder, held for this job
     n: int,  # ranks in all
-    parameters: dict,  # name -> value
+    parameters: dict | None,  # name -> value
     launcher: str,  # one of LAUNCHERS but auto
     where: list,  # (host, ranks on it); empty: this machine
     rsh: str,  # how to reach a host
@@ -842,13 +843,15 @@ def start_all(
             code = watch(started)
     except KeyboardInterrupt:
         for p in started:
-            p.poll() is None and p.terminate()
+            if p.poll() is None:
+                p.terminate()
         end_processes(job, GRACE_S + 4)
         say_failed(out, "interrupted", "interrupted")
         raise
     finally:
         for p in started:
-            p.poll() is None and p.kill()
+            if p.poll() is None:
+                p.kill()
         left = end_processes(job, 5)
         given.unlink(missing_ok=True)
     notebooks = sorted(out.glob("rank*.ipynb"), key=lambda p: int(re.sub(r"\D", "", p.stem) or 0))
@@ -885,7 +888,8 @@ def watch(
                 break
             time.sleep(0.1)
         for p in started:
-            p.poll() is None and p.terminate()
+            if p.poll() is None:
+                p.terminate()
         for p in started:
             try:
                 p.wait(GRACE_S + 4)

@@ -64,7 +64,7 @@ def varied_table(
         writer.writerow(header)
         for i in range(lines):
             again, k = divmod(i, len(rows))
-            row = list(rows[k])
+            row: list = list(rows[k])
             row[at["id"]], row[at["episode_id"]] = i + 1, int(row[at["episode_id"]]) + again * episodes
             if row[at["spoken_words"]]:
                 said = " ".join(rng.choice(words) if rng.random() < 0.2 else w for w in row[at["spoken_words"]].split())
@@ -95,7 +95,8 @@ def ours_prepare(
     row_len: int = 1024,  # tokens of a packed row
 ) -> dict:  # seconds of each stage and in all; samples, tokens, rows, filling
     "From a table to packed rows, the book's way."
-    tokenizer, times, start = load_tokenizer(base_model), {}, time.perf_counter()
+    times: dict[str, float] = {}
+    tokenizer, start = load_tokenizer(base_model), time.perf_counter()
 
     def stage(name):
         times[f"{name}_s"] = time.perf_counter() - start - sum(times.values())
@@ -144,7 +145,8 @@ def seed_prepare(
     from datasets import disable_progress_bars, load_dataset
 
     disable_progress_bars()
-    tokenizer, records, before, place, start = load_tokenizer(base_model), [], [], None, time.perf_counter()
+    before: list[str] = []
+    tokenizer, records, place, start = load_tokenizer(base_model), [], None, time.perf_counter()
     with open(table, encoding="utf8", newline="") as f:
         for row in csv.DictReader(f):
             here = (row["episode_id"], row["raw_location_text"])
@@ -216,7 +218,7 @@ def median_of(
 def bench_row(
     name: str,  # what was measured
     ours: float,  # the book's way
-    seed: float = None,  # the seed's way; None: not measured
+    seed: float | None = None,  # the seed's way; None: not measured
     unit: str = "s",  # unit of both
     device: str = "cpu",  # the device's name
 ) -> dict:  # name, ours, seed, ratio (seed / ours: how many times less), unit, device, versions
@@ -383,9 +385,9 @@ def cost_of(
     "One setting: the estimate first, then real steps of the trainer."
     from transformers import TrainerCallback
 
-    recipe, device = Recipe(**recipe), find_device(device_type)
+    step, device = Recipe(**recipe), find_device(device_type)
     config, times = load_config(base_model, device.type), []
-    told = estimate(config, recipe, device, timed=True)
+    told = estimate(config, step, device, timed=True)
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_, **__):
@@ -396,18 +398,18 @@ def cost_of(
             synchronize(device)
             times.append(time.perf_counter() - self.begin)
 
-    model = build(config, recipe, device.dtype, device.torch)
-    n, learned = len(recipe.seq_lens), (recipe.learned or recipe.tokens) / recipe.tokens
+    model = build(config, step, device.dtype, device.torch)
+    n, learned = len(step.seq_lens), (step.learned or step.tokens) / step.tokens
     samples = [
-        Sample([5] * k, [0.0] * (k - round(k * learned)) + [1.0] * round(k * learned)) for k in recipe.seq_lens
-    ] * (steps * recipe.gradient_accumulation_steps)
+        Sample([5] * k, [0.0] * (k - round(k * learned)) + [1.0] * round(k * learned)) for k in step.seq_lens
+    ] * (steps * step.gradient_accumulation_steps)
     with tempfile.TemporaryDirectory() as folder:
         settings = FinetuneConfig(
             run=folder,
             micro_batch_size=n,
-            global_batch_size=n * recipe.gradient_accumulation_steps,
+            global_batch_size=n * step.gradient_accumulation_steps,
             max_steps=steps,
-            gradient_checkpointing=recipe.gradient_checkpointing,
+            gradient_checkpointing=step.gradient_checkpointing,
             eval_steps=steps + 1,
         )
         arguments = training_arguments(settings, len(samples), device)
@@ -422,7 +424,7 @@ def cost_of(
             Meter(find_ranks(), device, run_length(settings, len(samples))),
             folder,
             [Clock()],
-            grouped=not recipe.packed,
+            grouped=not step.packed,
         )
         reset_peak_memory(device)
         trainer.train()

@@ -250,7 +250,7 @@ def join_group(
             f"{ranks.launcher} says rank {ranks.rank} of {ranks.world_size}, the group says rank {dist.get_rank()} "
             f"of {dist.get_world_size()}; let one launcher start all ranks, and nothing else make a group before"
         )
-    places = {}
+    places: dict = {}
     for rank, place in enumerate(gather(None if device.type == "cpu" else (_host(), device.type, device.index))):
         if place and place in places:
             raise ValueError(
@@ -355,7 +355,8 @@ def start_ranks(
         said = [p.communicate(timeout=timeout_s) for p in started]
     finally:
         for p in started:
-            p.poll() is None and p.kill()
+            if p.poll() is None:
+                p.kill()
     for rank, (p, (_, error)) in enumerate(zip(started, said)):
         if p.returncode:
             raise RuntimeError(

@@ -41,7 +41,7 @@ from simpsons_llm.ranks.execute import on_purpose
 
 # %%
 #| export
-KINDS = {"str": str, "int": int, "float": float, "bool": bool}
+KINDS: dict = {"str": str, "int": int, "float": float, "bool": bool}
 
 
 def option(
@@ -141,7 +141,7 @@ def ask_command(
     "How to ask a run's first character: at a moment at which it was asked in training."
     from simpsons_llm.machine.job import read_jsonl
 
-    asked = next((r["samples"] for r in read_jsonl(Path(run) / "metrics.jsonl") if r.get("samples")), [])
+    asked: list = next((r["samples"] for r in read_jsonl(Path(run) / "metrics.jsonl") if r.get("samples")), [])
     words = f" --speaker {quote(asked[0]['speaker'])} {quote(asked[0]['before'])}" if asked else ""
     return f"simpsons-llm infer --adapter {quote(str(run))}{words}"
 
@@ -797,7 +797,7 @@ def join_parameters(
 # %%
 #| export
 def main(
-    argv: list = None,  # words of the command line; None: those of this process
+    argv: list | None = None,  # words of the command line; None: those of this process
 ) -> int:  # exit code: 0 done, 2 wrong input, 1 a mistake in the program, 130 interrupted
     "The entry point of `simpsons-llm`."
     words = list(sys.argv[1:] if argv is None else argv)
