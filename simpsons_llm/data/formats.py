@@ -342,7 +342,7 @@ def find_format(
 
 # %% ../../nbs/1_data/11_formats.ipynb #11-24
 def read_script(
-    path,  # a script file, or "springfield": the script that comes with the package
+    path: "str | Path",  # a script file, or "springfield": the script that comes with the package
     keep_directions: bool = False,  # keep (STAGE DIRECTIONS) inside lines
     encoding: str | None = None,  # a codec's name; None: find out
     format: str = "auto",  # table, text, fountain or json; auto: find out

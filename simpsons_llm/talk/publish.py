@@ -21,6 +21,7 @@ from ..data.prepare import known_speaker
 from ..data.prompt import CLOCK, TextMaker, prompt_ids
 from ..machine.device import find_device
 from simpsons_llm.machine.job import (
+    Facts,
     hold_folder,
     open_folder,
     provenance,
@@ -442,15 +443,15 @@ def model_card(
 
 # %% ../../nbs/6_talk/64_publish.ipynb #64-39
 def export(
-    source,  # a run's folder, an adapter's, or a whole model's
-    out,  # folder for the model; new, empty, or an earlier export
+    source: str | os.PathLike,  # a run or its folder, an adapter's, or a whole model's
+    out: str | os.PathLike,  # folder for the model; new, empty, or an earlier export
     dtype: str = "auto",  # "float32", "float16", "bfloat16"; "auto": as the base is stored
     gguf: str = "",  # also a GGUF file: "f32", "f16", "bf16" or "q8_0"; empty: none
     speaker: str = "",  # who answers in Modelfile and card; empty: the first of the notes
     base_model: str | None = None,  # another name for the same base; None: as the notes say
     device: str = "cpu",  # where the sum is made: "cpu", "xpu", "cuda" or "auto"
     sampling: dict | None = None,  # how words are drawn, in the names of `generate`; saved, and put into the Modelfile
-) -> dict:  # as `merge_and_export`, with out, speaker, files (name -> bytes), gguf (as `to_gguf`; None: not asked for)
+) -> Facts:  # as `merge_and_export`, and out, speaker, files (name -> bytes), gguf (as `to_gguf`; None: not asked for)
     "Publish a run: model, card, and where asked for GGUF file and Modelfile."
     from transformers import AutoTokenizer
 
@@ -465,13 +466,8 @@ def export(
         write_text(out / "Modelfile", modelfile(maker, speaker, f"model-{gguf}.gguf", sampling=sampling))
         if made["file"]:
             write_text(out / "README.md", model_card(trained, record, maker, speaker, made["file"]))
-    return {
-        **record,
-        "out": str(out),
-        "speaker": speaker,
-        "gguf": made,
-        "files": {p.name: p.stat().st_size for p in sorted(out.iterdir())},
-    }
+    files = {p.name: p.stat().st_size for p in sorted(out.iterdir())}
+    return Facts(record, out=str(out), speaker=speaker, gguf=made, files=files)
 
 
 def export_text(

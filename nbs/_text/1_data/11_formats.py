@@ -492,7 +492,7 @@ def find_format(
 # %%
 #| export
 def read_script(
-    path,  # a script file, or "springfield": the script that comes with the package
+    path: "str | Path",  # a script file, or "springfield": the script that comes with the package
     keep_directions: bool = False,  # keep (STAGE DIRECTIONS) inside lines
     encoding: str | None = None,  # a codec's name; None: find out
     format: str = "auto",  # table, text, fountain or json; auto: find out
