@@ -217,7 +217,7 @@ FAULTS = [Fault(*row) for row in (
      "part, failed = to, None", "runs.py -k ended_while_it_saved"),
     ("train.history", "the-base-is-marked-as-kept", 'for r in valid if r["step"] > 0]', "for r in valid]",
      "chapter:4_train/43_history"),
-    ("train.history", "minutes-are-seconds", "60 * self.max_minutes", "self.max_minutes", "history.py"),
+    ("train.history", "minutes-are-seconds", "begun > 60 * self.max_minutes", "begun > self.max_minutes", "history.py"),
     ("train.history", "done-is-stopped-early", "if self.max_minutes and step < self.length.steps:",
      "if self.max_minutes:", "history.py"),
     ("train.history", "last-step-twice", 'if row["step"] <= done]', 'if row["step"] < done]',

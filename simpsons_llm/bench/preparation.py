@@ -277,7 +277,7 @@ def cost_of(
     steps: int = 8,  # optimizer steps, of which the first two are not timed
 ) -> dict:  # predicted and measured: step_s, peak_gib, trainable
     "One setting: the estimate first, then real steps of the trainer."
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
 
     step, device = Recipe(**recipe), find_device(device_type)
     config, times = load_config(base_model, device.type), []
@@ -320,6 +320,7 @@ def cost_of(
             [Clock()],
             grouped=not step.packed,
         )
+        trainer.remove_callback(PrinterCallback)
         reset_peak_memory(device)
         trainer.train()
     step_s, peak = sorted(times[2:])[len(times[2:]) // 2], peak_memory_gib(device)

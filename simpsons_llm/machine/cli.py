@@ -722,7 +722,9 @@ def main(
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     try:
-        code = app(join_parameters([w for w in words if w != "--debug"]), standalone_mode=True)
+        code = app(
+            join_parameters([w for w in words if w != "--debug"]), prog_name="simpsons-llm", standalone_mode=True
+        )
     except SystemExit as e:
         code = e.code
         if code == 130:

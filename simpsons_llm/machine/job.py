@@ -362,28 +362,27 @@ class Progress:
         unit: str = "steps",  # what is counted
         every_s: float = 5,  # least seconds between lines
         show: bool = True,  # False on all ranks but the first
+        most_s: float | None = None,  # the time allowed for all of it, in seconds
     ):
         self.total, self.what, self.unit, self.every_s, self.show = total, what, unit, every_s, show
-        self.start = time.perf_counter()
+        self.start, self.most_s = time.perf_counter(), most_s
         self.last = -float("inf")
 
     def __call__(
         self,
         done: float,  # how much is done, 0..total
         note: str = "",  # the job's own words, e.g. the loss
+        over: bool = False,  # it ends here, whatever is left
     ):
         "Tell how far the job is."
-        now = time.perf_counter()
-        if not self.show or (done < self.total and now - self.last < self.every_s):
+        now, over = time.perf_counter(), over or done >= self.total
+        if not self.show or (not over and now - self.last < self.every_s):
             return
         self.last, spent = now, now - self.start
-        left = (
-            f"{format_seconds(spent * (self.total - done) / done)} left"
-            if 0 < done < self.total
-            else f"{format_seconds(spent)} in all"
-            if done
-            else ""
-        )
+        needs = spent * (self.total - done) / done if done else 0.0
+        if self.most_s is not None:
+            needs = min(needs, max(self.most_s - spent, 0.0))
+        left = f"{format_seconds(spent)} in all" if over and done else f"{format_seconds(needs)} left" if done else ""
         count = f"{done:g}/{self.total:g} {self.unit}"
         tell(self.what, "  ".join(x for x in (self.what, count, f"{100 * done / self.total:3.0f} %", left, note) if x))
 

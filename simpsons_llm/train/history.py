@@ -105,7 +105,8 @@ class Meter:
     def begin(self):
         "Start the clock, and the telling of progress."
         self.begun, self.begun_tokens, self.begun_s = time.perf_counter(), self.real_tokens, self.step_s
-        self.progress = Progress(self.length.steps, "train", every_s=5, show=self.ranks.is_main)
+        most_s = 60 * self.max_minutes if self.max_minutes else None
+        self.progress = Progress(self.length.steps, "train", every_s=5, show=self.ranks.is_main, most_s=most_s)
 
     def count(
         self,
@@ -201,11 +202,9 @@ class Recorder(Meter):
             context_tokens=self.context_tokens,
             step_s=round(self.step_s, 4),
         )
-        self.progress(
-            step,
-            f"loss {loss:.3f}  "
-            f"{(self.real_tokens - self.begun_tokens) / max(self.step_s - self.begun_s, 1e-9):.0f} tokens/s",
-        )
+        speed = (self.real_tokens - self.begun_tokens) / max(self.step_s - self.begun_s, 1e-9)
+        note = f"loss {loss:.3f}  {speed:.0f} tokens/s" + "  (the time allowed is up)" * self.stopped_early
+        self.progress(step, note, over=self.stopped_early)
 
     def evaluated(
         self,

@@ -564,28 +564,27 @@ class Progress:
         unit: str = "steps",  # what is counted
         every_s: float = 5,  # least seconds between lines
         show: bool = True,  # False on all ranks but the first
+        most_s: float | None = None,  # the time allowed for all of it, in seconds
     ):
         self.total, self.what, self.unit, self.every_s, self.show = total, what, unit, every_s, show
-        self.start = time.perf_counter()
+        self.start, self.most_s = time.perf_counter(), most_s
         self.last = -float("inf")
 
     def __call__(
         self,
         done: float,  # how much is done, 0..total
         note: str = "",  # the job's own words, e.g. the loss
+        over: bool = False,  # it ends here, whatever is left
     ):
         "Tell how far the job is."
-        now = time.perf_counter()
-        if not self.show or (done < self.total and now - self.last < self.every_s):
+        now, over = time.perf_counter(), over or done >= self.total
+        if not self.show or (not over and now - self.last < self.every_s):
             return
         self.last, spent = now, now - self.start
-        left = (
-            f"{format_seconds(spent * (self.total - done) / done)} left"
-            if 0 < done < self.total
-            else f"{format_seconds(spent)} in all"
-            if done
-            else ""
-        )
+        needs = spent * (self.total - done) / done if done else 0.0
+        if self.most_s is not None:
+            needs = min(needs, max(self.most_s - spent, 0.0))
+        left = f"{format_seconds(spent)} in all" if over and done else f"{format_seconds(needs)} left" if done else ""
         count = f"{done:g}/{self.total:g} {self.unit}"
         tell(self.what, "  ".join(x for x in (self.what, count, f"{100 * done / self.total:3.0f} %", left, note) if x))
 
@@ -603,8 +602,14 @@ with redirect_stdout(out), patch.dict(os.environ, {LINES: "1"}):
     for i in range(1, 101):
         p(i)
     Progress(10, "quiet", show=False)(10)
+    short = Progress(10**6, "allowed", every_s=0, most_s=60)
+    short(1)
+    short(2, over=True)
 # the first, the last, no flood
-assert [line.split()[1] for line in out.getvalue().splitlines()] == ["1/100", "100/100"]
+rows = out.getvalue().splitlines()
+assert [line.split()[1] for line in rows[:-2]] == ["1/100", "100/100"]
+# the time allowed is never exceeded by the time left
+assert int(rows[-2].split()[-3]) <= 60 and rows[-2].endswith("s left") and rows[-1].endswith("in all")
 assert [format_seconds(s) for s in (47.6, 185, 7800)] == ["48 s", "3 min 05 s", "2 h 10 min"]
 
 
