@@ -21,6 +21,7 @@ import statistics
 import unicodedata
 from collections import Counter
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from .formats import READERS, read_script
@@ -388,20 +389,22 @@ def plot_lengths(
     parts: dict,  # split name -> `Scene`s
     axes=None,  # two matplotlib axes; None: make some
 ):  # the axes
-    "Histograms: words of a line, lines of a scene."
+    "How many words lines have; and in scenes of how many lines how large a part of all lines stands."
     import matplotlib.pyplot as plt
 
     axes = plt.subplots(1, 2, figsize=(8, 3))[1] if axes is None else axes
     scenes = [s for p in parts.values() for s in p]
-    for ax, counts, what in (
-        (axes[0], [len(line.text.split()) for s in scenes for line in s.lines], "words of a line"),
-        (axes[1], [len(s.lines) for s in scenes], "lines of a scene"),
-    ):
-        ax.hist(counts, bins=range(0, max(counts) + 2, max(1, max(counts) // 30)), color="#4f86c6")
-        ax.axvline(statistics.median(counts), color="#c0504d", label=f"median {statistics.median(counts):g}")
-        ax.set_xlabel(what)
-        ax.set_ylabel("number")
-        ax.legend(frameon=False)
+    words, lines = [len(line.text.split()) for s in scenes for line in s.lines], sorted(len(s.lines) for s in scenes)
+    axes[0].hist(words, bins=range(0, max(words) + 2, max(1, max(words) // 30)), color="#4f86c6")
+    axes[0].axvline(statistics.median(words), color="#c0504d", label=f"median {statistics.median(words):g}")
+    axes[0].set(xlabel="words of a line", ylabel="lines")
+    held = [n / sum(lines) for n in accumulate(lines)]
+    half = next(n for n, share in zip(lines, held) if share >= 0.5)
+    axes[1].step([0, *lines], [0, *held], where="post", color="#4f86c6")
+    axes[1].axvline(half, color="#c0504d", label=f"half of all lines: scenes of up to {half}")
+    axes[1].set(xlabel="lines of a scene, at most", ylabel="share of all lines", ylim=(0, 1))
+    for ax in axes:
+        ax.legend(frameon=False, fontsize=8)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].figure.tight_layout()
     return axes

@@ -51,6 +51,7 @@ from simpsons_llm.model.base import load_base
 
 # %%
 #| hide
+import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
@@ -331,12 +332,22 @@ kept = min(
     Sampling().top_k, 1 + int((sharp.topk(Sampling().top_k).values.softmax(0).cumsum(0) < Sampling().top_p).sum())
 )
 names = [repr(tokenizer.decode([i])) for i in top]
-ax = pd.DataFrame(
-    {"temperature 1": plain.softmax(0)[top].numpy(), "temperature 0.8": sharp.softmax(0)[top].numpy()}, index=names
-).plot.bar(figsize=(6.4, 3.2), color=["#f2c500", "#4f86c6"])
-ax.set_ylabel("probability")
-ax.set_xlabel("first token of the answer")
-ax.spines[["top", "right"]].set_visible(False)
+fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+bars = {"temperature 1": plain.softmax(0)[top].numpy(), "temperature 0.8": sharp.softmax(0)[top].numpy()}
+pd.DataFrame(bars, index=names).plot.bar(ax=left, color=["#f2c500", "#4f86c6"])
+left.set(ylabel="probability", xlabel="first token of the answer")
+order = sharp.softmax(0).sort(descending=True).values.cumsum(0)[:100]
+right.plot(range(1, 101), order, color="#4f86c6", label="held by so many tokens, temperature 0.8")
+right.axvspan(kept, 100, color="grey", alpha=0.25, label="cut off")
+right.axvline(Sampling().top_k, color="#c0504d", linestyle=":", label=f"top_k {Sampling().top_k}")
+right.axhline(
+    Sampling().top_p * float(order[Sampling().top_k - 1]), color="#c0504d", linestyle="--", label="top_p of those"
+)
+right.set(xlabel="tokens, the likeliest first", ylabel="probability, added up", xlim=(1, 100), ylim=(0, 1))
+right.legend(frameon=False, fontsize=8, loc="lower right")
+for ax in (left, right):
+    ax.spines[["top", "right"]].set_visible(False)
+plt.show()
 print(
     f"{kept} of {len(logits):,} tokens can be drawn; the likeliest, {names[0]}, "
     f"has {plain.softmax(0).max():.1%}, and {sharp.softmax(0).max():.1%} at temperature 0.8."

@@ -81,14 +81,15 @@ from simpsons_llm.train.sharding import load_weights
 
 # %%
 #| hide
-import matplotlib.pyplot as plt
+from pathlib import Path
+
 import pandas as pd
 import torch
 
 from simpsons_llm.machine.device import find_ranks
 from simpsons_llm.machine.job import chapters_dir, read_jsonl
 from simpsons_llm.model.base import tiny_model
-from simpsons_llm.train.history import perplexities, plot_losses, what_was_said
+from simpsons_llm.train.history import perplexities, what_was_said
 from simpsons_llm.train.lifecycle import summary_text
 
 pd.set_option("display.max_colwidth", 110)
@@ -422,12 +423,12 @@ shares = pd.DataFrame(summary["ranks"]).set_index("rank").round(3)
 shares if me.is_main else shares.loc[[me.rank]]
 
 # %% [markdown]
-# The rest is the same for all ranks, and rank 0 shows it: the losses of the steps, the held-out loss with the step that was kept, and the same as perplexity.
+# The rest is the same for all ranks, and rank 0 shows it: the losses of the steps and the held-out loss between them, and the same as perplexity. (A run of an epoch has a curve, `loss.png`; a few steps are better read as a table.)
 
 # %%
-if me.is_main:
-    plot_losses(config.run)
-    plt.show()
+told = pd.DataFrame([r for r in read_jsonl(Path(config.run) / "metrics.jsonl") if "samples" not in r])
+names = ["train_loss_nats", "valid_loss_nats", "learning_rate", "grad_norm"]
+told.groupby("step").first()[names].round(5) if me.is_main else None
 
 # %%
 perplexities(config.run).round(2) if me.is_main else None

@@ -608,49 +608,43 @@ def in_bytes(n: int) -> str:  # such as "64 KiB"
     return f"{n / 2**shift:.4g} {unit}"
 
 
-COLORS = dict(zip(COLLECTIVES, ("#7f8fa9", "#c0504d", "#1f5fa8", "#e0a100")))
+COLORS = ("#1f5fa8", "#c0504d", "#e0a100")  # of the number formats
 
 
 def plot_bandwidth(
     rows: list,  # what `measure` returned
-    ax=None,  # matplotlib axes; None: make some
     file=None,  # also save the picture here; None: do not
-):  # the axes
-    "Bus bandwidth over the bytes of the array, both in powers."
+):  # the axes, one for each collective
+    "Bus bandwidth over the bytes of the array, both in powers; a panel for each collective."
     import matplotlib.pyplot as plt
 
-    ax = ax or plt.subplots(figsize=(7, 4), layout="constrained")[1]
     measured = [r for r in rows if r["seconds"] is not None]
-    for i, dtype in enumerate(dict.fromkeys(r["dtype"] for r in measured)):
-        for op in COLLECTIVES:
+    ops = [op for op in COLLECTIVES if any(r["op"] == op for r in measured)]
+    figure, grid = plt.subplots(1, len(ops), figsize=(2.6 * len(ops) + 0.6, 3), sharey=True, squeeze=False)
+    axes = grid[0]
+    small, large = min(r["bytes"] for r in measured), max(r["bytes"] for r in measured)
+    at = [2**k for k in range(0, 41, 8) if small <= 2**k <= large]
+    for ax, op in zip(axes, ops):
+        for color, dtype in zip(COLORS, dict.fromkeys(r["dtype"] for r in measured)):
             points = [(r["bytes"], r["bus_gb_per_s"]) for r in measured if (r["op"], r["dtype"]) == (op, dtype)]
             if points:
-                ax.plot(
-                    *zip(*points),
-                    marker="o",
-                    ms=3,
-                    color=COLORS[op],
-                    linestyle=("-", "--", ":")[i],
-                    label=f"{op}, {dtype}",
-                )
-    ax.set_xscale("log", base=2)
-    ax.set_yscale("log")
-    ax.grid(alpha=0.3)
-    at = [
-        2**k for k in range(0, 41, 4) if min(r["bytes"] for r in measured) <= 2**k <= max(r["bytes"] for r in measured)
-    ]
-    ax.set_xticks(at, [in_bytes(b) for b in at])
-    ax.set(
-        xlabel="size of the whole array",
-        ylabel="bus bandwidth (GB/s)",
-        title=f"{measured[0]['world_size']} ranks, {measured[0]['backend']}, {measured[0]['device']}",
-    )
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=8, ncols=2)
+                ax.plot(*zip(*points), marker=".", color=color, label=dtype)
+        ax.set_xscale("log", base=2)
+        ax.set_yscale("log")
+        ax.grid(alpha=0.3)
+        ax.set_xticks(at, [in_bytes(b) for b in at], fontsize=8)
+        ax.set_title(op, fontsize=10)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("bus bandwidth (GB/s)")
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.supxlabel("size of the whole array", fontsize=10)
+    about = f"{measured[0]['world_size']} ranks, {measured[0]['backend']}, {measured[0]['device']}"
+    figure.suptitle(about, fontsize=10)
+    figure.tight_layout()
     if file:
-        ax.figure.savefig(open_folder(Path(file).parent) / Path(file).name, dpi=110)
-        plt.close(ax.figure)
-    return ax
+        figure.savefig(open_folder(Path(file).parent) / Path(file).name, dpi=110)
+        plt.close(figure)
+    return axes
 
 
 # %%

@@ -519,19 +519,22 @@ held.assign(device=held.device.str.replace("NVIDIA ", "").str.replace(" 80GB HBM
 ].round(3)
 
 # %% tags=["example"]
-fig, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
-for ax, what, limit in zip(axes, ("memory ratio", "time ratio"), (0.15, 0.20)):
-    ax.axhspan(1 - limit, 1 + limit, color="#f2c500", alpha=0.15, label=f"within {limit:.0%}")
-    ax.axhline(1, color="grey", linewidth=1)
-    for i, (_name, rows) in enumerate(held.groupby("device")):
-        ax.plot([i] * len(rows), rows[what], "o", alpha=0.6, color=("#1f5fa8", "#c0504d")[i % 2])
-    ax.set_xticks(
-        range(held.device.nunique()), [f"{n} ({len(r)} settings)" for n, r in held.groupby("device")], fontsize=8
-    )
-    ax.set_xlim(-0.5, held.device.nunique() - 0.5)
-    ax.set_title(what.replace(" ratio", ", predicted / measured"), fontsize=10)
-    ax.legend(frameon=False, fontsize=8)
+groups = [(name.replace("NVIDIA ", "").replace(" 80GB HBM3", ""), rows) for name, rows in held.groupby("device")]
+tall = [len(rows) for _, rows in groups]
+fig, axes = plt.subplots(
+    len(groups), 1, figsize=(8, 0.24 * sum(tall) + 1.4), height_ratios=tall, sharex=True, layout="constrained"
+)
+for ax, (name, rows) in zip(axes, groups):
+    rows = rows.sort_values("memory ratio")
+    ax.axvline(1, color="grey", linewidth=1)
+    for what, color, mark in (("memory ratio", "#1f5fa8", "o"), ("time ratio", "#c0504d", "D")):
+        ax.plot(rows[what], range(len(rows)), mark, color=color, markersize=4, label=what.replace(" ratio", ""))
+    ax.set_yticks(range(len(rows)), rows.setting, fontsize=7)
+    ax.set_title(name, fontsize=9, loc="left")
+    ax.grid(axis="x", alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
+axes[0].legend(frameon=False, fontsize=8)
+axes[-1].set_xlabel("predicted / measured")
 plt.show()
 worst = {
     name: (max(abs(rows["memory ratio"] - 1)), max(abs(rows["time ratio"] - 1)))
