@@ -320,6 +320,24 @@ FAULTS = [Fault(*row) for row in (
      "cli.py -k parameters_and_a_file"),
     ("machine.cli", "defaults-forgotten", "default=field.default, annotation",
      'default=None if "None" in text else kind(), annotation', "cli.py -k defaults"),
+    # ---- batch sizes for any number of ranks, data in hand, characters ----------------------------------------------
+    ("data.batches", "batch-not-raised", "return -(-global_batch_size // at_once) * at_once, micro",
+     "return global_batch_size, micro", "config.py -k fit_any"),
+    ("data.batches", "asked-for-sizes-change", "sizes = [micro_batch_size] if keep_micro else",
+     "sizes =", "config.py -k 'fit_any or asked_for'"),
+    ("train.config", "sizes-for-one-rank", 's["micro_batch_size"], world_size, *asked)',
+     's["micro_batch_size"], 1, *asked)', "config.py -k 'fit_any or asked_for'"),
+    ("ranks.execute", "values-checked-by-the-ranks-alone", "    check_values(given, Path(chapter), n)\n", "",
+     "launch.py -k before_any"),
+    ("data.dataset", "answers-in-the-prompt", 'heard = []\n            found', "pass\n            found",
+     "chapter:1_data/18_dataset"),
+    ("data.dataset", "prompt-without-its-place", "before = f\"[{s.location or 'Scene'}]\\n\"", 'before = ""',
+     "chapter:1_data/18_dataset"),
+    ("train.run", "data-of-a-folder-not-used", 'folder = data.folder or Path(run) / "data"',
+     'folder = Path(run) / "data"', "library.py -k in_memory"),
+    ("model.character", "anybody-of-a-run", "known_speaker(name, known) if name else", "name if name else",
+     "library.py -k another"),
+    ("machine.job", "more-left-than-allowed", "if self.most_s is not None:", "if False:", "chapter:9_machine/91_job"),
 )]
 # fmt: on
 

@@ -57,3 +57,35 @@ def test_the_rate_goes_up_to_its_peak_and_down_and_is_never_nothing(warmup, step
     peak = rates.index(max(rates))
     assert all(a >= b for a, b in zip(rates[peak:], rates[peak + 1 :]))
     assert steps <= warmup + 1 or rates[-1] < rates[-2]
+
+
+@pytest.mark.parametrize(
+    "given, world_size, sizes",
+    [
+        ({}, 1, (2, 2)),
+        ({}, 2, (2, 1)),
+        ({}, 4, (4, 1)),
+        ({}, 3, (3, 1)),
+        ({"recipe": "seed"}, 4, (128, 16)),
+        ({"recipe": "seed"}, 16, (128, 8)),
+        ({"recipe": "seed"}, 3, (144, 16)),
+        ({"global_batch_size": 64}, 8, (64, 2)),
+        ({"micro_batch_size": 8}, 4, (32, 8)),
+        ({"global_batch_size": 64, "micro_batch_size": 8}, 4, (64, 8)),
+    ],
+)
+def test_batch_sizes_fit_any_number_of_ranks(given, world_size, sizes):
+    "The recipe's global batch is kept where it can be; what was asked for stays."
+    config = TrainConfig(**given)
+    fitted = config.for_ranks(world_size)
+    s = fitted.resolved()
+    assert (s["global_batch_size"], s["micro_batch_size"]) == sizes
+    assert (fitted is config) == (
+        sizes == tuple(config.resolved()[k] for k in ("global_batch_size", "micro_batch_size"))
+    )
+
+
+@pytest.mark.parametrize("given", [{"global_batch_size": 6}, {"global_batch_size": 8, "micro_batch_size": 3}])
+def test_batch_sizes_that_were_asked_for_and_cannot_be(given):
+    with pytest.raises(ValueError, match="was given with 4 ranks.*use a multiple of"):
+        TrainConfig(**given).for_ranks(4)

@@ -1,11 +1,12 @@
 "Hosts, reports and lists of runs; the launchers themselves are tested with real ranks."
 
 import json
+import subprocess
 
 import pytest
 
 from simpsons_llm.machine.job import write_json
-from simpsons_llm.ranks.launch import first_host, job_error, list_runs, read_hosts
+from simpsons_llm.ranks.launch import first_host, job_error, launch, list_runs, read_hosts
 
 
 @pytest.mark.parametrize(
@@ -92,3 +93,22 @@ def test_runs_are_listed_without_what_was_set_aside(tmp_path):
         str(tmp_path / "broken"): "unreadable summary",
     }
     assert rows[str(tmp_path / "a")]["view"] == "rows"
+
+
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        (
+            {"global_batch_size": 3},
+            "global_batch_size=3 was given with 2 ranks, which cannot share it; use a multiple of 2",
+        ),
+        ({"learning_rate": 7}, "learning_rate=7"),
+        ({"max_step": 1}, "did you mean max_steps"),
+        ({"base_model": "tiny", "seed": "many"}, "seed='many' was given"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_rank_starts(given, says, tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    with pytest.raises((ValueError, TypeError), match=says):
+        launch("finetune", tmp_path / "x", 2, given)
+    assert not (tmp_path / "x").exists()
