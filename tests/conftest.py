@@ -17,6 +17,23 @@ CLI = [sys.executable, "-c", "from simpsons_llm.machine.cli import main; main()"
 TINY = dict(base_model="tiny", max_seq_len=600, learning_rate=3e-3, r=4, lora_alpha=8, sample_steps=0)
 
 
+SLOW = "slow; run with --slow, as .ci/run does"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow, too: more launchers, kills, hosts")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: many processes or long runs; skipped unless --slow is given")
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason=SLOW))
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     "The book's script, of each scene the first four short lines, prepared once: samples are five times as short."

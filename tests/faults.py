@@ -392,7 +392,7 @@ def command_of(tests):
 
 def pytest_for(*words):
     report = ("-o", "junit_family=xunit1", "--junitxml", "../report.xml")
-    return [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *report, *words]
+    return [sys.executable, "-m", "pytest", "-q", "--slow", "--no-header", "-p", "no:cacheprovider", *report, *words]
 
 
 def run(command, copy, limit_s=LIMIT_S):

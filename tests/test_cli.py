@@ -140,37 +140,6 @@ def test_an_adapter_of_other_data_is_not_shown_as_unseen(place):
     assert "other data" in cli("infer", "--adapter", "runs/x/adapter", "--data", "runs/other", cwd=place, ok=2).stderr
 
 
-def test_papermill_by_hand_leaves_prepared_data_alone(place):
-    "The checks of a chapter never write where a user's results are."
-    from simpsons_llm.machine.job import find_chapter, sha256
-
-    before = sha256(place / "runs/data/train.jsonl")
-    words = [
-        "-p",
-        "data",
-        "runs/data",
-        "-p",
-        "base_model",
-        "tiny",
-        "-p",
-        "max_seq_len",
-        "600",
-        "-p",
-        "max_steps",
-        "2",
-        "-p",
-        "run",
-        "runs/z",
-    ]
-    subprocess.run(
-        [sys.executable, "-m", "papermill", "--no-progress-bar", str(find_chapter("finetune")), "byhand.ipynb", *words],
-        cwd=place,
-        check=True,
-        capture_output=True,
-    )
-    assert sha256(place / "runs/data/train.jsonl") == before and (place / "runs/z/summary.json").is_file()
-
-
 def test_a_notebook_of_ones_own(place):
     import nbformat
 

@@ -147,7 +147,10 @@ def test_there_are_commands():
 def test_what_readme_prints_runs_in_its_order(place):
     for command in README:
         if "pip install" not in command and "nbdev_test" not in command:
+            before = Path("runs/data/train.jsonl").read_bytes() if "papermill" in command else b""
             do(command)
+            # a notebook's examples and checks never write where results are
+            assert not before or before == Path("runs/data/train.jsonl").read_bytes()
 
 
 OWN = ("run", "launch", "rank", "demo", "bench")  # these start processes
@@ -164,6 +167,7 @@ def test_what_help_and_chapters_print_runs(place):
         do(command)
 
 
+@pytest.mark.slow
 def test_what_starts_processes_runs_too(place):
     "One of each kind (launcher, job, name or path, file of parameters) is run; of the others all words are known."
     ran = set(map(kind_of, README))

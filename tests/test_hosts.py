@@ -69,6 +69,7 @@ def notebook(path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "mpich"])
 def test_two_hosts(launcher, hosts, tmp_path):
     rsh, na, nb = hosts

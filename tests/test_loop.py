@@ -8,7 +8,7 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-from conftest import CLI, TINY, cut, same
+from conftest import CLI, SLOW, TINY, cut, same
 
 from simpsons_llm.machine.job import read_json, read_jsonl
 from simpsons_llm.train.finetune import FinetuneConfig, finetune
@@ -47,9 +47,11 @@ def test_fifty_steps_are_those_of_trainer(by_trainer, tmp_path):
     assert summary["resumed_from_step"] == 25 and summary["engine"] == "loop"
 
 
-def test_fifty_steps_of_two_ranks_are_those_of_trainer(by_trainer, tmp_path):
+def test_fifty_steps_of_two_ranks_are_those_of_trainer(by_trainer, tmp_path, request):
     "Two micro-batches a step on each rank of `launch`; each leaves its notebook, the first shows what is shared."
     settings, trainer = by_trainer
+    if settings["mode"] == "lora" and not request.config.getoption("--slow"):
+        pytest.skip(SLOW)
     words = [x for k, v in settings.items() for x in ("-p", k, str(v))]
     done = subprocess.run(
         [*CLI, "launch", "-n", "2", "loop", "--out", "run", *words],
@@ -318,6 +320,7 @@ def tracked_runs(data, tmp_path_factory):
     return where
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRACKERS)
 def test_trackers_without_a_network(name, tracked_runs):
     "The real libraries, offline: each number of metrics.jsonl is in the tracker's own files, from both engines."

@@ -152,6 +152,7 @@ def test_a_model_in_parts_learns_the_same_and_resumes_in_any_number_of_ranks(mod
     same(alone / mode, back)  # and the other way round
 
 
+@pytest.mark.slow
 def test_an_adapter_in_parts_is_saved_where_activations_are_computed_again(alone, data, tmp_path):
     settings = dict(data=data, sharding="fsdp", gradient_checkpointing=True, **SETTINGS)
     torchrun = [
@@ -286,8 +287,9 @@ def comes_to_grief(folder, launcher, how, when, n=2):
 
 
 CASES = [("torchrun", "killrank", "after")] + [
-    ("mpich", how, when) for how, when in (("raise", "before"), ("kill", "after"))
+    pytest.param("mpich", how, when, marks=pytest.mark.slow) for how, when in (("raise", "before"), ("kill", "after"))
 ]
+DONE = [("torchrun", "killrank", "after"), ("mpich", "raise", "before"), ("mpich", "kill", "after")]
 ALL = [
     (launcher, h, w)
     for launcher in ("torchrun", "mpich", "intelmpi", "openmpi")
@@ -296,9 +298,7 @@ ALL = [
 ]
 
 
-@pytest.mark.parametrize(
-    "launcher, how, when", CASES + [pytest.param(*c, marks=BY_HAND) for c in ALL if c not in CASES]
-)
+@pytest.mark.parametrize("launcher, how, when", CASES + [pytest.param(*c, marks=BY_HAND) for c in ALL if c not in DONE])
 def test_one_rank_that_fails_ends_the_job(launcher, how, when, tmp_path, monkeypatch):
     path = os.pathsep.join(
         [
@@ -350,6 +350,7 @@ def test_a_launch_that_is_told_to_stop_leaves_nobody(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_so(data, tmp_path):
     p = subprocess.Popen(
         [*CLI, "run", "finetune", "--out", "run", *parameters(data, max_steps=500, eval_steps=500)],
@@ -370,6 +371,7 @@ def test_an_interrupted_run_says_so(data, tmp_path):
 # ---- many, and two at once ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_jobs_at_once_do_not_meet(tmp_path):
     cell = nbformat.v4.new_code_cell
     nbformat.write(

@@ -172,8 +172,15 @@ def whole(data, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "engine, how",
+    [
+        ("loop", "SIGKILL"),
+        ("trainer", "SIGINT"),
+        pytest.param("loop", "SIGINT", marks=pytest.mark.slow),
+        pytest.param("trainer", "SIGKILL", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_ended_while_it_saved_goes_on_from_the_checkpoint_before(engine, how, whole, data, tmp_path):
     "Killed, and stopped by Ctrl-C, in the middle of the second checkpoint: resumed from the first, to the same end."
     config, train = ENGINES[engine]
