@@ -179,7 +179,7 @@ def test_a_notebook_of_ones_own(place):
                 "--max-seq-len",
                 "1200",
             ],
-            "not a multiple",
+            "which cannot share it",
         ),
         (["finetune", "--target-modules", "no_proj", "--base-model", "tiny", "--max-seq-len", "1200"], "no_proj"),
         (["finetune", "--max-seq-len", "16", "--base-model", "tiny"], "nothing to learn"),

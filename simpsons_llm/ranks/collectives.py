@@ -30,7 +30,7 @@ from simpsons_llm.machine.device import (
     find_ranks,
     synchronize,
 )
-from ..machine.distributed import gather, in_group, join_group, leave_group, rank_env
+from ..machine.distributed import end_process, gather, in_group, join_group, leave_group, rank_env
 from simpsons_llm.machine.job import (
     JobConfig,
     Progress,
@@ -376,6 +376,7 @@ def answer_rank():
     except Exception as e:
         write_json(me.with_suffix(".error"), [type(e).__name__, str(e)])
         raise
+    end_process()
 
 # %% ../../nbs/7_ranks/70_collectives.ipynb #70-30
 def measure(

@@ -34,7 +34,7 @@ learning_rate = None  # peak rate; book 5e-4, seed 3e-4; a tenth of it with mode
 warmup_ratio = None  # share of the steps in which the rate rises, 0..1; book 0.05, seed 0.1
 global_batch_size = None  # samples for one optimizer step, over all processes; book 2, seed 128
 micro_batch_size = None  # samples at once in one process; book 2, seed 16
-epochs = 0.07  # passes over the data; the book takes a look at the loop, a whole run is 1
+epochs = 0.1  # passes over the data; the book takes a look at the loop, a whole run is 1
 max_steps = None  # optimizer steps; overrules epochs
 max_minutes = None  # stop at the next step after so many minutes, with what was learned so far
 eval_steps = 3  # optimizer steps between evaluations and checkpoints
@@ -107,13 +107,13 @@ class LoopConfig(TrainConfig):
     "Settings of the loop job."
 
     run: str = "runs/loop"  # the run's folder
-    epochs: "float | None" = 0.07  # passes over the data; the book takes a look at the loop, a whole run is 1
+    epochs: "float | None" = 0.1  # passes over the data; the book takes a look at the loop, a whole run is 1
     eval_steps: "int | None" = 3  # optimizer steps between evaluations and checkpoints
 
 
 # %% tags=["check"]
 assert same_parameters(LoopConfig, "loop")
-assert LoopConfig(recipe="seed").resolved() == {**TrainConfig(recipe="seed").resolved(), "epochs": 0.07, "eval_steps": 3}
+assert LoopConfig(recipe="seed").resolved() == {**TrainConfig(recipe="seed").resolved(), "epochs": 0.1, "eval_steps": 3}
 
 
 # %% [markdown]

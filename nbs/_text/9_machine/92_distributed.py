@@ -245,6 +245,7 @@ def join_group(
             ) from None
         # threads of a group that is still there when Python ends can abort the process
         atexit.register(leave_group)
+        MEMBER.append(ranks.rank)
     if dist.get_world_size() != ranks.world_size or dist.get_rank() != ranks.rank:
         raise ValueError(
             f"{ranks.launcher} says rank {ranks.rank} of {ranks.world_size}, the group says rank {dist.get_rank()} "
@@ -261,6 +262,9 @@ def join_group(
     return name
 
 
+MEMBER: list = []  # ranks that this process has had in a group
+
+
 def leave_group():
     "Take the group apart, so that another can be made."
     if "torch" not in sys.modules:
@@ -269,6 +273,18 @@ def leave_group():
 
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def end_process(
+    code: int = 0,  # exit code
+):
+    "End this process at once if it was in a group: what is left of a group's threads can abort it while Python ends."
+    if MEMBER:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 # %% [markdown]
@@ -332,7 +348,7 @@ def start_ranks(
     program = (
         "import importlib\nfor m in ('device', 'distributed'): "
         "globals().update(vars(importlib.import_module('simpsons_llm.machine.' + m)))\n"
-        "ranks = find_ranks(); rank_env(ranks)\n" + textwrap.dedent(code)
+        f"ranks = find_ranks(); rank_env(ranks)\n{textwrap.dedent(code)}\nend_process()\n"
     )
     shared = {
         "WORLD_SIZE": str(world_size),
