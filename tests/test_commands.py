@@ -66,7 +66,7 @@ def short(command):
     )
     for i, word in enumerate(words[:-1]):
         if word in ("-n", "--nproc-per-node", "--ranks") and words[0] + words[1] != "simpsons-llmbench":
-            words[i + 1] = str(min(int(words[i + 1]), 4 if command in README else 2))
+            words[i + 1] = str(min(int(words[i + 1]), 4 if command in README and "launch" in words else 2))
         if word in ("--max-steps", "max_steps", "--epochs"):
             words[i : i + 2] = ["--max-steps" if word[0] == "-" else word, "2"]
         if word in ("--lines", "--sizes") and "prepare" in words:
@@ -161,6 +161,7 @@ def alone(command):
     return command.startswith("simpsons-llm") and command.split()[1] not in OWN
 
 
+@pytest.mark.slow
 def test_what_help_and_chapters_print_runs(place):
     "The jobs one after the other; many are the same once they are cut short."
     for command in {shlex.join(short(c)): c for c in HELP + CHAPTERS if alone(c)}.values():

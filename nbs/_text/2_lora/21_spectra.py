@@ -860,7 +860,7 @@ def at(group, place, r, column="loss"):
 
 everything = table[table.group == "full"].iloc[0]
 seed, own = table[table.group == "seed's recipe"].iloc[0], first[first.group == "seed's recipe"]
-own = own.set_index("learning_rate").valid_loss_nats_best[3e-4]
+own = own[(own.learning_rate - 3e-4).abs() < 1e-9].valid_loss_nats_best.iloc[0]
 bound = at("same rank", "all linear", 16, "learning_rate")
 Markdown(f"""Each at its best rate, from {everything.base:.3f} nats: at rank 16, query and key reach
 {at("same rank", "q, k", 16):.3f}, query and value {at("same rank", "q, v", 16):.3f}, attention
