@@ -402,7 +402,9 @@ def plot_lengths(
     half = next(n for n, share in zip(lines, held) if share >= 0.5)
     axes[1].step([0, *lines], [0, *held], where="post", color="#4f86c6")
     axes[1].axvline(half, color="#c0504d", label=f"half of all lines: scenes of up to {half}")
-    axes[1].set(xlabel="lines of a scene, at most", ylabel="share of all lines", ylim=(0, 1))
+    axes[1].set(
+        xlabel="lines of a scene, at most", ylabel="share of all lines", ylim=(0, 1), xlim=(max(0, lines[0] - 3), None)
+    )
     for ax in axes:
         ax.legend(frameon=False, fontsize=8)
         ax.spines[["top", "right"]].set_visible(False)
