@@ -75,6 +75,31 @@ def test_data_in_memory_is_what_the_run_learns(data, tmp_path):
     assert not (tmp_path / "y" / "data").exists()
 
 
+def test_what_a_run_learned_from_is_told_or_refused(data, tmp_path):
+    "Other characters in the same folder, other data where it lay, other characters on resuming: never silently."
+    everyone, pip = prepare("springfield"), prepare("springfield", speakers=["Bart Simpson"])
+    assert finetune(everyone, tmp_path / "x", **QUICK).data().report["speakers"] == []
+    run = finetune(pip, tmp_path / "x", **QUICK)
+    assert run.data().report["speakers"] == ["Bart Simpson"]
+    elsewhere = prepare("springfield", ["Homer Simpson"], out=tmp_path / "there")
+    run = finetune(elsewhere, tmp_path / "x", **QUICK)
+    assert run.data().report["speakers"] == ["Homer Simpson"] and run.data().folder == tmp_path / "there"
+    prepare("springfield", ["Homer Simpson"], out=tmp_path / "there", split_seed=7)
+    for ask in (run.data, run.before_after):
+        with pytest.raises(ValueError, match="there is not what .*x learned from any more; prepare it again"):
+            ask()
+    stopped = {**QUICK, "max_steps": 6, "eval_steps": 2}
+    finetune(pip, tmp_path / "y", max_minutes=1e-6, **stopped)
+    with pytest.raises(ValueError, match="speakers: \\['Bart Simpson'\\] then, \\['Homer Simpson'\\] now"):
+        finetune(data, tmp_path / "y", resume=True, **stopped)
+
+
+@pytest.mark.parametrize("speakers", [[""], None, 5, [1], (n for n in ["Homer Simpson"])])
+def test_speakers_that_are_none_are_not_everyone(speakers):
+    with pytest.raises(ValueError, match="expected a list of names"):
+        prepare("springfield", speakers)
+
+
 def test_results_show_themselves(data, tmp_path):
     run = finetune(data, tmp_path / "x", **QUICK)
     told = estimate(data, **QUICK)

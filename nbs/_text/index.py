@@ -77,7 +77,7 @@ if demo:
 # %% [markdown]
 # ## Your own script
 #
-# A table with the columns of the public `simpsons_script_lines.csv` (damaged rows are recovered where they are certain), plain text (`Speaker: line`, a blank line between scenes, `[places]` in brackets), a Fountain screenplay, or JSON samples (`p/c/l` or `instruction/input/output`):
+# A table with the columns of the public `simpsons_script_lines.csv` (damaged rows are recovered where they are certain), plain text (`Speaker: line`, a blank line between scenes, `[places]` and `[Episode 2]` in brackets; without episodes add `--split scene`), a Fountain screenplay, or JSON samples (`p/c/l` or `instruction/input/output`):
 #
 # ```
 # simpsons-llm prepare  --script simpsons_script_lines.csv --speakers "Homer Simpson,Marge Simpson" --out runs/data
@@ -88,22 +88,22 @@ if demo:
 #
 # `simpsons-llm estimate` tells memory and time of a run before it begins; `export` makes one plain model of base and adapter, with a card, and on request a GGUF file. Prepared data is also a `datasets.DatasetDict` (`data.to_datasets("messages")`), and `prepare --export messages.jsonl` writes it for other trainers.
 #
-# The same as notebooks, headlessly; the executed notebook is the log of the run:
+# The same as notebooks, headlessly; the executed notebook is the log of the run (papermill by itself also runs the cells with examples and checks, which take a while):
 #
 # ```
-# simpsons-llm run finetune --out runs/x -p max_steps 10
-# papermill nbs/4_train/46_finetune.ipynb out.ipynb -p max_steps 10
+# simpsons-llm run finetune --out runs/y -p data runs/data -p max_steps 10
+# papermill nbs/4_train/46_finetune.ipynb out.ipynb -p data runs/data -p run runs/z -p max_steps 10
 # ```
 #
 # The same once per rank, on many cards or machines, by torchrun, MPICH, Intel MPI, Open MPI or SLURM. Every rank leaves its notebook; if one fails, all end, and the message says which and why:
 #
 # ```
-# simpsons-llm launch -n 4 finetune --out runs/x -p max_steps 100
-# mpirun -n 4 simpsons-llm rank finetune runs/x/rank{rank}.ipynb -p max_steps 100
+# simpsons-llm launch -n 4 finetune --out runs/four -p data runs/data -p max_steps 100
+# mpirun -n 4 simpsons-llm rank finetune runs/own/rank{rank}.ipynb -p data runs/data -p max_steps 100
 # simpsons-llm runs
 # ```
 #
-# `simpsons-llm loop` trains with a loop that is written out instead of Trainer, step for step the same. Either way the run's `metrics.jsonl` holds losses, perplexities and what the model said on the way, and `--trackers` sends the numbers to trackio, Weights & Biases or TensorBoard too. `--recipe seed` trains as the project did that this one carries on (rank 8, alpha 16, query and key projections, one sample a line). `simpsons-llm doctor` shows what the machine offers. Every command has `--help` with examples.
+# `simpsons-llm loop` trains with a loop that is written out instead of Trainer, step for step the same. Either way the run's `metrics.jsonl` holds losses, perplexities and what the model said on the way, and `--trackers` sends the numbers to trackio, Weights & Biases or TensorBoard too. `--recipe seed` trains as the seed did, the project that this one carries on (rank 8, alpha 16, query and key projections, one sample a line). `simpsons-llm doctor` shows what the machine offers. Every command has `--help` with examples.
 
 # %% [markdown]
 # ## The book

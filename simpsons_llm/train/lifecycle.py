@@ -79,7 +79,10 @@ def run_data(
     "Prepared data of a run; nothing is written. All ranks must call it."
     if made:
         return made.parts, made.report, made
+    require(config.data.strip(), "data was given as nothing; give a folder that prepare wrote, or a script file")
     if data_folder(config) == Path(config.data):
+        if (Path(config.data) / "summary.json").is_file() and (Path(config.data) / "data").is_dir():
+            raise ValueError(f"{config.data} is a run; the data that it learned from is {Path(config.data) / 'data'}")
         return *load_data(config.data), None
     if config.data != "springfield" and not Path(config.data).is_file():
         raise FileNotFoundError(f"no data at {config.data}; give a folder that prepare wrote, or a script file")
@@ -91,9 +94,10 @@ def holds_data(
     folder: Path,  # where prepared data may lie
     made: Prepared,  # what `run_data` gave
 ) -> bool:
-    "Whether just this data lies in a folder, whole."
+    "Whether just this data lies in a folder, whole, with the same characters to learn."
     try:
-        return load_data(folder)[1]["data_sha256"] == made.report["data_sha256"]
+        there = load_data(folder)[1]
+        return all(there[k] == made.report[k] for k in ("data_sha256", "speakers"))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
 
@@ -459,7 +463,7 @@ RESULTS = [
 def open_run(
     config: TrainConfig,  # the settings
     run: Path,  # the run's folder
-    found: dict,  # what the settings stand for: base_source and data_sha256
+    found: dict,  # what the settings stand for: base_source, data_sha256 and speakers
     made: Prepared | None = None,  # a script's data, to be written into the run's folder
 ) -> dict | None:  # the summary of a finished run that should be resumed; None if there is something to do
     "Set earlier results aside, or check that they can be resumed; then write config.yaml."
@@ -476,11 +480,12 @@ def open_run(
         )
         if before is None or not last_checkpoint(run):
             raise ValueError(f"{config.run} has no checkpoint to resume from; run without resume")
-        changed = sorted(k for k in settings if before.get(k) != settings[k] and k not in MAY_CHANGE)
+        before, now = ({**s, **(s.get("found") or {})} for s in (before, settings))
+        changed = sorted(k for k in now if before.get(k) != now[k] and k not in (*MAY_CHANGE, "found"))
         require(
             not changed,
             "to resume, the settings must be those of the run; "
-            f"{', '.join(f'{k}: {before.get(k)} then, {settings[k]} now' for k in changed)}",
+            f"{', '.join(f'{k}: {before.get(k)} then, {now[k]} now' for k in changed)}",
         )
         if "optimizer_steps" in done and not done.get("stopped_early"):
             return done
@@ -547,7 +552,11 @@ def begin_run(
     # a sharded model goes to the devices in parts
     where = replace(job.device, type="cpu", index=0) if job.sharded else job.device
     model, _ = load_base(job.base, where if config.lora else replace(where, dtype="float32"), config.quantization)
-    found = {"base_source": model.origin, "data_sha256": job.report["data_sha256"]}
+    found = {
+        "base_source": model.origin,
+        "data_sha256": job.report["data_sha256"],
+        "speakers": list(job.report["speakers"]),
+    }
     if job.isolated:
         require_apart(job, model)
     if config.lora:

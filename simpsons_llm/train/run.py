@@ -6,11 +6,12 @@
 __all__ = ['Run', 'train_config', 'finetune', 'estimate']
 
 # %% ../../nbs/4_train/48_run.ipynb #48-02
+from dataclasses import fields
 from html import escape
 from pathlib import Path
 
 from ..data.dataset import Data
-from ..data.prepare import Prepared
+from ..data.prepare import PrepareConfig, Prepared
 from ..data.prompt import TextMaker
 from ..machine.device import find_device
 from ..machine.job import Facts, read_json, read_jsonl, require, write_json
@@ -68,9 +69,18 @@ class Run:
         "What the run learned from."
         import yaml
 
-        given = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf8"))["data"]
-        inside = self.folder / "data"
-        return Data.load(inside if inside.is_dir() else given)
+        given = Path(yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf8"))["data"])
+        # a script, or data that was in memory, lies in the run
+        folder = given if (given / "report.json").is_file() and given.name != "data" else self.folder / "data"
+        folder = folder if (folder / "report.json").is_file() else given
+        if not (folder / "report.json").is_file():
+            raise FileNotFoundError(f"{self.folder} learned from {given}, which is not there (seen from this folder)")
+        data = Data.load(folder)
+        require(
+            data.report["data_sha256"] == self.summary["data_sha256"],
+            f"{folder} is not what {self.folder} learned from any more; prepare it again with the same settings",
+        )
+        return data
 
     def character(
         self,
@@ -88,6 +98,8 @@ class Run:
         "What the models say in scenes that were never learned from, at moments chosen by rule; kept in the folder."
         import pandas as pd
 
+        good = isinstance(most_scenes, int) and most_scenes >= 1
+        require(good, f"most_scenes={most_scenes!r} was given; expected a whole number, 1 or more")
         model, tokenizer, notes = load_tuned(self.folder, find_device(device))
         moments = heldout_moments(self.data().parts["test"], list(notes["speakers"])[:3], most_scenes)
         rows = before_after(model, TextMaker.of_notes(tokenizer, notes), moments, notes=notes)
@@ -118,9 +130,12 @@ def train_config(
     kind: "type[FinetuneConfig] | type[LoopConfig]" = FinetuneConfig,  # whose settings
 ) -> "tuple[FinetuneConfig | LoopConfig, Prepared | None]":  # (the settings, data still to be written)
     "Settings for data in hand."
+    names = {f.name for f in fields(PrepareConfig)} - {f.name for f in fields(kind)}
+    for name in names & settings.keys():
+        raise ValueError(f"{name} was given, which is a setting of the data: prepare(script, {name}=...) takes it")
     require(
-        "data" not in settings and "run" not in settings,
-        "data and run were given twice; name them once, as data and run",
+        isinstance(data, (Data, str, Path)),
+        f"data of type {type(data).__name__} was given; expected what prepare gives, a folder or a script",
     )
     if not isinstance(data, Data):
         return kind.of(data=str(data), run=str(run), **settings), None

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from simpsons_llm import Character, prepare
+from simpsons_llm.data.samples import scene_samples
 
 homer = Character.load("smollm2-135m", "Homer Simpson", device="cpu")
 model, tokenizer = homer.model, homer.maker.tokenizer
@@ -132,22 +133,27 @@ for ax in (left, right):
 # %% [markdown]
 # ## Batch, step, epoch
 #
-# A *sample* is what the model reads at once, a scene here. A *batch* is so many samples, and after each batch the *optimizer* corrects the parameters once: that is a *step*. If a batch does not fit into memory, it is computed in *micro-batches* whose gradients are added up. An *epoch* is one pass over all training samples.
+# A *sample* is what the model reads at once: a scene, or a window of a long one. A *batch* is so many samples, and after each batch the *optimizer* corrects the parameters once: that is a *step*. If a batch does not fit into memory, it is computed in *micro-batches* whose gradients are added up. An *epoch* is one pass over all training samples.
 
 # %%
 data = prepare("springfield")
-scenes, batch = len(data.parts["train"]), 2
-print(f"{scenes} training scenes, {batch} in a batch: {math.ceil(scenes / batch)} steps are an epoch")
+samples, _ = scene_samples(data.parts["train"], homer.maker, max_seq_len=512)
+print(f"{len(data.parts['train'])} training scenes, {len(samples)} samples of up to 512 tokens")
+print(f"2 samples in a batch: {math.ceil(len(samples) / 2)} steps are an epoch")
 
 # %% [markdown]
 # ## Train, valid, test
 #
-# What was learned by heart says nothing. So whole episodes are kept apart: *valid* to choose by (which step, which setting), *test* to look at once, at the end. *Held-out* means either.
+# An *episode* is what was written in one piece, and a *scene* what is said in one place without a break. What was learned by heart says nothing. So whole episodes are kept apart: *valid* to choose by (which step, which setting), *test* to look at once, at the end. *Held-out* means either.
 
 # %%
 pd.DataFrame({name: {"scenes": len(s), "lines": sum(len(x.lines) for x in s)} for name, s in data.parts.items()}).T
 
 # %% [markdown]
+# ## Recipe, template, packing, and the seed
+#
+# A *recipe* is a set of settings that go together: `book`, and `seed`, that of the project which this one carries on and calls *the seed*. (The `seed` of a draw is another word for where random numbers begin.) The *template* is the form in which a scene becomes text: as a script, as instructions, as a chat. *Packing* lays samples end to end in one row, each for itself, instead of filling the short ones up.
+#
 # ## Sampling and temperature
 #
 # An answer is drawn token by token, by the probabilities. A *temperature* below 1 sharpens them first, $p_i \propto e^{z_i / T}$: safer words. Above 1 they are flattened: bolder ones.

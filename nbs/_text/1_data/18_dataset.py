@@ -210,6 +210,7 @@ class Data:
         file = Path(file)
         form = form or form_of(file)
         require(form in FORMS, f"form={form!r} was given; expected {', '.join(FORMS)}")
+        require(not file.is_dir(), f"{file} is a folder; give the name of a file, such as messages.jsonl")
         open_folder(file.parent)
         files = {"train": file, **{n: file.with_suffix(f".{n}{file.suffix}") for n in ("valid", "test")}}
         for name, path in files.items():
@@ -238,7 +239,12 @@ def prepare(
     **settings,  # the other settings of `simpsons-llm prepare`, by their names: split, valid_share, test_share ...
 ) -> Data:  # ValueError, TypeError or a file error, in one sentence, if it cannot be done
     "Read a script and split it by episode."
-    names = speakers if isinstance(speakers, str) else ",".join(speakers)
+    if isinstance(speakers, str):
+        names = speakers
+    else:
+        listed = isinstance(speakers, (list, tuple)) and all(isinstance(n, str) and n.strip() for n in speakers)
+        require(listed, f"speakers={speakers!r} was given; expected a list of names, or nothing for everyone")
+        names = ",".join(speakers)
     config = PrepareConfig.of(script=str(script), speakers=names, **settings)
     if out is None:
         made = read_and_split(config)

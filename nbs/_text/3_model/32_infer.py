@@ -33,12 +33,13 @@ dtype = "auto"  # bfloat16, float32; auto: as the device has it
 
 # %%
 #| export
+import difflib
 import statistics
 import sys
 import time
 import unicodedata
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 from simpsons_llm.data.formats import parse_lines
 from simpsons_llm.data.lines import Line, Scene
@@ -81,16 +82,35 @@ class Sampling:
     repetition_penalty: float = 1.05  # above 0; 1: none
 
     def __post_init__(self):
+        for name in ("max_new_tokens", "top_k", "num_beams"):
+            n = getattr(self, name)
+            require(isinstance(n, int) and not isinstance(n, bool), f"{name}={n!r} was given; expected a whole number")
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            x = getattr(self, name)
+            require(
+                isinstance(x, (int, float)) and not isinstance(x, bool), f"{name}={x!r} was given; expected a number"
+            )
         require(self.max_new_tokens >= 1, f"max_new_tokens={self.max_new_tokens} was given; expected 1 or more")
         require(
             self.temperature > 0,
-            f"temperature={self.temperature} was given; expected a number above 0, or use sampling=greedy",
+            f"temperature={self.temperature} was given; expected a number above 0, or do_sample=False (greedy)",
         )
         require(0 < self.top_p <= 1, f"top_p={self.top_p} was given; expected a number above 0, up to 1")
         require(
             self.top_k >= 0 and self.num_beams >= 1 and self.repetition_penalty > 0,
             f"expected top_k 0 or more, num_beams 1 or more and repetition_penalty above 0, given {self}",
         )
+
+    def changed(
+        self,
+        **given,  # single settings by name
+    ) -> "Sampling":  # ValueError if there is no such setting, or it cannot be
+        "The same with some settings changed."
+        known = [f.name for f in fields(self)]
+        for name in given:
+            near = difflib.get_close_matches(name, known, n=2) or known
+            require(name in known, f"{name}={given[name]!r} was given; did you mean {' or '.join(near)}?")
+        return replace(self, **given)
 
     def arguments(self) -> dict:
         "For `generate`: without the settings that mean nothing when the best token is always taken."

@@ -11,7 +11,6 @@
 # %%
 #| export
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from simpsons_llm.data.prepare import known_speaker
@@ -37,6 +36,19 @@ from simpsons_llm.model.adapter import add_adapter, save_adapter
 
 # %%
 #| export
+def learned_speaker(
+    name: str,  # as somebody wrote it
+    known: dict,  # name -> number of lines, of those that were learned; empty: not known
+) -> str:  # as it was learned; ValueError with those that were
+    "A character of a run."
+    require(isinstance(name, str), f"name={name!r} was given; expected a name, such as 'Homer Simpson'")
+    try:
+        return known_speaker(name, known)
+    except ValueError as e:
+        learned = ", ".join(list(known)[:5]) + (f" and {len(known) - 5} more" if len(known) > 5 else "")
+        raise ValueError(f"{name!r} was not learned by this run, which knows {learned}") from e
+
+
 class Character:
     "Somebody who answers."
 
@@ -48,7 +60,7 @@ class Character:
         sampling: Sampling = SAMPLING["book"],  # how words are drawn
         known: Iterable[str] = (),  # all characters of its training; empty: not known
     ):
-        require(name.strip(), 'no name was given; say who speaks, such as "Homer Simpson"')
+        require(isinstance(name, str) and name.strip(), 'no name was given; say who speaks, such as "Homer Simpson"')
         self.name, self.model, self.maker, self.sampling, self.known = name, model, maker, sampling, tuple(known)
 
     @classmethod
@@ -59,36 +71,55 @@ class Character:
         base_model: "str | None" = None,  # adapters: another name for the same base; None: as the run says
         device: str = "auto",  # "xpu", "cuda", "cpu"; auto: the best there is
         dtype: str = "auto",  # "bfloat16", "float32"; auto: as the device has it
-        sampling: str = "book",  # how words are drawn: "book", "seed" or "greedy"
+        sampling: "str | Sampling" = "book",  # how words are drawn: "book", "seed", "greedy", or settings of one's own
     ) -> "Character":  # FileNotFoundError or ValueError if there is no such model or name
         "A character, ready to answer."
-        require(sampling in SAMPLING, f"sampling={sampling!r} was given; expected {', '.join(SAMPLING)}")
+        if not isinstance(sampling, Sampling):
+            require(sampling in SAMPLING, f"sampling={sampling!r} was given; expected {', '.join(SAMPLING)}")
+            sampling = SAMPLING[sampling]
         place = find_device(device, dtype)
         if Path(source).is_dir() and any((Path(source) / f).exists() for f in MARKS):
             trained = find_trained(source)
             known = trained.notes.get("speakers") or {}
-            name = known_speaker(name, known) if name else next(iter(known), "")
+            name = learned_speaker(name, known) if name else next(iter(known), "")
             model, tokenizer, notes = load_tuned(source, place, base_model)
-            return cls(name, merge(model), TextMaker.of_notes(tokenizer, notes), SAMPLING[sampling], known)
+            return cls(name, merge(model), TextMaker.of_notes(tokenizer, notes), sampling, known)
         model, tokenizer = load_base(str(source), place)
-        return cls(name, model.eval(), TextMaker(tokenizer), SAMPLING[sampling])
+        return cls(name, model.eval(), TextMaker(tokenizer), sampling)
 
     def answers(
         self,
-        lines: str,  # what was said before: "Name: line" rows
+        lines: "str | list[str]",  # what was said before: "Name: line" rows
         n: int = 3,  # how many answers, 1 or more
         location: str = "",  # where the scene is; may be empty
         random_seed: int = 42,  # of the sampling, 0..2**64-1
         **sampling,  # single settings of `Sampling`: temperature, top_p, max_new_tokens ...
     ) -> list[str]:  # ValueError for a setting that cannot be
         "Several answers to the same words, all drawn at once."
-        require(n >= 1, f"n={n} was given; expected 1 or more")
-        asked = [(location, lines_of(lines), self.name)] * n
-        return finish_lines(self.model, self.maker, asked, replace(self.sampling, **sampling), random_seed)
+        require(isinstance(n, int) and n >= 1, f"n={n!r} was given; expected a whole number, 1 or more")
+        request = self.request(lines, location, random_seed)
+        return finish_lines(self.model, self.maker, [request] * n, self.sampling.changed(**sampling), random_seed)
+
+    def request(
+        self,
+        lines: "str | list[str]",  # what was said before: "Name: line" rows
+        location: str,  # where the scene is; may be empty
+        random_seed: int,  # of the sampling
+    ) -> tuple:  # (location, `Line`s, name), as `finish_lines` takes it; ValueError for what is neither
+        "What a caller gave, looked at."
+        rows = [lines] if isinstance(lines, str) else lines
+        if not isinstance(rows, (list, tuple)) or not all(isinstance(row, str) for row in rows):
+            raise ValueError(
+                f"lines={lines!r} was given; expected text such as 'Marge: Dinner!', or a list of such rows"
+            )
+        require(isinstance(location, str), f"location={location!r} was given; expected text, such as 'Home'")
+        good = isinstance(random_seed, int) and 0 <= random_seed < 2**64
+        require(good, f"random_seed={random_seed!r} was given; expected a whole number from 0 to 2**64 - 1")
+        return location, lines_of("\n".join(rows)), self.name
 
     def says(
         self,
-        lines: str,  # what was said before: "Name: line" rows
+        lines: "str | list[str]",  # what was said before: "Name: line" rows
         location: str = "",  # where the scene is; may be empty
         random_seed: int = 42,  # of the sampling, 0..2**64-1
         **sampling,  # single settings of `Sampling`
@@ -98,14 +129,15 @@ class Character:
 
     def stream(
         self,
-        lines: str,  # what was said before: "Name: line" rows
+        lines: "str | list[str]",  # what was said before: "Name: line" rows
         location: str = "",  # where the scene is; may be empty
         random_seed: int = 42,  # of the sampling, 0..2**64-1
         **sampling,  # single settings of `Sampling`; beams cannot be streamed
     ) -> Iterator[str]:  # pieces of text; together they are what `says` gives
         "The next line, piece by piece."
-        chosen = replace(self.sampling, **sampling)
-        return stream_line(self.model, self.maker, location, lines_of(lines), self.name, chosen, random_seed)
+        chosen = self.sampling.changed(**sampling)
+        where, rows, name = self.request(lines, location, random_seed)
+        return stream_line(self.model, self.maker, where, rows, name, chosen, random_seed)
 
     def __repr__(self):
         others = f", of {len(self.known)} characters" if len(self.known) > 1 else ""
@@ -139,6 +171,8 @@ with tempfile.TemporaryDirectory() as folder:
     notes = {"base_model": "tiny", "template": "script", "speakers": {"Marge Simpson": 9, "Homer Simpson": 5}}
     save_adapter(model, Path(folder) / "adapter", notes)
     homer = Character.load(folder, "homer simpson", device="cpu")
+    rows = ["Marge Simpson: Well?", "Bart Simpson: Ay!"]
+    assert homer.says(rows) == homer.says("\n".join(rows))
     assert homer.name == "Homer Simpson" and Character.load(folder, device="cpu").name == "Marge Simpson"
     assert homer.says(asked) != Character.load("tiny", "Homer Simpson", device="cpu").says(asked)
     for wrong, meant in (
@@ -146,6 +180,10 @@ with tempfile.TemporaryDirectory() as folder:
         (lambda: Character.load("tiny", device="cpu"), "who speaks"),
         (lambda: homer.says(asked, temperature=0), "temperature"),
         (lambda: homer.answers(asked, 0), "n=0"),
+        (lambda: homer.says(asked, temp=1), "temperature"),
+        (lambda: homer.says(asked, max_new_tokens=2.5), "whole number"),
+        (lambda: homer.says(asked, random_seed=-1), "random_seed"),
+        (lambda: homer.says(5), "expected text"),
     ):
         try:
             wrong()

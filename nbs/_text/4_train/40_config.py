@@ -87,6 +87,7 @@ RECIPES: dict[str, dict] = {
 # %%
 #| export
 PACKINGS = ("auto", "flat", "rows", "none")
+TRACKERS = ("none", "trackio", "wandb", "tensorboard")
 
 
 @dataclass
@@ -232,8 +233,8 @@ def check_settings(
     )
     require(s["context_lines"] >= 0, f"context_lines={s['context_lines']} was given; expected 0 or more")
     require(
-        config.trackers in ("none", "trackio", "wandb", "tensorboard"),
-        f"trackers={config.trackers!r} was given; expected none, trackio, wandb or tensorboard",
+        config.trackers in TRACKERS,
+        f"trackers={config.trackers!r} was given; expected {', '.join(TRACKERS)}",
     )
     require(
         config.trackers == "none" or find_spec(config.trackers),

@@ -99,6 +99,8 @@ assert text_samples(model, maker, moments) == before and model.training and torc
 # ## Trackers
 #
 # `metrics.jsonl` and `loss.png` need no service. Who keeps many runs beside each other may have them in [trackio](https://github.com/gradio-app/trackio) (local), [Weights & Biases](https://wandb.ai) or TensorBoard as well, through accelerate's trackers. Without a login, `wandb` writes into the run's folder and says how to send it later.
+#
+# A tracker of one's own: its name in `TRACKERS` of [the settings](40_config.ipynb), a branch below that gives an object with `log` and `finish`, and, if it writes a folder into the run, that folder's name in `RESULTS` of [the life of a run](44_lifecycle.ipynb), so that the next run sets it aside.
 
 # %%
 #| export

@@ -10,11 +10,12 @@
 
 # %%
 #| export
+from dataclasses import fields
 from html import escape
 from pathlib import Path
 
 from simpsons_llm.data.dataset import Data
-from simpsons_llm.data.prepare import Prepared
+from simpsons_llm.data.prepare import PrepareConfig, Prepared
 from simpsons_llm.data.prompt import TextMaker
 from simpsons_llm.machine.device import find_device
 from simpsons_llm.machine.job import Facts, read_json, read_jsonl, require, write_json
@@ -85,9 +86,18 @@ class Run:
         "What the run learned from."
         import yaml
 
-        given = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf8"))["data"]
-        inside = self.folder / "data"
-        return Data.load(inside if inside.is_dir() else given)
+        given = Path(yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf8"))["data"])
+        # a script, or data that was in memory, lies in the run
+        folder = given if (given / "report.json").is_file() and given.name != "data" else self.folder / "data"
+        folder = folder if (folder / "report.json").is_file() else given
+        if not (folder / "report.json").is_file():
+            raise FileNotFoundError(f"{self.folder} learned from {given}, which is not there (seen from this folder)")
+        data = Data.load(folder)
+        require(
+            data.report["data_sha256"] == self.summary["data_sha256"],
+            f"{folder} is not what {self.folder} learned from any more; prepare it again with the same settings",
+        )
+        return data
 
     def character(
         self,
@@ -105,6 +115,8 @@ class Run:
         "What the models say in scenes that were never learned from, at moments chosen by rule; kept in the folder."
         import pandas as pd
 
+        good = isinstance(most_scenes, int) and most_scenes >= 1
+        require(good, f"most_scenes={most_scenes!r} was given; expected a whole number, 1 or more")
         model, tokenizer, notes = load_tuned(self.folder, find_device(device))
         moments = heldout_moments(self.data().parts["test"], list(notes["speakers"])[:3], most_scenes)
         rows = before_after(model, TextMaker.of_notes(tokenizer, notes), moments, notes=notes)
@@ -142,9 +154,12 @@ def train_config(
     kind: "type[FinetuneConfig] | type[LoopConfig]" = FinetuneConfig,  # whose settings
 ) -> "tuple[FinetuneConfig | LoopConfig, Prepared | None]":  # (the settings, data still to be written)
     "Settings for data in hand."
+    names = {f.name for f in fields(PrepareConfig)} - {f.name for f in fields(kind)}
+    for name in names & settings.keys():
+        raise ValueError(f"{name} was given, which is a setting of the data: prepare(script, {name}=...) takes it")
     require(
-        "data" not in settings and "run" not in settings,
-        "data and run were given twice; name them once, as data and run",
+        isinstance(data, (Data, str, Path)),
+        f"data of type {type(data).__name__} was given; expected what prepare gives, a folder or a script",
     )
     if not isinstance(data, Data):
         return kind.of(data=str(data), run=str(run), **settings), None
@@ -214,6 +229,11 @@ for wrong, meant in (
     (lambda: finetune("nowhere", place / "z"), "no data at nowhere"),
     (lambda: run.character("Moe Szyslak"), "Homer Simpson"),
     (lambda: Run(place), "no finished run"),
+    (lambda: finetune(data, place / "z", speakers=["Homer Simpson"]), "prepare(script, speakers=...)"),
+    (lambda: finetune(data.to_datasets(), place / "z"), "DatasetDict"),
+    (lambda: finetune(str(place / "x"), place / "z"), "is a run"),
+    (lambda: finetune(data, ""), "given as nothing"),
+    (lambda: run.before_after(0), "most_scenes=0"),
 ):
     try:
         wrong()

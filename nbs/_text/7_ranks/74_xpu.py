@@ -16,7 +16,11 @@
 # simpsons-llm doctor
 # ```
 #
-# The doctor should list `xpu:0` and its sisters, `bfloat16`, and `xccl` under `distributed`. The GPU driver and, in containers, `/dev/dri` must be there. `intel-extension-for-pytorch` and `oneccl-bind-pt` are not needed: both ended with version 2.8. Who must stay with torch 2.8 can have them (`pip install -e ".[ipex]"`, on an XPU from [Intel's index](https://pytorch-extension.intel.com/release-whl/stable/xpu/us/)) and ask for them with `use_ipex=true` and `backend=ccl`.
+# The doctor should list `xpu:0` and its sisters, `bfloat16`, and `xccl` under `distributed`. The GPU driver and, in containers, `/dev/dri` must be there. `intel-extension-for-pytorch` and `oneccl-bind-pt` are not needed: both ended with version 2.8. Who must stay with torch 2.8 can have them from Intel's own index, and ask for them with `use_ipex=true` and `backend=ccl`:
+#
+# ```
+# pip install -e ".[ipex,ccl]" --extra-index-url https://pytorch-extension.intel.com/release-whl/stable/xpu/us/
+# ```
 
 # %% [markdown]
 # ## 2. Tiles or cards?
@@ -53,7 +57,7 @@ assert (chosen.type, chosen.index, chosen.dtype, chosen.memory_gib) == ("xpu", 5
 # %% [markdown]
 # ## 3. One tile first
 #
-# Before eight, one: prepare the data, ask what the run will cost, and let it make a few steps.
+# Before eight, one: prepare the data, ask what the run will cost, and let it make a few steps. The base model has 3.4 billion parameters and is fetched from the hub once, about 7 GB; where compute nodes have no network, fetch it on a login node (`hf download openlm-research/open_llama_3b`) and let all share `HF_HOME`.
 #
 # ```
 # simpsons-llm prepare --script springfield --out runs/data
@@ -67,10 +71,10 @@ assert (chosen.type, chosen.index, chosen.dtype, chosen.memory_gib) == ("xpu", 5
 # On one machine, by torchrun (which comes with PyTorch) or by an MPI:
 #
 # ```
-# simpsons-llm launch -n 8 finetune --out runs/x -p base_model openlm-research/open_llama_3b -p global_batch_size 64 -p micro_batch_size 8
-# simpsons-llm launch -n 8 finetune --out runs/x --launcher intelmpi -p global_batch_size 64 -p micro_batch_size 8
-# mpirun -n 8 simpsons-llm rank finetune runs/x/rank{rank}.ipynb -p global_batch_size 64 -p micro_batch_size 8
-# torchrun --nproc-per-node 8 --no-python simpsons-llm rank finetune runs/x/rank{rank}.ipynb -p global_batch_size 64 -p micro_batch_size 8
+# simpsons-llm launch -n 8 finetune --out runs/a -p data runs/data -p base_model openlm-research/open_llama_3b -p global_batch_size 64 -p micro_batch_size 8
+# simpsons-llm launch -n 8 finetune --out runs/b --launcher intelmpi -p data runs/data -p base_model openlm-research/open_llama_3b
+# mpirun -n 8 simpsons-llm rank finetune runs/c/rank{rank}.ipynb -p data runs/data -p base_model openlm-research/open_llama_3b
+# torchrun --nproc-per-node 8 --no-python simpsons-llm rank finetune runs/d/rank{rank}.ipynb -p data runs/data -p base_model openlm-research/open_llama_3b
 # ```
 #
 # `global_batch_size` is what a step learns from, whatever the number of ranks. What is left out is chosen so that the ranks can share it (the book's recipe has two scenes a step; eight ranks make it eight, and say so). `-p mode full` trains all weights, in parts on the cards. Before a long run: `simpsons-llm estimate` with the same settings, and `simpsons-llm bench collectives` to see what the connection gives.
@@ -81,8 +85,8 @@ assert (chosen.type, chosen.index, chosen.dtype, chosen.memory_gib) == ("xpu", 5
 # All must see the run's folder and have the same environment. With ssh between them, `--hosts node1,node2`; in an allocation of SLURM, `simpsons-llm launch` uses `srun`; with an mpirun of one's own, export `MASTER_ADDR` as the address of the first host on the fast network:
 #
 # ```
-# simpsons-llm launch -n 16 finetune --out runs/x --hosts node1,node2
-# sbatch --nodes 2 --ntasks-per-node 8 --wrap "simpsons-llm launch -n 16 finetune --out runs/x"
+# simpsons-llm launch -n 16 finetune --out runs/x --hosts node1,node2 -p data runs/data
+# sbatch --nodes 2 --ntasks-per-node 8 --wrap "simpsons-llm launch -n 16 finetune --out runs/x -p data runs/data"
 # ```
 #
 # The Argonne Leadership Computing Facility runs its Max 1550 machines with `CCL_PROCESS_LAUNCHER=pmix CCL_ATL_TRANSPORT=mpi CCL_KVS_MODE=mpi FI_MR_CACHE_MONITOR=userfaultfd`. That asks for MPI inside the training process, which a kernel started by papermill cannot reach; there, run `mpirun ... simpsons-llm finetune --run runs/x` instead of `rank`: the same training without notebooks.
@@ -90,7 +94,7 @@ assert (chosen.type, chosen.index, chosen.dtype, chosen.memory_gib) == ("xpu", 5
 # %% [markdown]
 # ## 6. What failures mean
 #
-# `--ccl-debug` sets `CCL_LOG_LEVEL=debug`. Cures as reported in the issues that are named:
+# `--ccl-debug`, an option of `launch` and `rank`, sets `CCL_LOG_LEVEL=debug`. Cures as reported in the issues that are named:
 #
 # | symptom | cure | reported in |
 # |---|---|---|
