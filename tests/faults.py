@@ -335,7 +335,7 @@ FAULTS = [Fault(*row) for row in (
      "chapter:1_data/18_dataset"),
     ("train.run", "data-of-a-folder-not-used", 'folder = data.folder or Path(run) / "data"',
      'folder = Path(run) / "data"', "library.py -k in_memory"),
-    ("model.character", "anybody-of-a-run", "known_speaker(name, known) if name else", "name if name else",
+    ("model.character", "anybody-of-a-run", "learned_speaker(name, known) if name else", "name if name else",
      "library.py -k another"),
     ("machine.job", "more-left-than-allowed", "if self.most_s is not None:", "if False:", "chapter:9_machine/91_job"),
 )]

@@ -22,7 +22,7 @@ from simpsons_llm.data.prepare import (
     write_prepared,
 )
 from .prompt import SILENCE, chat_system
-from ..machine.job import hold_folder, open_folder, require, write_text
+from ..machine.job import hold_folder, open_folder, require, text_frame, write_text
 
 # %% ../../nbs/1_data/18_dataset.ipynb #18-05
 def line_records(
@@ -127,6 +127,14 @@ class Data:
     def speakers(self) -> list[str]:
         "The characters that are learned."
         return list(self.report["speakers"] or self.report["all_speakers"])
+
+    def lines(
+        self,
+        split: str = "train",  # "train", "valid" or "test"
+    ):  # a pandas frame: episode, scene, location, number, speaker, text, learned; ValueError for another split
+        "The lines of a split, to look at."
+        require(split in self.parts, f"split={split!r} was given; expected {', '.join(self.parts)}")
+        return text_frame(line_records(self.parts[split], self.report["speakers"]))
 
     def to_datasets(
         self,

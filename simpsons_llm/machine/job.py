@@ -6,9 +6,9 @@
 __all__ = ['LINES', 'LOCK', 'HELD', 'BEAT_S', 'SILENT_S', 'whole', 'coerce', 'JobConfig', 'require', 'field_help', 'chapters_dir',
            'find_chapter', 'read_json', 'parameters_of', 'same_parameters', 'open_folder', 'cache_dir', 'write_text',
            'write_json', 'append_jsonl', 'read_jsonl', 'set_aside', 'format_seconds', 'watched_cell', 'tell',
-           'Progress', 'collector_off', 'Facts', 'own_place', 'user_name', 'own_process', 'is_alive', 'read_lock',
-           'lock_is_held', 'owner_text', 'make_lock', 'take_lock', 'join_lock', 'hold_folder', 'sha256', 'git_revision',
-           'provenance', 'in_process', 'answer_call']
+           'Progress', 'collector_off', 'Facts', 'text_frame', 'own_place', 'user_name', 'own_process', 'is_alive',
+           'read_lock', 'lock_is_held', 'owner_text', 'make_lock', 'take_lock', 'join_lock', 'hold_folder', 'sha256',
+           'git_revision', 'provenance', 'in_process', 'answer_call']
 
 # %% ../../nbs/9_machine/91_job.ipynb #91-02
 import ast
@@ -429,7 +429,31 @@ class Facts(dict):
         )
         return f"<table>{''.join(cells)}</table>"
 
-# %% ../../nbs/9_machine/91_job.ipynb #91-56
+# %% ../../nbs/9_machine/91_job.ipynb #91-54
+def text_frame(
+    rows,  # what a pandas frame is made of
+    **how,  # and its other arguments
+):  # a pandas frame
+    "A frame that shows its texts whole, and from the left."
+    import pandas as pd
+
+    class Whole(pd.DataFrame):
+        @property
+        def _constructor(self):
+            return Whole
+
+        def _repr_html_(self):
+            with pd.option_context("display.max_colwidth", None):
+                cells = pd.DataFrame(self).to_html(index=False, border=0, justify="left")
+            return cells.replace("<td>", '<td style="text-align:left">')
+
+        def __repr__(self):
+            with pd.option_context("display.max_colwidth", 48, "display.width", 200, "display.max_columns", None):
+                return pd.DataFrame(self).to_string(index=False)
+
+    return Whole(rows, **how)
+
+# %% ../../nbs/9_machine/91_job.ipynb #91-59
 # the file, and the variable that tells processes below which locks are held for them
 LOCK, HELD = ".lock", "SIMPSONS_LLM_HELD"
 # so often the owner touches its lock; so long a silent one from another machine is believed, in seconds
@@ -476,7 +500,7 @@ def is_alive(
     except psutil.Error:
         return False
 
-# %% ../../nbs/9_machine/91_job.ipynb #91-57
+# %% ../../nbs/9_machine/91_job.ipynb #91-60
 def read_lock(
     path: Path,  # a lock file
 ) -> tuple:  # (what its owner wrote, seconds since it was touched); ({}, age) if that cannot be read
@@ -513,7 +537,7 @@ def owner_text(
         f"since {format_seconds(max(0, time.time() - note['since']))}"
     )
 
-# %% ../../nbs/9_machine/91_job.ipynb #91-58
+# %% ../../nbs/9_machine/91_job.ipynb #91-61
 def make_lock(
     path: Path,  # the lock file
     note: dict,  # what to write into it
@@ -556,7 +580,7 @@ def take_lock(
         aside.unlink()
         print(f"{folder}: {owner_text(found)}, left a lock behind and is gone; the folder is taken over", flush=True)
 
-# %% ../../nbs/9_machine/91_job.ipynb #91-59
+# %% ../../nbs/9_machine/91_job.ipynb #91-62
 def join_lock(
     path: Path,  # a lock that a process above holds
 ):
@@ -617,7 +641,7 @@ def hold_folder(
             with suppress(OSError):
                 made.rmdir()  # only an empty one goes
 
-# %% ../../nbs/9_machine/91_job.ipynb #91-64
+# %% ../../nbs/9_machine/91_job.ipynb #91-67
 def sha256(
     path,  # a file
 ) -> str:  # 64 hexadecimal digits
@@ -628,7 +652,7 @@ def sha256(
             h.update(piece)
     return h.hexdigest()
 
-# %% ../../nbs/9_machine/91_job.ipynb #91-66
+# %% ../../nbs/9_machine/91_job.ipynb #91-69
 def git_revision() -> str | None:
     "The revision of the checkout this package runs from, with `+` if files differ from it; None outside a checkout."
     root = Path(simpsons_llm.__file__).resolve().parent.parent
@@ -661,7 +685,7 @@ def provenance() -> dict:
     names = ("simpsons_llm", "torch", "transformers", "peft", "accelerate", "datasets")
     return {"python": platform.python_version(), **{n: version(n) for n in names}, "revision": git_revision()}
 
-# %% ../../nbs/9_machine/91_job.ipynb #91-70
+# %% ../../nbs/9_machine/91_job.ipynb #91-73
 def in_process(
     function: str,  # "module:function" of this package
     **arguments,  # its arguments, plain data

@@ -14,7 +14,7 @@ from ..data.dataset import Data
 from ..data.prepare import PrepareConfig, Prepared
 from ..data.prompt import TextMaker
 from ..machine.device import find_device
-from ..machine.job import Facts, read_json, read_jsonl, require, write_json
+from ..machine.job import Facts, read_json, read_jsonl, require, text_frame, write_json
 from ..model.adapter import load_tuned
 from ..model.character import Character
 from ..model.infer import before_after, heldout_moments
@@ -59,7 +59,7 @@ class Run:
 
     def texts(self):  # a pandas frame
         "What the characters said on the way, beside the real lines."
-        return what_was_said(self.folder)
+        return text_frame(what_was_said(self.folder).reset_index())
 
     def plot(self):  # matplotlib axes
         "Training and held-out loss over the steps; the kept step is marked."
@@ -96,8 +96,6 @@ class Run:
         device: str = "auto",  # "xpu", "cuda", "cpu"; auto: the best there is
     ):  # a pandas frame: the line before, who was asked, the real line, the base model's, the fine-tuned one's
         "What the models say in scenes that were never learned from, at moments chosen by rule; kept in the folder."
-        import pandas as pd
-
         good = isinstance(most_scenes, int) and most_scenes >= 1
         require(good, f"most_scenes={most_scenes!r} was given; expected a whole number, 1 or more")
         model, tokenizer, notes = load_tuned(self.folder, find_device(device))
@@ -111,7 +109,7 @@ class Run:
             "base": "base model",
             "tuned": "fine-tuned",
         }
-        return pd.DataFrame(rows, columns=list(names)).rename(columns=names)
+        return text_frame(rows, columns=list(names)).rename(columns=names)
 
     def __fspath__(self) -> str:
         return str(self.folder)

@@ -20,8 +20,7 @@ from simpsons_llm import Character, finetune, prepare
 
 # %%
 data = prepare("springfield")
-lines = data.to_datasets("lines")["train"].to_pandas()
-lines[["location", "speaker", "text"]].head(3)
+data.lines("train")[["location", "speaker", "text"]].head(3)
 
 # %% [markdown]
 # ## Before

@@ -26,7 +26,7 @@ from simpsons_llm.data.prepare import (
     write_prepared,
 )
 from simpsons_llm.data.prompt import SILENCE, chat_system
-from simpsons_llm.machine.job import hold_folder, open_folder, require, write_text
+from simpsons_llm.machine.job import hold_folder, open_folder, require, text_frame, write_text
 
 # %%
 #| hide
@@ -191,6 +191,14 @@ class Data:
         "The characters that are learned."
         return list(self.report["speakers"] or self.report["all_speakers"])
 
+    def lines(
+        self,
+        split: str = "train",  # "train", "valid" or "test"
+    ):  # a pandas frame: episode, scene, location, number, speaker, text, learned; ValueError for another split
+        "The lines of a split, to look at."
+        require(split in self.parts, f"split={split!r} was given; expected {', '.join(self.parts)}")
+        return text_frame(line_records(self.parts[split], self.report["speakers"]))
+
     def to_datasets(
         self,
         form: str = "lines",  # "lines", "prompt_completion" or "messages"
@@ -261,6 +269,9 @@ def prepare(
 # %% tags=["example"]
 data = prepare("springfield", speakers=["Homer Simpson"])
 data
+
+# %% tags=["example"]
+data.lines("valid")[["location", "speaker", "text", "learned"]].head(4)
 
 # %% tags=["example"]
 sets = data.to_datasets("prompt_completion")

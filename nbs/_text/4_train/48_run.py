@@ -18,7 +18,7 @@ from simpsons_llm.data.dataset import Data
 from simpsons_llm.data.prepare import PrepareConfig, Prepared
 from simpsons_llm.data.prompt import TextMaker
 from simpsons_llm.machine.device import find_device
-from simpsons_llm.machine.job import Facts, read_json, read_jsonl, require, write_json
+from simpsons_llm.machine.job import Facts, read_json, read_jsonl, require, text_frame, write_json
 from simpsons_llm.model.adapter import load_tuned
 from simpsons_llm.model.character import Character
 from simpsons_llm.model.infer import before_after, heldout_moments
@@ -76,7 +76,7 @@ class Run:
 
     def texts(self):  # a pandas frame
         "What the characters said on the way, beside the real lines."
-        return what_was_said(self.folder)
+        return text_frame(what_was_said(self.folder).reset_index())
 
     def plot(self):  # matplotlib axes
         "Training and held-out loss over the steps; the kept step is marked."
@@ -113,8 +113,6 @@ class Run:
         device: str = "auto",  # "xpu", "cuda", "cpu"; auto: the best there is
     ):  # a pandas frame: the line before, who was asked, the real line, the base model's, the fine-tuned one's
         "What the models say in scenes that were never learned from, at moments chosen by rule; kept in the folder."
-        import pandas as pd
-
         good = isinstance(most_scenes, int) and most_scenes >= 1
         require(good, f"most_scenes={most_scenes!r} was given; expected a whole number, 1 or more")
         model, tokenizer, notes = load_tuned(self.folder, find_device(device))
@@ -128,7 +126,7 @@ class Run:
             "base": "base model",
             "tuned": "fine-tuned",
         }
-        return pd.DataFrame(rows, columns=list(names)).rename(columns=names)
+        return text_frame(rows, columns=list(names)).rename(columns=names)
 
     def __fspath__(self) -> str:
         return str(self.folder)

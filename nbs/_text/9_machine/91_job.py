@@ -674,6 +674,38 @@ class Facts(dict):
         return f"<table>{''.join(cells)}</table>"
 
 
+# %% [markdown]
+# Tables of dialogue are read, and pandas cuts the text in them short:
+
+# %%
+#| export
+def text_frame(
+    rows,  # what a pandas frame is made of
+    **how,  # and its other arguments
+):  # a pandas frame
+    "A frame that shows its texts whole, and from the left."
+    import pandas as pd
+
+    class Whole(pd.DataFrame):
+        @property
+        def _constructor(self):
+            return Whole
+
+        def _repr_html_(self):
+            with pd.option_context("display.max_colwidth", None):
+                cells = pd.DataFrame(self).to_html(index=False, border=0, justify="left")
+            return cells.replace("<td>", '<td style="text-align:left">')
+
+        def __repr__(self):
+            with pd.option_context("display.max_colwidth", 48, "display.width", 200, "display.max_columns", None):
+                return pd.DataFrame(self).to_string(index=False)
+
+    return Whole(rows, **how)
+
+
+# %% tags=["example"]
+text_frame([{"speaker": "Moe Szyslak", "text": "One thing after the other, and the last one was the door. " * 2}])
+
 # %% tags=["example"]
 facts = Facts(valid_loss_nats_base=3.8984, valid_loss_nats_best=3.6119, ranks=[{"rank": 0}])
 facts
