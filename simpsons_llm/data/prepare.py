@@ -114,7 +114,7 @@ def spelling_note(
         f"the script also has {' and '.join(others)}, which must be asked for as it is spelt"
     )
 
-# %% ../../nbs/1_data/12_prepare.ipynb #12-10
+# %% ../../nbs/1_data/12_prepare.ipynb #12-11
 def known_speaker(
     name: str,  # a name as somebody typed it
     known: dict,  # name -> number of lines, as a model's notes have them; empty: nobody knows
@@ -126,7 +126,7 @@ def known_speaker(
         print(note, flush=True)
     return find_speaker(name, known)
 
-# %% ../../nbs/1_data/12_prepare.ipynb #12-12
+# %% ../../nbs/1_data/12_prepare.ipynb #12-13
 def split_names(
     wanted: str,  # comma-separated names
     speakers: dict,  # name -> number of lines
@@ -147,7 +147,7 @@ def find_speakers(
     "Names of the characters to learn."
     return list(dict.fromkeys(find_speaker(n, speakers) for n in split_names(wanted, speakers)))
 
-# %% ../../nbs/1_data/12_prepare.ipynb #12-14
+# %% ../../nbs/1_data/12_prepare.ipynb #12-16
 def is_target(
     line: Line,  # a line
     targets: list | tuple,  # names to learn; empty: everyone
@@ -155,7 +155,7 @@ def is_target(
     "Whether a line is one to learn, or only context."
     return line.learn and (not targets or line.speaker in targets)
 
-# %% ../../nbs/1_data/12_prepare.ipynb #12-18
+# %% ../../nbs/1_data/12_prepare.ipynb #12-20
 SHUFFLES = 200  # for a script of up to 1,000 episodes; fewer, in proportion, for more
 
 
@@ -188,7 +188,7 @@ def split_scenes(
     best = dealt[best_deal(dealt, units, common)][1]
     return {name: [s for s in scenes if unit(s) in chosen] for name, chosen in zip(SPLITS, best)}
 
-# %% ../../nbs/1_data/12_prepare.ipynb #12-20
+# %% ../../nbs/1_data/12_prepare.ipynb #12-22
 def deal(
     units: list,  # what stays together
     size: dict,  # unit -> number of lines
@@ -208,7 +208,7 @@ def deal(
         off += abs(lines / total - share)
     return off, [set(order), *sets]
 
-# %% ../../nbs/1_data/12_prepare.ipynb #12-22
+# %% ../../nbs/1_data/12_prepare.ipynb #12-26
 def best_deal(
     dealt: list,  # what `deal` gave, several times
     units: list,  # what stays together
@@ -229,7 +229,7 @@ def best_deal(
         grades.append((int(sum(((have >> bit) & 1 == 0).sum() for bit in range(len(sets)))), off, i))
     return min(grades)[2]
 
-# %% ../../nbs/1_data/12_prepare.ipynb #12-26
+# %% ../../nbs/1_data/12_prepare.ipynb #12-30
 MIN_WORDS, NGRAM = 4, 8  # shorter lines, such as "Oh no.", repeat by chance; 8 words in a row hardly do
 
 
@@ -247,7 +247,7 @@ def ngrams(
     "All runs of `n` words."
     return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
 
-# %% ../../nbs/1_data/12_prepare.ipynb #12-27
+# %% ../../nbs/1_data/12_prepare.ipynb #12-32
 def leak_report(
     train: list,  # training `Scene`s
     heldout: list,  # held-out `Scene`s
@@ -275,7 +275,7 @@ def leak_report(
         "similar": similar,
     }
 
-# %% ../../nbs/1_data/12_prepare.ipynb #12-29
+# %% ../../nbs/1_data/12_prepare.ipynb #12-36
 def running_gags(
     scenes: list,  # all `Scene`s of a script
     min_words: int = MIN_WORDS,  # shorter lines are not looked at
@@ -293,7 +293,7 @@ def running_gags(
     ]
     return sorted((g for g in gags if g["episodes"] > 1), key=lambda g: (-g["episodes"], -g["times"], g["text"]))
 
-# %% ../../nbs/1_data/12_prepare.ipynb #12-31
+# %% ../../nbs/1_data/12_prepare.ipynb #12-40
 def random_rows_leak(
     scenes: list,  # all `Scene`s of a script
     share: float = 0.2,  # share of the rows that is held out
@@ -316,7 +316,7 @@ def random_rows_leak(
                 held.append(" ".join(words[i]))
     return sum(h in seen for h in held) / max(len(held), 1)
 
-# %% ../../nbs/1_data/12_prepare.ipynb #12-35
+# %% ../../nbs/1_data/12_prepare.ipynb #12-44
 def scene_to_dict(
     scene: Scene,  # a scene
 ) -> dict:  # plain data for JSON
@@ -344,7 +344,7 @@ def scene_from_dict(
     )
     return Scene(data["episode"], data["index"], data["location"], lines)
 
-# %% ../../nbs/1_data/12_prepare.ipynb #12-36
+# %% ../../nbs/1_data/12_prepare.ipynb #12-46
 def samples_of(
     scenes: list,  # `Scene`s
     targets: list | tuple = (),  # names to learn; empty: everyone
@@ -362,7 +362,7 @@ def samples_of(
         if is_target(line, targets)
     ]
 
-# %% ../../nbs/1_data/12_prepare.ipynb #12-40
+# %% ../../nbs/1_data/12_prepare.ipynb #12-50
 def plot_speakers(
     parts: dict,  # split name -> `Scene`s
     most: int = 15,  # how many characters to show
@@ -384,7 +384,7 @@ def plot_speakers(
     ax.figure.tight_layout()
     return ax
 
-# %% ../../nbs/1_data/12_prepare.ipynb #12-42
+# %% ../../nbs/1_data/12_prepare.ipynb #12-52
 def plot_lengths(
     parts: dict,  # split name -> `Scene`s
     axes=None,  # two matplotlib axes; None: make some
@@ -411,7 +411,7 @@ def plot_lengths(
     axes[0].figure.tight_layout()
     return axes
 
-# %% ../../nbs/1_data/12_prepare.ipynb #12-44
+# %% ../../nbs/1_data/12_prepare.ipynb #12-54
 def describe(
     parts: dict,  # split name -> `Scene`s
     targets: list,  # names to learn; empty: everyone
@@ -444,7 +444,7 @@ def describe(
         "lines_per_scene": spread([len(s.lines) for s in scenes]),
     }
 
-# %% ../../nbs/1_data/12_prepare.ipynb #12-46
+# %% ../../nbs/1_data/12_prepare.ipynb #12-57
 def refuse_leak(
     leak: dict,  # what `leak_report` gave
     max_leak: float,  # most, as a share 0..1
@@ -464,7 +464,7 @@ def refuse_leak(
         )
     )
 
-# %% ../../nbs/1_data/12_prepare.ipynb #12-47
+# %% ../../nbs/1_data/12_prepare.ipynb #12-60
 @dataclass(frozen=True)
 class Prepared:
     "A script, read and split, not written anywhere yet."
@@ -535,7 +535,7 @@ def read_and_split(
     }
     return Prepared(parts, report, script.rejected, config.context_lines)
 
-# %% ../../nbs/1_data/12_prepare.ipynb #12-48
+# %% ../../nbs/1_data/12_prepare.ipynb #12-61
 def write_prepared(
     made: Prepared,  # what `read_and_split` gave
     out,  # the folder
@@ -572,7 +572,7 @@ def save_plots(
         figure.savefig(out / f"{name}.png", dpi=110)
         plt.close(figure)
 
-# %% ../../nbs/1_data/12_prepare.ipynb #12-50
+# %% ../../nbs/1_data/12_prepare.ipynb #12-64
 KINDS = {
     "spoken": "spoken lines",
     "heading": "headings",
@@ -633,7 +633,7 @@ def report_text(
         )
     return "\n".join(rows)
 
-# %% ../../nbs/1_data/12_prepare.ipynb #12-52
+# %% ../../nbs/1_data/12_prepare.ipynb #12-66
 def load_data(
     folder,  # what `prepare` wrote
 ) -> tuple:  # (split name -> `Scene`s, report); FileNotFoundError or ValueError if it holds no prepared data

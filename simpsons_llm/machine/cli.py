@@ -67,7 +67,7 @@ def job_command(
     command.__doc__ = summary
     return command
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-07
+# %% ../../nbs/9_machine/93_cli.ipynb #93-09
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -153,7 +153,7 @@ def do_infer(
             f"{t['tokens_per_s']:.1f} tokens/s"
         )
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-09
+# %% ../../nbs/9_machine/93_cli.ipynb #93-13
 def show_before_after(
     rows: list,  # what `infer` found at held-out moments
 ):
@@ -177,7 +177,7 @@ def print_table(
 
     Console(width=None if sys.stdout.isatty() else 150).print(table)
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-11
+# %% ../../nbs/9_machine/93_cli.ipynb #93-16
 def add_jobs():
     "Register the jobs; their dataclasses are light to import."
     from simpsons_llm.data.prepare import PrepareConfig
@@ -268,7 +268,7 @@ def add_jobs():
 
 add_jobs()
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-13
+# %% ../../nbs/9_machine/93_cli.ipynb #93-20
 @app.command()
 def export(
     source: Annotated[str, typer.Argument(help="a run's folder, such as runs/x, or an adapter's")],
@@ -304,7 +304,7 @@ def export(
     if gguf and not record["gguf"]["file"]:
         raise ValueError(record["gguf"]["note"])
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-15
+# %% ../../nbs/9_machine/93_cli.ipynb #93-23
 CHAPTER = typer.Argument(help="a job (prepare, finetune, infer), a chapter (46_finetune) or the path of a notebook")
 PARAMETER = typer.Option("-p", "--parameter", metavar="NAME VALUE", help="set a parameter; may be given several times")
 PARAMETERS = typer.Option("-f", "--file", help="YAML file with parameters; -p overrules it")
@@ -341,7 +341,7 @@ def typed_parameters(
         [(p.partition("=")[0], p.partition("=")[2] if "=" in p else None) for p in pairs or []], file
     )
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-17
+# %% ../../nbs/9_machine/93_cli.ipynb #93-26
 @app.command()
 def launch(
     chapter: Annotated[str, CHAPTER],
@@ -402,7 +402,7 @@ def launch(
     )
     print(f"executed notebooks: {notebooks[0]}" + (f" to {notebooks[-1].name}" if len(notebooks) > 1 else ""))
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-18
+# %% ../../nbs/9_machine/93_cli.ipynb #93-29
 @app.command()
 def rank(
     chapter: Annotated[str, CHAPTER],
@@ -426,7 +426,7 @@ def rank(
     if find_ranks().is_main:
         print(f"executed notebook: {executed}")
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-19
+# %% ../../nbs/9_machine/93_cli.ipynb #93-30
 @app.command()
 def runs(
     root: Annotated[str, typer.Argument(help="folder with runs, at any depth")] = "runs",
@@ -483,7 +483,7 @@ def runs(
     print_table(table)
     write_rows(rows, file)
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-21
+# %% ../../nbs/9_machine/93_cli.ipynb #93-33
 @app.command()
 def doctor():
     """Show what this machine offers and what is missing: devices, memory, backends, versions.
@@ -507,7 +507,7 @@ def doctor():
     if any(r["ok"] is False for r in rows):
         raise typer.Exit(1)
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-23
+# %% ../../nbs/9_machine/93_cli.ipynb #93-35
 @app.command()
 def demo(
     out: Annotated[
@@ -540,7 +540,7 @@ def demo(
         '"Marge Simpson: Homer, the dog is wearing your tie again."'
     )
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-25
+# %% ../../nbs/9_machine/93_cli.ipynb #93-37
 bench = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -612,7 +612,7 @@ def bench_prepare(
         ) from None
     show_bench(measure(lines, base_model, more), file)
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-26
+# %% ../../nbs/9_machine/93_cli.ipynb #93-41
 @bench.command("costs")
 def bench_costs(
     device: Annotated[str, typer.Option(help="xpu, cuda or cpu; auto: the best there is")] = "auto",
@@ -629,7 +629,7 @@ def bench_costs(
 
     write_rows(measure(device, only), file)
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-27
+# %% ../../nbs/9_machine/93_cli.ipynb #93-42
 @bench.command("collectives")
 def bench_collectives(
     n: Annotated[
@@ -697,7 +697,7 @@ def bench_collectives(
         plot_bandwidth(rows, file=plot)
         print(f"picture: {plot}")
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-29
+# %% ../../nbs/9_machine/93_cli.ipynb #93-45
 def join_parameters(
     argv: list,  # words of the command line
 ) -> list:  # the same with `-p NAME VALUE` written as `-p NAME=VALUE`
@@ -714,7 +714,7 @@ def join_parameters(
             out.append(f"{words.pop(0)}={words.pop(0)}")
     return out
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-30
+# %% ../../nbs/9_machine/93_cli.ipynb #93-47
 def main(
     argv: list | None = None,  # words of the command line; None: those of this process
 ) -> int:  # exit code: 0 done, 2 wrong input, 1 a mistake in the program, 130 interrupted

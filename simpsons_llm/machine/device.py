@@ -33,7 +33,7 @@ class Ranks:
         "Is this the copy that prints and saves?"
         return self.rank == 0
 
-# %% ../../nbs/9_machine/90_device.ipynb #90-07
+# %% ../../nbs/9_machine/90_device.ipynb #90-08
 _FIELDS = "rank", "world_size", "local_rank", "local_world_size"
 _SAYS = {
     "env": (["RANK"], ["WORLD_SIZE"], ["LOCAL_RANK"], ["LOCAL_WORLD_SIZE"]),
@@ -57,7 +57,7 @@ _SAYS = {
     ),
 }
 
-# %% ../../nbs/9_machine/90_device.ipynb #90-09
+# %% ../../nbs/9_machine/90_device.ipynb #90-10
 def _tasks_on_node(
     text: str,  # SLURM's shorthand, e.g. "4(x2),3"
     node: int = 0,  # which machine of the job, from 0
@@ -69,7 +69,7 @@ def _tasks_on_node(
         counts += [int(tasks)] * int(times or 1)
     return counts[min(node, len(counts) - 1)]
 
-# %% ../../nbs/9_machine/90_device.ipynb #90-11
+# %% ../../nbs/9_machine/90_device.ipynb #90-13
 def _read(
     env,  # mapping of environment variables
     launcher: str,  # a key of `_SAYS`
@@ -98,7 +98,7 @@ def _read(
         raise ValueError(f"{have} is set but {lacks} is not; set both, or unset both and let the launcher set them")
     return said
 
-# %% ../../nbs/9_machine/90_device.ipynb #90-13
+# %% ../../nbs/9_machine/90_device.ipynb #90-17
 def _merge(
     sources: list,  # dicts of `_read`, the one to believe most first
 ) -> dict:  # field -> number
@@ -117,7 +117,7 @@ def _merge(
         found[field] = said[0][1]
     return found
 
-# %% ../../nbs/9_machine/90_device.ipynb #90-15
+# %% ../../nbs/9_machine/90_device.ipynb #90-20
 def _checked(
     found: dict,  # field -> number
     launcher: str,  # who said so
@@ -143,7 +143,7 @@ def _checked(
         )
     return ranks
 
-# %% ../../nbs/9_machine/90_device.ipynb #90-17
+# %% ../../nbs/9_machine/90_device.ipynb #90-23
 def find_ranks(
     env=None,  # mapping of environment variables; None: `os.environ`
 ) -> Ranks:  # one process alone where no launcher speaks; ValueError where the variables cannot be right
@@ -165,7 +165,7 @@ def find_ranks(
     )
     return _checked(_merge([*mpi, step, own]), launcher)
 
-# %% ../../nbs/9_machine/90_device.ipynb #90-25
+# %% ../../nbs/9_machine/90_device.ipynb #90-31
 def complete_env(
     ranks: Ranks,  # this copy, as `find_ranks` found it
     env=None,  # mapping to complete in place; None: `os.environ`
@@ -206,7 +206,7 @@ def complete_env(
     env.update(made)
     return made
 
-# %% ../../nbs/9_machine/90_device.ipynb #90-29
+# %% ../../nbs/9_machine/90_device.ipynb #90-35
 @dataclass(frozen=True)
 class Device:
     "What this rank computes on."
@@ -225,7 +225,7 @@ class Device:
 
         return torch.device(self.type) if self.type == "cpu" else torch.device(self.type, self.index)
 
-# %% ../../nbs/9_machine/90_device.ipynb #90-31
+# %% ../../nbs/9_machine/90_device.ipynb #90-37
 def _talks(backend: str) -> bool:
     "Does this PyTorch build have the backend?"
     from torch import distributed
@@ -261,7 +261,7 @@ def backend_for(
         )
     return name
 
-# %% ../../nbs/9_machine/90_device.ipynb #90-36
+# %% ../../nbs/9_machine/90_device.ipynb #90-42
 def _count(device_type: str) -> int:
     "How many devices of this type PyTorch can use; 1 for cpu."
     import torch
@@ -286,7 +286,7 @@ def _has_bf16(device_type: str) -> bool:
     except TypeError:
         return bool(ask())
 
-# %% ../../nbs/9_machine/90_device.ipynb #90-38
+# %% ../../nbs/9_machine/90_device.ipynb #90-44
 def _cgroup_limits(
     root: str = "/sys/fs/cgroup",  # where control groups are mounted
     proc: str = "/proc/self/cgroup",  # which groups this process is in
@@ -316,7 +316,7 @@ def _cgroup_limits(
                 limits.append(int(text))
     return limits
 
-# %% ../../nbs/9_machine/90_device.ipynb #90-39
+# %% ../../nbs/9_machine/90_device.ipynb #90-47
 def memory_gib(
     device_type: str,  # "xpu", "cuda" or "cpu"
     index: int = 0,  # which one of its type, from 0
@@ -332,7 +332,7 @@ def memory_gib(
         return float("nan")
     return min([machine, *_cgroup_limits()]) / 2**30
 
-# %% ../../nbs/9_machine/90_device.ipynb #90-42
+# %% ../../nbs/9_machine/90_device.ipynb #90-50
 def _name(device_type: str, index: int = 0) -> str:
     "What the maker calls it; for a cpu that does not say, its architecture."
     if device_type != "cpu":
@@ -358,7 +358,7 @@ def _seen() -> str:
         kinds.append(f"{current.type} (not used here)")
     return f"PyTorch {torch.__version__} sees {', '.join([*kinds, 'the cpu'])}"
 
-# %% ../../nbs/9_machine/90_device.ipynb #90-43
+# %% ../../nbs/9_machine/90_device.ipynb #90-51
 def find_device(
     want: str = "auto",  # "auto", "xpu", "cuda" or "cpu"
     dtype: str = "auto",  # "auto", "bfloat16" or "float32"
@@ -396,7 +396,7 @@ def find_device(
     index = 0 if kind == "cpu" else local_rank
     return Device(kind, index, _name(kind, index), memory_gib(kind, index), dtype, backend)
 
-# %% ../../nbs/9_machine/90_device.ipynb #90-49
+# %% ../../nbs/9_machine/90_device.ipynb #90-57
 def synchronize(
     device,  # a `Device` or a `torch.device`
 ) -> None:
@@ -406,7 +406,7 @@ def synchronize(
     if device.type != "cpu":
         getattr(torch, device.type).synchronize(device.index)
 
-# %% ../../nbs/9_machine/90_device.ipynb #90-52
+# %% ../../nbs/9_machine/90_device.ipynb #90-60
 def reset_peak_memory(
     device,  # a `Device` or a `torch.device`
 ) -> bool:  # False where the count cannot be started anew and older peaks stay in it
@@ -422,7 +422,7 @@ def reset_peak_memory(
         return False
     return "VmHWM" in Path("/proc/self/status").read_text()
 
-# %% ../../nbs/9_machine/90_device.ipynb #90-53
+# %% ../../nbs/9_machine/90_device.ipynb #90-61
 def _cpu_peak_bytes(status: str = "/proc/self/status") -> float:
     "The largest size this process had in memory, in bytes."
     try:
@@ -448,7 +448,7 @@ def peak_memory_gib(
 
     return getattr(torch, device.type).max_memory_allocated(device.index) / 2**30
 
-# %% ../../nbs/9_machine/90_device.ipynb #90-57
+# %% ../../nbs/9_machine/90_device.ipynb #90-65
 def _cores() -> int:
     "Cores this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -467,7 +467,7 @@ def set_threads(
         torch.set_num_threads(max(1, _cores() // ranks.local_world_size))
     return torch.get_num_threads()
 
-# %% ../../nbs/9_machine/90_device.ipynb #90-60
+# %% ../../nbs/9_machine/90_device.ipynb #90-68
 _DRAWING = threading.RLock()
 
 
@@ -511,7 +511,7 @@ class Draws:
         finally:
             _DRAWING.release()
 
-# %% ../../nbs/9_machine/90_device.ipynb #90-63
+# %% ../../nbs/9_machine/90_device.ipynb #90-71
 def _version(package: str) -> str | None:
     "Version of an installed package, or None. Imports nothing."
     try:
@@ -535,7 +535,7 @@ def find_ipex() -> tuple:  # (may it be imported, why or why not)
         "uninstall the extension, or install the torch it needs"
     )
 
-# %% ../../nbs/9_machine/90_device.ipynb #90-64
+# %% ../../nbs/9_machine/90_device.ipynb #90-72
 def require_ipex():
     "Raise ValueError where Intel's extension may not be imported. Imports nothing."
     ok, why = find_ipex()

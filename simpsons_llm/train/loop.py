@@ -77,7 +77,7 @@ def same_start(
     for p, d in zip(parameters, flat.split([p.numel() for p in parameters])):
         p.data.copy_(d.view_as(p.data))
 
-# %% ../../nbs/4_train/45_loop.ipynb #45-16
+# %% ../../nbs/4_train/45_loop.ipynb #45-18
 class TrainState:
     "All that changes while a model is trained, and the batches that change it."
 
@@ -130,7 +130,7 @@ class TrainState:
                 if self.step >= self.job.length.steps:
                     return
 
-# %% ../../nbs/4_train/45_loop.ipynb #45-18
+# %% ../../nbs/4_train/45_loop.ipynb #45-22
 class Loop(TrainState):
     "Training, written out."
 
@@ -190,7 +190,7 @@ class Loop(TrainState):
             self.train()
         load_weights(self.model, checkpoint_folder(self.job.run, self.best[0]))
 
-# %% ../../nbs/4_train/45_loop.ipynb #45-20
+# %% ../../nbs/4_train/45_loop.ipynb #45-24
 def random_state(
     device,  # a torch.device
 ) -> dict:  # of the CPU, and of the accelerator where there is one
@@ -263,7 +263,7 @@ def load_checkpoint(
     if "device" in mine and loop.device.type != "cpu":
         torch.get_device_module(loop.device).set_rng_state(mine["device"], loop.device)
 
-# %% ../../nbs/4_train/45_loop.ipynb #45-22
+# %% ../../nbs/4_train/45_loop.ipynb #45-28
 def loop(
     config: LoopConfig,  # the settings
     made: Prepared | None = None,  # the data itself, not written yet; None: what the settings name

@@ -113,6 +113,7 @@ for wrong in (dict(split="random"), dict(valid_share=0.9), dict(context_lines=-1
         raise AssertionError(wrong)
     except ValueError as e:
         assert next(iter(wrong)) in str(e)
+        print(e)
 
 
 # %% [markdown]
@@ -161,6 +162,15 @@ def spelling_note(
     )
 
 
+# %% tags=["example"]
+source = read_script("springfield")
+try:
+    find_speaker("Homer Simson", source.speakers)
+except ValueError as e:
+    print(e)
+print(spelling_note("homer", {"HOMER": 7, "Homer": 40}))
+
+
 # %%
 #| export
 def known_speaker(
@@ -201,6 +211,11 @@ def find_speakers(
     return list(dict.fromkeys(find_speaker(n, speakers) for n in split_names(wanted, speakers)))
 
 
+# %% tags=["example"]
+print(split_names("Sammy, Jr., Moe,Sammy", {"Sammy": 2, "Sammy, Jr.": 3, "Moe": 9}))
+find_speakers("homer simpson, Marge Simpson", source.speakers)
+
+
 # %% [markdown]
 # A line is a target if its speaker is to be learned, and if it is more than context:
 
@@ -215,13 +230,7 @@ def is_target(
 
 
 # %% tags=["example"]
-source = read_script("springfield")
-try:
-    find_speakers("Homer Simson", source.speakers)
-except ValueError as e:
-    print(e)
-print(spelling_note("homer", {"HOMER": 7, "Homer": 40}))
-find_speakers("homer simpson, Marge Simpson", source.speakers)
+{name: sum(is_target(line, [name]) for line in source.lines) for name in ("Homer Simpson", "Moe Szyslak")}
 
 # %% tags=["check"]
 assert find_speakers("", source.speakers) == []
@@ -301,6 +310,16 @@ def deal(
         sets.insert(0, set(taken))
         off += abs(lines / total - share)
     return off, [set(order), *sets]
+
+
+# %% [markdown]
+# Five episodes of ten to fifty lines, and a fifth of the lines wanted in each of the last two sets:
+
+# %% tags=["example"]
+size = {1: 50, 2: 30, 3: 40, 4: 20, 5: 10}
+for seed in range(2):
+    off, sets = deal(list(size), size, (0.2, 0.2), random.Random(seed))
+    print(f"{off:.2f} from the shares: {sets}")
 
 
 # %% [markdown]
@@ -386,6 +405,12 @@ def ngrams(
     return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
 
 
+# %% tags=["example"]
+words = plain_words("Mmm... Is there anything that they can't do? I ask you.")
+print(words)
+len(words), len(ngrams(words))
+
+
 # %%
 #| export
 def leak_report(
@@ -417,6 +442,17 @@ def leak_report(
 
 
 # %% [markdown]
+# A held-out line, of which a copy with one more word stands in train. The lines are not equal; the 8-grams see it:
+
+# %% tags=["check"]
+said = next(line for s in parts["valid"] for line in s.lines if len(line.text.split()) > 9)
+near = Scene(0, 0, "", (Line(0, 0, "Moe", said.text + " Pal.", ""),))
+copied = leak_report([near], [Scene(0, 0, "", (said,))])
+assert copied["line_share"] == 0 < copied["ngram_share"]
+{name: copied[name] for name in ("lines", "line_share", "ngrams", "ngram_share")}
+
+
+# %% [markdown]
 # A line that comes back in several episodes is a running gag. It is not hidden from the count, since a model may well know it by heart; but a person who sees the list can tell a gag from a mistake.
 
 # %%
@@ -437,6 +473,16 @@ def running_gags(
         if len(ls) > 1
     ]
     return sorted((g for g in gags if g["episodes"] > 1), key=lambda g: (-g["episodes"], -g["times"], g["text"]))
+
+
+# %% [markdown]
+# The book's script has none, so one is made:
+
+# %% tags=["check"]
+assert not running_gags(source.scenes)
+gag = [Scene(e, 0, "", (Line(e, 0, "Moe", "Get out of my bar!", ""),)) for e in (1, 2, 3)]
+assert running_gags(gag) == [{"text": "Get out of my bar!", "times": 3, "episodes": 3}]
+running_gags(gag)
 
 
 # %% [markdown]
@@ -482,18 +528,6 @@ assert (
 )
 whole = leak_report(parts["train"], parts["train"])
 assert whole["line_share"] == whole["ngram_share"] == 1
-# one word changed: the 8-grams see it
-said = next(line for s in parts["valid"] for line in s.lines if len(line.text.split()) > 9)
-near = Scene(0, 0, "", (Line(0, 0, "Moe", said.text + " Pal.", ""),))
-assert (
-    leak_report([near], [Scene(0, 0, "", (said,))])["line_share"]
-    == 0
-    < leak_report([near], [Scene(0, 0, "", (said,))])["ngram_share"]
-)
-# the book's script has none
-assert not running_gags(source.scenes)
-gag = [Scene(e, 0, "", (Line(e, 0, "Moe", "Get out of my bar!", ""),)) for e in (1, 2, 3)]
-assert running_gags(gag) == [{"text": "Get out of my bar!", "times": 3, "episodes": 3}]
 
 
 # %% [markdown]
@@ -529,6 +563,11 @@ def scene_from_dict(
         for line in data["lines"]
     )
     return Scene(data["episode"], data["index"], data["location"], lines)
+
+
+# %% tags=["example"]
+short = min(source.scenes, key=lambda s: len(s.lines))
+scene_to_dict(Scene(short.episode, short.index, short.location, short.lines[:2]))
 
 
 # %%
@@ -663,6 +702,12 @@ def describe(
     }
 
 
+# %% tags=["example"]
+found = describe(parts, ["Homer Simpson"])
+print(found["words_per_line"], found["lines_per_scene"])
+pd.DataFrame(found["sets"]).T
+
+
 # %% [markdown]
 # A split that leaks is refused before anything is written, with the lines that leak:
 
@@ -686,6 +731,16 @@ def refuse_leak(
             f"{max(leak['line_share'], leak['ngram_share']) + 0.0005:.3f} or more if these are running gags"
         )
     )
+
+
+# %% [markdown]
+# A scene of the training set, held out as well:
+
+# %% tags=["example"]
+try:
+    refuse_leak(leak_report(parts["train"], [short]), 0.01)
+except ValueError as e:
+    print(e)
 
 
 # %%
@@ -800,6 +855,14 @@ def save_plots(
         plt.close(figure)
 
 
+# %% tags=["example"]
+made = read_and_split(PrepareConfig(speakers="Homer Simpson"))
+with tempfile.TemporaryDirectory() as folder:
+    write_prepared(made, folder)
+    names = sorted(p.name for p in Path(folder).iterdir())
+print(", ".join(names))
+{name: made.report[name] for name in ("speakers", "leaked_share", "random_rows_leaked_share")}
+
 # %% [markdown]
 # Numbers in a JSON file are for programs. A person reads:
 
@@ -891,6 +954,27 @@ def load_data(
 
 
 # %% [markdown]
+# A folder whose files were changed afterwards is refused, since its report would no longer be true:
+
+# %% tags=["check"]
+with tempfile.TemporaryDirectory() as folder:
+    prepare(PrepareConfig(out=folder, speakers="Homer Simpson"))
+    with open(Path(folder) / "test.jsonl", "a") as f:
+        f.write("\n")
+    try:
+        load_data(folder)
+        raise AssertionError
+    except ValueError as e:
+        assert "test.jsonl" in str(e)
+        print(str(e).replace(folder, "FOLDER"))
+try:
+    load_data("nowhere")
+    raise AssertionError
+except FileNotFoundError as e:
+    assert "prepare" in str(e)
+    print(e)
+
+# %% [markdown]
 # From the parameters at the top:
 
 # %%
@@ -924,22 +1008,3 @@ print(
     f"95 of 100 have at most {report['words_per_line']['p95']}; half of the scenes have "
     f"{report['lines_per_scene']['median']:g} lines or fewer, the longest {report['lines_per_scene']['longest']}."
 )
-
-# %% [markdown]
-# A folder whose files were changed afterwards is refused, since its report would no longer be true:
-
-# %% tags=["check"]
-with tempfile.TemporaryDirectory() as folder:
-    prepare(PrepareConfig(out=folder, speakers="Homer Simpson"))
-    with open(Path(folder) / "test.jsonl", "a") as f:
-        f.write("\n")
-    try:
-        load_data(folder)
-        raise AssertionError
-    except ValueError as e:
-        assert "test.jsonl" in str(e)
-try:
-    load_data("nowhere")
-    raise AssertionError
-except FileNotFoundError as e:
-    assert "prepare" in str(e)

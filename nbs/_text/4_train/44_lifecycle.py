@@ -70,6 +70,10 @@ from simpsons_llm.train.sharding import gather_weights
 import tempfile
 from types import SimpleNamespace
 
+import pandas as pd
+
+from simpsons_llm.train.history import new_checkpoint
+
 
 # %% [markdown]
 # ## Data for the run
@@ -115,6 +119,13 @@ def holds_data(
         return False
 
 
+# %% tags=["example"]
+parts, report, made = run_data(TrainConfig())
+print({name: f"{len(scenes)} scenes" for name, scenes in parts.items()})
+where = data_folder(TrainConfig(run="runs/never"))
+str(where), holds_data(where, made)  # where it will be written, and whether it is there
+
+
 # %% [markdown]
 # Then scenes become samples, in the view that was asked for. Lines that are too long are told, not dropped in silence.
 
@@ -145,6 +156,20 @@ def make_samples(
         cache_key(maker, report["data_sha256"], targets=targets, **options), make, keep=keep
     )
     return samples, too_long
+
+
+# %% tags=["example"]
+maker = TextMaker(load_tokenizer("tiny"), "script")
+views = {
+    (view, most): make_samples(TrainConfig(view=view, max_seq_len=most), maker, parts, report, keep=False)
+    for view, most in (("scenes", 600), ("rows", 600), ("scenes", 100))
+}
+pd.DataFrame(
+    {
+        f"{view} of up to {most} tokens": {"samples": len(samples["train"]), "lines too long": too_long["train"]}
+        for (view, most), (samples, too_long) in views.items()
+    }
+).T
 
 
 # %% [markdown]
@@ -322,6 +347,12 @@ def lay_out(
     return rows, f"{len(rows)} rows of {config.row_len} tokens, {rows.filling:.1%} full", True
 
 
+# %% tags=["example"]
+samples, shape = views["scenes", 600][0]["train"], load_config("tiny")
+for packing in ("none", "flat", "rows"):
+    print(f"{packing}: {lay_out(TrainConfig(packing=packing), shape, samples, find_device('cpu'))[1]}")
+
+
 # %% [markdown]
 # With several ranks there is a second choice. Each may hold the whole model and exchange gradients (DDP), or each may hold a part of it and borrow the rest, layer by layer (FSDP). The first is faster and is taken for adapters; the second is for what does not fit on one device, and for full fine-tuning, where weights, gradients and two numbers of the optimizer for each come to 16 bytes a parameter.
 
@@ -343,6 +374,25 @@ def share_model(
             if want == "none":
                 raise
     return require_room(shape, recipe, device, world_size), True
+
+
+# %% [markdown]
+# [Fine-tuning](46_finetune.ipynb) lets it be chosen. Does each rank then hold a part only?
+
+# %% tags=["example"]
+class Choosing(TrainConfig):
+    sharding = "auto"
+
+
+configs = {"lora": Choosing(), "full": Choosing(mode="full")}
+pd.DataFrame(
+    {
+        ranks: {
+            m: share_model(c, shape, Recipe(c.lora, (64, 64)), find_device("cpu"), n)[1] for m, c in configs.items()
+        }
+        for n, ranks in ((1, "1 rank"), (2, "2 ranks"))
+    }
+)
 
 
 # %% [markdown]
@@ -386,6 +436,7 @@ try:
     raise AssertionError
 except ValueError as e:
     assert "4 ranks of a machine: 51.2 GiB, and this one has 48.0" in str(e)
+    print(e)
 
 
 # %% [markdown]
@@ -417,6 +468,13 @@ def step_recipe(
         config.gradient_checkpointing,
         config.quantization,
     )
+
+
+# %% [markdown]
+# The lengths of the two samples in the largest micro-batch, and in one of average size:
+
+# %% tags=["example"]
+[step_recipe(TrainConfig(), samples, isolated=True, largest=largest).seq_lens for largest in (True, False)]
 
 
 # %% [markdown]
@@ -522,6 +580,14 @@ def what_is_learned(
 
 
 # %% [markdown]
+# The two lines in the middle, which do not depend on the machine:
+
+# %% tags=["example"]
+model = add_adapter(load_base("tiny", job.device)[0], job.config.lora, job.config.seed)
+told = what_is_learned(replace(job, engine=SimpleNamespace(model=model)))
+print(*told.splitlines()[1:3], sep="\n")
+
+# %% [markdown]
 # ## The job
 #
 # A run under a name that was used before sets the earlier results aside first; `resume` goes on where the last checkpoint stands, but only with the same settings, since the steps still to come depend on all of them. How many ranks share the work, and how, may differ: it changes nothing but the time.
@@ -597,6 +663,21 @@ def open_run(
         write_prepared(made, run / "data")
     write_text(run / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
     return None
+
+
+# %% [markdown]
+# A run is opened, leaves a checkpoint, and is to be resumed with another learning rate:
+
+# %% tags=["example"]
+with tempfile.TemporaryDirectory() as folder:
+    run = Path(folder)
+    open_run(TrainConfig(run=folder), run, {})
+    with new_checkpoint(run, 3) as part:
+        (part / "trainer_state.json").write_text("{}")
+    try:
+        open_run(TrainConfig(run=folder, resume=True, learning_rate=1e-4, max_minutes=5), run, {})
+    except ValueError as e:
+        print(e)
 
 
 # %% [markdown]
@@ -696,6 +777,17 @@ def begin_run(
     finally:
         if job.recorder and job.recorder.tracker:
             job.recorder.tracker.finish()
+
+
+# %% [markdown]
+# What cannot be done is refused before there is a folder:
+
+# %% tags=["example"]
+try:
+    run_job(TrainConfig(run="runs/never", base_model="no-such-model"), None)
+except FileNotFoundError as e:
+    print(e)
+Path("runs/never").exists()
 
 
 # %% [markdown]

@@ -81,16 +81,20 @@ from simpsons_llm.train.sharding import load_weights
 
 # %%
 #| hide
+import tempfile
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pandas as pd
 import torch
 
-from simpsons_llm.machine.device import find_ranks
+from simpsons_llm.machine.device import Ranks, find_device, find_ranks
 from simpsons_llm.machine.job import chapters_dir, read_jsonl
-from simpsons_llm.model.base import tiny_model
+from simpsons_llm.model.adapter import add_adapter
+from simpsons_llm.model.base import load_base, tiny_model
 from simpsons_llm.train.history import perplexities, what_was_said
-from simpsons_llm.train.lifecycle import summary_text
+from simpsons_llm.train.lifecycle import plan, require_apart, summary_text
 
 pd.set_option("display.max_colwidth", 110)
 
@@ -114,6 +118,7 @@ class LoopConfig(TrainConfig):
 # %% tags=["check"]
 assert same_parameters(LoopConfig, "loop")
 assert LoopConfig(recipe="seed").resolved() == {**TrainConfig(recipe="seed").resolved(), "epochs": 0.1, "eval_steps": 3}
+{name: (getattr(TrainConfig(), name), getattr(LoopConfig(), name)) for name in ("run", "epochs", "eval_steps")}
 
 
 # %% [markdown]
@@ -145,6 +150,7 @@ parts = [
 whole = [token_losses(model, p) for p in parts]
 mean = sum((loss * w).sum() for loss, w in whole) / sum(w.sum() for _, w in whole)
 assert torch.allclose(sum(weighted_loss(model, p, 3.1) for p in parts), mean)
+[round(weighted_loss(model, p, 3.1).item(), 4) for p in parts], round(mean.item(), 4)
 
 
 # %% [markdown]
@@ -184,6 +190,18 @@ def same_start(
     torch.distributed.broadcast(flat, 0)
     for p, d in zip(parameters, flat.split([p.numel() for p in parameters])):
         p.data.copy_(d.view_as(p.data))
+
+
+# %% [markdown]
+# A rank with the gradients 1 and 2. The other one is played here, and has 10 and 20:
+
+# %% tags=["example"]
+p = torch.nn.Parameter(torch.zeros(2))
+p.grad = torch.tensor([1.0, 2.0])
+theirs = torch.tensor([10.0, 20.0])
+with patch(f"{__name__}.in_group", lambda: True), patch("torch.distributed.all_reduce", lambda flat: flat.add_(theirs)):
+    sum_gradients([p])
+p.grad
 
 
 # %% [markdown]
@@ -244,6 +262,18 @@ class TrainState:
                     yield parts
                 if self.step >= self.job.length.steps:
                     return
+
+
+# %% [markdown]
+# The first step of a run of the tiny model: one micro-batch, of two samples that lie end to end.
+
+# %% tags=["example"]
+job = plan(LoopConfig(run="runs/never", base_model="tiny", max_seq_len=600), Ranks(), find_device("cpu", "float32"))
+model, _ = load_base("tiny", job.device)
+require_apart(job, model)
+model = add_adapter(model, job.config.lora, job.config.seed)
+parts = next(TrainState(job, model).batches())
+len(parts), {name: tuple(value.shape) for name, value in parts[0].items() if hasattr(value, "shape")}
 
 
 # %% [markdown]
@@ -391,6 +421,20 @@ def load_checkpoint(
     torch.set_rng_state(mine["cpu"])
     if "device" in mine and loop.device.type != "cpu":
         torch.get_device_module(loop.device).set_rng_state(mine["device"], loop.device)
+
+
+# %% [markdown]
+# A loop that has come to step 7, and a fresh one that goes on from there:
+
+# %% tags=["example"]
+with tempfile.TemporaryDirectory() as folder:
+    job = replace(job, run=Path(folder))
+    killed, fresh = Loop(job, model), Loop(job, model)
+    killed.step, killed.best = 7, (6, 3.21)
+    save_checkpoint(killed)
+    load_checkpoint(fresh, 7)
+    print(*sorted(p.name for p in checkpoint_folder(folder, 7).iterdir()), sep=", ")
+fresh.step, fresh.best
 
 
 # %% [markdown]

@@ -39,6 +39,7 @@ import io
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
+from unittest.mock import patch
 
 import nbformat
 import pandas as pd
@@ -181,6 +182,12 @@ def job_name(
     return f"parent={platform.node()} {parent} {started}"
 
 
+# %% tags=["check"]
+firsts = {nodes: first_host(nodes) for nodes in ("node[01-04,07],login1", "a", "gpu-7,gpu-8", "r[3,5]n1")}
+assert list(firsts.values()) == ["node01", "a", "gpu-7", "r3n1"]
+firsts
+
+
 # %%
 #| export
 def meet(
@@ -221,12 +228,6 @@ def meet(
 
 
 # %% tags=["check"]
-assert [first_host(x) for x in ("node[01-04,07],login1", "a", "gpu-7,gpu-8", "r[3,5]n1")] == [
-    "node01",
-    "a",
-    "gpu-7",
-    "r3n1",
-]
 slurm = dict(SLURM_JOB_ID="123", SLURM_STEP_ID="0", SLURM_STEP_NODELIST="node[01-02]")
 assert meet(Ranks(3, 1, 4, 2, "slurm"), ".", env=slurm) == ("node01", 20861)
 with tempfile.TemporaryDirectory() as folder:
@@ -239,6 +240,7 @@ with tempfile.TemporaryDirectory() as folder:
         raise AssertionError
     except ConnectionError as e:
         assert "left no note" in str(e)
+        print(str(e).replace(folder, "FOLDER"))
 
 
 # %% [markdown]
@@ -288,6 +290,7 @@ assert places[0].result() == places[1].result() and places[0].result()[0] == "12
 assert [p.result() for p in plays] == ["done", "abort 3"]
 # another launcher's PMI_FD is left alone
 assert Hydra.find({}) is None and Hydra.find({"PMI_FD": "3"}) is None
+[p.result() for p in plays]
 
 
 # %% [markdown]
@@ -308,6 +311,14 @@ def say_failed(
         before = "running"
     if before == "running":
         write_json(path, {"status": status, "error": message})
+
+
+# %% tags=["example"]
+for before in ("running", "done"):
+    with tempfile.TemporaryDirectory() as folder:
+        write_json(Path(folder) / "summary.json", {"status": before})
+        say_failed(Path(folder), "rank 1: ValueError: the film is torn")
+        print(before, "->", read_json(Path(folder) / "summary.json"))
 
 
 # %%
@@ -391,6 +402,16 @@ def run_rank(
 
 
 # %% [markdown]
+# Two ranks cannot write into one notebook:
+
+# %% tags=["example"]
+with patch.dict(os.environ, {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}):
+    try:
+        run_rank("prepare", "runs/x/executed.ipynb")
+    except ValueError as e:
+        print(e)
+
+# %% [markdown]
 # ## All ranks at once
 #
 # `simpsons-llm launch` writes the launcher's command line, starts it, and stays until all is over. Four ways, one shape:
@@ -433,6 +454,20 @@ def mpi_kind(
         if "HYDRA" in said or "mpich" in said.lower()
         else ""
     )
+
+
+# %% [markdown]
+# Programs that say no more than the first line of each:
+
+# %% tags=["example"]
+kinds = {}
+for line in ("mpirun (Open MPI) 5.0.8", "HYDRA build details:", "Intel(R) MPI Library for Linux* OS", "something else"):
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "mpirun"
+        program.write_text(f"#!/bin/sh\necho '{line}'\n")
+        program.chmod(0o700)
+        kinds[line] = mpi_kind(str(program))
+kinds
 
 
 # %%
@@ -495,6 +530,31 @@ def read_hosts(
     return [(m[1], k) for m, k in zip(found, each)]
 
 
+# %% tags=["check"]
+assert (
+    read_hosts("a,b", 4) == [("a", 2), ("b", 2)] == read_hosts("a:2,b:2", 4)
+    and read_hosts("", 3) == []
+    and read_hosts("a,b", 3) == [("a", 2), ("b", 1)]
+)
+with tempfile.TemporaryDirectory() as folder:
+    file = Path(folder) / "hosts"
+    file.write_text("# two cards each\nnode1 slots=2\nnode2 slots=2  # the new one\n")
+    assert read_hosts(str(file), 4) == [("node1", 2), ("node2", 2)]
+for bad in (
+    lambda: read_hosts("a:2,b:2", 5),
+    lambda: read_hosts("a,b,c", 2),
+    lambda: read_hosts("a,-oProxyCommand=x", 2),
+    lambda: choose_launcher("mpi", False),
+    lambda: choose_launcher("slurm", False, {}),
+):
+    try:
+        bad()
+        raise AssertionError
+    except ValueError as e:
+        print(e)
+assert choose_launcher("auto", False, {}) == "torchrun"
+read_hosts("a,b", 3), read_hosts("a:1,b:3", 4)
+
 # %% [markdown]
 # An MPI and SLURM bring the environment to other hosts over connections of their own. (That was looked at with MPICH, Intel MPI and Open MPI: no value stood in a command line. Open MPI wants the names, after `-x`.) torchrun does not, so `launch` writes the variables that matter into the command for ssh. And a command line is public: `ps` shows it to everybody who is logged in, on both hosts. So what is secret never stands there: variables with a token, key, password or credential in their name, and addresses with a password in them. One printed line says which ones stay behind. Log in on each host instead, once; for a token of the hub, with `hf auth login`.
 #
@@ -548,6 +608,7 @@ assert not any(
 assert is_secret("HF_ENDPOINT", "https://me:pass@hub.example") and not is_secret(
     "HF_ENDPOINT", "https://hub.example:8080/a@b"
 )
+{name: is_secret(name) for name in ("HF_TOKEN", "HF_TOKEN_PATH", "HF_HOME", "WANDB_API_KEY")}
 
 # %%
 #| export
@@ -686,28 +747,6 @@ rows["mpich, two hosts"] = " ".join(
 pd.Series(rows, name="command").to_frame().style.set_properties(**{"text-align": "left"})
 
 # %% tags=["check"]
-assert (
-    read_hosts("a,b", 4) == [("a", 2), ("b", 2)] == read_hosts("a:2,b:2", 4)
-    and read_hosts("", 3) == []
-    and read_hosts("a,b", 3) == [("a", 2), ("b", 1)]
-)
-with tempfile.TemporaryDirectory() as folder:
-    file = Path(folder) / "hosts"
-    file.write_text("# two cards each\nnode1 slots=2\nnode2 slots=2  # the new one\n")
-    assert read_hosts(str(file), 4) == [("node1", 2), ("node2", 2)]
-for bad in (
-    lambda: read_hosts("a:2,b:2", 5),
-    lambda: read_hosts("a,b,c", 2),
-    lambda: read_hosts("a,-oProxyCommand=x", 2),
-    lambda: choose_launcher("mpi", False),
-    lambda: choose_launcher("slurm", False, {}),
-):
-    try:
-        bad()
-        raise AssertionError
-    except ValueError as e:
-        print(e)
-assert choose_launcher("auto", False, {}) == "torchrun"
 there = " ".join(
     launch_commands(
         "torchrun",
@@ -756,6 +795,15 @@ def end_processes(
         except ProcessLookupError:
             pass
     return len(left)
+
+
+# %% [markdown]
+# A process that would sleep for a minute, and is given a fifth of a second:
+
+# %% tags=["example"]
+sleeper = subprocess.Popen(["sleep", "60"], env={**os.environ, "SIMPSONS_LLM_JOB": "an-example"})
+found = processes_of("an-example") == [sleeper.pid]
+found, end_processes("an-example", 0.2), sleeper.wait()  # found, how many were killed, and by which signal
 
 
 # %%
@@ -865,6 +913,15 @@ def start_all(
     return notebooks
 
 
+# %% tags=["example"]
+with tempfile.TemporaryDirectory() as folder:
+    print(oct(write_private(Path(folder) / ".parameters.json", {"seed": 7}).stat().st_mode & 0o777))
+try:
+    launch("prepare", "runs/never", 0)
+except ValueError as e:
+    print(e)
+
+
 # %%
 #| export
 def show_lines(
@@ -905,6 +962,14 @@ def watch(
     )
 
 
+# %% [markdown]
+# One process fails, while the other would sleep for a minute:
+
+# %% tags=["example"]
+pair = [subprocess.Popen(["sh", "-c", "exit 3"]), subprocess.Popen(["sleep", "60"])]
+watch(pair), [p.returncode for p in pair]
+
+
 # %%
 #| export
 def job_error(
@@ -938,6 +1003,17 @@ def job_error(
         p.unlink(missing_ok=True)
     return JobError(f"{message}; all ranks were ended", reports[0]["code"] if reports else 1)
 
+
+# %% [markdown]
+# Two reports. Rank 0 was the first to write, but it only followed another:
+
+# %% tags=["example"]
+with tempfile.TemporaryDirectory() as folder:
+    for rank, error in enumerate(("RankFailed: rank 1 is gone", "ValueError: the film is torn")):
+        report = {"rank": rank, "time": rank, "status": "failed", "error": f"rank {rank}: {error}", "code": 2}
+        write_json(Path(folder) / f".failed-job-{rank}.json", {**report, "follows": rank == 0})
+    (Path(folder) / "launcher.log").write_text("")
+    print(job_error(Path(folder), 1, "torchrun", 2))
 
 # %% [markdown]
 # Two ranks of a small notebook of one's own, by torchrun. Each leaves its notebook; only rank 0's words are shown.
@@ -1086,7 +1162,6 @@ def list_runs(
 with tempfile.TemporaryDirectory() as folder:
     for i, text in enumerate(('{"status": "done", "valid_loss_nats_best": 3.5}', "half a fi")):
         (open_folder(Path(folder) / f"run{i}") / "summary.json").write_text(text)
-    assert {Path(r["run"]).name: r["status"] for r in list_runs(folder)} == {
-        "run0": "done",
-        "run1": "unreadable summary",
-    }
+    listed = pd.DataFrame(list_runs(folder)).set_index("run").rename(index=lambda run: Path(run).name).sort_index()
+    assert dict(listed["status"]) == {"run0": "done", "run1": "unreadable summary"}
+listed[["status", "valid_loss_nats_best"]]

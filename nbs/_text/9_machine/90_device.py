@@ -26,6 +26,7 @@ from pathlib import Path
 
 # %%
 #| hide
+import tempfile
 import time
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -66,6 +67,9 @@ class Ranks:
         "Is this the copy that prints and saves?"
         return self.rank == 0
 
+
+# %% tags=["example"]
+Ranks(), Ranks(rank=3, local_rank=1, world_size=4, local_world_size=2).is_main
 
 # %% [markdown]
 # Two machines with two processors each make four ranks. The second copy on the second machine is then
@@ -133,6 +137,12 @@ def _tasks_on_node(
     return counts[min(node, len(counts) - 1)]
 
 
+# %% tags=["check"]
+tasks = [_tasks_on_node("4(x2),3", node) for node in range(3)]
+assert tasks == [4, 4, 3]
+tasks
+
+
 # %% [markdown]
 # Reading one launcher's variables. The name of the variable stays beside its number, so that an error can point at
 # it. Half an answer is worse than none: a rank without a world size would have to be guessed.
@@ -166,6 +176,23 @@ def _read(
         )
         raise ValueError(f"{have} is set but {lacks} is not; set both, or unset both and let the launcher set them")
     return said
+
+
+# %% [markdown]
+# `refusal` keeps the error of a call that has to fail; all later sections use it.
+
+# %% tags=["check"]
+def refusal(f, *args, **kwargs):
+    "The sentence with which a call refuses its input."
+    try:
+        result = f(*args, **kwargs)
+    except ValueError as e:
+        return str(e)
+    raise AssertionError(f"accepted, with {result!r}")
+
+
+print(refusal(_read, {"RANK": "1"}, "env"))
+_read({"RANK": "1", "WORLD_SIZE": "2"}, "env")
 
 
 # %% [markdown]
@@ -206,6 +233,11 @@ def _merge(
     return found
 
 
+# %% tags=["example"]
+by_hand, by_mpi = {"world_size": ("WORLD_SIZE", 1)}, {"world_size": ("OMPI_COMM_WORLD_SIZE", 4)}
+refusal(_merge, [by_mpi, by_hand])
+
+
 # %% [markdown]
 # And then the numbers must fit each other.
 
@@ -235,6 +267,11 @@ def _checked(
             "expected local rank < local world size <= world size"
         )
     return ranks
+
+
+# %% tags=["example"]
+print(refusal(_checked, {"rank": 4, "world_size": 4, "local_rank": 0}, "env"))
+_checked({"rank": 3, "world_size": 4, "local_rank": 1, "local_world_size": 2}, "env")
 
 
 # %% [markdown]
@@ -301,26 +338,15 @@ pd.DataFrame({name: vars(find_ranks(env)) for name, env in ENVS.items()}).T
 # %% tags=["check"]
 assert all(find_ranks(ENVS[n]).world_size == 2 for n in ("torchrun", "by hand", "Open MPI", "MPICH", "Intel MPI"))
 assert find_ranks(ENVS["srun, 2 machines"]) == Ranks(5, 1, 8, 4, "slurm")
-assert [_tasks_on_node("4(x2),3", node) for node in range(3)] == [4, 4, 3]
 assert find_ranks(ENVS["sbatch shell"]) == find_ranks({}) == Ranks() and Ranks().is_main
 assert find_ranks({**ENVS["MPICH"], "I_MPI_ROOT": "/opt/intel"}).launcher == "mpich"
 one_torchrun_per_machine = {**ENVS["srun, 2 machines"], **ENVS["torchrun"]}
 assert find_ranks(one_torchrun_per_machine) == find_ranks(ENVS["torchrun"])
 
-
 # %% [markdown]
-# What must be refused is worth seeing too. `refusal` keeps the error of a call that has to fail; later sections use it again.
+# What must be refused is worth seeing too.
 
 # %% tags=["check"]
-def refusal(f, *args, **kwargs):
-    "The sentence with which a call refuses its input."
-    try:
-        result = f(*args, **kwargs)
-    except ValueError as e:
-        return str(e)
-    raise AssertionError(f"accepted, with {result!r}")
-
-
 wrong = {
     "half set": dict(RANK="1"),
     "no number": dict(RANK="one", WORLD_SIZE="2"),
@@ -608,6 +634,21 @@ def _cgroup_limits(
             if text.isdigit():
                 limits.append(int(text))
     return limits
+
+
+# %% [markdown]
+# A job with 8 GiB, in a group of 16 GiB, in one without a limit:
+
+# %% tags=["example"]
+with tempfile.TemporaryDirectory() as folder:
+    group = Path(folder) / "batch" / "job7"
+    group.mkdir(parents=True)
+    (Path(folder) / "memory.max").write_text("max\n")
+    (group.parent / "memory.max").write_text(f"{16 * 2**30}\n")
+    (group / "memory.max").write_text(f"{8 * 2**30}\n")
+    (Path(folder) / "groups").write_text("0::/batch/job7\n")
+    limits = _cgroup_limits(folder, f"{folder}/groups")
+[f"{n / 2**30:g} GiB" for n in limits]
 
 
 # %%

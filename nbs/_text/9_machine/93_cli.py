@@ -27,11 +27,13 @@ from simpsons_llm.ranks.execute import JobError, exit_code
 # %%
 #| hide
 import io
+import json
 import subprocess
 import tempfile
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 
-from simpsons_llm.machine.job import require
+from simpsons_llm.machine.job import JobConfig, open_folder, require, write_json
 from simpsons_llm.ranks.execute import on_purpose
 
 # %% [markdown]
@@ -84,6 +86,24 @@ def job_command(
     command.__doc__ = summary
     return command
 
+
+# %% [markdown]
+# A small job, its help, and what it is called with:
+
+# %% tags=["example"]
+@dataclass
+class Order(JobConfig):
+    donuts: int = 12  # how many, 1 or more
+    sprinkles: bool = True  # with sprinkles
+
+    def check(self):
+        require(self.donuts > 0, f"donuts={self.donuts} was given; expected 1 or more")
+
+
+small = typer.Typer(add_completion=False, rich_markup_mode=None)
+small.command()(job_command(Order, print, "Order donuts."))
+small(["--help"], prog_name="order", standalone_mode=False)
+small(["--donuts", "24", "--no-sprinkles"], standalone_mode=False)
 
 # %% [markdown]
 # ## What the commands do
@@ -179,6 +199,16 @@ def do_infer(
 
 
 # %% [markdown]
+# After training, the command to try next can be pasted into a shell as it is:
+
+# %% tags=["example"]
+with tempfile.TemporaryDirectory() as folder, chdir(folder):
+    moment = {"speaker": "Homer Simpson", "before": "Marge Simpson: Homer, the dog is wearing your tie again."}
+    (open_folder("runs/x") / "metrics.jsonl").write_text(json.dumps({"step": 0, "samples": [moment]}))
+    print(ask_command("runs/x"))
+
+
+# %% [markdown]
 # Answers are best seen side by side:
 
 # %%
@@ -205,6 +235,11 @@ def print_table(
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else 150).print(table)
+
+
+# %% tags=["example"]
+tie = {"before": "Marge Simpson: The dog is wearing your tie.", "speaker": "Homer Simpson"}
+show_before_after([{**tie, "real": "He has the interview.", "base": "I am a dog.", "tuned": "It looks good on him."}])
 
 
 # %% [markdown]
@@ -304,6 +339,22 @@ add_jobs()
 
 
 # %% [markdown]
+# The jobs are there, and each looks at its settings before it does anything:
+
+# %% tags=["example"]
+def refusal(*words):
+    "The sentence with which a command refuses what it was given."
+    try:
+        app(list(words), prog_name="simpsons-llm", standalone_mode=False)
+    except (ValueError, OSError) as e:
+        return str(e)
+
+
+print([c.name for c in app.registered_commands])
+refusal("prepare", "--split", "row")
+
+
+# %% [markdown]
 # `export` makes a run into a model for others. If a GGUF file was asked for and could not be made, that is an error, though the model itself is there.
 
 # %%
@@ -343,6 +394,9 @@ def export(
     if gguf and not record["gguf"]["file"]:
         raise ValueError(record["gguf"]["note"])
 
+
+# %% tags=["example"]
+refusal("export", "nowhere")
 
 # %% [markdown]
 # `run` starts a chapter under papermill. Its `-p NAME VALUE` is papermill's own way of writing parameters.
@@ -384,6 +438,10 @@ def typed_parameters(
     return read_parameters(
         [(p.partition("=")[0], p.partition("=")[2] if "=" in p else None) for p in pairs or []], file
     )
+
+
+# %% tags=["example"]
+typed_parameters(["seed=7", "script=my.csv", "score_test=true"], None)
 
 
 # %% [markdown]
@@ -450,6 +508,13 @@ def launch(
         ccl_debug,
     )
     print(f"executed notebooks: {notebooks[0]}" + (f" to {notebooks[-1].name}" if len(notebooks) > 1 else ""))
+
+
+# %% [markdown]
+# On this machine the accelerators can be counted. On others somebody has to say how many ranks there are:
+
+# %% tags=["example"]
+refusal("launch", "prepare", "--hosts", "node1,node2")
 
 
 # %%
@@ -535,6 +600,10 @@ def runs(
         table.add_row(*(cell(name, r[name]) for name in columns))
     print_table(table)
     write_rows(rows, file)
+
+
+# %% tags=["example"]
+refusal("runs", "nowhere")
 
 
 # %% [markdown]
@@ -681,6 +750,22 @@ def bench_prepare(
     show_bench(measure(lines, base_model, more), file)
 
 
+# %% tags=["example"]
+show_bench([{"name": "tokens of a made-up table", "ours": 12.5, "seed": 50.0, "ratio": 4.0, "unit": "s"}], None)
+refusal("bench", "prepare", "--sizes", "many")
+
+# %% [markdown]
+# Now that results can be written, `runs` has all that it needs. One run is done, another has just begun:
+
+# %% tags=["example"]
+with tempfile.TemporaryDirectory() as folder, chdir(folder):
+    losses = {"valid_loss_nats_base": 3.21, "valid_loss_nats_best": 2.98, "best_step": 60, "train_s": 372.0}
+    summary = {"status": "done", "base_model": "smollm2-135m", "mode": "lora", **losses}
+    write_json(open_folder("runs/x") / "summary.json", summary)
+    write_json(open_folder("runs/y") / "summary.json", {"status": "running"})
+    refusal("runs")
+
+
 # %%
 #| export
 @bench.command("costs")
@@ -770,6 +855,10 @@ def bench_collectives(
         print(f"picture: {plot}")
 
 
+# %% tags=["example"]
+refusal("bench", "collectives", "--repeats", "0")
+
+
 # %% [markdown]
 # ## One sentence for what was given wrongly
 #
@@ -792,6 +881,10 @@ def join_parameters(
         ):
             out.append(f"{words.pop(0)}={words.pop(0)}")
     return out
+
+
+# %% tags=["example"]
+join_parameters(["run", "finetune", "-p", "seed", "7", "-p", "r=8"])
 
 
 # %%
