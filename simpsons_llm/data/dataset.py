@@ -191,6 +191,7 @@ def prepare(
         require(listed, f"speakers={speakers!r} was given; expected a list of names, or nothing for everyone")
         names = ",".join(speakers)
     config = PrepareConfig.of(script=str(script), speakers=names, **settings)
+    require(out is None or str(out).strip(), "out was given as nothing; give a folder, or None to keep it in memory")
     if out is None:
         made = read_and_split(config)
         return Data(made.parts, made.report, None, made)

@@ -231,7 +231,6 @@ def open_folder(
     path,  # the folder; its parents are made too
 ) -> Path:  # the folder, proven to be writable; PermissionError with one sentence otherwise
     "Make a folder ready for results."
-    require(str(path).strip(), "a folder's name was given as nothing; write . for the current folder")
     path = Path(path)
     if path.is_file():
         raise FileExistsError(f"{path} is a file, and a folder is to be written there; choose another name")

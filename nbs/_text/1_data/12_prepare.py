@@ -91,6 +91,7 @@ class PrepareConfig(JobConfig):
     file_format: str = "auto"  # table, text, fountain or json; auto: find out
 
     def check(self):
+        require(self.out.strip(), "out was given as nothing; give a folder, such as runs/data")
         require(self.split in ("episode", "scene"), f"split={self.split!r} was given; expected episode or scene")
         for name in ("valid_share", "test_share"):
             require(

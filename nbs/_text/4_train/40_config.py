@@ -191,6 +191,7 @@ def check_settings(
     config: TrainConfig,  # the settings
 ):
     "ValueError for the first setting that cannot be: what was given, what was expected."
+    require(config.run.strip(), "run was given as nothing; give a folder for the run, such as runs/x")
     require(config.recipe in RECIPES, f"recipe={config.recipe!r} was given; expected {' or '.join(RECIPES)}")
     s = config.resolved()
     require(s["view"] in ("rows", "scenes"), f"view={s['view']!r} was given; expected rows or scenes")
