@@ -37,6 +37,11 @@ def test_every_name_is_there_and_says_what_it_is():
         _ = simpsons_llm.train_model
 
 
+def test_help_tells_the_settings():
+    for function, names in ((finetune, ("max_steps", "base_model")), (estimate, ("mode",)), (prepare, ("split_seed",))):
+        assert all(f"    {name} = " in (inspect.getdoc(function) or "") for name in names)
+
+
 def test_type_checkers_know_the_same_names():
     source = (ROOT / "simpsons_llm" / "__init__.py").read_text(encoding="utf8")
     told = re.findall(r"^    from \.([\w.]+) import (\w+) as \2$", source, re.M)

@@ -14,7 +14,7 @@ from ..data.dataset import Data
 from ..data.prepare import PrepareConfig, Prepared
 from ..data.prompt import TextMaker
 from ..machine.device import find_device
-from ..machine.job import Facts, read_json, read_jsonl, require, text_frame, write_json
+from ..machine.job import Facts, read_json, read_jsonl, require, settings_text, text_frame, write_json
 from ..model.adapter import load_tuned
 from ..model.character import Character
 from ..model.infer import before_after, heldout_moments
@@ -164,3 +164,8 @@ def estimate(
     found = costs(*train_config(data, "runs/estimate", settings))
     (about, _), *parts = found.items()
     return Facts(about=about, **{k: v for _, rows in parts for k, v in rows.items()})
+
+# %% ../../nbs/4_train/48_run.ipynb #48-09
+for function in (finetune, estimate):
+    told = settings_text(FinetuneConfig, ("data", "run"))
+    function.__doc__ = f"{function.__doc__}\n\nThe settings and their defaults (None: as the recipe has it):\n\n{told}"

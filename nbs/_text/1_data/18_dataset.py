@@ -26,7 +26,7 @@ from simpsons_llm.data.prepare import (
     write_prepared,
 )
 from simpsons_llm.data.prompt import SILENCE, chat_system
-from simpsons_llm.machine.job import hold_folder, open_folder, require, text_frame, write_text
+from simpsons_llm.machine.job import hold_folder, open_folder, require, settings_text, text_frame, write_text
 
 # %%
 #| hide
@@ -263,6 +263,11 @@ def prepare(
         write_prepared(made, out)
     return Data(made.parts, made.report, Path(out))
 
+
+# %%
+#| export
+told = settings_text(PrepareConfig, ("script", "speakers", "out"))
+prepare.__doc__ = f"{prepare.__doc__}\n\nThe other settings and their defaults:\n\n{told}"
 
 # %% [markdown]
 # One call, and something to look at:

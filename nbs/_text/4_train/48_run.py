@@ -18,7 +18,7 @@ from simpsons_llm.data.dataset import Data
 from simpsons_llm.data.prepare import PrepareConfig, Prepared
 from simpsons_llm.data.prompt import TextMaker
 from simpsons_llm.machine.device import find_device
-from simpsons_llm.machine.job import Facts, read_json, read_jsonl, require, text_frame, write_json
+from simpsons_llm.machine.job import Facts, read_json, read_jsonl, require, settings_text, text_frame, write_json
 from simpsons_llm.model.adapter import load_tuned
 from simpsons_llm.model.character import Character
 from simpsons_llm.model.infer import before_after, heldout_moments
@@ -189,6 +189,18 @@ def estimate(
     (about, _), *parts = found.items()
     return Facts(about=about, **{k: v for _, rows in parts for k, v in rows.items()})
 
+
+# %% [markdown]
+# What `help(finetune)` shows is the same list of settings that `simpsons-llm finetune --help` does:
+
+# %%
+#| export
+for function in (finetune, estimate):
+    told = settings_text(FinetuneConfig, ("data", "run"))
+    function.__doc__ = f"{function.__doc__}\n\nThe settings and their defaults (None: as the recipe has it):\n\n{told}"
+
+# %% tags=["example"]
+print(*finetune.__doc__.splitlines()[:8], sep="\n")
 
 # %% [markdown]
 # A run of two steps with the tiny model, to see what there is. It learns next to nothing, and says so:

@@ -240,8 +240,22 @@ def field_help(
     return {f.name: found[f.name].strip() for f in fields(cls) if f.name in found}
 
 
+def settings_text(
+    cls,  # a JobConfig subclass
+    leave_out: tuple = (),  # names that are not to be told
+) -> str:  # a row for each setting
+    "The settings in words, for the docstring of a function that takes them by name."
+    words = field_help(cls)
+    return "\n".join(
+        f"    {f.name} = {f.default!r}: {words.get(f.name, '')}" for f in fields(cls) if f.name not in leave_out
+    )
+
+
 # %% tags=["example"]
 field_help(DemoConfig)
+
+# %% tags=["example"]
+print(settings_text(DemoConfig))
 
 
 # %% [markdown]
