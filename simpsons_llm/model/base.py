@@ -26,7 +26,7 @@ from pathlib import Path
 
 from ..data.packing import leaks_between, reads_ahead
 from ..data.prompt import byte_tokenizer
-from ..machine.device import Device
+from ..machine.device import Device, Draws
 from ..machine.job import cache_dir, open_folder, require, sha256
 
 # %% ../../nbs/3_model/30_base.ipynb #30-05
@@ -383,8 +383,7 @@ def tiny_model():
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with Draws(torch.device("cpu"), 0):
         return LlamaForCausalLM(config), tokenizer
 
 # %% ../../nbs/3_model/30_base.ipynb #30-45
@@ -604,8 +603,7 @@ def sketch_of(
         small = narrow_config(config)
         one, two = (sum(p.numel() for p in shape_of(short_config(small, n)).parameters()) for n in (1, 2))
         layers = min(config.num_hidden_layers, max(2, 1 + (most - one) // max(two - one, 1)))
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)
+        with Draws(torch.device("cpu"), 0), torch.no_grad():
             model = AutoModelForCausalLM.from_config(
                 short_config(small, layers), dtype=torch.float32, attn_implementation="eager"
             )

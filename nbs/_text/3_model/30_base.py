@@ -26,7 +26,7 @@ from pathlib import Path
 
 from simpsons_llm.data.packing import leaks_between, reads_ahead
 from simpsons_llm.data.prompt import byte_tokenizer
-from simpsons_llm.machine.device import Device
+from simpsons_llm.machine.device import Device, Draws
 from simpsons_llm.machine.job import cache_dir, open_folder, require, sha256
 
 # %%
@@ -588,8 +588,7 @@ def tiny_model():
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with Draws(torch.device("cpu"), 0):
         return LlamaForCausalLM(config), tokenizer
 
 
@@ -914,8 +913,7 @@ def sketch_of(
         small = narrow_config(config)
         one, two = (sum(p.numel() for p in shape_of(short_config(small, n)).parameters()) for n in (1, 2))
         layers = min(config.num_hidden_layers, max(2, 1 + (most - one) // max(two - one, 1)))
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)
+        with Draws(torch.device("cpu"), 0), torch.no_grad():
             model = AutoModelForCausalLM.from_config(
                 short_config(small, layers), dtype=torch.float32, attn_implementation="eager"
             )
