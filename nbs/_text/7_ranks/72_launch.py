@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 import uuid
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from simpsons_llm.machine.device import Ranks, complete_env, find_ranks
@@ -225,6 +225,28 @@ def meet(
         there = read_json(note)
     address, _, port = there.rpartition(":")
     return address, int(port)
+
+
+# %% [markdown]
+# A command that an mpirun starts by itself, without `rank` and without a notebook, meets the others in the same way:
+
+# %%
+#| export
+@contextmanager
+def among_others(
+    folder,  # one that all ranks see; made if it is not there
+):
+    "A command as one of several ranks: an address is agreed on where the launcher gave none. Alone, nothing happens."
+    ranks = find_ranks()
+    if ranks.world_size < 2 or "MASTER_PORT" in os.environ:
+        yield
+        return
+    hydra = Hydra.find()
+    address, port = meet(ranks, open_folder(folder), hydra)
+    complete_env(ranks, master_addr=address, master_port=port)
+    yield
+    if hydra:
+        hydra.finish()
 
 
 # %% tags=["check"]

@@ -143,11 +143,13 @@ def do_train(
 ):
     "Train, and show what it brought."
     from simpsons_llm.machine.device import find_ranks
+    from simpsons_llm.ranks.launch import among_others
     from simpsons_llm.train.finetune import FinetuneConfig, finetune
     from simpsons_llm.train.lifecycle import KEPT, summary_text
     from simpsons_llm.train.loop import loop
 
-    summary = finetune(config) if isinstance(config, FinetuneConfig) else loop(config)
+    with among_others(config.run):
+        summary = finetune(config) if isinstance(config, FinetuneConfig) else loop(config)
     if not find_ranks().is_main:
         return
     print(summary_text(summary))
@@ -824,10 +826,13 @@ def bench_collectives(
 
     from simpsons_llm.machine.device import find_ranks
     from simpsons_llm.ranks.collectives import CollectivesConfig, in_bytes, measure, plot_bandwidth
+    from simpsons_llm.ranks.launch import among_others
 
-    rows = measure(
-        CollectivesConfig(sizes=sizes, dtypes=dtypes, warmup=warmup, repeats=repeats, device=device, backend=backend), n
+    config = CollectivesConfig(
+        sizes=sizes, dtypes=dtypes, warmup=warmup, repeats=repeats, device=device, backend=backend
     )
+    with among_others("."):
+        rows = measure(config, n)
     if not find_ranks().is_main:
         return
     table = Table(
