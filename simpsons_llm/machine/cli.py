@@ -749,6 +749,8 @@ def main(
                 file=sys.stderr,
             )
     if argv is None:
-        ended = sys.modules.get("simpsons_llm.machine.distributed", sys)
-        getattr(ended, "end_process", sys.exit)(code or 0)
+        groups = sys.modules.get("simpsons_llm.machine.distributed")
+        if groups:  # not imported: this process was in none
+            groups.end_process(code or 0)
+        sys.exit(code)
     return code or 0

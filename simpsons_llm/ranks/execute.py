@@ -107,7 +107,7 @@ def check_values(
     chapter: Path,  # path of the chapter
     n: int = 1,  # ranks
 ):
-    "ValueError or TypeError for what a job would refuse: told before a kernel is started, and before any rank is."
+    "ValueError or TypeError for what a job would refuse: told once, before any rank is started."
     if chapters_dir() not in chapter.parents:
         return
     module, _, name = JOBS.get(chapter.stem.partition("_")[2], "").partition(":")
@@ -120,15 +120,13 @@ def check_values(
 def check_parameters(
     given: dict,  # name -> value
     chapter,  # path of the chapter
-    n: int = 1,  # ranks
-) -> dict:  # the same; ValueError or TypeError for what the chapter does not know or take
-    "Refuse parameters that the chapter does not have, and values that its job would refuse."
+) -> dict:  # the same, or ValueError naming what the chapter does not know
+    "Refuse parameters that the chapter does not have."
     known = parameters_of(chapter)
     require(known or not given, f"{Path(chapter).name} has no cell tagged parameters, so it takes none")
     for name in given:
         near = difflib.get_close_matches(name, known, n=2) or list(known)
         require(name in known, f"{Path(chapter).stem} has no parameter {name!r}; did you mean {' or '.join(near)}?")
-    check_values(given, Path(chapter), n)
     return given
 
 # %% ../../nbs/7_ranks/71_execute.ipynb #71-14

@@ -30,7 +30,7 @@ from pathlib import Path
 from ..machine.device import Ranks, complete_env, find_ranks
 from ..machine.distributed import free_port, rank_env
 from ..machine.job import find_chapter, hold_folder, open_folder, read_json, require, set_aside, write_json
-from .execute import GRACE_S, JobError, check_parameters, exit_code, run_chapter
+from .execute import GRACE_S, JobError, check_parameters, check_values, exit_code, run_chapter
 
 # %% ../../nbs/7_ranks/72_launch.ipynb #72-05
 class Hydra:
@@ -573,7 +573,7 @@ def launch(
     "Run a chapter once per rank, and wait for the end."
     require(n >= 1, f"-n {n} was given; expected 1 or more ranks")
     chapter = find_chapter(name)
-    check_parameters(dict(parameters or {}), chapter, n)
+    check_values(check_parameters(dict(parameters or {}), chapter), chapter, n)
     where = read_hosts(hosts, n)
     launcher = choose_launcher(launcher, bool(where))
     out = open_folder(out)

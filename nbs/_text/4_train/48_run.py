@@ -87,10 +87,9 @@ class Run:
         import yaml
 
         given = Path(yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf8"))["data"])
-        # a script, or data that was in memory, lies in the run
-        folder = given if (given / "report.json").is_file() and given.name != "data" else self.folder / "data"
-        folder = folder if (folder / "report.json").is_file() else given
-        if not (folder / "report.json").is_file():
+        # a script, or data that was in memory, lies in the run itself
+        folder = next((f for f in (given, self.folder / "data") if (f / "report.json").is_file()), None)
+        if folder is None:
             raise FileNotFoundError(f"{self.folder} learned from {given}, which is not there (seen from this folder)")
         data = Data.load(folder)
         require(

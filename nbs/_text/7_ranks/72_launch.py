@@ -31,7 +31,7 @@ from pathlib import Path
 from simpsons_llm.machine.device import Ranks, complete_env, find_ranks
 from simpsons_llm.machine.distributed import free_port, rank_env
 from simpsons_llm.machine.job import find_chapter, hold_folder, open_folder, read_json, require, set_aside, write_json
-from simpsons_llm.ranks.execute import GRACE_S, JobError, check_parameters, exit_code, run_chapter
+from simpsons_llm.ranks.execute import GRACE_S, JobError, check_parameters, check_values, exit_code, run_chapter
 
 # %%
 #| hide
@@ -854,7 +854,7 @@ def launch(
     "Run a chapter once per rank, and wait for the end."
     require(n >= 1, f"-n {n} was given; expected 1 or more ranks")
     chapter = find_chapter(name)
-    check_parameters(dict(parameters or {}), chapter, n)
+    check_values(check_parameters(dict(parameters or {}), chapter), chapter, n)
     where = read_hosts(hosts, n)
     launcher = choose_launcher(launcher, bool(where))
     out = open_folder(out)
