@@ -2,7 +2,7 @@
 
 import pytest
 
-from simpsons_llm.data.cache import cache_key, kept_samples
+from simpsons_llm.data.dataset import cache_key, kept_samples
 from simpsons_llm.data.formats import read_script
 from simpsons_llm.data.lines import Line, Scene
 from simpsons_llm.data.prepare import PrepareConfig, load_data, prepare

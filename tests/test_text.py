@@ -14,7 +14,7 @@ from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simpsons_llm.data.cache import cache_key
+from simpsons_llm.data.dataset import cache_key
 from simpsons_llm.data.lines import Line, Scene
 from simpsons_llm.data.prepare import PrepareConfig, load_data, prepare
 from simpsons_llm.data.prompt import (

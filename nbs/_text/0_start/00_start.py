@@ -81,7 +81,7 @@ Lisa Simpson: Besides sleeping.""",
 # | you want | go to |
 # |---|---|
 # | to know what the words mean that the book uses | [words](01_words.ipynb) |
-# | your own script | [formats](../1_data/11_formats.ipynb), [preparing data](../1_data/12_prepare.ipynb) |
+# | your own script | [formats](../1_data/13_formats.ipynb), [preparing data](../1_data/14_prepare.ipynb) |
 # | to understand what an adapter is | [the LoRA layer](../2_lora/20_layer.ipynb) |
 # | to see every line of the training | [the loop](../4_train/45_loop.ipynb) |
 # | better results: more steps, a larger model, other settings | [settings](../4_train/40_config.ipynb), [fine-tuning](../4_train/46_finetune.ipynb) |

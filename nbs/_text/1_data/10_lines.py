@@ -2,23 +2,29 @@
 #| default_exp data.lines
 
 # %% [markdown]
-# # Lines, scenes and the public table
+# # Lines, scenes and names
 #
-# > A table of lines becomes scenes, damaged rows are recovered where they are certain, and every row is accounted for.
+# > Who says what, where, until the place changes; with an account of every row, and a look at whether it is dialogue at all.
 #
-# A script is text that people typed: episodes, locations, speakers, words, and now and then a broken row. A model that talks like Homer needs from it the *scenes*: who says what, in which order, until the place changes. This chapter has the records for that, and reads the public Kaggle table `simpsons_script_lines.csv` and any table with the same columns. Other formats are read in [reading a script](11_formats.ipynb).
+# A script is text that people typed: episodes, places, speakers, words, and now and then a broken row. A model that talks like Homer needs from it the *scenes*: who says what, in which order, until the place changes. This chapter has the records for that, the account of what became of each row, the names under which one person speaks, and the *gate*: a few shares that tell dialogue from nonsense that was read as dialogue. Reading files is left to the next three chapters: [tables](11_tables.ipynb), [typed scripts](12_text.ipynb) and [any script](13_formats.ipynb).
 
 # %%
 #| export
-import csv
 import re
+import statistics
+import unicodedata
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from operator import attrgetter
 from typing import NamedTuple
 
 from simpsons_llm.machine.job import require
+
+# %%
+#| hide
+import pandas as pd
 
 
 # %% [markdown]
@@ -123,7 +129,48 @@ assert [[line.number for line in s.lines] for s in scenes] == [[1, 2], [4], [5],
 # %% [markdown]
 # ## The script, with its account
 #
-# What a reader gets is a `Script`: scenes, and an account of all rows that always adds up. A row is *kept* as it stands, *recovered* although it was damaged, or *rejected*. What was kept or recovered is of some kind: spoken lines, headings, directions (what somebody does), rows without words, and, in text files, rows that go on with the line before.
+# What a reader gets is a `Script`: scenes, and an account of all rows that always adds up. A row is *kept* as it stands, *recovered* although it was damaged, or *rejected*. What was kept or recovered is of some kind: spoken lines, headings, directions (what somebody does), rows without words, notes that a writer hid, and, in text files, rows that go on with the line before. Of each kind the letters are counted, too: a hundred short names that were taken for speech weigh less than one page that was not.
+
+# %%
+#| export
+KINDS = ("spoken", "heading", "direction", "wordless", "continuation", "cue", "note")  # what a row can be, but rejected
+
+
+def size_of(
+    text: str,  # any text
+) -> int:  # its letters and marks
+    "How much stands in a text: everything but blanks."
+    return len(text) - text.count(" ")
+
+
+class Tally:
+    "Rows as a reader meets them, by kind."
+
+    def __init__(self):
+        self.counts: dict[str, int] = dict.fromkeys(KINDS, 0)  # rows of each kind
+        self.sizes: dict[str, int] = dict.fromkeys((*KINDS, "rejected"), 0)  # letters of each kind
+        self.rejected: list[Rejected] = []
+
+    def add(
+        self,
+        kind: str,  # one of `KINDS`
+        text: str = "",  # what stands there
+        rows: int = 1,  # rows of the file that it takes
+    ):
+        "Count a row that was understood."
+        self.counts[kind] += rows
+        self.sizes[kind] += size_of(text)
+
+    def reject(
+        self,
+        row: int,  # line of the file where it begins, counted from 1
+        reason: str,  # why it cannot be used, in a few words
+        text: str,  # what stands there
+    ):
+        "Count a row that was not."
+        self.sizes["rejected"] += size_of(text)
+        self.rejected.append(Rejected(row, reason, text[:120]))
+
 
 # %%
 #| export
@@ -138,7 +185,22 @@ class Script:
     rejected: list = field(default_factory=list)  # `Rejected` rows
     recovered: list = field(default_factory=list)  # lines of the file where recovered rows begin
     notes: list = field(default_factory=list)  # what a person should know, a sentence each
-    format: str = "table"  # table, text, fountain or json
+    format: str = "table"  # a key of `READERS`
+    sizes: dict = field(default_factory=dict)  # letters of each kind, and of rejected rows; empty: not counted
+    merged: dict = field(default_factory=dict)  # name -> {its other spellings: lines}
+
+    @classmethod
+    def of(
+        cls,
+        where: str,  # the file's name
+        scenes: list,  # `Scene`s in order
+        tally: Tally,  # what became of its rows
+        format: str,  # a key of `READERS`
+        notes: Iterable[str] = (),  # what a person should know, a sentence each
+        recovered: Iterable[int] = (),  # lines of the file where recovered rows begin
+    ) -> "Script":
+        "What a reader gives."
+        return cls(where, "", scenes, tally.counts, tally.rejected, [*recovered], [*notes], format, tally.sizes)
 
     @property
     def lines(self) -> list:
@@ -163,108 +225,31 @@ class Script:
 
 
 # %% [markdown]
-# ## From bytes to text
+# How a file is to be read, where a person knows better than the file:
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Reading:
+    "What a reader may be told."
+
+    keep_directions: bool = False  # keep (STAGE DIRECTIONS) inside lines
+    scene_break: str = "auto"  # auto; blank, blanks (two), heading; 20: every 20 lines; 30s, 5m, 2h: a pause
+    columns: dict = field(default_factory=dict)  # speaker, text, episode ... -> name of the table's column
+
+
+# %% [markdown]
+# ## Words and directions
 #
-# Files come with byte order marks, as UTF-8, UTF-16 or in the Latin-1 family of older Windows programs. UTF-8 is strict: text in another encoding fails to decode as UTF-8 almost surely, so trying it first is safe. Windows-1252 accepts nearly anything, so it comes last.
+# Text is brought onto one line. What somebody *does* stands in brackets of many kinds, between asterisks in chat and Markdown, in italics on saved pages: `(WIPING GLASS) Closed.`, `[burps]`, `{laughs}`, `*sighs*`, `（叹气）`. It is taken out of a line, since a character that answers in stage directions is no fun to talk to. But `I *really* mean it` is stress, not a direction: between asterisks or in italics only an aside goes, which begins the line or follows a full stop, and does not go on in small letters.
 
 # %%
 #| export
-def decode(
-    data: bytes,  # a file's bytes
-    name: str = "file",  # its name, for the error
-    encoding: str | None = None,  # a codec's name; None: find out
-) -> tuple:  # (text with \n line ends, name of the encoding)
-    "Text of a script file, whatever wrote it."
-    bom = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else None
-    for codec in [encoding] if encoding else [bom] if bom else ["utf-8-sig", "cp1252", "latin-1"]:
-        try:
-            text = data.decode(codec)
-            break
-        except UnicodeDecodeError:
-            continue
-        except LookupError:
-            raise ValueError(f"encoding {codec!r} is not known; use a name such as utf-8, cp1252 or utf-16") from None
-    else:
-        raise ValueError(f"{name} is not text in encoding {encoding or bom}; leave the encoding out or name another")
-    if codec == "utf-8-sig" and data[:3] != b"\xef\xbb\xbf":
-        codec = "utf-8"
-    require("\0" not in text, f"{name} holds binary data, not a script; expected a text file")
-    return text.replace("\r\n", "\n").replace("\r", "\n"), codec
+BRACKETS = ("()", "[]", "{}", "（）", "【】", "［］", "〔〕")  # which pairs enclose directions
+INSIDE = re.compile("|".join(rf"{re.escape(a)}[^{re.escape(a + b)}]*{re.escape(b)}" for a, b in BRACKETS))
+STARRED = re.compile(r"(?<![\w*])(\*{1,3})(?=[^\s*])([^*]*?[^\s*])\1(?![\w*])|<(i|em)>(.*?)</\3>", re.I | re.S)
 
 
-# %% tags=["example"]
-decode("Moe: Order a café, pal.".encode("utf-8-sig")), decode("Moe: Order a café, pal.".encode("cp1252"))
-
-# %% tags=["check"]
-for codec in ("utf-8", "utf-8-sig", "utf-16", "cp1252", "latin-1"):
-    assert decode("café\r\n".encode(codec))[0] == "café\n"
-for bad, encoding in ((b"PK\0\0", None), (b"caf\xe9", "utf-8"), (b"x", "klingon")):
-    try:
-        decode(bad, "x.csv", encoding)
-        raise AssertionError
-    except ValueError:
-        pass
-
-# %% [markdown]
-# ## The Kaggle table
-#
-# Seven of its thirteen columns matter here. `raw_text` holds the row as it was typed, such as `Moe Szyslak: (WIPING GLASS) Closed.`; `spoken_words` holds the same without speaker and stage directions. A row with `speaking_line` false is a heading, `(Moe's Tavern: int. moe's tavern - night)`, or a direction, `(Barney raises his hand.)`.
-
-# %%
-#| export
-COLUMNS = (
-    "id",
-    "episode_id",
-    "number",
-    "raw_text",
-    "timestamp_in_ms",
-    "speaking_line",
-    "character_id",
-    "location_id",
-    "raw_character_text",
-    "raw_location_text",
-    "spoken_words",
-    "normalized_text",
-    "word_count",
-)
-NEEDED = (
-    "episode_id",
-    "number",
-    "raw_text",
-    "speaking_line",
-    "raw_character_text",
-    "raw_location_text",
-    "spoken_words",
-)
-HINT = (
-    "expected a table with the columns of simpsons_script_lines.csv, "
-    "a text of 'Speaker: line' rows, a Fountain screenplay, or JSON samples"
-)
-
-
-# %% [markdown]
-# A table without these columns is another kind of file. The error names what is missing. Programs that think in other languages write tables with semicolons or tabs, so the separator is the one that finds the most columns.
-
-# %%
-#| export
-def read_header(
-    first: str,  # the first line of the file
-    where: str,  # the file's name, for the error
-) -> tuple:  # (column name -> position, separator)
-    "Positions of the columns; ValueError naming the ones that are missing."
-    names = {s: next(csv.reader([first], delimiter=s), []) for s in ",;\t"}
-    at = {s: {n.strip().lower(): i for i, n in enumerate(ns)} for s, ns in names.items()}
-    separator = max(at, key=lambda s: len(set(NEEDED) & at[s].keys()))
-    missing = [n for n in NEEDED if n not in at[separator]]
-    require(not missing, f"{where} lacks the column{'s'[: len(missing) > 1]} {', '.join(missing)}; {HINT}")
-    return at[separator], separator
-
-
-# %% [markdown]
-# Text is brought onto one line, and stage directions are taken out of it:
-
-# %%
-#| export
 def clean(
     text: str,  # a field's text
 ) -> str:  # on one line, single spaces; "" for NA
@@ -275,11 +260,29 @@ def clean(
 clean_name = lru_cache(10_000)(clean)  # the same few names and places, again and again
 
 
+def _aside(m: re.Match) -> str:
+    "What becomes of *this*: nothing if it is an aside, else its words."
+    said, before, after = m[2] or m[4] or "", m.string[: m.start()].rstrip(), m.string[m.end() :].lstrip()
+    begins = not before or before[-1] in ".!?…:。！？"
+    ends = not after or not (after[0].islower() or after[0] in ",;")
+    return " " if begins and ends and (before or after or said[:1].islower()) else said
+
+
+# %%
+#| export
 def without_directions(
     text: str,  # what somebody says
 ) -> str:  # the words alone
-    "Take (STAGE DIRECTIONS) out of a line."
-    return clean(re.sub(r"\([^()]*\)", " ", text)) if "(" in text else text
+    "Take (STAGE DIRECTIONS), [these], {these}, *these* and <i>these</i> out of a line."
+    if text.isalnum() or not re.search(r"[(\[{（【［〔*<]", text):
+        return text
+    for _ in range(8):  # brackets within brackets, from the inside
+        text, n = INSIDE.subn(" ", text)
+        if not n:
+            break
+    if "*" in text or "<" in text:
+        text = STARRED.sub(_aside, re.sub(r"<(i|em)>\s*</\1>", " ", text, flags=re.I))
+    return clean(text)
 
 
 def has_words(
@@ -289,300 +292,234 @@ def has_words(
     return text[:1].isalnum() or bool(re.search(r"\w", without_directions(text)))
 
 
+# %% tags=["example"]
+for said in ("(WIPING GLASS) Closed. [burps]", "*sighs* Fine.", "I *really* mean it.", "走吧。（叹气）", "A {nod (slow)} yes."):
+    print(f"{said:32} {without_directions(said)}")
+
 # %% tags=["check"]
 assert without_directions("(WIPING GLASS) Closed. (BEAT) Go home.") == "Closed. Go home." and clean("NA") == ""
-assert [has_words(t) for t in ("Pie.", "...pie", "(SIGHS)", "", "...!", "(SIGHS) Oh")] == [
-    True,
-    True,
-    False,
-    False,
-    False,
-    True,
-]
-
+assert without_directions("*laughs*") == "" and without_directions("*Never mind me!*") == "Never mind me!"
+assert without_directions("2 * 3 * 4 is x < y") == "2 * 3 * 4 is x < y" and without_directions("<i>(low)</i> No.") == "No."
+worded = ("Pie.", "...pie", "(SIGHS) Oh", "(SIGHS)", "", "...!", "[*]")
+assert [has_words(t) for t in worded] == [True] * 3 + [False] * 4
 
 # %% [markdown]
-# One row after another. A row must have as many fields as the header, whole numbers for episode and position, and, when it is spoken, a speaker. What fails is rejected with the reason. A spoken row without words, such as `(SIGHS)`, is counted as wordless: it is fine, there is just nothing to learn from it.
+# ## One person, several spellings
+#
+# `Marla`, `MARLA`, `Marla [to Otto]`, `MARLA (V.O.)`, `MARLA (CONT'D)`, `@Marla`: nobody would call these six people, yet a count of names does, and each would learn a sixth of her. So a name is compared by its *key*: letters and digits alone, without case, marks, brackets, and the words that screenplays hang on a name. Names with one key are one speaker. That is certain; what only looks alike, as `Marla` and `Marla Quill`, may be two people, and is shown instead.
 
 # %%
 #| export
-def read_row(
-    fields: list,  # one row's fields
-    at: dict,  # column name -> position
-    row: int,  # line of the file, for later messages
-    keep_directions: bool = False,  # keep (STAGE DIRECTIONS) inside lines
-) -> tuple:  # (kind, Line or heading's location or reason); kind: spoken, heading, direction, wordless, rejected
-    "What one row of the table is."
-    if len(fields) != len(at):
-        return "rejected", f"{len(fields)} fields, expected {len(at)}"
-    try:
-        episode, number = int(fields[at["episode_id"]]), int(fields[at["number"]])
-    except ValueError:
-        return "rejected", "episode_id and number must be whole numbers"
-    speaking, location, speaker = (
-        fields[at["speaking_line"]].strip().lower(),
-        clean_name(fields[at["raw_location_text"]]),
-        clean_name(fields[at["raw_character_text"]]),
-    )
-    if speaking == "false":
-        raw = clean(fields[at["raw_text"]])
-        heading = (
-            raw.lower().startswith(f"({location}:".lower())
-            if location
-            else ": int" in raw.lower() or ": ext" in raw.lower()
-        )
-        return ("heading" if heading else "direction"), Line(episode, number, "", raw, location, row)
-    if speaking != "true":
-        return "rejected", "speaking_line must be true or false"
-    text = (
-        clean(fields[at["raw_text"]]).removeprefix(f"{speaker}:").strip()
-        if keep_directions
-        else clean(fields[at["spoken_words"]])
-    )
-    if not has_words(text):
-        return "wordless", Line(episode, number, speaker, "", location, row)
-    if not speaker:
-        return "rejected", "spoken, but no speaker is named"
-    return "spoken", Line(episode, number, speaker, text, location, row)
+EXTENSION = re.compile(
+    r"[\s,–—-]+(?:V\.? ?O\.?|O\.? ?[SC]\.?|CONT(?:['’]|IN)?['’]?D\.?|CONTINUED|CONTINUING)$"
+)  # what screenplays hang on a name, in capitals
+
+
+@lru_cache(20_000)
+def shown_name(
+    name: str,  # a name as it stands in a file
+) -> str:  # without brackets, marks and extensions; as it was if nothing would be left
+    "A speaker's name as one would write it."
+    plain = clean(INSIDE.sub(" ", name)).strip("*_`\"“”:：@ ").replace("**", "")
+    while plain != (plain := EXTENSION.sub("", plain)):
+        pass
+    return plain or clean(name)
+
+
+@lru_cache(20_000)
+def name_key(
+    name: str,  # a name as it stands in a file, or as somebody typed it
+) -> str:  # the same for all its spellings
+    "Letters and digits of a name, without case; what is compared."
+    plain = unicodedata.normalize("NFKC", shown_name(name)).casefold()
+    marked = re.sub(r"['’.]", "", plain).replace("_", " ").replace("&", " and ")
+    return " ".join(re.findall(r"[\w+#]+", marked)) or plain
 
 
 # %% tags=["example"]
-at = {name: i for i, name in enumerate(COLUMNS)}
-spoken = [
-    "12",
-    "3",
-    "4",
-    "Moe Szyslak: (WIPING GLASS) Closed.",
-    "9000",
-    "true",
-    "1",
-    "15",
-    "Moe Szyslak",
-    "Moe's Tavern",
-    "Closed.",
-    "closed",
-    "1",
-]
-read_row(spoken, at, 14), read_row(spoken, at, 14, keep_directions=True)[1].text, read_row(spoken[:9], at, 14)
+for name in ("MARLA (V.O.)", "Marla [to Otto]", "MARLA CONT'D", "@McPike", "Otto Brandt, Jr.", "OTTO BRANDT JR", "Ada_Quill"):
+    print(f"{name:18} {shown_name(name):18} {name_key(name)}")
+
 
 # %% [markdown]
-# ## A damaged row that is still certain
-#
-# Some rows of the public table hold quotation marks and commas that nobody escaped; read as CSV they fall into up to 20 fields, or swallow the rows below them. Yet the table says most things twice. `raw_text` is speaker, colon and words; `spoken_words` is the words again. So a row can be cut by its fixed parts (three numbers at the start; time, true or false and two numbers in the middle; a number at the end), and the cut is *certain* if the speaker stands in `raw_text` and both texts have the same letters. Then the row is recovered. In doubt it is rejected: a wrong line does more harm than a missing one.
+# Of several spellings the one with the most lines gives the name, but capitals only if there is nothing else: they are how a screenplay prints a name, not how one writes it.
 
 # %%
 #| export
-DAMAGED = re.compile(r"(\d+),(\d+),(\d+),(.*),(\d+|NA|),(true|false),(\d*|NA),(\d*|NA),(.*)", re.I | re.S)
+def merge_spellings(
+    speakers: dict,  # name as it stands in the file -> number of lines
+) -> dict:  # name -> the spelling that all of its kind get
+    "One name for each person who certainly is one."
+    kinds: dict[str, list[str]] = {}
+    for name in speakers:
+        kinds.setdefault(name_key(name), []).append(name)
+    found = {}
+    for names in kinds.values():
+        shown: Counter[str] = Counter()
+        for name in names:
+            shown[shown_name(name)] += speakers[name]
+        best = max(shown, key=lambda n: (n != n.upper() or n == n.lower(), shown[n]))
+        found.update(dict.fromkeys(names, best))
+    return found
 
 
-def unquote(
-    piece: str,  # a field as it stands in the file
-) -> str:  # its text
-    "A field without its outer quotation marks and escapes."
-    piece = piece.strip()
-    if piece[:1] == '"':
-        piece = piece[1:].removesuffix('"') if piece[-1:] == '"' and len(piece) > 1 else piece[1:]
-    return re.sub(r'\\"|""', '"', piece)
-
-
-def letters(
-    text: str,  # any text
-) -> str:  # such as "dohmydonut"
-    "The letters and digits of a text, for comparing."
-    return re.sub(r"[\W_]+", "", text).lower()
-
-
-# %%
-#| export
-def recover_row(
-    text: str,  # a damaged row of a table with the thirteen columns, as it stands in the file
-) -> list | None:  # its fields; None unless they are certain
-    "Cut a damaged row by its fixed parts, and hold its two texts against each other."
-    m = DAMAGED.fullmatch(text.strip())
-    if not m:
-        return None
-    raw, rest = unquote(m[4]), m[9]
-    if m[6].lower() == "false":
-        m2 = re.fullmatch(r"(?:NA)?,(.*),(?:NA)?,(?:NA)?,(?:NA)?", rest, re.S)
-        location = unquote(m2[1]) if m2 else '"'
-        sure = '"' not in location and ("," not in location or raw.lower().startswith(f"({location}".lower()))
-        return [*m.groups()[:3], raw, *m.groups()[4:8], "", location, "", "", ""] if sure else None
-    m2 = re.fullmatch(r'(.*),([^,"]*),(\d*|NA)', rest, re.S)
-    if not m2:
-        return None
-
-    def commas(s):
-        return [i for i, c in enumerate(s) if c == ","]
-
-    for i in commas(m2[1]):
-        speaker = unquote(m2[1][:i])
-        if not speaker or not raw.startswith(f"{speaker}:"):
-            continue
-        said, rest = letters(without_directions(raw[len(speaker) + 1 :])), m2[1][i + 1 :]
-        cuts = [
-            j
-            for j in commas(rest)
-            if letters(without_directions(unquote(rest[j + 1 :]))) == said and '"' not in unquote(rest[:j])
-        ]
-        if len(cuts) == 1:
-            return [
-                *m.groups()[:3],
-                raw,
-                *m.groups()[4:8],
-                speaker,
-                unquote(rest[: cuts[0]]),
-                unquote(rest[cuts[0] + 1 :]),
-                m2[2],
-                m2[3],
-            ]
-    return None
+def rename(
+    script: Script,  # a script as a reader gave it
+    aliases: dict | None = None,  # other name's key -> name, from a person who knows
+) -> Script:  # the same with one name for each person; `merged` says which spellings were joined
+    "Join the spellings of each speaker."
+    speakers = script.speakers
+    told = {n: aliases[name_key(n)] for n in speakers if name_key(n) in aliases} if aliases else {}
+    new = merge_spellings({n: k for n, k in speakers.items() if n not in told}) | told
+    merged: dict[str, dict] = {}
+    for old, name in new.items():
+        if old != name:
+            merged.setdefault(name, {})[old] = speakers[old]
+    changed = {old for old, name in new.items() if old != name}
+    if not changed:
+        return script
+    scenes = [
+        replace(s, lines=tuple(x._replace(speaker=new.get(x.speaker, x.speaker)) for x in s.lines))
+        if any(x.speaker in changed for x in s.lines)
+        else s
+        for s in script.scenes
+    ]
+    return replace(script, scenes=scenes, merged=merged)
 
 
 # %% tags=["example"]
-for row in (
-    '7,1,3,"Homer Simpson: They call it "light", and it is, too.",9000,true,2,1,'
-    'Homer Simpson,Home,"They call it "light", and it is, too.",they call it light and it is too,8',
-    "8,1,4,Homer Simpson: Pie, cake, pie.,9000,true,2,1,Homer Simpson,Home,Pie, cake, pie.,pie cake pie,3",
-    "9,1,5,Homer Simpson: Pie, cake, pie.,9000,true,2,1,Homer Simpson,Home,Cake, pie.,cake pie,2",
-):
-    print(recover_row(row) and recover_row(row)[8:11])
+spelt = {"MARLA": 16, "Marla": 32, "Marla [to Otto]": 4, "OTTO BRANDT JR.": 3, "Juno": 9}
+merge_spellings(spelt)
 
 
 # %% [markdown]
-# The third is not certain: what was typed and what is said differ, so nobody knows where the location ends.
-#
-# ## Rows that swallow rows
-#
-# An unclosed quotation mark makes a CSV reader take the next lines for text of the same field, up to the next quotation mark, and that may be a thousand rows later. So the file is read through a feed that can go back: if a row cannot be right, it ends where the next line looks like a row, and reading goes on there. Rows are numbered as an editor numbers lines, so that a person finds them.
+# What is not certain is listed for a person to decide: a name that is the first or last words of another, and names that differ in one letter.
 
 # %%
 #| export
-class Feed:
-    "Lines of a text one after the other, with a way back."
-
-    def __init__(
-        self,
-        text: str,  # a whole file
-        most: int = 100,  # most lines of one row
-    ):
-        self.lines, self.at, self.most, self.begin = text.split("\n"), 0, most, 0
-
-    def __iter__(self):
-        lines = self.lines
-        while self.at < len(lines) and self.at - self.begin < self.most:
-            self.at += 1
-            yield lines[self.at - 1] + "\n"
-
-    def go_back(
-        self,
-        row_start,  # pattern of a row's beginning; None: any line may be one
-    ):
-        "End the row that began at `begin` before the next line that looks like a row."
-        self.at = next(
-            (k for k in range(self.begin + 1, self.at) if row_start is None or row_start.match(self.lines[k])), self.at
-        )
+TITLES = {"mr", "mrs", "ms", "miss", "dr", "prof", "professor", "captain", "capt", "chief", "officer", "sir", "lady"}
 
 
-# %% [markdown]
-# A row that repeats an episode's position would put two lines in one place; the second is rejected. An `id` that comes twice with another position is only noted: the position decides, and tables are often joined from parts that each count from 1.
+def alike_names(
+    speakers: dict,  # name -> number of lines
+    most: int = 5,  # how many pairs
+    among: int = 300,  # how many names are looked at, those with the most lines
+) -> list:  # (name with more lines, name with fewer) pairs, most lines first
+    "Pairs of names that may be one person."
+    names = list(speakers)[:among]
+    words = {n: tuple(w for w in name_key(n).split() if w not in TITLES) or (name_key(n),) for n in names}
 
-# %%
-#| export
-def read_table(
-    text: str,  # a whole CSV file
-    where: str,  # its name, for errors
-    keep_directions: bool = False,  # keep (STAGE DIRECTIONS) inside lines
-) -> Script:  # scenes and account; ValueError if columns are missing
-    "Read a table in the format of simpsons_script_lines.csv."
-    csv.field_size_limit(1 << 30)
-    feed = Feed(text.lstrip("\n"))
-    skipped, first = len(text) - len(text.lstrip("\n")), next(iter(feed), "")
-    at, separator = read_header(first, where)
-    standard = tuple(at) == COLUMNS and separator == ","
-    row_start = re.compile(r"\d+,\d+,\d+,") if standard else None
+    def one_letter_off(a: str, b: str) -> bool:
+        if min(len(a), len(b)) < 5 or abs(len(a) - len(b)) > 1 or a == b or re.search(r"\d", a + b):
+            return False
+        i = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+        return a[i + 1 :] == b[i + 1 :] or a[i:] == b[i + 1 :] or a[i + 1 :] == b[i:]
 
-    # from where the feed stands
-    def rows():
-        return csv.reader(iter(feed), delimiter=separator, strict=True)
+    found = []
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            x, y = sorted((words[a], words[b]), key=len)
+            part = len(x) < len(y) and x in (y[: len(x)], y[-len(x) :]) and "and" not in y
+            if part or words[a] == words[b] or one_letter_off(" ".join(words[a]), " ".join(words[b])):
+                found.append((a, b))
+    # a part of several names, such as a family's, names nobody
+    parts = Counter(min(p, key=lambda n: len(words[n])) for p in found)
+    return [p for p in found if parts[min(p, key=lambda n: len(words[n]))] == 1][:most]
 
-    found: dict[str, list] = {k: [] for k in ("spoken", "heading", "direction", "wordless")}
-    seen: dict[tuple, int] = {}  # (episode, number) -> its row
-    reader, rejected, recovered = rows(), [], []
-    ids, twice, id_at = set(), 0, at.get("id")
-    while feed.at < len(feed.lines):
-        feed.begin = feed.at
-        row = feed.begin + skipped + 1
-        try:
-            fields, broken = next(reader), None
-        except StopIteration:
-            break
-        except csv.Error:
-            fields, broken = None, "quotation marks that do not match"
-        if fields == []:
-            continue  # an empty line is no row
-        if (
-            fields
-            and feed.at > feed.begin + 1
-            and row_start
-            and any(map(row_start.match, feed.lines[feed.begin + 1 : feed.at]))
-        ):
-            broken = "quotation marks that do not match"
-        if broken:
-            spans, _ = feed.at, feed.go_back(row_start)
-            reader = rows()
-            if spans > feed.at:
-                broken += f" (read as CSV it spans lines {row} to {spans + skipped}: an unclosed quote?)"
-            if not any(c.strip() for c in feed.lines[feed.begin : feed.at]):
-                continue
-        kind, what = ("rejected", broken) if broken else read_row(fields, at, row, keep_directions)
-        mended = recover_row("\n".join(feed.lines[feed.begin : feed.at])) if kind == "rejected" and standard else None
-        if mended:
-            fields, (kind, what) = mended, read_row(mended, at, row, keep_directions)
-        if kind != "rejected" and (before := seen.setdefault((what.episode, what.number), row)) != row:
-            kind, what = "rejected", f"same episode_id and number as line {before}"
-        if kind == "rejected":
-            rejected.append(Rejected(row, what, " ".join(feed.lines[feed.begin : feed.at])[:120]))
-        else:
-            found[kind].append(what)
-            if mended:
-                recovered.append(row)
-            if id_at is not None and (name := fields[id_at]):
-                twice += name in ids
-                ids.add(name)
-    notes = [f"{twice} rows repeat the id of another row; they are kept, since their episode and number differ"] * bool(
-        twice
-    )
-    return Script(
-        where,
-        "",
-        scenes_of(found["spoken"], found["heading"]),
-        {k: len(v) for k, v in found.items()},
-        rejected,
-        recovered,
-        notes,
-        "table",
-    )
-
-
-# %% [markdown]
-# Four damaged rows among good ones. The first three are recovered, though the third never closes its quotation mark; the last is rejected:
-
-# %% tags=["example"]
-good = "{n},1,{n},Moe Szyslak: Row {n}.,0,true,1,1,Moe Szyslak,Moe's Tavern,Row {n}.,row {n},2".format
-damaged = [
-    good(n=1),
-    '2,1,2,"Moe Szyslak: I said "no", pal.",0,true,1,1,Moe Szyslak,Moe\'s Tavern,"I said "no", pal.",i said no pal,4',
-    "3,1,3,Moe Szyslak: No, no, no.,0,true,1,1,Moe Szyslak,Moe's Tavern,No, no, no.,no no no,3",
-    "4,1,4,Moe Szyslak: Out.,0,true,1,1,Moe Szyslak,Moe's Tavern,\"Out.,out,1",
-    good(n=5),
-    '6,1,6,"Moe Szyslak: Who "took,0,true,1,1',
-    good(n=7),
-]
-bar = read_table("\n".join([",".join(COLUMNS), *damaged]), "bar.csv")
-print(bar.account())
-print([line.text for line in bar.lines])
-[(r.row, r.reason) for r in bar.rejected]
 
 # %% tags=["check"]
-assert bar.recovered == [3, 4, 5] and [r.row for r in bar.rejected] == [7] and len(bar.lines) == 6
-assert bar.account()["rows"] == 7 == bar.account()["kept"] + bar.account()["recovered"] + bar.account()["rejected"]
+assert alike_names({"Marla": 9, "Otto": 8, "Marla Quill": 5, "Dr. Pike": 3, "Pike": 2, "Juno": 1}) == [
+    ("Marla", "Marla Quill"),
+    ("Dr. Pike", "Pike"),
+]
+assert alike_names({"Homer Simpson": 9, "Marge Simpson": 8, "Simpson": 3}) == [] and alike_names({"Smithers": 2, "Smthers": 1})
+assert set(merge_spellings(spelt).values()) == {"Marla", "OTTO BRANDT JR.", "Juno"}
+five = {"Al": 2, "AL (V.O.)": 1, "Bo": 2}
+lines = [Line(1, i, n, "Hi.", "") for i, n in enumerate(n for n, k in five.items() for _ in range(k))]
+joined = rename(Script("x", "", scenes_of(lines), {"spoken": 5}))
+assert joined.speakers == {"Al": 3, "Bo": 2} and joined.merged == {"Al": {"AL (V.O.)": 1}}
+assert rename(joined, {"bo": "Bo Quill", "al": "Al"}).speakers == {"Al": 3, "Bo Quill": 2}
+
+
+# %% [markdown]
+# ## Is it dialogue?
+#
+# A reader that expects `Name: line` finds it in the strangest files: in verse, in recipes, in a log. What it makes of them adds up, row by row, and is nonsense. But nonsense looks different from dialogue, whatever the format: most rows were not understood; most names speak once; names are as long as sentences; scenes have one line; hardly a letter of the file is speech. These shares are measured, and what is beyond all dialogue is refused.
+
+# %%
+#| export
+def measure(
+    script: Script,  # what a reader made of a file
+) -> dict:  # shares 0..1, but `lines`, `names`, `scenes` (counts) and `name_words` (median over lines)
+    "How much a reading looks like dialogue."
+    rows, speakers = script.account(), script.speakers
+    lines, scenes = sum(speakers.values()), [s for s in script.scenes if s.lines]
+    once = [n for n, k in speakers.items() if k == 1]
+    total = sum(script.sizes.values())
+    lengths = [len(n.split()) if " " in n else len(n) / 8 for n, k in speakers.items() for _ in range(min(k, 20))]
+    return {
+        "rejected": rows["rejected"] / max(rows["rows"], 1),
+        "speech": script.sizes.get("spoken", 0) / total if total else 1.0,
+        "lines": lines,
+        "names": len(speakers),
+        "names_once": len(once) / max(len(speakers), 1),
+        "lines_once": len(once) / max(lines, 1),
+        "name_words": statistics.median(lengths) if lengths else 0.0,
+        "scenes": len(scenes),
+        "scenes_one_line": sum(len(s.lines) == 1 for s in scenes) / max(len(scenes), 1),
+    }
+
+
+# %% [markdown]
+# Two limits for each share: from the first on a reading is *doubtful* and shown, from the second on it is *refused*. They were set between what true scripts of all formats give and what wrong readings of them give; [your own script](../0_start/02_your_script.ipynb) has the figures. A share of few things means nothing, so each has its least number.
+
+# %%
+#| export
+class Limit(NamedTuple):
+    "From where on a share is doubtful, and from where on it is refused."
+
+    doubtful: float  # from here on it is told
+    refused: float  # from here on nothing is written
+    least: tuple  # (which count of `measure`, its least number) for the share to mean anything
+    words: str  # what is wrong, with {} for the share
+
+
+LIMITS = {
+    "rejected": Limit(0.2, 0.5, ("rows", 4), "{:.0%} of the rows were not understood"),
+    "silent": Limit(0.75, 0.95, ("rows", 10), "{:.0%} of the letters in the file are not speech"),
+    "lines_once": Limit(0.25, 0.5, ("lines", 8), "{:.0%} of the lines are said by names that speak once"),
+    "scenes_one_line": Limit(0.4, 0.6, ("scenes", 5), "{:.0%} of the scenes have a single line"),
+    "name_words": Limit(4, 6, ("lines", 4), "the names of speakers have {:.0f} words (median)"),
+}
+
+
+def doubts(
+    script: Script,  # what a reader made of a file
+) -> tuple:  # (whether it is refused, what is wrong: a phrase each)
+    "What does not look like dialogue."
+    found = measure(script)
+    found |= {"silent": 1 - found["speech"], "rows": script.account()["rows"]}
+    wrong = {
+        name: x for name, x in LIMITS.items() if found[x.least[0]] >= x.least[1] and found[name] >= x.doubtful
+    }
+    refused = any(found[name] >= x.refused for name, x in wrong.items())
+    return refused, [x.words.format(found[name]) for name, x in wrong.items()]
+
+
+# %% tags=["example"]
+def read_as(*rows):  # (speaker, text) pairs in one scene
+    tally = Tally()
+    for _, text in rows:
+        tally.add("spoken", text)
+    return Script.of("x", scenes_of([Line(1, i, who, text, "") for i, (who, text) in enumerate(rows)]), tally, "text")
+
+
+talk = read_as(*[("Ada", "Is it on?"), ("Otto", "It was on.")] * 5)
+recipe = read_as(*[(f"Step {i}, stir", "until smooth.") for i in range(10)])
+pd.DataFrame({"talk": measure(talk), "recipe": measure(recipe)}).T.round(2)
+
+# %% tags=["example"]
+doubts(talk), doubts(recipe)
+
+# %% tags=["check"]
+assert doubts(talk) == (False, []) and doubts(recipe)[0]

@@ -6,7 +6,7 @@
 #
 # > Ask a character for its next line: one, many at once, as a stream; and measure how long it takes.
 #
-# A fine-tuned model is a character that can be asked. What it is asked with is made by [the chapter on prompts](../1_data/13_prompt.ipynb), token for token as in training; here the answer is drawn, cut at its end, and shown. The base model, which comes first in this book, can be asked in the same way: it is the "before" of every "before and after".
+# A fine-tuned model is a character that can be asked. What it is asked with is made by [the chapter on prompts](../1_data/15_prompt.ipynb), token for token as in training; here the answer is drawn, cut at its end, and shown. The base model, which comes first in this book, can be asked in the same way: it is the "before" of every "before and after".
 #
 # This chapter is a program: `simpsons-llm infer --adapter runs/x --speaker "Homer Simpson" "Marge Simpson: Homer, the dog is wearing your tie again."`
 

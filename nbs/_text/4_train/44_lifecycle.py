@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from simpsons_llm.data.batches import accumulation_steps
-from simpsons_llm.data.cache import cache_key, kept_samples
+from simpsons_llm.data.dataset import cache_key, kept_samples
 from simpsons_llm.data.packing import PackedRows, base_of, can_isolate, leaks_between, packs_well
 from simpsons_llm.data.prepare import PrepareConfig, Prepared, load_data, read_and_split, write_prepared
 from simpsons_llm.data.prompt import TextMaker
@@ -78,7 +78,7 @@ from simpsons_llm.train.history import new_checkpoint
 # %% [markdown]
 # ## Data for the run
 #
-# A folder of prepared data is read as it is. A script is read and split in memory; it is written into the run's folder when all checks have passed, and not before, so that a run that is refused leaves nothing behind and an estimate writes nowhere. The label audit of [the chapter on samples](../1_data/14_samples.ipynb) stands before every training.
+# A folder of prepared data is read as it is. A script is read and split in memory; it is written into the run's folder when all checks have passed, and not before, so that a run that is refused leaves nothing behind and an estimate writes nowhere. The label audit of [the chapter on samples](../1_data/16_samples.ipynb) stands before every training.
 
 # %%
 #| export

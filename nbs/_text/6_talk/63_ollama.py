@@ -8,7 +8,7 @@
 #
 # Many people run models with llama.cpp, or with Ollama, which is built on it. Neither needs Python. Both read one file in the format GGUF, and Ollama also reads a Modelfile, which says how the model is asked. This chapter makes the two from a whole model in a folder; [publishing](64_publish.ipynb) makes that folder from a base and an adapter.
 #
-# Two things can go wrong without a word: the file may not be the model, and the prompt may not be that of the training. So the file's embedding is compared with the folder's, and the prompt is compared token for token with the one of [the chapter on prompts](../1_data/13_prompt.ipynb). Quantising below 8 bits is left to llama.cpp's own tools.
+# Two things can go wrong without a word: the file may not be the model, and the prompt may not be that of the training. So the file's embedding is compared with the folder's, and the prompt is compared token for token with the one of [the chapter on prompts](../1_data/15_prompt.ipynb). Quantising below 8 bits is left to llama.cpp's own tools.
 
 # %%
 #| export
@@ -206,7 +206,7 @@ said
 # %% [markdown]
 # ## A template in another language
 #
-# Ollama does not read chat templates. Its Modelfile holds a template in the language Go: text, with actions in `{{ }}` that ask for the conversation's parts. The model must be asked with what it was trained on, so the template has to write the text of [the chapter on prompts](../1_data/13_prompt.ipynb), in Go.
+# Ollama does not read chat templates. Its Modelfile holds a template in the language Go: text, with actions in `{{ }}` that ask for the conversation's parts. The model must be asked with what it was trained on, so the template has to write the text of [the chapter on prompts](../1_data/15_prompt.ipynb), in Go.
 #
 # The conversation is divided up like this: what others say are the messages of the `user`, rows of `Name: line`; what the character says are those of the `assistant`; the place of the scene is the `system` message, if there is one. In a script:
 
@@ -353,7 +353,7 @@ def render_go(
 
 
 # %% [markdown]
-# Now the promise: for the same lines and speaker the Go template writes what [text for the model](../1_data/13_prompt.ipynb) does, token for token. First, a scene's lines as messages:
+# Now the promise: for the same lines and speaker the Go template writes what [text for the model](../1_data/15_prompt.ipynb) does, token for token. First, a scene's lines as messages:
 
 # %%
 #| export

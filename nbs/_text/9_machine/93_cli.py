@@ -422,7 +422,7 @@ def run(
 
     \b
     simpsons-llm run finetune --out runs/x -p max_steps 10
-    simpsons-llm run nbs/1_data/12_prepare.ipynb --out runs/data -p script my.csv
+    simpsons-llm run nbs/1_data/14_prepare.ipynb --out runs/data -p script my.csv
     simpsons-llm run finetune --out runs/x -f params.yaml -p seed 7"""
     from simpsons_llm.ranks.execute import run_chapter
 
@@ -487,7 +487,7 @@ def launch(
     simpsons-llm launch -n 4 finetune --out runs/x -p max_steps 100
     simpsons-llm launch -n 4 finetune --out runs/x --launcher intelmpi -p base_model openlm-research/open_llama_3b
     simpsons-llm launch -n 8 finetune --out runs/x --hosts node1,node2
-    simpsons-llm launch -n 2 nbs/1_data/12_prepare.ipynb --out runs/data"""
+    simpsons-llm launch -n 2 nbs/1_data/14_prepare.ipynb --out runs/data"""
     from simpsons_llm.machine.device import find_device
     from simpsons_llm.ranks.launch import launch as start
 

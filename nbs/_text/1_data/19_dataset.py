@@ -2,19 +2,24 @@
 #| default_exp data.dataset
 
 # %% [markdown]
-# # Data in hand, and for other tools
+# # Data in hand, for other tools, and kept
 #
-# > Prepared data as an object that shows itself, as a `DatasetDict`, and as the files that other trainers read.
+# > Prepared data as an object that shows itself, as a `DatasetDict`, as the files that other trainers read, and its tokens kept for the next run.
 #
-# [Preparing data](12_prepare.ipynb) is a job with a folder as its result. Whoever writes Python wants the same in one call, with something to look at; and whoever trains with other tools wants their forms of it. The library `datasets` is what most of them take, so prepared data becomes a `DatasetDict` in three forms: a row a line, a prompt with its completion, and conversations.
+# [Preparing data](14_prepare.ipynb) is a job with a folder as its result. Whoever writes Python wants the same in one call, with something to look at; and whoever trains with other tools wants their forms of it. The library `datasets` is what most of them take, so prepared data becomes a `DatasetDict` in three forms: a row a line, a prompt with its completion, and conversations.
 
 # %%
 #| export
+import hashlib
 import json
+import os
+import shutil
+import tempfile
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+import simpsons_llm
 from simpsons_llm.data.prepare import (
     PrepareConfig,
     Prepared,
@@ -25,17 +30,27 @@ from simpsons_llm.data.prepare import (
     report_text,
     write_prepared,
 )
-from simpsons_llm.data.prompt import SILENCE, chat_system
-from simpsons_llm.machine.job import hold_folder, open_folder, require, settings_text, text_frame, write_text
+from simpsons_llm.data.prompt import SILENCE, TextMaker, chat_system
+from simpsons_llm.data.samples import Sample
+from simpsons_llm.machine.job import (
+    cache_dir,
+    hold_folder,
+    open_folder,
+    read_json,
+    require,
+    settings_text,
+    text_frame,
+    write_json,
+    write_text,
+)
 
 # %%
 #| hide
-import tempfile
-
 import pandas as pd
 
 from simpsons_llm.data.formats import read_script
-from simpsons_llm.data.prompt import CHATML, TextMaker, byte_tokenizer, prompt_ids, small_tokenizer
+from simpsons_llm.data.prompt import CHATML, TEMPLATES, byte_tokenizer, prompt_ids, small_tokenizer
+from simpsons_llm.data.samples import scene_samples
 
 pd.set_option("display.max_colwidth", 100)
 
@@ -68,7 +83,7 @@ def line_records(
 
 
 # %% [markdown]
-# `prompt_completion` has a record for each line to learn: the scene up to the name, and the line. It is the text of [the plain form of prompts](13_prompt.ipynb), letter for letter, so a model that another tool trained on it can be asked by this book.
+# `prompt_completion` has a record for each line to learn: the scene up to the name, and the line. It is the text of [the plain form of prompts](15_prompt.ipynb), letter for letter, so a model that another tool trained on it can be asked by this book.
 
 # %%
 #| export
@@ -308,3 +323,165 @@ with tempfile.TemporaryDirectory() as folder:
             raise AssertionError
         except ValueError as e:
             assert "prompt_completion" in str(e)
+
+# %% [markdown]
+# ## Tokens that are kept
+#
+# Tokenizing a long script takes seconds to minutes, and the seed kept its tokens on disk: whatever changed afterwards, the old tokens were used. Here the name of what is kept *is* what it was made from: a hash over the data's hash, the characters, all options, the tokenizer's whole definition, and the code of the chapters that make tokens. Change any of them and the name is another. What is kept is an Arrow table of the same library, which is mapped into memory rather than read.
+
+# %%
+#| export
+def tokenizer_hash(
+    tokenizer,  # a transformers tokenizer
+) -> str:  # 16 hexadecimal digits
+    "A hash over everything that decides about a tokenizer's tokens."
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    what = backend.to_str() if hasattr(backend, "to_str") else json.dumps(sorted(tokenizer.get_vocab().items()))
+    what += json.dumps(
+        [tokenizer.special_tokens_map, getattr(tokenizer, "chat_template", None), type(tokenizer).__name__],
+        default=str,
+        sort_keys=True,
+    )
+    return hashlib.sha256(what.encode()).hexdigest()[:16]
+
+
+def code_hash() -> str:
+    "A hash over the modules that turn a script into samples."
+    package = Path(simpsons_llm.__file__).parent / "data"
+    return hashlib.sha256(
+        b"".join((package / f"{m}.py").read_bytes() for m in ("lines", "tables", "text", "formats", "prepare", "prompt", "samples"))
+    ).hexdigest()[:16]
+
+
+def cache_key(
+    maker: TextMaker,  # tokenizer and template
+    data_sha256,  # hash or hashes of the data
+    **options,  # everything else that shapes the samples
+) -> dict:  # what the samples are made from
+    "What must be the same for kept samples to be used."
+    made = {
+        "tokenizer": tokenizer_hash(maker.tokenizer),
+        "template": maker.template,
+        "date": maker.date,
+        "code": code_hash(),
+    }
+    return {"data": data_sha256, **made, **options}
+
+
+# %%
+#| export
+KEEP = 16  # how many sets of samples are kept, the newest
+
+
+def kept_samples(
+    key: dict,  # what `cache_key` gave
+    make,  # called without arguments if nothing is kept: gives (split name -> `Sample`s, facts as plain data)
+    folder: Path | None = None,  # where samples are kept; None: the cache folder
+    keep: bool = True,  # keep new ones; False: nothing is written
+) -> tuple:  # (split name -> `Sample`s, facts, whether they were kept before)
+    "Samples by what they are made from: kept ones if there are, else new ones, which are kept."
+    folder = Path(folder or cache_dir() / "tokens")
+    place = folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    try:
+        note = read_json(place / "key.json")
+        if note["key"] == key:
+            if keep:
+                os.utime(place)
+            return {name: load_samples(place / name) for name in note["splits"]}, note["facts"], True
+    except (OSError, ValueError, KeyError, IndexError, TypeError, ImportError):
+        pass  # not there, or not whole: made anew
+    samples, facts = make()
+    # nothing to learn: soon refused, not worth keeping
+    if not keep or not all(samples.values()):
+        return samples, facts, False
+    try:
+        open_folder(folder)
+        temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".new"))
+        for name, xs in samples.items():
+            save_samples(xs, temporary / name)
+        write_json(temporary / "key.json", {"key": key, "splits": list(samples), "facts": facts})
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(temporary, place)
+        for old in sorted((p for p in folder.iterdir() if p.name[:1] != "."), key=lambda p: p.stat().st_mtime)[:-KEEP]:
+            shutil.rmtree(old, ignore_errors=True)
+    except (OSError, ImportError):
+        # a full disk, another rank was first, or no datasets library: not kept
+        shutil.rmtree(locals().get("temporary", ""), ignore_errors=True)
+    return samples, facts, False
+
+
+# %% [markdown]
+# To a table and back, without loss:
+
+# %%
+#| export
+def save_samples(
+    samples: list,  # `Sample`s
+    folder,  # a new folder
+):
+    "Write samples as an Arrow table."
+    import pyarrow as pa
+    from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    table = pa.table(
+        {
+            "input_ids": pa.array([x.input_ids for x in samples], pa.list_(pa.int32())),
+            "loss_weights": pa.array([x.loss_weights for x in samples], pa.list_(pa.float64())),
+            "roles": pa.array([x.roles for x in samples], pa.binary()),
+        }
+    )
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        Dataset(table).save_to_disk(str(folder))
+    finally:
+        enable_progress_bars() if shown else None
+
+
+def load_samples(
+    folder,  # what `save_samples` wrote
+) -> list:  # `Sample`s
+    "Read samples from an Arrow table."
+    from datasets import load_from_disk
+
+    table = load_from_disk(str(folder)).data.table
+    return [Sample(*x) for x in zip(*(table[c].to_pylist() for c in ("input_ids", "loss_weights", "roles")))]
+
+
+# %% tags=["check"]
+bpe = small_tokenizer(2000, *CHATML)
+makers = {template: TextMaker(bpe, template) for template in TEMPLATES}
+few, targets = read_script("springfield").scenes[:6], ["Homer Simpson", "Marge Simpson"]
+with tempfile.TemporaryDirectory() as folder:
+
+    def get(maker=makers["script"], **options):
+        key = cache_key(
+            maker,
+            "hash of the script",
+            targets=options.get("targets", targets),
+            max_seq_len=options.get("max_seq_len", 512),
+        )
+        return kept_samples(
+            key,
+            lambda: ({"train": scene_samples(few, maker, key["targets"], key["max_seq_len"])[0]}, {"too_long": 0}),
+            folder,
+        )
+
+    first, facts, kept = get()
+    again, facts_again, kept_again = get()
+    assert (kept, kept_again) == (False, True) and again == first and facts == facts_again
+    # other options: other tokens
+    assert not get(targets=["Moe Szyslak"])[2] and not get(max_seq_len=256)[2]
+    other = byte_tokenizer()
+    # another tokenizer
+    assert not get(TextMaker(other))[2] and get(TextMaker(other))[2]
+    other.add_tokens(["Springfield"])
+    # the same one with a word more
+    assert not get(TextMaker(other))[2]
+    # damaged ones are made anew
+    for note in Path(folder).glob("*/key.json"):
+        note.write_text("{")
+    assert not get()[2] and get()[2] and not get(max_seq_len=256)[2]
+    none = cache_key(makers["script"], "an empty split")
+    for _ in range(2):
+        assert kept_samples(none, lambda: ({"train": []}, {}), folder) == ({"train": []}, {}, False)

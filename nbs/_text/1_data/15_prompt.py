@@ -8,7 +8,7 @@
 #
 # A model that was trained on one form of prompt and is asked with another answers worse, and nothing tells you so. The seed of this project trained with `### Response` and asked with `### Output`. So all text is made in this chapter, once, and a check holds the tokens of training and of serving equal.
 #
-# Three forms are built in: a plain script, the seed's Alpaca form, and the chat template of the model, whatever it is. How texts become samples to learn from, with a loss weight for each token, is told in [samples and loss weights](14_samples.ipynb).
+# Three forms are built in: a plain script, the seed's Alpaca form, and the chat template of the model, whatever it is. How texts become samples to learn from, with a loss weight for each token, is told in [samples and loss weights](16_samples.ipynb).
 
 # %%
 #| export
@@ -414,7 +414,7 @@ for template, says in (
 #
 # `TextMaker` joins a tokenizer and a template. What is asked of a model (`prompt_ids`) is by construction the beginning of what it was trained on. Names and headings repeat, so their tokens are kept.
 #
-# Each token also has a *role*, which [the chapter on samples](14_samples.ipynb) turns into a loss weight: scaffolding (names, headings, what a template adds), or words that are only read.
+# Each token also has a *role*, which [the chapter on samples](16_samples.ipynb) turns into a loss weight: scaffolding (names, headings, what a template adds), or words that are only read.
 
 # %%
 #| export

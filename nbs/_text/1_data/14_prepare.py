@@ -6,9 +6,9 @@
 #
 # > A script becomes three sets of scenes: to learn from, to choose by, and to judge by.
 #
-# Fine-tuning needs lines to learn from (`train`), lines to choose the best step by (`valid`), and lines that nobody looks at until the end (`test`). How they are split decides whether all later numbers mean anything. This chapter splits by episode, shows what it did, and writes a folder that everything later reads. Turning words into tokens is left to [text for the model](13_prompt.ipynb).
+# Fine-tuning needs lines to learn from (`train`), lines to choose the best step by (`valid`), and lines that nobody looks at until the end (`test`). How they are split decides whether all later numbers mean anything. This chapter splits by episode, shows what it did, and writes a folder that everything later reads. Turning words into tokens is left to [text for the model](15_prompt.ipynb).
 #
-# It is the first of the chapters that are also programs. `simpsons-llm prepare --script FILE`, `papermill nbs/1_data/12_prepare.ipynb out.ipynb` and "run all" do the same.
+# It is the first of the chapters that are also programs. `simpsons-llm prepare --script FILE`, `papermill nbs/1_data/14_prepare.ipynb out.ipynb` and "run all" do the same.
 
 # %% tags=["parameters"]
 script = "springfield"  # a table, text, Fountain or JSON file, or springfield: the package's own script
@@ -999,7 +999,7 @@ print(
 )
 
 # %% [markdown]
-# Lines are short and scenes are long, in words here, since tokens belong to [text for the model](13_prompt.ipynb):
+# Lines are short and scenes are long, in words here, since tokens belong to [text for the model](15_prompt.ipynb):
 
 # %%
 plot_lengths(parts)
