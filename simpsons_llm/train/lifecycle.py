@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..data.batches import accumulation_steps
-from ..data.cache import cache_key, kept_samples
+from ..data.dataset import cache_key, kept_samples
 from ..data.packing import PackedRows, base_of, can_isolate, leaks_between, packs_well
 from ..data.prepare import PrepareConfig, Prepared, load_data, read_and_split, write_prepared
 from ..data.prompt import TextMaker

@@ -125,7 +125,6 @@ assert [[line.number for line in s.lines] for s in scenes] == [[1, 2], [4], [5],
     0,
 ]
 
-
 # %% [markdown]
 # ## The script, with its account
 #
@@ -293,13 +292,21 @@ def has_words(
 
 
 # %% tags=["example"]
-for said in ("(WIPING GLASS) Closed. [burps]", "*sighs* Fine.", "I *really* mean it.", "走吧。（叹气）", "A {nod (slow)} yes."):
+for said in (
+    "(WIPING GLASS) Closed. [burps]",
+    "*sighs* Fine.",
+    "I *really* mean it.",
+    "走吧。（叹气）",
+    "A {nod (slow)} yes.",
+):
     print(f"{said:32} {without_directions(said)}")
 
 # %% tags=["check"]
 assert without_directions("(WIPING GLASS) Closed. (BEAT) Go home.") == "Closed. Go home." and clean("NA") == ""
 assert without_directions("*laughs*") == "" and without_directions("*Never mind me!*") == "Never mind me!"
-assert without_directions("2 * 3 * 4 is x < y") == "2 * 3 * 4 is x < y" and without_directions("<i>(low)</i> No.") == "No."
+assert (
+    without_directions("2 * 3 * 4 is x < y") == "2 * 3 * 4 is x < y" and without_directions("<i>(low)</i> No.") == "No."
+)
 worded = ("Pie.", "...pie", "(SIGHS) Oh", "(SIGHS)", "", "...!", "[*]")
 assert [has_words(t) for t in worded] == [True] * 3 + [False] * 4
 
@@ -320,7 +327,7 @@ def shown_name(
     name: str,  # a name as it stands in a file
 ) -> str:  # without brackets, marks and extensions; as it was if nothing would be left
     "A speaker's name as one would write it."
-    plain = clean(INSIDE.sub(" ", name)).strip("*_`\"“”:：@ ").replace("**", "")
+    plain = clean(INSIDE.sub(" ", name)).strip('*_`"“”:：@ ').replace("**", "")
     while plain != (plain := EXTENSION.sub("", plain)):
         pass
     return plain or clean(name)
@@ -337,7 +344,15 @@ def name_key(
 
 
 # %% tags=["example"]
-for name in ("MARLA (V.O.)", "Marla [to Otto]", "MARLA CONT'D", "@McPike", "Otto Brandt, Jr.", "OTTO BRANDT JR", "Ada_Quill"):
+for name in (
+    "MARLA (V.O.)",
+    "Marla [to Otto]",
+    "MARLA CONT'D",
+    "@McPike",
+    "Otto Brandt, Jr.",
+    "OTTO BRANDT JR",
+    "Ada_Quill",
+):
     print(f"{name:18} {shown_name(name):18} {name_key(name)}")
 
 
@@ -391,7 +406,6 @@ def rename(
 spelt = {"MARLA": 16, "Marla": 32, "Marla [to Otto]": 4, "OTTO BRANDT JR.": 3, "Juno": 9}
 merge_spellings(spelt)
 
-
 # %% [markdown]
 # What is not certain is listed for a person to decide: a name that is the first or last words of another, and names that differ in one letter.
 
@@ -432,7 +446,9 @@ assert alike_names({"Marla": 9, "Otto": 8, "Marla Quill": 5, "Dr. Pike": 3, "Pik
     ("Marla", "Marla Quill"),
     ("Dr. Pike", "Pike"),
 ]
-assert alike_names({"Homer Simpson": 9, "Marge Simpson": 8, "Simpson": 3}) == [] and alike_names({"Smithers": 2, "Smthers": 1})
+assert alike_names({"Homer Simpson": 9, "Marge Simpson": 8, "Simpson": 3}) == [] and alike_names(
+    {"Smithers": 2, "Smthers": 1}
+)
 assert set(merge_spellings(spelt).values()) == {"Marla", "OTTO BRANDT JR.", "Juno"}
 five = {"Al": 2, "AL (V.O.)": 1, "Bo": 2}
 lines = [Line(1, i, n, "Hi.", "") for i, n in enumerate(n for n, k in five.items() for _ in range(k))]
@@ -499,9 +515,7 @@ def doubts(
     "What does not look like dialogue."
     found = measure(script)
     found |= {"silent": 1 - found["speech"], "rows": script.account()["rows"]}
-    wrong = {
-        name: x for name, x in LIMITS.items() if found[x.least[0]] >= x.least[1] and found[name] >= x.doubtful
-    }
+    wrong = {name: x for name, x in LIMITS.items() if found[x.least[0]] >= x.least[1] and found[name] >= x.doubtful}
     refused = any(found[name] >= x.refused for name, x in wrong.items())
     return refused, [x.words.format(found[name]) for name, x in wrong.items()]
 

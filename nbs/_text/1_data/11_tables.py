@@ -490,4 +490,3 @@ for text in (json.dumps(samples), json.dumps(renamed), "\n".join(map(json.dumps,
 assert all(line.learn for line in records.lines) and records.counts == {"spoken": 3} and not records.rejected
 half = read_records("\n".join([json.dumps(samples[0]), '{"p": ', json.dumps(samples[1])]), "half.jsonl")
 assert len(half.lines) == 2 and [r.row for r in half.rejected] == [2]
-

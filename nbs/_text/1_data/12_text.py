@@ -328,4 +328,3 @@ assert [[line.speaker for line in s.lines] for s in screen.scenes] == [
     ["McGurk"],
 ] and screen.scenes[0].location == "Power Plant"
 assert screen.account()["rows"] == sum(bool(r.strip()) for r in play.splitlines())
-

@@ -43,6 +43,7 @@ from simpsons_llm.data.lines import COLUMNS
 
 pd.set_option("display.max_colwidth", 110)
 
+
 # %% [markdown]
 # ## From bytes to text
 #

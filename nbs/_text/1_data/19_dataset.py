@@ -324,6 +324,7 @@ with tempfile.TemporaryDirectory() as folder:
         except ValueError as e:
             assert "prompt_completion" in str(e)
 
+
 # %% [markdown]
 # ## Tokens that are kept
 #
@@ -349,7 +350,10 @@ def code_hash() -> str:
     "A hash over the modules that turn a script into samples."
     package = Path(simpsons_llm.__file__).parent / "data"
     return hashlib.sha256(
-        b"".join((package / f"{m}.py").read_bytes() for m in ("lines", "tables", "text", "formats", "prepare", "prompt", "samples"))
+        b"".join(
+            (package / f"{m}.py").read_bytes()
+            for m in ("lines", "tables", "text", "formats", "prepare", "prompt", "samples")
+        )
     ).hexdigest()[:16]
 
 
