@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'told', 'KEEP', 'line_records', 'prompt_records', 'message_records', 'form_of', 'records', 'Data', 'prepare',
-           'tokenizer_hash', 'code_hash', 'cache_key', 'kept_samples', 'save_samples', 'load_samples']
+           'tokenizer_hash', 'code_hash', 'cache_key', 'save_samples', 'load_samples', 'kept_samples']
 
 # %% ../../nbs/1_data/19_dataset.ipynb #19-02
 import hashlib
@@ -221,7 +221,7 @@ def prepare(
 told = settings_text(PrepareConfig, ("script", "speakers", "out"))
 prepare.__doc__ = f"{prepare.__doc__}\n\nThe other settings and their defaults:\n\n{told}"
 
-# %% ../../nbs/1_data/19_dataset.ipynb #19-24
+# %% ../../nbs/1_data/19_dataset.ipynb #19-25
 def tokenizer_hash(
     tokenizer,  # a transformers tokenizer
 ) -> str:  # 16 hexadecimal digits
@@ -235,7 +235,7 @@ def tokenizer_hash(
     )
     return hashlib.sha256(what.encode()).hexdigest()[:16]
 
-
+# %% ../../nbs/1_data/19_dataset.ipynb #19-29
 def code_hash() -> str:
     "A hash over the modules that turn a script into samples."
     package = Path(simpsons_llm.__file__).parent / "data"
@@ -261,7 +261,40 @@ def cache_key(
     }
     return {"data": data_sha256, **made, **options}
 
-# %% ../../nbs/1_data/19_dataset.ipynb #19-25
+# %% ../../nbs/1_data/19_dataset.ipynb #19-33
+def save_samples(
+    samples: list,  # `Sample`s
+    folder,  # a new folder
+):
+    "Write samples as an Arrow table."
+    import pyarrow as pa
+    from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    table = pa.table(
+        {
+            "input_ids": pa.array([x.input_ids for x in samples], pa.list_(pa.int32())),
+            "loss_weights": pa.array([x.loss_weights for x in samples], pa.list_(pa.float64())),
+            "roles": pa.array([x.roles for x in samples], pa.binary()),
+        }
+    )
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        Dataset(table).save_to_disk(str(folder))
+    finally:
+        enable_progress_bars() if shown else None
+
+
+def load_samples(
+    folder,  # what `save_samples` wrote
+) -> list:  # `Sample`s
+    "Read samples from an Arrow table."
+    from datasets import load_from_disk
+
+    table = load_from_disk(str(folder)).data.table
+    return [Sample(*x) for x in zip(*(table[c].to_pylist() for c in ("input_ids", "loss_weights", "roles")))]
+
+# %% ../../nbs/1_data/19_dataset.ipynb #19-39
 KEEP = 16  # how many sets of samples are kept, the newest
 
 
@@ -300,36 +333,3 @@ def kept_samples(
         # a full disk, another rank was first, or no datasets library: not kept
         shutil.rmtree(locals().get("temporary", ""), ignore_errors=True)
     return samples, facts, False
-
-# %% ../../nbs/1_data/19_dataset.ipynb #19-27
-def save_samples(
-    samples: list,  # `Sample`s
-    folder,  # a new folder
-):
-    "Write samples as an Arrow table."
-    import pyarrow as pa
-    from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    table = pa.table(
-        {
-            "input_ids": pa.array([x.input_ids for x in samples], pa.list_(pa.int32())),
-            "loss_weights": pa.array([x.loss_weights for x in samples], pa.list_(pa.float64())),
-            "roles": pa.array([x.roles for x in samples], pa.binary()),
-        }
-    )
-    shown = not are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        Dataset(table).save_to_disk(str(folder))
-    finally:
-        enable_progress_bars() if shown else None
-
-
-def load_samples(
-    folder,  # what `save_samples` wrote
-) -> list:  # `Sample`s
-    "Read samples from an Arrow table."
-    from datasets import load_from_disk
-
-    table = load_from_disk(str(folder)).data.table
-    return [Sample(*x) for x in zip(*(table[c].to_pylist() for c in ("input_ids", "loss_weights", "roles")))]

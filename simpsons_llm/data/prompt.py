@@ -29,7 +29,7 @@ def byte_tokenizer():
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
 
-# %% ../../nbs/1_data/15_prompt.ipynb #13-08
+# %% ../../nbs/1_data/15_prompt.ipynb #13-10
 def reader(
     tokenizer,  # a transformers tokenizer
     literal: bool = True,  # letters of special tokens are letters
@@ -47,7 +47,7 @@ def reader(
     # a quarter of the time of tokenizer(texts)
     return lambda texts: [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
-
+# %% ../../nbs/1_data/15_prompt.ipynb #13-14
 def piece_ids(
     read,  # what `reader` gave
     texts: list,  # pieces of text
@@ -66,7 +66,7 @@ def piece_ids(
             together[i] = alone[i]
     return together
 
-# %% ../../nbs/1_data/15_prompt.ipynb #13-10
+# %% ../../nbs/1_data/15_prompt.ipynb #13-16
 def small_tokenizer(
     size: int = 2000,  # how many tokens it has
     chat_template: str | None = None,  # a chat template
@@ -80,7 +80,7 @@ def small_tokenizer(
     tokenizer.chat_template = chat_template
     return tokenizer
 
-# %% ../../nbs/1_data/15_prompt.ipynb #13-14
+# %% ../../nbs/1_data/15_prompt.ipynb #13-20
 TEMPLATES = ("script", "alpaca", "chat")
 
 
@@ -94,7 +94,7 @@ def alpaca_frame(
         f"\n\n### Response:\n{speaker}:",
     )
 
-# %% ../../nbs/1_data/15_prompt.ipynb #13-16
+# %% ../../nbs/1_data/15_prompt.ipynb #13-24
 SILENCE = "(Nobody else speaks.)"
 
 
@@ -108,7 +108,7 @@ def chat_system(
         f"Answer with the next line of {speaker}, and nothing else."
     )
 
-# %% ../../nbs/1_data/15_prompt.ipynb #13-18
+# %% ../../nbs/1_data/15_prompt.ipynb #13-28
 # a common template and its special tokens, for examples and tests
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
@@ -116,7 +116,7 @@ CHATML = (
     ("<|im_start|>", "<|im_end|>"),
 )
 
-# %% ../../nbs/1_data/15_prompt.ipynb #13-20
+# %% ../../nbs/1_data/15_prompt.ipynb #13-32
 DATE = "2025-01-01"  # the day on which all conversations take place
 CLOCK = "{% macro strftime_now(format) %}{{ format"
 
@@ -144,7 +144,7 @@ def on_day(
     bare = {f"%-{c}": n.lstrip("0") or "0" for c, n in numbers.items()}  # without zeros in front
     return {**words, **{f"%{c}": n for c, n in numbers.items()}, **bare}
 
-
+# %% ../../nbs/1_data/15_prompt.ipynb #13-36
 def with_date(
     template: str,  # a chat template
     date: str = DATE,  # the day it writes, as year-month-day
@@ -159,7 +159,7 @@ def with_date(
     steps = {"%%": "@percent@", **codes, "@percent@": "%"}  # %% is a percent sign
     return CLOCK + "".join(f" | replace({a!r}, {b!r})" for a, b in steps.items()) + " }}{% endmacro %}\n" + template
 
-# %% ../../nbs/1_data/15_prompt.ipynb #13-23
+# %% ../../nbs/1_data/15_prompt.ipynb #13-39
 class ChatFrame:
     "What a tokenizer's chat template writes around the words of a conversation."
 
@@ -266,7 +266,7 @@ class ChatFrame:
         "The last character, unless it belongs to a special token: behind those, text begins anew."
         return "" if text.endswith(self.special) else text[-1:]
 
-# %% ../../nbs/1_data/15_prompt.ipynb #13-27
+# %% ../../nbs/1_data/15_prompt.ipynb #13-44
 # roles: what a template adds; words that are read; words that count a little; words to learn
 SCAFFOLD, READ, CONTEXT, LEARNED = range(4)
 
@@ -296,7 +296,7 @@ class Tokens:
         self.roles += bytes((role,)) * len(ids)
         return self
 
-# %% ../../nbs/1_data/15_prompt.ipynb #13-28
+# %% ../../nbs/1_data/15_prompt.ipynb #13-48
 class TextMaker:
     "Makes all token sequences, for training and for serving."
 
@@ -397,7 +397,7 @@ class TextMaker:
         "Tokens that open a scene in the script template."
         return self.bos + self.ids(f"[{location or 'Scene'}]\n")
 
-# %% ../../nbs/1_data/15_prompt.ipynb #13-30
+# %% ../../nbs/1_data/15_prompt.ipynb #13-52
 def alpaca_text(
     maker: TextMaker,  # tokenizer and template
     location: str,  # where the scene is; may be empty
@@ -430,7 +430,7 @@ def script_text(
         out.add(maker.name(line.speaker), SCAFFOLD).add(read + maker.end, READ)
     return out.add(maker.name(speaker), SCAFFOLD)
 
-# %% ../../nbs/1_data/15_prompt.ipynb #13-31
+# %% ../../nbs/1_data/15_prompt.ipynb #13-56
 def user_turn(
     maker: TextMaker,  # tokenizer and the chat template
     out: Tokens,  # what stands before; it grows
@@ -454,7 +454,7 @@ def user_turn(
         ).add(read, READ)
     return out.add(maker.ids(maker.frame.middle, ".", False), SCAFFOLD)
 
-
+# %% ../../nbs/1_data/15_prompt.ipynb #13-60
 def chat_text(
     maker: TextMaker,  # tokenizer and the chat template
     location: str,  # where the scene is; may be empty
@@ -471,7 +471,7 @@ def chat_text(
         opened, turn = maker.frame.again, i + 1
     return user_turn(maker, out, opened, turn == 0, lines[turn:], said[turn:])
 
-# %% ../../nbs/1_data/15_prompt.ipynb #13-33
+# %% ../../nbs/1_data/15_prompt.ipynb #13-62
 WRITERS = {"script": script_text, "alpaca": alpaca_text, "chat": chat_text}
 
 

@@ -65,7 +65,7 @@ def trainable_parameters(
     require(trainable, "no parameter of the model is trainable; add an adapter first")
     return trainable, total
 
-# %% ../../nbs/3_model/31_adapter.ipynb #31-11
+# %% ../../nbs/3_model/31_adapter.ipynb #31-14
 def recompute_activations(
     model,  # in training, with or without adapter; before it is cut into parts (FSDP)
 ):
@@ -75,7 +75,7 @@ def recompute_activations(
     # the second is its older name
     (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
 
-# %% ../../nbs/3_model/31_adapter.ipynb #31-14
+# %% ../../nbs/3_model/31_adapter.ipynb #31-19
 def subtract_start(
     folder,  # a saved adapter that started as PiSSA; rewritten in place
     at_start: dict,  # its weights before training
@@ -97,7 +97,7 @@ def subtract_start(
         {**config, "r": 2 * config["r"], "lora_alpha": grown * config["lora_alpha"], "init_lora_weights": True},
     )
 
-# %% ../../nbs/3_model/31_adapter.ipynb #31-15
+# %% ../../nbs/3_model/31_adapter.ipynb #31-21
 NOTES = "simpsons_llm.json"
 
 
@@ -115,7 +115,7 @@ def save_adapter(
     write_json(folder / NOTES, notes)
     return folder
 
-# %% ../../nbs/3_model/31_adapter.ipynb #31-17
+# %% ../../nbs/3_model/31_adapter.ipynb #31-25
 def adapter_notes(
     folder,  # what `save_adapter` wrote
 ) -> dict:  # its notes; FileNotFoundError if there is no adapter
@@ -134,7 +134,7 @@ def adapter_notes(
         "template": "script",
     }
 
-# %% ../../nbs/3_model/31_adapter.ipynb #31-19
+# %% ../../nbs/3_model/31_adapter.ipynb #31-29
 def weight_shapes(
     file,  # a safetensors file
 ) -> dict:  # name -> shape; FileNotFoundError if it cannot be read
@@ -154,7 +154,7 @@ def compare_weights(
     missing, unexpected = wanted.keys() - saved.keys(), saved.keys() - wanted.keys()
     return {"missing_keys": missing, "unexpected_keys": unexpected, "mismatched_keys": reshaped}
 
-# %% ../../nbs/3_model/31_adapter.ipynb #31-20
+# %% ../../nbs/3_model/31_adapter.ipynb #31-33
 def load_adapter(
     folder,  # an adapter's folder
     device: Device,  # where to put it
@@ -185,14 +185,14 @@ def load_adapter(
         )
     return model.eval(), tokenizer, notes
 
-# %% ../../nbs/3_model/31_adapter.ipynb #31-22
+# %% ../../nbs/3_model/31_adapter.ipynb #31-35
 def merge(
     model,  # a PEFT model, or a plain one
 ):  # the base model with the adapter added into its weights; a plain model as it is
     "One plain model: answers the same, faster."
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
-# %% ../../nbs/3_model/31_adapter.ipynb #31-29
+# %% ../../nbs/3_model/31_adapter.ipynb #31-43
 def save_model(
     model,  # a transformers model
     tokenizer,  # its tokenizer
@@ -214,7 +214,7 @@ def is_whole_model(
     "Is this a whole model with this book's notes?"
     return (Path(folder) / "config.json").is_file() and (Path(folder) / NOTES).is_file()
 
-# %% ../../nbs/3_model/31_adapter.ipynb #31-31
+# %% ../../nbs/3_model/31_adapter.ipynb #31-47
 @dataclass(frozen=True)
 class Trained:
     "What training left behind."
@@ -224,7 +224,7 @@ class Trained:
     notes: dict  # the facts beside them: base_model, template, max_seq_len, speakers and more
     summary: dict = field(default_factory=dict)  # the run's summary.json; empty if there is none
 
-
+# %% ../../nbs/3_model/31_adapter.ipynb #31-48
 def find_trained(
     source,  # a run's folder, an adapter's, or a whole model's
 ) -> Trained:  # FileNotFoundError or ValueError if there is nothing, or no telling what
@@ -250,7 +250,7 @@ def find_trained(
         )
     return Trained("adapter", folder, adapter_notes(folder), summary)
 
-
+# %% ../../nbs/3_model/31_adapter.ipynb #31-52
 def load_tuned(
     source,  # a run's folder, or what `save_adapter` or `save_model` wrote
     device: Device,  # where to put it
@@ -263,7 +263,7 @@ def load_tuned(
     model, tokenizer = load_base(str(trained.folder), device)
     return model.eval(), tokenizer, trained.notes
 
-# %% ../../nbs/3_model/31_adapter.ipynb #31-34
+# %% ../../nbs/3_model/31_adapter.ipynb #31-55
 @contextmanager
 def untuned(
     model,  # what `load_tuned` gave

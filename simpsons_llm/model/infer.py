@@ -73,14 +73,14 @@ class Sampling:
         "For `generate`: without the settings that mean nothing when the best token is always taken."
         return {k: v for k, v in asdict(self).items() if self.do_sample or k not in ("temperature", "top_k", "top_p")}
 
-
+# %% ../../nbs/3_model/32_infer.ipynb #32-08
 SAMPLING = {
     "book": Sampling(),
     "seed": Sampling(100, True, 0.8, 50, 0.9, 5, 1.2),
     "greedy": Sampling(do_sample=False, repetition_penalty=1.0),
 }
 
-# %% ../../nbs/3_model/32_infer.ipynb #32-08
+# %% ../../nbs/3_model/32_infer.ipynb #32-14
 SOMEBODY = "Homer Simpson"  # whom a model is asked as that has no characters of its own
 
 
@@ -123,7 +123,7 @@ class InferConfig(JobConfig):
         names = ("max_new_tokens", "temperature", "top_k", "top_p", "num_beams", "repetition_penalty")
         return replace(SAMPLING[self.sampling], **{n: getattr(self, n) for n in names if getattr(self, n) is not None})
 
-# %% ../../nbs/3_model/32_infer.ipynb #32-11
+# %% ../../nbs/3_model/32_infer.ipynb #32-19
 def batch_prompts(
     prompts: list,  # token ids of each prompt
     pad_id: int,  # the padding token
@@ -137,7 +137,7 @@ def batch_prompts(
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     return {"input_ids": ids, "attention_mask": mask}
 
-# %% ../../nbs/3_model/32_infer.ipynb #32-13
+# %% ../../nbs/3_model/32_infer.ipynb #32-23
 def ask_batch(
     model,  # a model, with or without adapter
     maker: TextMaker,  # tokenizer and template of its training
@@ -156,7 +156,7 @@ def ask_batch(
         model.device,
     )
 
-# %% ../../nbs/3_model/32_infer.ipynb #32-15
+# %% ../../nbs/3_model/32_infer.ipynb #32-27
 # embeddings, overrides and isolates of writing direction
 TURNS = set(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 
@@ -194,7 +194,7 @@ def answer_text(
     "An answer as text: up to the end of its line."
     return "".join(spoken([tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)]))
 
-# %% ../../nbs/3_model/32_infer.ipynb #32-18
+# %% ../../nbs/3_model/32_infer.ipynb #32-31
 def finish_lines(
     model,  # a model, with or without adapter
     maker: TextMaker,  # tokenizer and template of its training
@@ -212,14 +212,14 @@ def finish_lines(
         )
     return [answer_text(maker.tokenizer, ids) for ids in out[:, batch["input_ids"].shape[1] :]]
 
-# %% ../../nbs/3_model/32_infer.ipynb #32-20
+# %% ../../nbs/3_model/32_infer.ipynb #32-33
 def lines_of(
     prompt: str,  # "Name: line" rows
 ) -> list:  # as `Line`s
     "A prompt that a person typed, as lines."
     return [Line(0, i, who, said) for i, (who, said) in enumerate(parse_lines(prompt))]
 
-# %% ../../nbs/3_model/32_infer.ipynb #32-28
+# %% ../../nbs/3_model/32_infer.ipynb #32-43
 def stream_line(
     model,  # a model, with or without adapter
     maker: TextMaker,  # tokenizer and template of its training
@@ -235,7 +235,7 @@ def stream_line(
     with closing(in_turns(model, maker, batch, sampling, Draws(model.device, random_seed))) as pieces:
         yield from spoken(pieces)
 
-
+# %% ../../nbs/3_model/32_infer.ipynb #32-45
 def in_turns(
     model,  # a model, with or without adapter
     maker: TextMaker,  # tokenizer and template of its training
@@ -292,7 +292,7 @@ def in_turns(
     if failed:
         raise failed[0]
 
-# %% ../../nbs/3_model/32_infer.ipynb #32-31
+# %% ../../nbs/3_model/32_infer.ipynb #32-50
 def bench_answer(
     model,  # a model, with or without adapter
     maker: TextMaker,  # tokenizer and template
@@ -329,7 +329,7 @@ def bench_answer(
         "tokens_per_s": sampling.max_new_tokens / statistics.mean(seconds),
     }
 
-# %% ../../nbs/3_model/32_infer.ipynb #32-34
+# %% ../../nbs/3_model/32_infer.ipynb #32-55
 def heldout_moments(
     scenes: list,  # held-out `Scene`s
     speakers: list,  # the characters to ask
@@ -356,7 +356,7 @@ def heldout_moments(
             moments.append((s, some, who, s.lines[some].text if s.lines[some].speaker == who else None))
     return moments
 
-# %% ../../nbs/3_model/32_infer.ipynb #32-36
+# %% ../../nbs/3_model/32_infer.ipynb #32-59
 def moment_row(
     moment: tuple,  # (scene, position, speaker, real line or None) of `heldout_moments`
 ) -> dict:  # before (the line before; empty where the scene begins), speaker, real
@@ -370,7 +370,7 @@ def moment_row(
     )
     return {"before": f"{name}: {text}" if name else text, "speaker": who, "real": real or silent}
 
-
+# %% ../../nbs/3_model/32_infer.ipynb #32-63
 def before_after(
     model,  # a fine-tuned model
     maker: TextMaker,  # tokenizer and template of its training
@@ -391,7 +391,7 @@ def before_after(
         for m, b, t in zip(moments, base, tuned)
     ]
 
-# %% ../../nbs/3_model/32_infer.ipynb #32-39
+# %% ../../nbs/3_model/32_infer.ipynb #32-66
 def infer(
     config: InferConfig,  # the settings
 ) -> dict:  # speaker, answers; with data also before_after, with bench timing; ValueError or FileNotFoundError
@@ -402,7 +402,7 @@ def infer(
             write_json(open_folder(config.out) / "answers.json", {"settings": config.to_dict(), **result})
     return result
 
-
+# %% ../../nbs/3_model/32_infer.ipynb #32-68
 def answer(
     config: InferConfig,  # the settings; `out` is not used
 ) -> dict:  # as `infer`

@@ -37,7 +37,7 @@ class PadRight:
             "lengths": torch.tensor([len(s["input_ids"]) for s in samples]),
         }
 
-
+# %% ../../nbs/3_model/33_loss.ipynb #33-09
 def collator(
     model,  # a causal language model
     pad_id: int,  # the padding token
@@ -45,7 +45,7 @@ def collator(
     "How samples become a batch for this model."
     return (EndToEnd if model.config._attn_implementation == "isolated" else PadRight)(pad_id)
 
-# %% ../../nbs/3_model/33_loss.ipynb #33-07
+# %% ../../nbs/3_model/33_loss.ipynb #33-13
 def token_losses(
     model,  # a causal language model
     batch: dict,  # what `PadRight` or `EndToEnd` makes, on the model's device; its `keep`, if given: the K positions
@@ -64,7 +64,7 @@ def token_losses(
     )
     return losses.view(logits.shape[:2]), weights[:, keep]
 
-# %% ../../nbs/3_model/33_loss.ipynb #33-13
+# %% ../../nbs/3_model/33_loss.ipynb #33-21
 def scored(
     samples: list,  # `Sample`s
 ) -> list:  # their features, those with a token of full weight behind the first, all other weights 0
@@ -75,7 +75,7 @@ def scored(
         if 1.0 in s.loss_weights[1:]
     ]
 
-
+# %% ../../nbs/3_model/33_loss.ipynb #33-25
 def heldout_loss(
     model,  # a causal language model
     samples: list,  # `Sample`s

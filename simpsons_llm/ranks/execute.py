@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEAVE_OUT', 'JOBS', 'GRACE_S', 'FOLDER', 'EXPECTED', 'job_notebook', 'plain_value', 'read_parameters', 'check_values',
-           'check_parameters', 'private_kernel', 'Interrupter', 'without', 'run_chapter', 'kernel_env', 'execute',
-           'raised_in', 'ChapterError', 'JobError', 'on_purpose', 'exit_code']
+           'check_parameters', 'private_kernel', 'Interrupter', 'without', 'raised_in', 'ChapterError', 'kernel_env',
+           'execute', 'run_chapter', 'JobError', 'on_purpose', 'exit_code']
 
 # %% ../../nbs/7_ranks/71_execute.ipynb #71-02
 import builtins
@@ -66,7 +66,7 @@ def plain_value(
             return kind(text)
     return text
 
-# %% ../../nbs/7_ranks/71_execute.ipynb #71-10
+# %% ../../nbs/7_ranks/71_execute.ipynb #71-13
 def read_parameters(
     pairs: list,  # (name, value) pairs as typed; a value of None means that none was given
     file: str | None = None,  # a YAML file with more parameters; the pairs overrule it
@@ -92,7 +92,7 @@ def read_parameters(
         )
     return {**given, **{name: plain_value(v) for name, v in pairs}}
 
-
+# %% ../../nbs/7_ranks/71_execute.ipynb #71-17
 JOBS = {
     "prepare": "data.prepare:PrepareConfig",
     "infer": "model.infer:InferConfig",
@@ -116,7 +116,7 @@ def check_values(
         if hasattr(config, "for_ranks"):
             config.for_ranks(n)
 
-
+# %% ../../nbs/7_ranks/71_execute.ipynb #71-21
 def check_parameters(
     given: dict,  # name -> value
     chapter,  # path of the chapter
@@ -129,7 +129,7 @@ def check_parameters(
         require(name in known, f"{Path(chapter).stem} has no parameter {name!r}; did you mean {' or '.join(near)}?")
     return given
 
-# %% ../../nbs/7_ranks/71_execute.ipynb #71-14
+# %% ../../nbs/7_ranks/71_execute.ipynb #71-25
 def private_kernel(
     folder,  # an empty folder with a short path
 ):  # a traitlets Config for papermill
@@ -141,7 +141,7 @@ def private_kernel(
         return Config()
     return Config({"KernelManager": {"transport": "ipc", "connection_file": str(Path(folder) / "k.json")}})
 
-# %% ../../nbs/7_ranks/71_execute.ipynb #71-16
+# %% ../../nbs/7_ranks/71_execute.ipynb #71-29
 GRACE_S = 4  # time that an interrupted kernel gets to end its cell, in seconds
 
 
@@ -201,7 +201,7 @@ class Interrupter:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-# %% ../../nbs/7_ranks/71_execute.ipynb #71-18
+# %% ../../nbs/7_ranks/71_execute.ipynb #71-33
 @contextmanager
 def without(
     module: str,  # a module's name
@@ -215,35 +215,29 @@ def without(
         if held is None:
             del sys.modules[module]
 
-# %% ../../nbs/7_ranks/71_execute.ipynb #71-20
-FOLDER = ("run", "out")  # the parameter that names a job's folder, where the chapter has it
+# %% ../../nbs/7_ranks/71_execute.ipynb #71-38
+def raised_in(
+    traceback: list,  # a notebook's traceback, as Jupyter colours it
+) -> str:  # the line that its last arrow points at
+    "The line of code at which an error was raised."
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(traceback))
+    return ([m[1] for m in re.finditer(r"^-+>\s*\d+\s?(.*)$", plain, re.M)] or [""])[-1].strip()
 
+# %% ../../nbs/7_ranks/71_execute.ipynb #71-42
+class ChapterError(RuntimeError):
+    "A chapter that failed under papermill."
 
-def run_chapter(
-    name: str,  # a job's name, a chapter's, or the path of any notebook
-    out,  # folder for the executed notebook; also the job's own folder, unless the parameters say otherwise
-    parameters: dict | None = None,  # name -> value
-    show: bool = True,  # print what the job prints
-    notebook=None,  # the executed notebook; None: rank{rank}.ipynb in `out`
-    hold: bool = True,  # keep the folder to oneself; False: the caller does already
-) -> Path:  # the executed notebook
-    """Run a chapter under papermill.
+    def __init__(
+        self,
+        ename: str,  # the error's class, e.g. "ValueError"
+        evalue: str,  # its sentence
+        notebook,  # the executed notebook, with the traceback
+        line: str,  # the line of code that failed
+    ):
+        super().__init__(f"{evalue} (the notebook with the traceback: {notebook})")
+        self.ename, self.evalue, self.notebook, self.line = ename, evalue, Path(notebook), line
 
-    ChapterError if it fails, KeyboardInterrupt if it was interrupted, ValueError if another job holds the folder."""
-    chapter, known, given = find_chapter(name), parameters_of(find_chapter(name)), dict(parameters or {})
-    check_parameters(given, chapter)
-    out, ranks = open_folder(out), find_ranks()
-    folder = next((f for f in FOLDER if f in known), None)
-    if folder:
-        given.setdefault(folder, str(out))
-    executed = Path(notebook or out / f"rank{ranks.rank}.ipynb")
-    # one rank holds it for all
-    with hold_folder(out, chapter.stem) if hold and ranks.is_main else nullcontext():
-        set_aside(executed.parent, [executed.name])
-        execute(chapter, executed, given, show)
-    return executed
-
-
+# %% ../../nbs/7_ranks/71_execute.ipynb #71-44
 @contextmanager
 def kernel_env():
     "The environment in which a kernel starts whose notebook is a log."
@@ -257,7 +251,7 @@ def kernel_env():
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
-
+# %% ../../nbs/7_ranks/71_execute.ipynb #71-48
 def execute(
     chapter: Path,  # a notebook
     executed: Path,  # the executed notebook
@@ -308,29 +302,35 @@ def execute(
                 "",
             ) from None
 
-# %% ../../nbs/7_ranks/71_execute.ipynb #71-22
-def raised_in(
-    traceback: list,  # a notebook's traceback, as Jupyter colours it
-) -> str:  # the line that its last arrow points at
-    "The line of code at which an error was raised."
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(traceback))
-    return ([m[1] for m in re.finditer(r"^-+>\s*\d+\s?(.*)$", plain, re.M)] or [""])[-1].strip()
+# %% ../../nbs/7_ranks/71_execute.ipynb #71-50
+FOLDER = ("run", "out")  # the parameter that names a job's folder, where the chapter has it
 
 
-class ChapterError(RuntimeError):
-    "A chapter that failed under papermill."
+def run_chapter(
+    name: str,  # a job's name, a chapter's, or the path of any notebook
+    out,  # folder for the executed notebook; also the job's own folder, unless the parameters say otherwise
+    parameters: dict | None = None,  # name -> value
+    show: bool = True,  # print what the job prints
+    notebook=None,  # the executed notebook; None: rank{rank}.ipynb in `out`
+    hold: bool = True,  # keep the folder to oneself; False: the caller does already
+) -> Path:  # the executed notebook
+    """Run a chapter under papermill.
 
-    def __init__(
-        self,
-        ename: str,  # the error's class, e.g. "ValueError"
-        evalue: str,  # its sentence
-        notebook,  # the executed notebook, with the traceback
-        line: str,  # the line of code that failed
-    ):
-        super().__init__(f"{evalue} (the notebook with the traceback: {notebook})")
-        self.ename, self.evalue, self.notebook, self.line = ename, evalue, Path(notebook), line
+    ChapterError if it fails, KeyboardInterrupt if it was interrupted, ValueError if another job holds the folder."""
+    chapter, known, given = find_chapter(name), parameters_of(find_chapter(name)), dict(parameters or {})
+    check_parameters(given, chapter)
+    out, ranks = open_folder(out), find_ranks()
+    folder = next((f for f in FOLDER if f in known), None)
+    if folder:
+        given.setdefault(folder, str(out))
+    executed = Path(notebook or out / f"rank{ranks.rank}.ipynb")
+    # one rank holds it for all
+    with hold_folder(out, chapter.stem) if hold and ranks.is_main else nullcontext():
+        set_aside(executed.parent, [executed.name])
+        execute(chapter, executed, given, show)
+    return executed
 
-# %% ../../nbs/7_ranks/71_execute.ipynb #71-23
+# %% ../../nbs/7_ranks/71_execute.ipynb #71-58
 class JobError(RuntimeError):
     "A job of which a rank failed."
 
@@ -342,7 +342,7 @@ class JobError(RuntimeError):
         super().__init__(message)
         self.code = code
 
-
+# %% ../../nbs/7_ranks/71_execute.ipynb #71-60
 EXPECTED = (ValueError, TypeError, FileNotFoundError, PermissionError, ConnectionError)
 
 
@@ -364,7 +364,7 @@ def on_purpose(
         and "raise " in (frames[-1].line or "")
     )
 
-
+# %% ../../nbs/7_ranks/71_execute.ipynb #71-63
 def exit_code(
     error: BaseException,  # what ended a program
 ) -> int:  # 2 wrong input, 130 interrupted, 1 anything else; of a job, that of its rank

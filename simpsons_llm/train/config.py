@@ -56,7 +56,7 @@ RECIPES: dict[str, dict] = {
     ),
 }
 
-# %% ../../nbs/4_train/40_config.ipynb #40-07
+# %% ../../nbs/4_train/40_config.ipynb #40-09
 PACKINGS = ("auto", "flat", "rows", "none")
 TRACKERS = ("none", "trackio", "wandb", "tensorboard")
 
@@ -152,7 +152,7 @@ class TrainConfig(JobConfig):
         }
         return replace(self, **changed) if changed else self
 
-# %% ../../nbs/4_train/40_config.ipynb #40-09
+# %% ../../nbs/4_train/40_config.ipynb #40-13
 def check_settings(
     config: TrainConfig,  # the settings
 ):
@@ -241,7 +241,7 @@ def check_settings(
         "which changes the base's weights; use one of the two",
     )
 
-# %% ../../nbs/4_train/40_config.ipynb #40-12
+# %% ../../nbs/4_train/40_config.ipynb #40-22
 @dataclass(frozen=True)
 class RunLength:
     "How many optimizer steps a run has, and what happens at which."
@@ -268,7 +268,7 @@ class RunLength:
             return step % self.sample_steps == 0 or step == self.steps
         return self.sample_steps == 0 and (step == 0 or self.evaluates(step))
 
-
+# %% ../../nbs/4_train/40_config.ipynb #40-26
 def run_length(
     config: TrainConfig,  # the settings
     samples: int,  # number of training samples, or of rows
@@ -281,7 +281,7 @@ def run_length(
     speak = 0 if config.sample_steps is None else config.sample_steps or -1
     return RunLength(steps, epoch, every, speak, min(int(s["warmup_ratio"] * steps), steps - 1))
 
-# %% ../../nbs/4_train/40_config.ipynb #40-17
+# %% ../../nbs/4_train/40_config.ipynb #40-31
 def make_optimizer(
     model,  # a PEFT model, or a plain one that is trained in full
     learning_rate: float,  # peak rate, above 0
@@ -305,7 +305,7 @@ def make_optimizer(
         model, torch.optim.AdamW, lr=learning_rate, loraplus_lr_ratio=lora_plus_ratio, fused=fused
     )
 
-# %% ../../nbs/4_train/40_config.ipynb #40-21
+# %% ../../nbs/4_train/40_config.ipynb #40-38
 def rate_of_step(
     done: int,  # steps that were made, 0..steps
     warmup_steps: int,  # in which the rate rises, 0..steps; 0 and 1 are the same
@@ -315,7 +315,7 @@ def rate_of_step(
     top = max(warmup_steps, 1)
     return (done + 1) / top if done < top else max(0, steps - done) / max(steps - top + 1, 1)
 
-
+# %% ../../nbs/4_train/40_config.ipynb #40-42
 def make_schedule(
     optimizer,  # what `make_optimizer` made
     warmup_steps: int,  # in which the rate rises, 0..steps

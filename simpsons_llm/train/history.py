@@ -51,7 +51,7 @@ class Tracker(Protocol):
 
     def finish(self): ...
 
-
+# %% ../../nbs/4_train/43_history.ipynb #43-14
 def open_tracker(
     name: str,  # none, trackio, wandb or tensorboard
     run: Path,  # the run's folder; its name is the run's name
@@ -82,7 +82,7 @@ def open_tracker(
     tracker.store_init_configuration({k: v for k, v in settings.items() if isinstance(v, (str, int, float))})
     return tracker
 
-# %% ../../nbs/4_train/43_history.ipynb #43-12
+# %% ../../nbs/4_train/43_history.ipynb #43-16
 @dataclass
 class Meter:
     "Tokens and seconds of a run."
@@ -151,7 +151,7 @@ class Meter:
             self.stopped_early = bool(gather(time.perf_counter() - self.begun > 60 * self.max_minutes)[0])
         return self.stopped_early
 
-# %% ../../nbs/4_train/43_history.ipynb #43-14
+# %% ../../nbs/4_train/43_history.ipynb #43-20
 @dataclass
 class Recorder(Meter):
     "What happened so far, in numbers, in metrics.jsonl, and on the screen."
@@ -263,7 +263,7 @@ class Recorder(Meter):
         for r in rows[:1]:
             print(f"  {r['speaker']}: {r['said'][:120]}", flush=True)
 
-# %% ../../nbs/4_train/43_history.ipynb #43-16
+# %% ../../nbs/4_train/43_history.ipynb #43-29
 STATE = "trainer_state.json"  # written last of a checkpoint's files
 
 
@@ -292,7 +292,7 @@ def last_checkpoint(
     "The step of the newest checkpoint that is whole."
     return max(checkpoints(run), default=0)
 
-
+# %% ../../nbs/4_train/43_history.ipynb #43-33
 @contextmanager
 def new_checkpoint(
     run: Path,  # a run's folder
@@ -324,7 +324,7 @@ def new_checkpoint(
     require(not any(told), f"another rank could not write its part of {to}: {next(filter(None, told), '')}")
     on_main(ranks, end)
 
-
+# %% ../../nbs/4_train/43_history.ipynb #43-37
 def thin_out(
     run: Path,  # a run's folder, with a checkpoint just written
     most: int,  # checkpoints to keep, 1 or more; the newest and the best always stay
@@ -338,7 +338,7 @@ def thin_out(
         if p.name not in {f"checkpoint-{k}" for k in keep}:
             shutil.rmtree(p)
 
-# %% ../../nbs/4_train/43_history.ipynb #43-19
+# %% ../../nbs/4_train/43_history.ipynb #43-42
 def take_up(
     recorder: Recorder,  # of a run that goes on; its counters are set
 ) -> dict:  # the row of step 0: the base's held-out losses, as the run measured them when it began
@@ -356,7 +356,7 @@ def take_up(
     recorder.earlier_tokens, recorder.earlier_s = recorder.real_tokens, recorder.step_s
     return next(row for row in recorder.rows if row["step"] == 0)
 
-# %% ../../nbs/4_train/43_history.ipynb #43-24
+# %% ../../nbs/4_train/43_history.ipynb #43-46
 def plot_losses(
     run,  # a run's folder
     ax=None,  # matplotlib axes; None: make some
@@ -391,7 +391,7 @@ def plot_losses(
     ax.figure.tight_layout()
     return ax
 
-# %% ../../nbs/4_train/43_history.ipynb #43-30
+# %% ../../nbs/4_train/43_history.ipynb #43-52
 def perplexities(
     run,  # a run's folder
 ):  # a pandas frame: step, epoch, valid, and train at the end of each epoch
@@ -410,7 +410,7 @@ def perplexities(
         frame["train perplexity of the epoch"] = [r.get("train_perplexity") for r in rows]
     return frame.set_index("step")
 
-
+# %% ../../nbs/4_train/43_history.ipynb #43-56
 def what_was_said(
     run,  # a run's folder
     most: int = 4,  # how many moments of the run to show, the first and the last always

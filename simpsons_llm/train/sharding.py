@@ -14,7 +14,7 @@ from ..machine.distributed import group_ranks
 from ..model.adapter import compare_weights
 from ..model.base import load_whole, readable, require_whole
 
-# %% ../../nbs/4_train/42_sharding.ipynb #42-05
+# %% ../../nbs/4_train/42_sharding.ipynb #42-07
 def whole(
     tensor,  # a tensor, in parts or not
 ):  # the whole of it, on the CPU
@@ -23,7 +23,7 @@ def whole(
 
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
 
-
+# %% ../../nbs/4_train/42_sharding.ipynb #42-09
 def share_of(
     tensor,  # a whole tensor, the same on all ranks
     like,  # a tensor that may be in parts
@@ -35,7 +35,7 @@ def share_of(
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
-
+# %% ../../nbs/4_train/42_sharding.ipynb #42-13
 def gather_weights(
     model,  # a model whose parameters are in parts; with an adapter of PEFT, only that is gathered
 ) -> dict:  # name -> whole tensor, on the CPU; {} on all ranks but the first
@@ -57,7 +57,7 @@ def _kept(tensor, main):
     t = whole(tensor)
     return t if main else None
 
-# %% ../../nbs/4_train/42_sharding.ipynb #42-07
+# %% ../../nbs/4_train/42_sharding.ipynb #42-18
 EARLIER = "remove it to go on from an earlier one, or run without resume"
 
 
@@ -77,7 +77,7 @@ def checkpoint_weights(
             saved |= load_file(f)
     return saved
 
-
+# %% ../../nbs/4_train/42_sharding.ipynb #42-22
 def load_weights(
     model,  # a model, in parts or not
     folder,  # a checkpoint: model*.safetensors or adapter_model.safetensors
@@ -111,7 +111,7 @@ def load_weights(
         for name, tensor in saved.items():
             mine[name].copy_(share_of(tensor.to(mine[name].dtype), mine[name]))
 
-# %% ../../nbs/4_train/42_sharding.ipynb #42-09
+# %% ../../nbs/4_train/42_sharding.ipynb #42-26
 def fsdp_arguments() -> dict:  # keyword arguments for transformers.TrainingArguments
     "FSDP2, one part for each decoder layer; gradients are cut after each micro-batch: no rank holds whole ones."
     return {
@@ -125,7 +125,7 @@ def fsdp_arguments() -> dict:  # keyword arguments for transformers.TrainingArgu
         "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
     }
 
-
+# %% ../../nbs/4_train/42_sharding.ipynb #42-28
 def sharded_trainer(
     trainer: type,  # transformers.Trainer or a subclass
 ) -> type:  # a subclass; without FSDP it behaves as before

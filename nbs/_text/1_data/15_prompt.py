@@ -48,8 +48,14 @@ def byte_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
 
 
-# %% tags=["check"]
+# %% [markdown]
+# The letter ñ is two bytes, so it is two tokens, neither of which is text by itself:
+
+# %% tags=["example"]
 tokenizer = byte_tokenizer()
+[(i, tokenizer.decode([i])) for i in tokenizer("Señor").input_ids]
+
+# %% tags=["check"]
 assert tokenizer.decode(tokenizer("Ay, Señor Ümlaut?").input_ids) == "Ay, Señor Ümlaut?"
 assert len(tokenizer) == 259 and tokenizer.pad_token_id != tokenizer.eos_token_id
 
@@ -60,8 +66,6 @@ assert len(tokenizer) == 259 and tokenizer.pad_token_id != tokenizer.eos_token_i
 # The tokenizers of most models put the space into the token of the word behind it. A prompt that ends in `Homer: ` has already spent the space on a token of its own, and the answer begins with other tokens than in the same text written in one. The model is then asked with tokens that it never saw at this place. Other tokenizers join a full stop and the newline behind it.
 #
 # The remedy: text is cut into *pieces* (a name with its colon, what is said, the end of the line) and each piece is tokenized by itself. Adding a line can then never change the tokens before it.
-#
-# By itself, yet not out of place: SentencePiece tokenizers put a space in front of any text that begins. So a piece is tokenized behind a short anchor, the character that it follows in the real text, and the anchor's tokens are taken off again.
 #
 # One more trap: a line may hold the letters of a special token. If somebody says `</s>` and the tokenizer reads the end of the text there, the model learns to fall silent in mid-sentence. So what comes from a script is read *literally*; only the scaffolding of a chat template may hold special tokens.
 
@@ -85,6 +89,18 @@ def reader(
     return lambda texts: [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
+# %% [markdown]
+# The same five letters, read literally and not: five bytes, or the one token that ends an answer.
+
+# %% tags=["example"]
+{how: reader(tokenizer, literal)(["<eos>"])[0] for how, literal in (("literal", True), ("not literal", False))}
+
+
+# %% [markdown]
+# By itself, yet not out of place: SentencePiece tokenizers put a space in front of any text that begins. So a piece is tokenized behind a short anchor, the character that it follows in the real text, and the anchor's tokens are taken off again.
+
+# %%
+#| export
 def piece_ids(
     read,  # what `reader` gave
     texts: list,  # pieces of text
@@ -184,6 +200,12 @@ def alpaca_frame(
 
 
 # %% [markdown]
+# Where the dots are, the lines of the scene will stand:
+
+# %% tags=["example"]
+print("...".join(alpaca_frame("Homer Simpson")))
+
+# %% [markdown]
 # **`chat`** is what the model itself understands as a conversation. Chat models are trained on turns of `user` and `assistant`, wrapped in tokens of their own; the tokenizer brings a template that does the wrapping. The character to speak is the assistant. What others say between two of its lines is one turn of the user, with names. If nobody spoke in between, the user's turn says so, since many templates insist on turns that alternate.
 
 # %%
@@ -203,6 +225,12 @@ def chat_system(
 
 
 # %% [markdown]
+# The mayor, in the first scene of the book's script:
+
+# %% tags=["example"]
+chat_system(scene.location, "Mayor Quimby")
+
+# %% [markdown]
 # A template is a program in the language Jinja. This is a common one:
 
 # %%
@@ -213,6 +241,14 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     ("<|im_start|>", "<|im_end|>"),
 )
+
+# %% [markdown]
+# Run on a conversation of one turn, it wraps the turn and opens the answer:
+
+# %% tags=["example"]
+chat_bpe = small_tokenizer(2000, *CHATML)
+dinner = [{"role": "user", "content": "Marge Simpson: Dinner!"}]
+print(chat_bpe.apply_chat_template(dinner, tokenize=False, add_generation_prompt=True))
 
 # %% [markdown]
 # Some templates write the date of the day into the system's words, by calling `strftime_now`. A character that was trained on a Monday would then be asked with Tuesday's text on Tuesday, and nobody would notice. Here it is always the same day, whenever and wherever: a small function of that name is written in front of the template, in the template's own language, so every program that reads templates finds it before its own clock. A constant needs no record of when a run was made, and the same settings make the same text tomorrow. The day stands in the notes beside a model all the same, so that a later version of this book may choose another.
@@ -247,6 +283,19 @@ def on_day(
     return {**words, **{f"%{c}": n for c, n in numbers.items()}, **bare}
 
 
+# %% [markdown]
+# The codes that templates commonly ask for, on that day:
+
+# %% tags=["example"]
+codes = on_day(datetime.date.fromisoformat(DATE))
+{code: codes[code] for code in ("%A", "%d", "%-d", "%B", "%b", "%Y", "%F")}
+
+
+# %% [markdown]
+# The macro replaces each code in the format that a template gives:
+
+# %%
+#| export
 def with_date(
     template: str,  # a chat template
     date: str = DATE,  # the day it writes, as year-month-day
@@ -390,8 +439,10 @@ class ChatFrame:
         return "" if text.endswith(self.special) else text[-1:]
 
 
+# %% [markdown]
+# What the template above writes before the first user's words, and the pieces between the words:
+
 # %% tags=["example"]
-chat_bpe = small_tokenizer(2000, *CHATML)
 frame = ChatFrame(chat_bpe)
 print(frame.before("Moe's Tavern", "Homer Simpson"), "...", sep="")
 {"middle": frame.middle, "lead": frame.lead, "end": frame.end, "again": frame.again}
@@ -412,9 +463,7 @@ for template, says in (
 # %% [markdown]
 # ## One maker for training and serving
 #
-# `TextMaker` joins a tokenizer and a template. What is asked of a model (`prompt_ids`) is by construction the beginning of what it was trained on. Names and headings repeat, so their tokens are kept.
-#
-# Each token also has a *role*, which [the chapter on samples](16_samples.ipynb) turns into a loss weight: scaffolding (names, headings, what a template adds), or words that are only read.
+# Each token has a *role*, which [the chapter on samples](16_samples.ipynb) turns into a loss weight: scaffolding (names, headings, what a template adds), or words that are only read.
 
 # %%
 #| export
@@ -447,6 +496,17 @@ class Tokens:
         self.roles += bytes((role,)) * len(ids)
         return self
 
+
+# %% [markdown]
+# A name is scaffolding (role 0), what is said is read (role 1):
+
+# %% tags=["example"]
+tokens = Tokens().add(bpe("Homer Simpson:").input_ids, SCAFFOLD).add(bpe(" Mmm, donuts.").input_ids, READ)
+[(bpe.decode([i]), role) for i, role in zip(tokens.ids, tokens.roles)]
+
+
+# %% [markdown]
+# `TextMaker` joins a tokenizer and a template. What is asked of a model (`prompt_ids`) is by construction the beginning of what it was trained on. Names and headings repeat, so their tokens are kept.
 
 # %%
 #| export
@@ -552,7 +612,15 @@ class TextMaker:
 
 
 # %% [markdown]
-# The three forms differ in how they open, how they join the lines, and how they close:
+# The tokens at which an answer ends in each form; the tokenizer's own end always counts too:
+
+# %% tags=["example"]
+maker, chat_maker = TextMaker(bpe), TextMaker(chat_bpe, "chat")
+{m.template: [m.tokenizer.decode([i]) for i in m.stop_ids] for m in (maker, TextMaker(bpe, "alpaca"), chat_maker)}
+
+
+# %% [markdown]
+# The three forms differ in how they open, how they join the lines, and how they close. The two plain ones:
 
 # %%
 #| export
@@ -589,6 +657,20 @@ def script_text(
     return out.add(maker.name(speaker), SCAFFOLD)
 
 
+# %% [markdown]
+# One line of the scene and the name of who answers, by role. Only what the mayor says is read, with its newline; all else is scaffolding:
+
+# %% tags=["example"]
+opened = script_text(maker, scene.location, scene.lines[:1], "Homer Simpson", maker.said(scene.lines[:1]))
+{
+    name: bpe.decode([i for i, role in zip(opened.ids, opened.roles) if role == wanted])
+    for name, wanted in (("scaffolding", SCAFFOLD), ("read", READ))
+}
+
+
+# %% [markdown]
+# A conversation is made turn by turn. A turn of the user closes what stands before, gives the lines of the others, and opens the answer:
+
 # %%
 #| export
 def user_turn(
@@ -615,6 +697,18 @@ def user_turn(
     return out.add(maker.ids(maker.frame.middle, ".", False), SCAFFOLD)
 
 
+# %% [markdown]
+# Nobody spoke since the last answer, and the turn says so:
+
+# %% tags=["example"]
+print(chat_bpe.decode(user_turn(chat_maker, Tokens(), chat_maker.frame.again, False, (), []).ids))
+
+
+# %% [markdown]
+# Each line of the character that is asked ends a turn of the user; what others said since stands in it:
+
+# %%
+#| export
 def chat_text(
     maker: TextMaker,  # tokenizer and the chat template
     location: str,  # where the scene is; may be empty
@@ -673,8 +767,10 @@ def prompt_ids(
     return prompt_tokens(maker, location, lines, speaker, max_len)[0].ids
 
 
+# %% [markdown]
+# Four lines of the scene, and what is left of them in 80 tokens:
+
 # %% tags=["example"]
-maker = TextMaker(bpe)
 print(bpe.decode(prompt_ids(maker, scene.location, scene.lines[:4], "Homer Simpson")))
 print("---- at most 80 tokens:")
 short = prompt_ids(maker, scene.location, scene.lines[:4], "Homer Simpson", max_len=80)
@@ -697,7 +793,7 @@ assert (
 print(bpe.decode(prompt_ids(TextMaker(bpe, "alpaca"), scene.location, scene.lines[:2], "Homer Simpson")))
 print("---- chat:")
 print(
-    chat_bpe.decode(prompt_ids(TextMaker(chat_bpe, "chat"), scene.location, scene.lines[5:8], "Homer Simpson")),
+    chat_bpe.decode(prompt_ids(chat_maker, scene.location, scene.lines[5:8], "Homer Simpson")),
     "...",
     sep="",
 )

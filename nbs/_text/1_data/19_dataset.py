@@ -46,11 +46,15 @@ from simpsons_llm.machine.job import (
 
 # %%
 #| hide
+import time
+
+import matplotlib.pyplot as plt
 import pandas as pd
+from datasets import load_from_disk
 
 from simpsons_llm.data.formats import read_script
 from simpsons_llm.data.prompt import CHATML, TEMPLATES, byte_tokenizer, prompt_ids, small_tokenizer
-from simpsons_llm.data.samples import scene_samples
+from simpsons_llm.data.samples import row_samples, scene_samples
 
 pd.set_option("display.max_colwidth", 100)
 
@@ -330,6 +334,11 @@ with tempfile.TemporaryDirectory() as folder:
 #
 # Tokenizing a long script takes seconds to minutes, and the seed kept its tokens on disk: whatever changed afterwards, the old tokens were used. Here the name of what is kept *is* what it was made from: a hash over the data's hash, the characters, all options, the tokenizer's whole definition, and the code of the chapters that make tokens. Change any of them and the name is another. What is kept is an Arrow table of the same library, which is mapped into memory rather than read.
 
+# %% [markdown]
+# ### What samples are made from
+#
+# The name of a tokenizer says little about its tokens: the same name may stand for another version, or for one to which words were added. So its whole definition is hashed.
+
 # %%
 #| export
 def tokenizer_hash(
@@ -346,6 +355,25 @@ def tokenizer_hash(
     return hashlib.sha256(what.encode()).hexdigest()[:16]
 
 
+# %% [markdown]
+# One word more, and the hash is another:
+
+# %% tags=["example"]
+bpe = small_tokenizer(2000, *CHATML)
+makers = {template: TextMaker(bpe, template) for template in TEMPLATES}
+everything, targets = read_script("springfield").scenes, ["Homer Simpson", "Marge Simpson"]
+few = everything[:6]
+
+longer = byte_tokenizer()
+longer.add_tokens(["Springfield"])
+tokenizer_hash(byte_tokenizer()), tokenizer_hash(byte_tokenizer()), tokenizer_hash(longer)
+
+
+# %% [markdown]
+# The code counts as well: a prompt that is put together in another way has other tokens, with the same tokenizer and the same data.
+
+# %%
+#| export
 def code_hash() -> str:
     "A hash over the modules that turn a script into samples."
     package = Path(simpsons_llm.__file__).parent / "data"
@@ -371,6 +399,76 @@ def cache_key(
     }
     return {"data": data_sha256, **made, **options}
 
+
+# %% [markdown]
+# The key is plain data. It is kept beside the samples, so whoever finds a folder of tokens can read what they were made from:
+
+# %% tags=["example"]
+key = cache_key(makers["script"], "hash of the script", targets=targets, max_seq_len=512)
+key
+
+
+# %% [markdown]
+# ### To a table and back
+#
+# A sample is a row: token ids, loss weights, roles. Arrow keeps each column in one piece, with its type.
+
+# %%
+#| export
+def save_samples(
+    samples: list,  # `Sample`s
+    folder,  # a new folder
+):
+    "Write samples as an Arrow table."
+    import pyarrow as pa
+    from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    table = pa.table(
+        {
+            "input_ids": pa.array([x.input_ids for x in samples], pa.list_(pa.int32())),
+            "loss_weights": pa.array([x.loss_weights for x in samples], pa.list_(pa.float64())),
+            "roles": pa.array([x.roles for x in samples], pa.binary()),
+        }
+    )
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        Dataset(table).save_to_disk(str(folder))
+    finally:
+        enable_progress_bars() if shown else None
+
+
+def load_samples(
+    folder,  # what `save_samples` wrote
+) -> list:  # `Sample`s
+    "Read samples from an Arrow table."
+    from datasets import load_from_disk
+
+    table = load_from_disk(str(folder)).data.table
+    return [Sample(*x) for x in zip(*(table[c].to_pylist() for c in ("input_ids", "loss_weights", "roles")))]
+
+
+# %% [markdown]
+# What the file of six scenes holds, and the bytes of each column:
+
+# %% tags=["example"]
+samples, _ = scene_samples(few, makers["script"], targets)
+with tempfile.TemporaryDirectory() as folder:
+    save_samples(samples, folder)
+    table, back = load_from_disk(folder).data.table, load_samples(folder)
+columns = {c.name: (str(c.type), table.num_rows, table[c.name].nbytes) for c in table.schema}
+pd.DataFrame(columns, index=["type", "rows", "bytes"]).T
+
+# %% [markdown]
+# Most of it are loss weights, in double precision: nothing is rounded on the way.
+
+# %% tags=["check"]
+assert back == samples
+
+# %% [markdown]
+# ### Kept, or made
+#
+# Kept samples are used if the whole key is the same; the folder's name alone, a shortened hash, is not trusted. A folder gets its name only when all of it is written, so a run that is killed leaves nothing that looks whole. Where anything is wrong with what was kept, samples are made anew: a cache may cost time, never a run.
 
 # %%
 #| export
@@ -415,47 +513,45 @@ def kept_samples(
 
 
 # %% [markdown]
-# To a table and back, without loss:
+# The whole script in both views, with every character to learn. The first call makes and keeps, the second reads; `size_mib` is what lies on disk:
 
-# %%
-#| export
-def save_samples(
-    samples: list,  # `Sample`s
-    folder,  # a new folder
-):
-    "Write samples as an Arrow table."
-    import pyarrow as pa
-    from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    table = pa.table(
-        {
-            "input_ids": pa.array([x.input_ids for x in samples], pa.list_(pa.int32())),
-            "loss_weights": pa.array([x.loss_weights for x in samples], pa.list_(pa.float64())),
-            "roles": pa.array([x.roles for x in samples], pa.binary()),
-        }
-    )
-    shown = not are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        Dataset(table).save_to_disk(str(folder))
-    finally:
-        enable_progress_bars() if shown else None
+# %% tags=["example"]
+def seconds_of(view, folder):
+    "Seconds of one call, the samples, and whether they were kept before."
+    maker = TextMaker(bpe)  # a fresh one, which remembers no tokens
+    key, start = cache_key(maker, "hash of the script", view=view.__name__), time.perf_counter()
+    made, _, kept = kept_samples(key, lambda: ({"train": view(everything, maker, [], 512)[0]}, {}), folder)
+    return time.perf_counter() - start, made["train"], kept
 
 
-def load_samples(
-    folder,  # what `save_samples` wrote
-) -> list:  # `Sample`s
-    "Read samples from an Arrow table."
-    from datasets import load_from_disk
+rows = {}
+with tempfile.TemporaryDirectory() as folder:
+    seconds_of(scene_samples, Path(folder) / "warm")  # imports the libraries
+    for name, view in (("scenes", scene_samples), ("rows", row_samples)):
+        (first_s, made, _), (second_s, again, kept) = seconds_of(view, folder), seconds_of(view, folder)
+        newest = max(Path(folder).glob("*/key.json"), key=lambda p: p.stat().st_mtime).parent
+        size = sum(p.stat().st_size for p in newest.rglob("*") if p.is_file())
+        tokens = sum(len(x.input_ids) for x in made)
+        rows[name] = (len(made), tokens, size / 2**20, first_s, second_s, kept and again == made)
+times = pd.DataFrame(rows, index=["samples", "tokens", "size_mib", "first_s", "second_s", "the same"]).T
+times
 
-    table = load_from_disk(str(folder)).data.table
-    return [Sample(*x) for x in zip(*(table[c].to_pylist() for c in ("input_ids", "loss_weights", "roles")))]
+# %% [markdown]
+# How much of the wait is saved?
 
+# %% tags=["example"]
+ax = times[["second_s", "first_s"]].astype(float).plot.barh(color=["#4f86c6", "#f2c500"], figsize=(6.4, 2.2))
+ax.set(xlabel="seconds", ylabel="view")
+ax.legend(["second call: read", "first call: made and kept"], frameon=False, reverse=True)
+ax.spines[["top", "right"]].set_visible(False)
+plt.show()
+saved = (times["first_s"] / times["second_s"]).astype(float)
+print(f"The second call is {saved['scenes']:.0f} times as fast with scenes, {saved['rows']:.0f} times with rows.")
+
+# %% [markdown]
+# What must not happen is that old tokens are used for new settings. Other options, another tokenizer, one with a word more, and a damaged note: each is made anew.
 
 # %% tags=["check"]
-bpe = small_tokenizer(2000, *CHATML)
-makers = {template: TextMaker(bpe, template) for template in TEMPLATES}
-few, targets = read_script("springfield").scenes[:6], ["Homer Simpson", "Marge Simpson"]
 with tempfile.TemporaryDirectory() as folder:
 
     def get(maker=makers["script"], **options):

@@ -94,6 +94,9 @@ def trainable_parameters(
     return trainable, total
 
 
+# %% [markdown]
+# Predicted by [the chapter on LoRA](../2_lora/20_layer.ipynb) and counted, for the base model of the book:
+
 # %% tags=["example"]
 counts = {}
 for label, settings in (("seed: 8/16/q,k", SEED_LORA), ("book: 16/32/all linear", LoRASettings())):
@@ -112,6 +115,16 @@ try:
 except ValueError as e:
     assert "trainable" in str(e)
 
+# %% [markdown]
+# One layer of the tiny model, in bf16, with an adapter of rank 4. The base's matrix is frozen; the two thin ones beside it are trained, in fp32:
+
+# %% tags=["example"]
+thin = add_adapter(tiny_model()[0].bfloat16(), LoRASettings(r=4))
+parts = {n.split("up_proj.")[1]: p for n, p in thin.named_parameters() if "layers.0.mlp.up_proj" in n}
+pd.DataFrame(
+    {n: (tuple(p.shape), p.dtype, p.requires_grad) for n, p in parts.items()}, index=["shape", "dtype", "trained"]
+).T
+
 
 # %% [markdown]
 # Training keeps each layer's activations for the backward pass. They can be computed again instead (*gradient checkpointing*): far less memory, about a third more time. A layer takes part only if its input wants a gradient, and the output of a frozen embedding does not; with an adapter it is told to.
@@ -127,6 +140,23 @@ def recompute_activations(
     # the second is its older name
     (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
 
+
+# %% [markdown]
+# What a forward pass over 256 tokens keeps of the tiny model's activations, in MiB, before and after:
+
+# %% tags=["example"]
+def kept_mib(model, ids):
+    "Size of what is kept for the backward pass, without the model's own parameters."
+    kept, own = {}, {p.data_ptr() for p in model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.update({t.data_ptr(): t.nbytes}) or t, lambda t: t):
+        _loss = model(input_ids=ids, labels=ids).loss  # alive, so that no place in memory is used twice
+    return sum(n for place, n in kept.items() if place not in own) / 2**20
+
+
+again = add_adapter(tiny_model()[0], LoRASettings(r=4)).train()
+all_kept = kept_mib(again, torch.arange(256).view(1, 256))
+recompute_activations(again)
+{"kept": round(all_kept, 2), "computed again": round(kept_mib(again, torch.arange(256).view(1, 256)), 2)}
 
 # %% tags=["check"]
 again = add_adapter(tiny_model()[0], LoRASettings(r=4)).train()
@@ -151,7 +181,7 @@ assert names == list(again.state_dict()) + [n for n, _ in again.named_modules()]
 # %% [markdown]
 # ## Saving and loading an adapter
 #
-# An adapter is useless without the facts of its training: the base model and the form of its prompts. They lie beside the weights, so `infer --adapter FOLDER` needs nothing else. Weights are safetensors, which hold numbers and no code.
+# What PiSSA moved at the start is subtracted by a second block in each thin matrix: $BA - B_0A_0 = [B, -B_0]\,[A; A_0]$. So the adapter that is saved has twice the rank, and the base beneath it is the ordinary one.
 
 # %%
 #| export
@@ -177,6 +207,9 @@ def subtract_start(
     )
 
 
+# %% [markdown]
+# An adapter is useless without the facts of its training: the base model and the form of its prompts. They lie beside the weights, so `infer --adapter FOLDER` needs nothing else. Weights are safetensors, which hold numbers and no code.
+
 # %%
 #| export
 NOTES = "simpsons_llm.json"
@@ -195,6 +228,17 @@ def save_adapter(
         subtract_start(folder, model.at_start)
     write_json(folder / NOTES, notes)
     return folder
+
+
+# %% [markdown]
+# A PiSSA adapter of rank 4 on the tiny model: the files of its folder, and the rank it has there.
+
+# %% tags=["example"]
+place = tempfile.TemporaryDirectory()  # goes when the notebook ends
+moved = add_adapter(load_base(TINY, device)[0], LoRASettings(r=4, init_lora_weights="pissa"))
+kept_in = save_adapter(moved, place.name, {"base_model": TINY, "template": "chat"})
+print("r =", read_json(kept_in / "adapter_config.json")["r"])
+pd.DataFrame({"bytes": {p.name: p.stat().st_size for p in sorted(kept_in.iterdir())}})
 
 
 # %% [markdown]
@@ -222,6 +266,15 @@ def adapter_notes(
 
 
 # %% [markdown]
+# The same folder with its notes and without them:
+
+# %% tags=["example"]
+with_notes = adapter_notes(kept_in)
+(kept_in / NOTES).unlink()
+{"with notes": with_notes, "without": adapter_notes(kept_in)}
+
+
+# %% [markdown]
 # An adapter for another model loads "successfully" in many tools, with all its keys ignored. Here each key must find its place, and each place its key, of the same shape. The file's side of it stands in its first bytes, so a damaged file is found before the base is loaded.
 
 # %%
@@ -245,6 +298,17 @@ def compare_weights(
     missing, unexpected = wanted.keys() - saved.keys(), saved.keys() - wanted.keys()
     return {"missing_keys": missing, "unexpected_keys": unexpected, "mismatched_keys": reshaped}
 
+
+# %% [markdown]
+# The first two tensors of the saved file, beside a model of rank 4 that lacks the second:
+
+# %% tags=["example"]
+(a, shape), (b, _) = list(weight_shapes(kept_in / "adapter_model.safetensors").items())[:2]
+compare_weights({a: shape, b: ()}, {a: (4, shape[1])})
+
+
+# %% [markdown]
+# Loading puts these together: notes, shapes, base, adapter, and the comparison that lets nothing through in silence.
 
 # %%
 #| export
@@ -290,6 +354,9 @@ def merge(
     "One plain model: answers the same, faster."
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
+
+# %% [markdown]
+# An adapter with random numbers, as if it had been trained: what it changes in the logits, what saving and loading changes, and what merging does.
 
 # %% tags=["example"]
 cpu = find_device("cpu", "float32")
@@ -397,6 +464,16 @@ def is_whole_model(
 
 
 # %% [markdown]
+# The whole tiny model in the folder of a run, where the saved adapter above is a sixth of its size:
+
+# %% tags=["example"]
+run_place = tempfile.TemporaryDirectory()
+whole_in = save_model(*load_base(TINY, cpu), Path(run_place.name) / "model", {"base_model": TINY, "template": "script"})
+print("whole model:", is_whole_model(whole_in), "- adapter:", is_whole_model(kept_in))
+pd.DataFrame({"bytes": {p.name: p.stat().st_size for p in sorted(whole_in.iterdir())}})
+
+
+# %% [markdown]
 # One may point at a run (`runs/x`), at the adapter in it, or at an adapter from elsewhere. A run that trained *all* weights leaves `model/` in place of `adapter/`. Whoever answers or publishes finds both in the same way. What stands in `summary.json` belongs to the run, so a bare adapter has none, unless it lies in its run. A run that left nothing says how it ended.
 
 # %%
@@ -411,6 +488,8 @@ class Trained:
     summary: dict = field(default_factory=dict)  # the run's summary.json; empty if there is none
 
 
+# %%
+#| export
 def find_trained(
     source,  # a run's folder, an adapter's, or a whole model's
 ) -> Trained:  # FileNotFoundError or ValueError if there is nothing, or no telling what
@@ -437,6 +516,18 @@ def find_trained(
     return Trained("adapter", folder, adapter_notes(folder), summary)
 
 
+# %% [markdown]
+# Both folders from above, by the same call:
+
+# %% tags=["example"]
+[(found.kind, found.folder.name == "model", found.notes) for found in map(find_trained, (kept_in, run_place.name))]
+
+
+# %% [markdown]
+# Whoever answers needs model and tokenizer, of whichever kind:
+
+# %%
+#| export
 def load_tuned(
     source,  # a run's folder, or what `save_adapter` or `save_model` wrote
     device: Device,  # where to put it
@@ -490,6 +581,20 @@ def untuned(
         find_device(model.device.type, str(model.dtype).removeprefix("torch."), model.device.index or 0),
     )[0].eval()
 
+
+# %% [markdown]
+# The adapter of random numbers again: how far the logits are from the base's, as it answers, and inside the block.
+
+# %% tags=["example"]
+tuned = add_adapter(load_base(TINY, cpu)[0], LoRASettings(r=4)).eval()
+with torch.no_grad():
+    for name, p in tuned.named_parameters():
+        if "lora_B" in name:
+            p.fill_(0.1)
+    answers = {"tuned": (tuned(x).logits - without).abs().max().item()}
+    with untuned(tuned, {}) as plain_base:
+        answers["untuned"] = (plain_base(x).logits - without).abs().max().item()
+answers
 
 # %% tags=["check"]
 with tempfile.TemporaryDirectory() as folder:

@@ -117,6 +117,11 @@ class Sampling:
         return {k: v for k, v in asdict(self).items() if self.do_sample or k not in ("temperature", "top_k", "top_p")}
 
 
+# %% [markdown]
+# The book's settings, the seed's, and no lot at all:
+
+# %%
+#| export
 SAMPLING = {
     "book": Sampling(),
     "seed": Sampling(100, True, 0.8, 50, 0.9, 5, 1.2),
@@ -124,7 +129,24 @@ SAMPLING = {
 }
 
 # %% [markdown]
+# What `generate` is called with. Greedy has no use for what shapes a lot:
+
+# %% tags=["example"]
+pd.DataFrame({name: pd.Series(preset.arguments(), dtype=object) for name, preset in SAMPLING.items()}).fillna("")
+
+# %% [markdown]
+# A name that is none is not swallowed:
+
+# %% tags=["example"]
+try:
+    Sampling().changed(temprature=1.2)
+except ValueError as e:
+    print(e)
+
+# %% [markdown]
 # ## The settings
+#
+# The names and defaults are those of the parameters at the top. What is left at `None` is taken from the preset.
 
 # %%
 #| export
@@ -171,6 +193,12 @@ class InferConfig(JobConfig):
         return replace(SAMPLING[self.sampling], **{n: getattr(self, n) for n in names if getattr(self, n) is not None})
 
 
+# %% [markdown]
+# The seed's preset, with one beam in place of five:
+
+# %% tags=["example"]
+InferConfig(sampling="seed", num_beams=1).settings()
+
 # %% tags=["check"]
 assert same_parameters(InferConfig, "infer")
 # the seed's settings
@@ -213,6 +241,13 @@ def batch_prompts(
 
 
 # %% [markdown]
+# Two prompts, of two tokens and of four; token 0 fills up:
+
+# %% tags=["example"]
+batch_prompts([[11, 12], [21, 22, 23, 24]], 0, "cpu")
+
+
+# %% [markdown]
 # Prompt and answer together must fit what the model was trained on (`max_seq_len` of its notes) and what it can take at all:
 
 # %%
@@ -235,6 +270,18 @@ def ask_batch(
         model.device,
     )
 
+
+# %% [markdown]
+# Tokens of three prompts, with 1, 4 and 8 lines of a scene, for a model that was trained on 512 tokens. The longest keeps the newest lines that leave room for the answer's 60:
+
+# %% tags=["example"]
+where, scene = find_device(), read_script("springfield").scenes[0]
+tiny, bytes_tokenizer = load_base("tiny", where)
+trained_on_512 = TextMaker(bytes_tokenizer, max_seq_len=512)
+asked = ask_batch(
+    tiny, trained_on_512, [(scene.location, scene.lines[:n], "Homer Simpson") for n in (1, 4, 8)], Sampling()
+)
+asked["attention_mask"].sum(1).tolist()
 
 # %% [markdown]
 # The tokens that come back hold the answer, its end, and filling. Only the line is wanted. It ends at a newline; what else breaks or tabulates lines becomes a blank, as it does when a script is read. Letters stay as the model said them, and so does what holds letters together or apart without being seen: the joiners of Persian words and of emoji, the no-break space before a French question mark. Taken out are three kinds of signs that do something to the screen they are shown on instead: control characters, such as those that colour a terminal; halves of a character, which no file can hold; and the embeddings and overrides of writing direction, by which a line could reorder what stands around it.
@@ -281,6 +328,9 @@ def answer_text(
     return "".join(spoken([tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)]))
 
 
+# %% [markdown]
+# A French question, where the next line is cut off; a Persian word with its joiner; an answer in three pieces, without the sign that would colour the terminal and the one that would turn the line around:
+
 # %% tags=["example"]
 [
     "".join(spoken(pieces))
@@ -324,12 +374,17 @@ def lines_of(
 
 
 # %% [markdown]
+# The prompt of the parameters:
+
+# %% tags=["example"]
+pd.DataFrame([(line.speaker, line.text) for line in lines_of(prompt)], columns=["speaker", "text"])
+
+# %% [markdown]
 # The base model, before any training, in the first scene of the book's script. It writes English, and borrows its manner from the lines just read. That is imitation of the context, not character:
 
 # %% tags=["example"]
-where = find_device()
 base, tokenizer = load_base("auto" if where.type == "cpu" else "smollm2-135m", where)
-maker, scene = TextMaker(tokenizer), read_script("springfield").scenes[0]
+maker = TextMaker(tokenizer)
 requests = [(scene.location, scene.lines[:4], name) for name in ("Homer Simpson", "Lisa Simpson", "Mayor Quimby")]
 short = Sampling(max_new_tokens=30)
 pd.DataFrame({"speaker": [r[2] for r in requests], "base model says": finish_lines(base, maker, requests, short)})
@@ -408,6 +463,11 @@ def stream_line(
         yield from spoken(pieces)
 
 
+# %% [markdown]
+# Two semaphores pass the turn: `go` to the model, `done` to the reader. A reader that has had enough sets `enough`; then the model stops at its next token, and nothing is left running.
+
+# %%
+#| export
 def in_turns(
     model,  # a model, with or without adapter
     maker: TextMaker,  # tokenizer and template of its training
@@ -465,6 +525,14 @@ def in_turns(
         raise failed[0]
 
 
+# %% [markdown]
+# When does each piece come? Seconds since the question, after three lines of the scene:
+
+# %% tags=["example"]
+start = time.perf_counter()
+came = [(piece, time.perf_counter() - start) for piece in stream_line(base, maker, *ragged[1], greedy)]
+pd.DataFrame(came, columns=["piece", "after_s"]).round(3)
+
 # %% tags=["check"]
 pieces = list(stream_line(base, maker, *ragged[1], greedy))
 assert "".join(pieces) == finish_lines(base, maker, [ragged[1]], greedy)[0] and len(pieces) > 1
@@ -477,7 +545,6 @@ first, number = next(reader), torch.rand(1)
 assert first + "".join(reader) == finish_lines(base, maker, [ragged[1]], short)[0] and [*number, *torch.rand(1)] == [
     *expected
 ]
-pieces
 
 
 # %% [markdown]
@@ -524,8 +591,10 @@ def bench_answer(
     }
 
 
-# %% tags=["check"]
-tiny, bytes_tokenizer = load_base("tiny", where)
+# %% [markdown]
+# Five tokens of the tiny model, three times:
+
+# %% tags=["example"]
 timing = bench_answer(
     tiny,
     TextMaker(bytes_tokenizer),
@@ -535,6 +604,9 @@ timing = bench_answer(
     warmups=1,
     device=where,
 )
+pd.DataFrame([timing]).round(4)
+
+# %% tags=["check"]
 assert 0 < timing["min_s"] <= timing["mean_s"] <= timing["max_s"] and timing["runs"] == 3
 
 
@@ -573,7 +645,19 @@ def heldout_moments(
 
 
 # %% [markdown]
-# At each of these moments both models are asked with the same tokens. The base is the same model with its adapter switched off.
+# Three characters in the test scenes of the book's script; where there is no real line, the moment is another character's:
+
+# %% tags=["example"]
+test = split_scenes(read_script("springfield").scenes)["test"]
+moments = heldout_moments(test, ["Homer Simpson", "Marge Simpson", "Bart Simpson"])
+pd.DataFrame(
+    [(s.episode, s.location, i, who, real is not None) for s, i, who, real in moments],
+    columns=["episode", "location", "lines before", "speaker", "real line"],
+)
+
+
+# %% [markdown]
+# For tables, a moment is put in words: the line before it, and the line that really follows.
 
 # %%
 #| export
@@ -591,6 +675,18 @@ def moment_row(
     return {"before": f"{name}: {text}" if name else text, "speaker": who, "real": real or silent}
 
 
+# %% [markdown]
+# The same nine moments:
+
+# %% tags=["example"]
+pd.DataFrame([moment_row(m) for m in moments])
+
+
+# %% [markdown]
+# At each of these moments both models are asked with the same tokens. The base is the same model with its adapter switched off.
+
+# %%
+#| export
 def before_after(
     model,  # a fine-tuned model
     maker: TextMaker,  # tokenizer and template of its training
@@ -613,8 +709,6 @@ def before_after(
 
 
 # %% tags=["check"]
-test = split_scenes(read_script("springfield").scenes)["test"]
-moments = heldout_moments(test, ["Homer Simpson", "Marge Simpson", "Bart Simpson"])
 assert len(moments) == 9 and len({id(s) for s, *_ in moments}) == 3 and all(i >= 4 for _, i, *_ in moments)
 assert all(real is None or (s.lines[i].text, s.lines[i].speaker) == (real, who) for s, i, who, real in moments)
 # scenes of one line: the moment is their beginning
@@ -629,6 +723,8 @@ assert heldout_moments([], ["Homer Simpson"]) == [] == before_after(base, maker,
 
 # %% [markdown]
 # ## The job
+#
+# A folder for answers is held while they are made, so that no second job writes into it.
 
 # %%
 #| export
@@ -643,6 +739,11 @@ def infer(
     return result
 
 
+# %% [markdown]
+# The moments come first, since merging takes the base away; what is asked and timed afterwards is the faster, merged model.
+
+# %%
+#| export
 def answer(
     config: InferConfig,  # the settings; `out` is not used
 ) -> dict:  # as `infer`

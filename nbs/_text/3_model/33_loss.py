@@ -20,6 +20,8 @@ from simpsons_llm.machine.job import require
 #| hide
 import math
 
+import matplotlib.pyplot as plt
+import pandas as pd
 import torch
 
 from simpsons_llm.data.formats import read_script
@@ -28,7 +30,7 @@ from simpsons_llm.data.prepare import split_scenes
 from simpsons_llm.data.prompt import TextMaker
 from simpsons_llm.data.samples import Sample, scene_samples
 from simpsons_llm.machine.device import find_device
-from simpsons_llm.model.base import load_base
+from simpsons_llm.model.base import load_base, tiny_model
 
 
 # %% [markdown]
@@ -65,12 +67,36 @@ class PadRight:
         }
 
 
+# %% [markdown]
+# A sample of four tokens beside one of two. The second is filled up with token 0, of weight 0, and neither that nor what has no weight becomes a label:
+
+# %% tags=["example"]
+long = {"input_ids": [11, 12, 13, 14], "loss_weights": [0.0, 0.0, 1.0, 1.0]}
+short = {"input_ids": [21, 22], "loss_weights": [0.0, 1.0]}
+PadRight(pad_id=0)([long, short])
+
+
+# %% [markdown]
+# Which of the two ways a batch is laid depends on the model alone, so it is asked of the model and nobody else needs to know.
+
+# %%
+#| export
 def collator(
     model,  # a causal language model
     pad_id: int,  # the padding token
 ):  # `EndToEnd` for a model that uses isolated attention, else `PadRight`
     "How samples become a batch for this model."
     return (EndToEnd if model.config._attn_implementation == "isolated" else PadRight)(pad_id)
+
+
+# %% [markdown]
+# The same tiny model, before and after its attention keeps samples in a row apart:
+
+# %% tags=["example"]
+model, _ = tiny_model()
+at_first = type(collator(model, 0)).__name__
+use_isolated(model)
+at_first, type(collator(model, 0)).__name__
 
 
 # %% [markdown]
@@ -122,6 +148,14 @@ assert torch.allclose(sum(alone), (losses * weights).sum(), rtol=1e-5)  # fillin
 assert {0.5, 1.0} <= set(weights.unique().tolist())
 
 # %% [markdown]
+# How much is left out? In the same scenes, Homer's lines alone are learned now; the others' lines are read, but no logits are computed at them:
+
+# %% tags=["example"]
+homer, _ = scene_samples(scenes, TextMaker(tiny_tokenizer), ["Homer Simpson"], max_seq_len=900)
+losses, _ = token_losses(tiny, PadRight(0)([homer[0].features()]))
+f"logits at {losses.shape[1]} of {len(homer[0].input_ids)} positions"
+
+# %% [markdown]
 # Two batches, one with many learned tokens and one with few: the mean over tokens, and the mean of the two means.
 
 # %% tags=["example"]
@@ -161,6 +195,23 @@ def scored(
     ]
 
 
+# %% [markdown]
+# The tokens of the samples from above by their weight, as they are learned from and as they are scored. Those of weight 0.5, other characters' words, go to 0:
+
+# %% tags=["example"]
+pd.DataFrame(
+    {
+        "learned from": pd.Series([w for s in samples for w in s.loss_weights]).value_counts(),
+        "scored": pd.Series([w for s in scored(samples) for w in s["loss_weights"]]).value_counts(),
+    }
+).rename_axis("weight").fillna(0).astype(int)
+
+
+# %% [markdown]
+# Several processes share the samples, batch by batch in turn; what they add up is the two sums, so that the mean is the same for any number of them.
+
+# %%
+#| export
 def heldout_loss(
     model,  # a causal language model
     samples: list,  # `Sample`s
@@ -228,3 +279,26 @@ print(
 
 # %% tags=["check"]
 assert before < 0.5 * math.log(len(tokenizer))
+
+# %% [markdown]
+# Which words does that come from? One line of Homer's, token by token; the dashed line is the mean from above:
+
+# %% tags=["example"]
+spoken, _ = scene_samples(scenes[:1], TextMaker(tokenizer), ["Homer Simpson"])
+batch = to_device(PadRight(tokenizer.pad_token_id)(scored(spoken[:1])), base.device)
+with torch.no_grad():
+    nats = token_losses(base, batch)[0][0].tolist()
+words = [tokenizer.decode([t]) for t, w in zip(spoken[0].input_ids[1:], spoken[0].loss_weights[1:]) if w == 1]
+first, last = [i for i, word in enumerate(words) if word == "\n"][:2]
+ax = pd.Series(nats[first + 1 : last]).plot.bar(figsize=(6.4, 3), color="#4f86c6", width=0.8)
+ax.axhline(before, color="#c0504d", ls="--", lw=1)
+ax.set_xticklabels([word.strip() for word in words[first + 1 : last]], rotation=60)
+ax.set_ylabel("nats")
+ax.spines[["top", "right"]].set_visible(False)
+plt.show()
+print(
+    f"{words[last - 2].strip()!r} alone: {nats[last - 2]:.1f} nats; 'arge' after ' M': {nats[words.index('arge')]:.2f}"
+)
+
+# %% [markdown]
+# Ends of words and most punctuation cost little. The loss stands in the words that a speaker chooses, here above all in the one that makes the joke.

@@ -23,6 +23,8 @@ from simpsons_llm.model.base import QUANTIZATIONS
 
 # %%
 #| hide
+from dataclasses import fields
+
 import pandas as pd
 
 from simpsons_llm.lora.layer import LoRASettings
@@ -76,6 +78,12 @@ RECIPES: dict[str, dict] = {
         eval_steps=50,
     ),
 }
+
+# %% [markdown]
+# Side by side. Only the number of context lines is the same:
+
+# %% tags=["example"]
+pd.DataFrame(RECIPES)
 
 # %% [markdown]
 # ## The settings
@@ -183,6 +191,15 @@ class TrainConfig(JobConfig):
 
 
 # %% [markdown]
+# How many are left to the recipe, and which of them have no value there either, which means no limit or the usual:
+
+# %% tags=["example"]
+unset = [f.name for f in fields(TrainConfig) if f.default is None]
+print(f"{len(unset)} of {len(fields(TrainConfig))} settings have no value of their own; in no recipe:")
+[n for n in unset if n not in RECIPES["book"]]
+
+
+# %% [markdown]
 # Refused is what cannot work, in one sentence and before anything is loaded: values out of range, and settings that do not go together.
 
 # %%
@@ -276,6 +293,35 @@ def check_settings(
     )
 
 
+# %% [markdown]
+# A few that are refused, and what is said to them:
+
+# %% tags=["example"]
+def refusal(**given):
+    "What is said to these settings."
+    try:
+        return TrainConfig(**given) and "nothing"
+    except ValueError as e:
+        return str(e)
+
+
+for given in ({"learning_rate": 3}, {"template": "alpaca"}, {"mode": "full", "use_dora": True}):
+    print(refusal(**given))
+
+# %% [markdown]
+# What was given stands, the recipe fills the rest, and `mode=full` takes a tenth of its rate:
+
+# %% tags=["example"]
+asked = [dict(), dict(mode="full"), dict(mode="full", learning_rate=1e-4), dict(recipe="seed", r=16)]
+pd.DataFrame([{"given": str(a), **TrainConfig(**a).resolved()} for a in asked])[["given", "learning_rate", "r", "view"]]
+
+# %% [markdown]
+# More processes than a global batch has samples: the batch of the recipe grows, so that each has one at least.
+
+# %% tags=["example"]
+sizes = ["global_batch_size", "micro_batch_size"]
+pd.DataFrame({n: TrainConfig().for_ranks(n).resolved() for n in (1, 2, 4, 8)}).loc[sizes].rename_axis(columns="ranks")
+
 # %% tags=["check"]
 assert TrainConfig(recipe="seed").resolved() == RECIPES["seed"]
 assert TrainConfig(recipe="seed", r="16", learning_rate="1e-3").resolved() == {
@@ -335,6 +381,19 @@ class RunLength:
         return self.sample_steps == 0 and (step == 0 or self.evaluates(step))
 
 
+# %% [markdown]
+# A run of two epochs of five steps, evaluated every third step (`e`), with text every fourth (`s`):
+
+# %% tags=["example"]
+small = RunLength(steps=10, epoch_steps=5, eval_steps=3, sample_steps=4, warmup_steps=1)
+pd.DataFrame({k: ["e" * small.evaluates(k), "s" * small.samples(k)] for k in range(1, 11)}, index=["held out", "text"])
+
+
+# %% [markdown]
+# The numbers of steps follow from the settings and the number of samples. What is given as a share (the warmup, the evaluations) is rounded here and nowhere else.
+
+# %%
+#| export
 def run_length(
     config: TrainConfig,  # the settings
     samples: int,  # number of training samples, or of rows
@@ -406,6 +465,9 @@ def make_optimizer(
     )
 
 
+# %% [markdown]
+# A frozen base to which no adapter was added:
+
 # %%
 base, _ = tiny_model()
 for p in base.parameters():
@@ -415,10 +477,25 @@ try:
 except ValueError as e:
     print(e)
 
-# %% tags=["check"]
+# %% [markdown]
+# With an adapter there is something to step, and with LoRA+ the rates are two:
+
+# %% tags=["example"]
 model = add_adapter(base, LoRASettings(r=4))
 names = {id(p): n for n, p in model.named_parameters()}
-groups = make_optimizer(model, 1e-3, lora_plus_ratio=16.0).param_groups
+groups = [g for g in make_optimizer(model, 1e-3, lora_plus_ratio=16.0).param_groups if g["params"]]
+pd.DataFrame(
+    [
+        {
+            "learning rate": g["lr"],
+            "tensors": len(g["params"]),
+            "the first": names[id(g["params"][0])].split("layers.")[1],
+        }
+        for g in groups
+    ]
+)
+
+# %% tags=["check"]
 assert {(g["lr"], "lora_B" in names[id(p)]) for g in groups for p in g["params"]} == {(1e-3, False), (16e-3, True)}
 (only,) = make_optimizer(model, 1e-3).param_groups
 assert (
@@ -444,6 +521,18 @@ def rate_of_step(
     return (done + 1) / top if done < top else max(0, steps - done) / max(steps - top + 1, 1)
 
 
+# %% [markdown]
+# Three steps up to the peak and five down to a sixth of it, in parts of the peak:
+
+# %% tags=["example"]
+[round(rate_of_step(done, warmup_steps=3, steps=8), 2) for done in range(8)]
+
+
+# %% [markdown]
+# PyTorch's own scheduler multiplies the peak with that share, so checkpoints keep its place like that of any other.
+
+# %%
+#| export
 def make_schedule(
     optimizer,  # what `make_optimizer` made
     warmup_steps: int,  # in which the rate rises, 0..steps

@@ -21,10 +21,22 @@ from simpsons_llm.model.base import load_whole, readable, require_whole
 
 # %%
 #| hide
+import tempfile
+
 import pandas as pd
+from safetensors.torch import save_file
+from transformers import Trainer
 
 from simpsons_llm.machine.distributed import start_ranks
 from simpsons_llm.machine.job import chapters_dir
+from simpsons_llm.model.base import tiny_model
+
+# %% [markdown]
+# What each rank holds of 3 billion parameters at 16 bytes, in GB, by the number of ranks:
+
+# %% tags=["example"]
+ways = {"DDP": [3e9 * 16 / 1e9] * 4, "FSDP": [3e9 * 16 / n / 1e9 for n in (1, 2, 4, 8)]}
+pd.DataFrame(ways, index=pd.Index([1, 2, 4, 8], name="ranks")).T
 
 
 # %% [markdown]
@@ -43,6 +55,11 @@ def whole(
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
 
 
+# %% [markdown]
+# The other way needs no message, if all ranks have read the same whole.
+
+# %%
+#| export
 def share_of(
     tensor,  # a whole tensor, the same on all ranks
     like,  # a tensor that may be in parts
@@ -55,6 +72,28 @@ def share_of(
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
+# %% [markdown]
+# A matrix of three rows on two ranks. The parts are of two rows and of one; put together they are the three again, on both:
+
+# %% tags=["example"]
+rows = start_ranks("""
+    join_group(ranks, find_device("cpu"))
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+    from simpsons_llm.train.sharding import share_of, whole
+    matrix = torch.arange(6).view(3, 2)
+    like = distribute_tensor(torch.zeros(3, 2), init_device_mesh("cpu", (2,)), [Shard(0)])
+    part = share_of(matrix, like)
+    print(part.to_local().tolist(), whole(part).tolist(), sep=";")""")
+pd.DataFrame([s.split(";") for s in rows], columns=["the part", "the whole"]).rename_axis("rank")
+
+
+# %% [markdown]
+# Of a whole model one rank needs the wholes, the one that writes them. The others help to gather each and let go of it.
+
+# %%
+#| export
 def gather_weights(
     model,  # a model whose parameters are in parts; with an adapter of PEFT, only that is gathered
 ) -> dict:  # name -> whole tensor, on the CPU; {} on all ranks but the first
@@ -76,6 +115,36 @@ def _kept(tensor, main):
     t = whole(tensor)
     return t if main else None
 
+
+# %% [markdown]
+# What each of two ranks holds of a small model before and after it is cut, and that the whole comes back:
+
+# %% tags=["example"]
+said = start_ranks("""
+    join_group(ranks, find_device("cpu"))
+    import torch
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.device_mesh import init_device_mesh
+    from simpsons_llm.train.sharding import gather_weights, share_of, whole
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.Linear(128, 32))
+    before = {k: v.detach().clone() for k, v in model.named_parameters()}
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in model: fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    held = sum(p.to_local().numel() for p in model.parameters())
+    back = all(torch.equal(whole(p), before[k]) for k, p in model.named_parameters())
+    cut = all(torch.equal(share_of(before[k], p).to_local(), p.to_local()) for k, p in model.named_parameters())
+    names = len(gather_weights(model))
+    print(sum(v.numel() for v in before.values()), held, back, cut, names)""")
+pd.DataFrame(
+    [s.split() for s in said],
+    columns=["numbers in all", "held by this rank", "the whole comes back", "parts are the same", "weights gathered"],
+).rename_axis("rank")
+
+# %% tags=["check"]
+assert [s.split()[2:] for s in said] == [["True", "True", "4"], ["True", "True", "0"]]
+assert all(int(s.split()[1]) * 2 == int(s.split()[0]) for s in said)
 
 # %% [markdown]
 # A checkpoint must hold all that it is loaded for: each weight of the adapter, or each of the model. What it lacks would stay as it is, a mixture of two steps that no run ever had; and a tensor of another shape would be spread over the rows. Only a weight that the model ties to another is kept once.
@@ -102,6 +171,22 @@ def checkpoint_weights(
     return saved
 
 
+# %% [markdown]
+# The first four of the tiny model, by the names that they have in the file:
+
+# %% tags=["example"]
+tiny, _ = tiny_model()
+with tempfile.TemporaryDirectory() as folder:
+    save_file(tiny.state_dict(), f"{folder}/model.safetensors")
+    kept = checkpoint_weights(folder)
+pd.Series({name: tuple(t.shape) for name, t in kept.items()}, name="shape").head(4).to_frame()
+
+
+# %% [markdown]
+# Names and shapes are compared before the first number is copied, so a checkpoint that does not fit leaves the model as it was.
+
+# %%
+#| export
 def load_weights(
     model,  # a model, in parts or not
     folder,  # a checkpoint: model*.safetensors or adapter_model.safetensors
@@ -137,6 +222,19 @@ def load_weights(
 
 
 # %% [markdown]
+# A checkpoint from which a layer's weight is missing:
+
+# %% tags=["example"]
+with tempfile.TemporaryDirectory() as folder:
+    part = {k: v for k, v in tiny.state_dict().items() if k != "model.norm.weight"}
+    save_file(part, f"{folder}/model.safetensors")
+    try:
+        load_weights(tiny, folder)
+    except ValueError as e:
+        print(str(e).replace(folder, "FOLDER"))
+
+
+# %% [markdown]
 # ## The Trainer's part
 #
 # accelerate shards for accelerators only; on CPU ranks it would quietly train with DDP. Telling it otherwise is three assignments, after which everything is the same code. In bfloat16 its policy would also sum gradients in bfloat16; here they are summed in fp32. The checkpoint methods write whole tensors under the names that the Trainer uses without FSDP: `model.safetensors` or the adapter's file, `optimizer.pt`, `scheduler.pt`. They are gathered tensor by tensor, so that rank 0 needs the room of one model in its machine's memory, not each rank that of one on its card.
@@ -160,6 +258,11 @@ def fsdp_arguments() -> dict:  # keyword arguments for transformers.TrainingArgu
     }
 
 
+# %% [markdown]
+# The Trainer itself is changed at the places where it makes its accelerator, saves and loads; the steps are its own.
+
+# %%
+#| export
 def sharded_trainer(
     trainer: type,  # transformers.Trainer or a subclass
 ) -> type:  # a subclass; without FSDP it behaves as before
@@ -235,34 +338,11 @@ def sharded_trainer(
 
 
 # %% [markdown]
-# What each of two ranks holds of a small model before and after it is cut, and that the whole comes back:
+# All that differs from the Trainer, by name; `shard` is new:
 
 # %% tags=["example"]
-said = start_ranks("""
-    join_group(ranks, find_device("cpu"))
-    import torch
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.device_mesh import init_device_mesh
-    from simpsons_llm.train.sharding import gather_weights, share_of, whole
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.Linear(128, 32))
-    before = {k: v.detach().clone() for k, v in model.named_parameters()}
-    mesh = init_device_mesh("cpu", (2,))
-    for layer in model: fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    held = sum(p.to_local().numel() for p in model.parameters())
-    back = all(torch.equal(whole(p), before[k]) for k, p in model.named_parameters())
-    cut = all(torch.equal(share_of(before[k], p).to_local(), p.to_local()) for k, p in model.named_parameters())
-    names = len(gather_weights(model))
-    print(sum(v.numel() for v in before.values()), held, back, cut, names)""")
-pd.DataFrame(
-    [s.split() for s in said],
-    columns=["numbers in all", "held by this rank", "the whole comes back", "parts are the same", "weights gathered"],
-).rename_axis("rank")
-
-# %% tags=["check"]
-assert [s.split()[2:] for s in said] == [["True", "True", "4"], ["True", "True", "0"]]
-assert all(int(s.split()[1]) * 2 == int(s.split()[0]) for s in said)
+methods = [name for name, f in vars(sharded_trainer(Trainer)).items() if callable(f)]
+pd.DataFrame({"method": methods, "of the Trainer": [hasattr(Trainer, m) for m in methods]})
 
 # %% [markdown]
 # That a run with FSDP gives the losses of a run without, and that the checkpoints of either are resumed by the other in any number of ranks, is tested with finetune on CPU ranks (`tests/test_ranks.py`): within 1e-5 in fp32, in losses, gradient norms and what is saved.

@@ -112,6 +112,28 @@ class Tracker(Protocol):
     def finish(self): ...
 
 
+# %% [markdown]
+# Two methods are all that is asked. Of one's own, a tracker that prints:
+
+# %% tags=["example"]
+class Printed:
+    "A tracker on the screen."
+
+    def log(self, values: dict, step: int | None = None):
+        print(f"step {step}:", ", ".join(f"{k} {v}" for k, v in values.items()))
+
+    def finish(self):
+        print("that was the run")
+
+
+Printed().log({"valid_loss_nats": 2.5}, step=10)
+
+
+# %% [markdown]
+# The services are imported only when one is named, so that none has to be installed. A tracker learns the settings first, so that runs can be told apart by them.
+
+# %%
+#| export
 def open_tracker(
     name: str,  # none, trackio, wandb or tensorboard
     run: Path,  # the run's folder; its name is the run's name
@@ -217,6 +239,17 @@ class Meter:
         if self.max_minutes and step < self.length.steps:
             self.stopped_early = bool(gather(time.perf_counter() - self.begun > 60 * self.max_minutes)[0])
         return self.stopped_early
+
+
+# %% [markdown]
+# One step on a scene in which Homer speaks. Most of what is learned there, by count, is what the others say:
+
+# %% tags=["example"]
+meter = Meter(find_ranks(), find_device("cpu"), RunLength(3, 2, 2, -1, 0))
+scene, _ = scene_samples([moments[0][0]], maker, ["Homer Simpson"], 900, 0.1)
+weight = meter.count([collator(model, tokenizer.pad_token_id)([scene[0].features()])])
+counted = ["real_tokens", "learned_tokens", "context_tokens"]
+pd.DataFrame([{**{n: getattr(meter, n) for n in counted}, "the loss is divided by": round(weight, 1)}])
 
 
 # %% [markdown]
@@ -343,6 +376,48 @@ class Recorder(Meter):
 
 
 # %% [markdown]
+# Two steps of one epoch, told by hand; a third one that goes wrong:
+
+# %%
+told = Path(tempfile.mkdtemp())
+recorder = Recorder(find_ranks(), find_device("cpu"), RunLength(3, 2, 2, -1, 0), told, say=lambda: [])
+recorder.begin()
+for step, loss in ((1, 3.0), (2, 2.0)):
+    recorder.step_begins()
+    recorder.learned_tokens += 100 * step
+    recorder.heard = 100 * step * loss
+    recorder.step_ends(step)
+    recorder.learned(step, loss, 1.0, 1e-3)
+recorder.evaluated(2, 2.5)
+try:
+    recorder.learned(3, float("nan"), 1.0, 1e-3)
+except ValueError as e:
+    print(e)
+
+# %% tags=["check"]
+epoch = read_jsonl(told / "metrics.jsonl")[-1]
+assert (
+    math.isclose(epoch["train_perplexity"], math.exp((100 * 3 + 200 * 2) / 300))
+    and math.isclose(epoch["valid_perplexity"], math.exp(2.5))
+    and epoch["epoch"] == 1
+)
+
+# %% [markdown]
+# What the file holds of it: a row for each step, then one for the evaluation. The step that went wrong left none.
+
+# %% tags=["example"]
+columns = ["step", "epoch", "train_loss_nats", "learned_tokens", "valid_loss_nats", "train_perplexity"]
+pd.DataFrame(read_jsonl(told / "metrics.jsonl"))[columns].round(2)
+
+# %% [markdown]
+# A tracker gets the numbers of a row as it is written, and not its text:
+
+# %% tags=["example"]
+with tempfile.TemporaryDirectory() as shown:
+    printing = Recorder(find_ranks(), find_device("cpu"), RunLength(3, 2, 2, -1, 0), Path(shown), list, Printed())
+    printing.write(1, train_loss_nats=3.0, samples=["Homer Simpson: Doughnuts."])
+
+# %% [markdown]
 # ## Checkpoints that are whole
 #
 # A run may be killed at any moment, also while a checkpoint is being written. So a checkpoint grows under a hidden name and is renamed when all of it is there, by whichever engine: what is called `checkpoint-6` is whole, and a kill in the middle costs the steps since the one before. Which one a run goes on from is decided in one place, and handed to the engine by its path. (Left to find it by itself, Trainer takes the folder with the highest number, whole or not.)
@@ -378,6 +453,24 @@ def last_checkpoint(
     return max(checkpoints(run), default=0)
 
 
+# %% [markdown]
+# Three folders, of which the last was cut short: it lacks the file that is written last.
+
+# %% tags=["example"]
+with tempfile.TemporaryDirectory() as cut:
+    for step in (2, 4, 6):
+        checkpoint_folder(cut, step).mkdir(parents=True)
+    for step in (2, 4):
+        (checkpoint_folder(cut, step) / STATE).write_text("{}")
+    whole, last = checkpoints(cut), last_checkpoint(cut)
+whole, last
+
+
+# %% [markdown]
+# Several processes write one checkpoint. It gets its name only when all are done, and if one of them fails, all learn of it instead of waiting.
+
+# %%
+#| export
 @contextmanager
 def new_checkpoint(
     run: Path,  # a run's folder
@@ -410,6 +503,23 @@ def new_checkpoint(
     on_main(ranks, end)
 
 
+# %% [markdown]
+# The folder's name inside the block and after it:
+
+# %% tags=["example"]
+with tempfile.TemporaryDirectory() as grown:
+    with new_checkpoint(grown, 6) as part:
+        (part / STATE).write_text("{}")
+        inside = [p.name for p in part.parent.iterdir()]
+    after = [p.name for p in part.parent.iterdir()]
+inside, after
+
+
+# %% [markdown]
+# Checkpoints take room, so old ones go. The newest stays, to go on from, and the best, to be kept at the end.
+
+# %%
+#| export
 def thin_out(
     run: Path,  # a run's folder, with a checkpoint just written
     most: int,  # checkpoints to keep, 1 or more; the newest and the best always stay
@@ -423,6 +533,18 @@ def thin_out(
         if p.name not in {f"checkpoint-{k}" for k in keep}:
             shutil.rmtree(p)
 
+
+# %% [markdown]
+# Four checkpoints, the second the best, two to keep:
+
+# %% tags=["example"]
+with tempfile.TemporaryDirectory() as thinned:
+    for step in (2, 4, 6, 8):
+        with new_checkpoint(thinned, step) as part:
+            (part / STATE).write_text("{}")
+    thin_out(thinned, 2, best=4)
+    stayed = checkpoints(thinned)
+stayed
 
 # %% tags=["check"]
 with tempfile.TemporaryDirectory() as folder:
@@ -476,31 +598,17 @@ def take_up(
 
 
 # %% [markdown]
-# Two steps of one epoch, told by hand; a third one that goes wrong:
+# Killed after step 3, the checkpoint at 2: the row of step 3 is gone, and counting goes on from 200 tokens.
 
-# %%
-folder = Path(tempfile.mkdtemp())
-recorder = Recorder(find_ranks(), find_device("cpu"), RunLength(3, 2, 2, -1, 0), folder, say=lambda: [])
-recorder.begin()
-for step, loss in ((1, 3.0), (2, 2.0)):
-    recorder.step_begins()
-    recorder.learned_tokens += 100 * step
-    recorder.heard = 100 * step * loss
-    recorder.step_ends(step)
-    recorder.learned(step, loss, 1.0, 1e-3)
-recorder.evaluated(2, 2.5)
-try:
-    recorder.learned(3, float("nan"), 1.0, 1e-3)
-except ValueError as e:
-    print(e)
-
-# %% tags=["check"]
-epoch = read_jsonl(folder / "metrics.jsonl")[-1]
-assert (
-    math.isclose(epoch["train_perplexity"], math.exp((100 * 3 + 200 * 2) / 300))
-    and math.isclose(epoch["valid_perplexity"], math.exp(2.5))
-    and epoch["epoch"] == 1
-)
+# %% tags=["example"]
+with tempfile.TemporaryDirectory() as killed:
+    again = Recorder(find_ranks(), find_device("cpu"), RunLength(4, 4, 4, -1, 0), Path(killed), say=lambda: [])
+    for step in range(4):
+        append_jsonl(again.run / "metrics.jsonl", {"step": step, "real_tokens": 100 * step})
+    with new_checkpoint(again.run, 2) as part:
+        (part / STATE).write_text("{}")
+    take_up(again)
+[row["step"] for row in again.rows], again.real_tokens
 
 
 # %% [markdown]
@@ -585,7 +693,7 @@ plt.show()
 
 
 # %% [markdown]
-# From the same file, as tables: the perplexities, and what the model said as it learned, each moment in a row.
+# From the same file, as tables: the perplexities first.
 
 # %%
 #| export
@@ -608,6 +716,18 @@ def perplexities(
     return frame.set_index("step")
 
 
+# %%
+perplexities(run).round(2)
+
+
+# %% [markdown]
+# The epoch's own perplexity is above the held-out one at its end, although those scenes were learned: it is a mean over steps of which the first knew less.
+
+# %% [markdown]
+# The text is laid out so that each row is one place in the scene: what was said before, the real line, and then the model's, from left to right as it learned.
+
+# %%
+#| export
 def what_was_said(
     run,  # a run's folder
     most: int = 4,  # how many moments of the run to show, the first and the last always
@@ -627,11 +747,8 @@ def what_was_said(
     return frame
 
 
-# %%
-perplexities(run).round(2)
-
 # %% [markdown]
-# The epoch's own perplexity is above the held-out one at its end, although those scenes were learned: it is a mean over steps of which the first knew less. And the text of a model that has seen a few thousand letters in its life:
+# And the text of a model that has seen a few thousand letters in its life:
 
 # %%
 what_was_said(run)
@@ -648,7 +765,7 @@ assert (
     and table["train perplexity of the epoch"].notna().sum() == 2
     and table.loc[12, "train perplexity of the epoch"] > table.loc[12, "valid perplexity"]
 )
-ax = plot_losses(folder)
+ax = plot_losses(told)
 assert [list(line.get_ydata()) for line in ax.lines] == [[3.0, 2.0], [2.5], [2.5]]
 plt.close(ax.figure)
 # the base is best: the star is on the step that is kept all the same

@@ -107,6 +107,17 @@ def plain_value(
     return text
 
 
+# %% [markdown]
+# Words as they are typed, and what they become. A number with a leading zero may be a name, so it stays text:
+
+# %% tags=["example"]
+typed = ["10", "5e-4", "true", "None", "007", "Marge: [laughs] hi"]
+pd.DataFrame([(w, plain_value(w), type(plain_value(w)).__name__) for w in typed], columns=["typed", "read", "kind"])
+
+
+# %% [markdown]
+# Long lists of parameters are kept in a file; what is typed beside it overrules it.
+
 # %%
 #| export
 def read_parameters(
@@ -135,6 +146,20 @@ def read_parameters(
     return {**given, **{name: plain_value(v) for name, v in pairs}}
 
 
+# %% [markdown]
+# The file says 5 steps, the command line 10:
+
+# %% tags=["example"]
+with tempfile.TemporaryDirectory() as folder:
+    (Path(folder) / "more.yaml").write_text("max_steps: 5\nr: 4\n")
+    given = read_parameters([("max_steps", "10"), ("resume", "true")], f"{folder}/more.yaml")
+given
+
+# %% [markdown]
+# Values are looked at before anything is started: each job has its dataclass, and that refuses what cannot be. Otherwise every process would start, and say it.
+
+# %%
+#| export
 JOBS = {
     "prepare": "data.prepare:PrepareConfig",
     "infer": "model.infer:InferConfig",
@@ -159,6 +184,22 @@ def check_values(
             config.for_ranks(n)
 
 
+# %% [markdown]
+# A value that is out of range, and one that eight processes cannot share:
+
+# %% tags=["example"]
+for given, n in (({"learning_rate": 3}, 1), ({"global_batch_size": 12}, 8)):
+    try:
+        check_values(given, find_chapter("finetune"), n)
+    except ValueError as e:
+        print(e)
+
+
+# %% [markdown]
+# And names, which the dataclass never sees if the chapter has no such parameter:
+
+# %%
+#| export
 def check_parameters(
     given: dict,  # name -> value
     chapter,  # path of the chapter
@@ -177,7 +218,6 @@ try:
     check_parameters(read_parameters([("max_step", "10")]), find_chapter("finetune"))
 except ValueError as e:
     print(e)
-read_parameters([("max_steps", "10"), ("resume", "true"), ("learning_rate", "5e-4"), ("data", "runs/data")])
 
 # %% tags=["check"]
 line = "Marge: Homer: [laughs] hi"
@@ -227,6 +267,12 @@ def private_kernel(
         return Config()
     return Config({"KernelManager": {"transport": "ipc", "connection_file": str(Path(folder) / "k.json")}})
 
+
+# %% [markdown]
+# A short folder gets sockets, one whose name is too long gets network ports, the default:
+
+# %% tags=["example"]
+[dict(private_kernel(name)) for name in ("k1", "k" * 90)]
 
 # %% [markdown]
 # ## Running a chapter
@@ -298,6 +344,17 @@ class Interrupter:
 
 
 # %% [markdown]
+# A SIGTERM, as a batch system sends it before it kills, is heard. No kernel runs here that it could be passed on to, so it ends this program's own work:
+
+# %% tags=["example"]
+with Interrupter() as stopper:
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except KeyboardInterrupt:
+        print("interrupted by", signal.Signals(stopper.signal).name)
+
+
+# %% [markdown]
 # A rank should start at once. Where JupyterLab is installed, `jsonschema`, which papermill brings in, builds a grammar of web addresses with `rfc3987_syntax` as soon as it is imported: 1 to 3 s for each rank, and a notebook holds nothing that would be checked with it. So it is left out.
 
 # %%
@@ -316,6 +373,16 @@ def without(
             del sys.modules[module]
 
 
+# %% [markdown]
+# A module of Python's own, left out for a moment:
+
+# %% tags=["example"]
+with without("wave"):
+    try:
+        import wave
+    except ImportError as e:
+        print(e)
+
 # %% tags=["check"]
 with without("wave"):
     try:
@@ -330,36 +397,55 @@ with without("wave"):
     import wave as again
 assert again is wave and sys.modules["wave"] is wave
 
+
+# %% [markdown]
+# An error that a chapter raises to say what was given wrongly differs from a mistake in the program by the line that failed: a `raise`, or not. The command line tells the two apart by it.
+
 # %%
 #| export
-FOLDER = ("run", "out")  # the parameter that names a job's folder, where the chapter has it
+def raised_in(
+    traceback: list,  # a notebook's traceback, as Jupyter colours it
+) -> str:  # the line that its last arrow points at
+    "The line of code at which an error was raised."
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(traceback))
+    return ([m[1] for m in re.finditer(r"^-+>\s*\d+\s?(.*)$", plain, re.M)] or [""])[-1].strip()
 
 
-def run_chapter(
-    name: str,  # a job's name, a chapter's, or the path of any notebook
-    out,  # folder for the executed notebook; also the job's own folder, unless the parameters say otherwise
-    parameters: dict | None = None,  # name -> value
-    show: bool = True,  # print what the job prints
-    notebook=None,  # the executed notebook; None: rank{rank}.ipynb in `out`
-    hold: bool = True,  # keep the folder to oneself; False: the caller does already
-) -> Path:  # the executed notebook
-    """Run a chapter under papermill.
+# %% [markdown]
+# The end of a traceback as a notebook keeps it; the line at the last arrow:
 
-    ChapterError if it fails, KeyboardInterrupt if it was interrupted, ValueError if another job holds the folder."""
-    chapter, known, given = find_chapter(name), parameters_of(find_chapter(name)), dict(parameters or {})
-    check_parameters(given, chapter)
-    out, ranks = open_folder(out), find_ranks()
-    folder = next((f for f in FOLDER if f in known), None)
-    if folder:
-        given.setdefault(folder, str(out))
-    executed = Path(notebook or out / f"rank{ranks.rank}.ipynb")
-    # one rank holds it for all
-    with hold_folder(out, chapter.stem) if hold and ranks.is_main else nullcontext():
-        set_aside(executed.parent, [executed.name])
-        execute(chapter, executed, given, show)
-    return executed
+# %% tags=["example"]
+end = """----> 1 check(r=0)
+File config.py:7, in check(r)
+      6 if r < 1:
+----> 7     raise ValueError(f"r={r} was given")"""
+raised_in(end.splitlines())
 
 
+# %% [markdown]
+# The error itself crosses from the kernel as words. What is known of it is kept together, and its message says where to read on:
+
+# %%
+#| export
+class ChapterError(RuntimeError):
+    "A chapter that failed under papermill."
+
+    def __init__(
+        self,
+        ename: str,  # the error's class, e.g. "ValueError"
+        evalue: str,  # its sentence
+        notebook,  # the executed notebook, with the traceback
+        line: str,  # the line of code that failed
+    ):
+        super().__init__(f"{evalue} (the notebook with the traceback: {notebook})")
+        self.ename, self.evalue, self.notebook, self.line = ename, evalue, Path(notebook), line
+
+
+# %% [markdown]
+# Two names of the environment decide how a notebook looks that nobody watches: where pictures go, and whether progress comes as lines.
+
+# %%
+#| export
 @contextmanager
 def kernel_env():
     "The environment in which a kernel starts whose notebook is a log."
@@ -374,6 +460,20 @@ def kernel_env():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
+# %% [markdown]
+# While it lasts, progress is told in lines; afterwards all is as before:
+
+# %% tags=["example"]
+with kernel_env():
+    within = os.environ.get(LINES)
+{"within": within, "after": os.environ.get(LINES)}
+
+
+# %% [markdown]
+# These pieces together run a notebook. There are four ends: it went well, a cell failed, it was interrupted, or the kernel died without a word.
+
+# %%
+#| export
 def execute(
     chapter: Path,  # a notebook
     executed: Path,  # the executed notebook
@@ -426,75 +526,36 @@ def execute(
 
 
 # %% [markdown]
-# An error that a chapter raises to say what was given wrongly differs from a mistake in the program by the line that failed: a `raise`, or not. The command line tells the two apart by it.
+# Around it stands what concerns folders: the job's own folder is the one where the notebook goes, one job at a time holds it, and what an earlier run left is set aside.
 
 # %%
 #| export
-def raised_in(
-    traceback: list,  # a notebook's traceback, as Jupyter colours it
-) -> str:  # the line that its last arrow points at
-    "The line of code at which an error was raised."
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(traceback))
-    return ([m[1] for m in re.finditer(r"^-+>\s*\d+\s?(.*)$", plain, re.M)] or [""])[-1].strip()
+FOLDER = ("run", "out")  # the parameter that names a job's folder, where the chapter has it
 
 
-class ChapterError(RuntimeError):
-    "A chapter that failed under papermill."
+def run_chapter(
+    name: str,  # a job's name, a chapter's, or the path of any notebook
+    out,  # folder for the executed notebook; also the job's own folder, unless the parameters say otherwise
+    parameters: dict | None = None,  # name -> value
+    show: bool = True,  # print what the job prints
+    notebook=None,  # the executed notebook; None: rank{rank}.ipynb in `out`
+    hold: bool = True,  # keep the folder to oneself; False: the caller does already
+) -> Path:  # the executed notebook
+    """Run a chapter under papermill.
 
-    def __init__(
-        self,
-        ename: str,  # the error's class, e.g. "ValueError"
-        evalue: str,  # its sentence
-        notebook,  # the executed notebook, with the traceback
-        line: str,  # the line of code that failed
-    ):
-        super().__init__(f"{evalue} (the notebook with the traceback: {notebook})")
-        self.ename, self.evalue, self.notebook, self.line = ename, evalue, Path(notebook), line
-
-
-# %%
-#| export
-class JobError(RuntimeError):
-    "A job of which a rank failed."
-
-    def __init__(
-        self,
-        message: str,  # what happened, in one sentence
-        code: int,  # the exit code of the rank
-    ):
-        super().__init__(message)
-        self.code = code
-
-
-EXPECTED = (ValueError, TypeError, FileNotFoundError, PermissionError, ConnectionError)
-
-
-def on_purpose(
-    error: BaseException,  # what was raised
-) -> bool:  # True: the user's input is at fault, and the message says how
-    "Was this error raised by the book's own code, to say what was given wrongly?"
-    if hasattr(error, "ename"):  # from a notebook: only the class's name is left
-        kind = getattr(builtins, error.ename, Exception)
-        return issubclass(kind, OSError) or issubclass(kind, EXPECTED) and "raise " in getattr(error, "line", "")
-    frames = traceback.extract_tb(error.__traceback__)
-    own = Path(simpsons_llm.__file__).parent.resolve()
-    if isinstance(error, OSError):
-        return True  # a file, a folder or a network, whoever noticed
-    return (
-        isinstance(error, EXPECTED)
-        and bool(frames)
-        and Path(frames[-1].filename).resolve().is_relative_to(own)
-        and "raise " in (frames[-1].line or "")
-    )
-
-
-def exit_code(
-    error: BaseException,  # what ended a program
-) -> int:  # 2 wrong input, 130 interrupted, 1 anything else; of a job, that of its rank
-    "The exit code that tells what kind of failure it was."
-    if isinstance(error, JobError):
-        return error.code
-    return 130 if isinstance(error, KeyboardInterrupt) else 2 if on_purpose(error) else 1
+    ChapterError if it fails, KeyboardInterrupt if it was interrupted, ValueError if another job holds the folder."""
+    chapter, known, given = find_chapter(name), parameters_of(find_chapter(name)), dict(parameters or {})
+    check_parameters(given, chapter)
+    out, ranks = open_folder(out), find_ranks()
+    folder = next((f for f in FOLDER if f in known), None)
+    if folder:
+        given.setdefault(folder, str(out))
+    executed = Path(notebook or out / f"rank{ranks.rank}.ipynb")
+    # one rank holds it for all
+    with hold_folder(out, chapter.stem) if hold and ranks.is_main else nullcontext():
+        set_aside(executed.parent, [executed.name])
+        execute(chapter, executed, given, show)
+    return executed
 
 
 # %% [markdown]
@@ -517,20 +578,88 @@ assert all(c.get("execution_count") for c in nb.cells if c.cell_type == "code")
 # %% [markdown]
 # A failing run keeps its notebook, and says in one sentence what went wrong:
 
-# %% tags=["check"]
+# %% tags=["example"]
 with tempfile.TemporaryDirectory() as folder:
     try:
         run_chapter("prepare", folder, {"speakers": "Nobody At All"}, show=False)
-        raise AssertionError
     except ChapterError as e:
-        assert (
-            e.ename == "ValueError"
-            and e.line.startswith("raise ")
-            and "Nobody At All" in str(e)
-            and e.notebook.is_file()
-        )
-        assert any(
-            o.output_type == "error"
-            for c in nbformat.read(e.notebook, as_version=4).cells
-            for o in c.get("outputs", [])
-        )
+        failure, kept = e, nbformat.read(e.notebook, as_version=4)
+print(str(failure).replace(folder, "FOLDER"))
+failure.ename, failure.line
+
+# %% tags=["check"]
+assert failure.ename == "ValueError" and failure.line.startswith("raise ") and "Nobody At All" in str(failure)
+assert any(o.output_type == "error" for c in kept.cells for o in c.get("outputs", []))
+
+
+# %% [markdown]
+# ## Whose fault it was
+#
+# A program tells the one that started it how it ended by a number. A job of several processes has that of the one that failed.
+
+# %%
+#| export
+class JobError(RuntimeError):
+    "A job of which a rank failed."
+
+    def __init__(
+        self,
+        message: str,  # what happened, in one sentence
+        code: int,  # the exit code of the rank
+    ):
+        super().__init__(message)
+        self.code = code
+
+
+# %% [markdown]
+# Input that was wrong is told in a sentence, without a traceback; a mistake in the program needs the traceback. A `ValueError` alone does not decide it, since libraries raise those too: it must come from a `raise` in the book's own code.
+
+# %%
+#| export
+EXPECTED = (ValueError, TypeError, FileNotFoundError, PermissionError, ConnectionError)
+
+
+def on_purpose(
+    error: BaseException,  # what was raised
+) -> bool:  # True: the user's input is at fault, and the message says how
+    "Was this error raised by the book's own code, to say what was given wrongly?"
+    if hasattr(error, "ename"):  # from a notebook: only the class's name is left
+        kind = getattr(builtins, error.ename, Exception)
+        return issubclass(kind, OSError) or issubclass(kind, EXPECTED) and "raise " in getattr(error, "line", "")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = Path(simpsons_llm.__file__).parent.resolve()
+    if isinstance(error, OSError):
+        return True  # a file, a folder or a network, whoever noticed
+    return (
+        isinstance(error, EXPECTED)
+        and bool(frames)
+        and Path(frames[-1].filename).resolve().is_relative_to(own)
+        and "raise " in (frames[-1].line or "")
+    )
+
+
+# %% [markdown]
+# The failing run from above, and an error of the same class that nobody in the book raised:
+
+# %% tags=["example"]
+on_purpose(failure), on_purpose(ValueError("math domain error"))
+
+
+# %%
+#| export
+def exit_code(
+    error: BaseException,  # what ended a program
+) -> int:  # 2 wrong input, 130 interrupted, 1 anything else; of a job, that of its rank
+    "The exit code that tells what kind of failure it was."
+    if isinstance(error, JobError):
+        return error.code
+    return 130 if isinstance(error, KeyboardInterrupt) else 2 if on_purpose(error) else 1
+
+
+# %% [markdown]
+# 2 asks for other input, 130 is Ctrl-C, 1 is a mistake, anything else came from a process of the job:
+
+# %% tags=["example"]
+ends = {"run above": failure, "Ctrl-C": KeyboardInterrupt(), "a mistake": ZeroDivisionError()}
+ends["killed for memory"] = JobError("rank 1 was killed", 137)
+pd.Series({what: exit_code(e) for what, e in ends.items()}, name="exit code").to_frame()
