@@ -916,8 +916,12 @@ tensor = torch.ones(64 * 2**20)  # float32: 4 bytes each
 with_tensor = peak_memory_gib(cpu)
 del tensor
 gone = peak_memory_gib(cpu)
-reset_peak_memory(cpu)
-again = peak_memory_gib(cpu)
+for _ in range(20):  # a busy machine takes the memory back a little later
+    reset_peak_memory(cpu)
+    again = peak_memory_gib(cpu)
+    if not anew or again < gone - 0.2:
+        break
+    time.sleep(0.1)
 assert gone >= with_tensor - 0.01 >= before - 0.02
 assert not anew or with_tensor - before > 0.2 and again < gone - 0.2
 pd.Series(
