@@ -153,7 +153,7 @@ def test_the_script_is_what_it_promises():
     import csv
 
     from simpsons_llm.data.formats import read_script
-    from simpsons_llm.data.lines import COLUMNS
+    from simpsons_llm.data.tables import COLUMNS
 
     script = read_script("springfield")
     assert (

@@ -159,7 +159,7 @@ def test_a_notebook_of_ones_own(place):
     [
         (["prepare", "--script", "nowhere.csv"], "no script at nowhere.csv"),
         (["prepare", "--speakers", "Homer Simson"], "did you mean Homer Simpson"),
-        (["prepare", "--script", "shopping.csv"], "lacks the columns"),
+        (["prepare", "--script", "shopping.csv"], "no column that is known as speaker or text"),
         (["prepare", "--script", "short.csv"], "no spoken line"),
         (["prepare", "--out", "shopping.csv/inside"], "cannot write into"),
         (["prepare", "--valid-share", "0.9"], "valid_share=0.9"),
@@ -198,7 +198,7 @@ def test_a_notebook_of_ones_own(place):
 )
 def test_bad_input_is_told_in_one_sentence(place, words, says, monkeypatch, capfd):
     (place / "shopping.csv").write_text("item,price\ndonut,1\n")
-    from simpsons_llm.data.lines import COLUMNS
+    from simpsons_llm.data.tables import COLUMNS
 
     (place / "broken.gguf").write_bytes(b"not a model")
     (place / "short.csv").write_text(",".join(COLUMNS) + "\n1,2,3\n")
@@ -220,7 +220,8 @@ def test_commands_have_the_defaults_of_their_settings():
 
     for config in (PrepareConfig, FinetuneConfig, InferConfig):
         found = inspect.signature(job_command(config, print, "")).parameters
-        assert {n: p.default for n, p in found.items()} == {f.name: f.default for f in fields(config)}
+        given = {n: "".join(p.default or ()) if n in config.repeated else p.default for n, p in found.items()}
+        assert given == {f.name: f.default for f in fields(config)}
 
 
 def test_bad_input_in_a_process_of_its_own(place):

@@ -97,6 +97,7 @@ def test_scenes_of_one_line_are_learned_and_asked(kind, tmp_path, capsys):
             valid_share=0.2,
             test_share=0.2,
             max_leak=1.0,
+            file_format=kind,  # by itself such a file does not look like dialogue
         )
     )
     parts, _ = load_data(tmp_path / "data")

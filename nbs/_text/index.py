@@ -114,14 +114,17 @@ if demo:
 # |---|---|---|
 # | **start** | [a character that talks](0_start/00_start.ipynb) | from a script to an answer in a quarter of an hour |
 # | | [words](0_start/01_words.ipynb) | the words of the book, each with a number or a picture |
-# | **data** | [lines](1_data/10_lines.ipynb) | lines, scenes, and the public table with its damaged rows |
-# | | [formats](1_data/13_formats.ipynb) | any script: text, Fountain, samples; here a format is added |
+# | | [your script](0_start/02_your_script.ipynb) | files as people have them, read right or refused, and how one sees it |
+# | **data** | [lines](1_data/10_lines.ipynb) | lines, scenes, names, and whether it is dialogue at all |
+# | | [tables](1_data/11_tables.ipynb) | the public table with its damaged rows, any other table, JSON records |
+# | | [text](1_data/12_text.ipynb) | typed scripts, plays, screenplays, Fountain |
+# | | [formats](1_data/13_formats.ipynb) | any script: encodings, subtitles, chats, pages; here a format is added |
 # | | [prepare](1_data/14_prepare.ipynb) | train, valid and test by episode |
 # | | [prompt](1_data/15_prompt.ipynb) | text becomes tokens, for training and serving alike |
 # | | [samples](1_data/16_samples.ipynb) | loss weights, two views of a scene, the audit before training |
 # | | [packing](1_data/17_packing.ipynb) | sequences end to end, kept apart |
 # | | [batches](1_data/18_batches.ipynb) | which samples make a step, and which rank computes them |
-# | | [dataset](1_data/19_dataset.ipynb) | data in hand, as a `DatasetDict`, and for other trainers |
+# | | [dataset](1_data/19_dataset.ipynb) | data in hand, as a `DatasetDict`, for other trainers, and its tokens kept |
 # | **lora** | [layer](2_lora/20_layer.ipynb) | low rank, the LoRA layer, parameter counts |
 # | | [spectra](2_lora/21_spectra.ipynb) | what fine-tuning changes, and where an adapter belongs, measured |
 # | | [variants](2_lora/22_variants.ipynb) | rsLoRA, DoRA, PiSSA, LoRA+, LoftQ, QLoRA; here a variant is added |

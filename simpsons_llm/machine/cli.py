@@ -31,6 +31,7 @@ def option(
     field,  # a dataclass field
     help: str,  # what it means
     argument: bool,  # a word without a name instead of an option
+    repeated: bool = False,  # may be given several times
 ) -> inspect.Parameter:  # for the command's signature
     "One setting as an option of the command line."
     text = getattr(field.type, "__name__", field.type)
@@ -38,13 +39,18 @@ def option(
     if "None" in text:
         kind = Optional[kind]  # noqa: UP045  typer reads an annotation made at run time
     name = "--" + field.name.replace("_", "-")
+    if repeated:
+        kind, help = Optional[list[kind]], f"{help}; may be given several times"  # noqa: UP045
     how = (
         typer.Argument(help=help)
         if argument
         else typer.Option(f"{name}/--no-{name[2:]}" if kind is bool else name, help=help)
     )
     return inspect.Parameter(
-        field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=Annotated[kind, how]
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None if repeated else field.default,
+        annotation=Annotated[kind, how],
     )
 
 
@@ -59,10 +65,11 @@ def job_command(
 
     def command(**given):
         extra = {p.name: given.pop(p.name) for p in more}
+        given |= {name: "\n".join(given[name] or ()) for name in config.repeated}
         do(config(**given), **extra)
 
     helps = field_help(config)
-    own = [option(f, helps.get(f.name, ""), f.name == argument) for f in fields(config)]
+    own = [option(f, helps.get(f.name, ""), f.name == argument, f.name in config.repeated) for f in fields(config)]
     command.__signature__ = inspect.Signature([*own, *more])  # type: ignore[attr-defined]
     command.__doc__ = summary
     return command
@@ -208,6 +215,9 @@ def add_jobs():
     \b
     simpsons-llm prepare --script simpsons_script_lines.csv --out runs/data
     simpsons-llm prepare --script my.csv --speakers "Homer Simpson,Marge Simpson"
+    simpsons-llm prepare --script my.csv --speakers "Sammy Davis, Jr." --speakers Moe
+    simpsons-llm prepare --script lines.csv --columns speaker=Character,text=Line,episode=Episode
+    simpsons-llm prepare --script chat.txt --scene-break 2h --aliases names.txt
     simpsons-llm prepare --script samples.json --split scene
     simpsons-llm prepare --script my.csv --export runs/data/messages.jsonl""",
             more=(export,),

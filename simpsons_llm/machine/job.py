@@ -36,6 +36,7 @@ from dataclasses import asdict, dataclass, fields
 from decimal import Decimal
 from importlib import metadata
 from pathlib import Path
+from typing import ClassVar
 
 import simpsons_llm
 
@@ -91,6 +92,8 @@ def coerce(
 @dataclass
 class JobConfig:
     "Base of every job's settings: typed, checked when made, the same from a notebook, a file or the command line."
+
+    repeated: ClassVar[tuple] = ()  # text fields whose option may be given several times; each becomes a row
 
     def __post_init__(self):
         for f in fields(self):

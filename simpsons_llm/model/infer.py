@@ -16,8 +16,7 @@ import unicodedata
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 
-from ..data.formats import parse_lines
-from ..data.lines import Line, Scene
+from ..data.lines import Line, Scene, parse_lines
 from ..data.prepare import known_speaker, load_data
 from ..data.prompt import TextMaker, prompt_ids
 from ..machine.device import Draws, find_device, synchronize

@@ -11,8 +11,9 @@
 # It is the first of the chapters that are also programs. `simpsons-llm prepare --script FILE`, `papermill nbs/1_data/14_prepare.ipynb out.ipynb` and "run all" do the same.
 
 # %% tags=["parameters"]
-script = "springfield"  # a table, text, Fountain or JSON file, or springfield: the package's own script
-speakers = ""  # characters to learn: full names, comma-separated (a name may hold commas); empty: everyone
+script = "springfield"  # a script in any form, hub:OWNER/NAME, or springfield: the package's own script
+speakers = ""  # characters to learn: names with commas between, or one a row; empty: everyone
+aliases = ""  # a file with other names of people, a row each: Marla Quill = Marla, Mrs. Quill
 out = "runs/data"  # folder for the prepared data
 split = "episode"  # what stays together: episode, or scene for scripts with fewer than 3 episodes
 valid_share = 0.1  # share of the lines to choose the best step by, 0..0.5
@@ -21,8 +22,10 @@ split_seed = 42  # seed of the split alone; training has its own
 max_leak = 0.01  # most held-out lines (and 8-grams of words), as a share, that may stand in train, 0..1
 context_lines = 10  # lines before the answer in the JSON samples, 0 or more
 keep_directions = False  # keep (STAGE DIRECTIONS) inside lines
+scene_break = "auto"  # what ends a scene: blank or blanks (two) rows, heading, 20 (lines), 30s, 5m, 2h (a pause)
+columns = ""  # where a table has what, such as speaker=Character,text=Line,episode=Episode; empty: find out
 encoding = None  # the file's encoding; None: find out
-file_format = "auto"  # table, text, fountain or json; auto: find out
+file_format = "auto"  # what the file is, a name from the list of formats; auto: find out
 
 # %%
 #| export
@@ -39,9 +42,10 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import ClassVar
 
 from simpsons_llm.data.formats import READERS, read_script
-from simpsons_llm.data.lines import Line, Scene
+from simpsons_llm.data.lines import Line, Scene, alike_names, measure, name_key
 from simpsons_llm.machine.job import (
     JobConfig,
     hold_folder,
@@ -73,12 +77,27 @@ import pandas as pd
 SPLITS = ("train", "valid", "test")
 
 
+def columns_of(
+    text: str,  # such as "speaker=Character,text=Line"
+) -> dict:  # what a column holds -> its name; ValueError if it is not written so
+    "Columns as a person names them."
+    pieces = [x.strip() for x in re.split(r"[,\n]\s*(?=\w+\s*=)", text) if x.strip()]
+    pairs = [re.fullmatch(r"(\w+)\s*=\s*(.+)", x) for x in pieces]
+    require(
+        all(pairs), f"columns={text!r} was given; expected pairs such as speaker=Character,text=Line,episode=Episode"
+    )
+    return {m[1].lower(): m[2] for m in pairs if m}
+
+
 @dataclass
 class PrepareConfig(JobConfig):
     "Settings of the prepare job."
 
-    script: str = "springfield"  # a table, text, Fountain or JSON file, or springfield: the package's own script
-    speakers: str = ""  # characters to learn: full names, comma-separated (a name may hold commas); empty: everyone
+    repeated: ClassVar = ("speakers", "columns")
+
+    script: str = "springfield"  # a script in any form, hub:OWNER/NAME, or springfield: the package's own script
+    speakers: str = ""  # characters to learn: names with commas between, or one a row; empty: everyone
+    aliases: str = ""  # a file with other names of people, a row each: Marla Quill = Marla, Mrs. Quill
     out: str = "runs/data"  # folder for the prepared data
     split: str = "episode"  # what stays together: episode, or scene for scripts with fewer than 3 episodes
     valid_share: float = 0.1  # share of the lines to choose the best step by, 0..0.5
@@ -87,8 +106,12 @@ class PrepareConfig(JobConfig):
     max_leak: float = 0.01  # most held-out lines (and 8-grams of words), as a share, that may stand in train, 0..1
     context_lines: int = 10  # lines before the answer in the JSON samples, 0 or more
     keep_directions: bool = False  # keep (STAGE DIRECTIONS) inside lines
+    scene_break: str = (
+        "auto"  # what ends a scene: blank or blanks (two) rows, heading, 20 (lines), 30s, 5m, 2h (a pause)
+    )
+    columns: str = ""  # where a table has what, such as speaker=Character,text=Line,episode=Episode; empty: find out
     encoding: "str | None" = None  # the file's encoding; None: find out
-    file_format: str = "auto"  # table, text, fountain or json; auto: find out
+    file_format: str = "auto"  # what the file is, a name from the list of formats; auto: find out
 
     def check(self):
         require(self.out.strip(), "out was given as nothing; give a folder, such as runs/data")
@@ -103,12 +126,19 @@ class PrepareConfig(JobConfig):
             self.file_format == "auto" or self.file_format in READERS,
             f"file_format={self.file_format!r} was given; expected auto, {', '.join(READERS)}",
         )
+        require(
+            re.fullmatch(r"auto|blanks?|heading|[1-9]\d*[smh]?", self.scene_break),
+            f"scene_break={self.scene_break!r} was given; expected auto, blank, blanks, heading, "
+            "a number of lines such as 20, or a pause such as 30s, 5m or 2h",
+        )
+        columns_of(self.columns)
         require(self.context_lines >= 0, f"context_lines={self.context_lines} was given; expected 0 or more")
 
 
 # %% tags=["check"]
 assert same_parameters(PrepareConfig, "prepare")
-for wrong in (dict(split="random"), dict(valid_share=0.9), dict(context_lines=-1)):
+assert columns_of("speaker=Who, the one,text=Line") == {"speaker": "Who, the one", "text": "Line"}
+for wrong in (dict(split="random"), dict(valid_share=0.9), dict(scene_break="soon"), dict(columns="Character")):
     try:
         PrepareConfig(**wrong)
         raise AssertionError(wrong)
@@ -120,7 +150,7 @@ for wrong in (dict(split="random"), dict(valid_share=0.9), dict(context_lines=-1
 # %% [markdown]
 # ## Whom to learn
 #
-# Names are asked for as the script spells them. Who types another case of letters, or more blanks, means the same name; but some scripts spell one name in two ways, `Homer` in one scene and `HOMER` in another. So a name that is spelt exactly as in the script always wins, and where none is, the spelling with the most lines is taken, and told. A name that the script does not have is nearly always a slip, so the error offers the closest ones.
+# Names are asked for as the report spells them. Who types another case of letters, or more blanks, or leaves out a full stop, means the same name. [Reading](10_lines.ipynb) has joined the spellings of one person already; samples of other projects and runs of earlier versions may still have `Homer` and `HOMER`. So a name that is spelt exactly as in the script always wins, and where none is, the spelling with the most lines is taken, and told. A name that the script does not have is nearly always a slip, so the error offers the closest ones.
 
 # %%
 #| export
@@ -139,7 +169,7 @@ def find_speaker(
     name, asked = name.strip(), folded(name)
     if name in speakers:
         return name
-    alike = [n for n in speakers if folded(n) == asked]
+    alike = [n for n in speakers if folded(n) == asked] or [n for n in speakers if name_key(n) == name_key(name)]
     if alike:
         return max(alike, key=speakers.__getitem__)  # among equals the first
     spelt = {folded(n): n for n in reversed(speakers)}
@@ -187,25 +217,27 @@ def known_speaker(
 
 
 # %% [markdown]
-# Several names are written with commas between them. Some names have a comma of their own: `Sammy Davis, Jr.` So the text is cut at its commas, and from left to right the longest run of pieces that is a name of the script is taken for one name. With `Sammy` and `Sammy, Jr.` both in the script, `Sammy, Jr.` is the second alone.
+# Several names are written with commas between them, or each in a row of its own, which is what an option that is given twice becomes. Some names have a comma of their own: `Sammy Davis, Jr.` So a row is cut at its commas, and from left to right the longest run of pieces that is a name of the script is taken for one name. With `Sammy` and `Sammy, Jr.` both in the script, `Sammy, Jr.` is the second alone.
 
 # %%
 #| export
 def split_names(
-    wanted: str,  # comma-separated names
+    wanted: str,  # names with commas or line ends between
     speakers: dict,  # name -> number of lines
 ) -> list:  # each name as it was typed; empty pieces are left out
     "Names in a text, those with a comma in one."
-    pieces, known, names = [p for p in wanted.split(",") if p.strip()], set(map(folded, speakers)), []
-    while pieces:
-        n = next((n for n in range(len(pieces), 1, -1) if folded(",".join(pieces[:n])) in known), 1)
-        names.append(",".join(pieces[:n]).strip())
-        del pieces[:n]
+    known, names = set(map(folded, speakers)), []
+    for row in wanted.split("\n"):
+        pieces = [p for p in row.split(",") if p.strip()]
+        while pieces:
+            n = next((n for n in range(len(pieces), 1, -1) if folded(",".join(pieces[:n])) in known), 1)
+            names.append(",".join(pieces[:n]).strip())
+            del pieces[:n]
     return names
 
 
 def find_speakers(
-    wanted: str,  # comma-separated names; empty: everyone
+    wanted: str,  # names with commas or line ends between; empty: everyone
     speakers: dict,  # name -> number of lines
 ) -> list:  # the names to learn; empty: everyone
     "Names of the characters to learn."
@@ -213,8 +245,49 @@ def find_speakers(
 
 
 # %% tags=["example"]
-print(split_names("Sammy, Jr., Moe,Sammy", {"Sammy": 2, "Sammy, Jr.": 3, "Moe": 9}))
+print(split_names("Sammy, Jr., Moe\nSammy", {"Sammy": 2, "Sammy, Jr.": 3, "Moe": 9}))
 find_speakers("homer simpson, Marge Simpson", source.speakers)
+
+
+# %% [markdown]
+# Who one person is under several names only a person can know. A file says it, a row for each: the name to use, and the others.
+
+# %%
+#| export
+def read_aliases(
+    path: str,  # a text file with rows such as "Marla Quill = Marla, Mrs. Quill"; empty: none
+) -> dict:  # other name's `name_key` -> name to use; ValueError naming the row that is not so
+    "Other names of people."
+    found: dict[str, str] = {}
+    for row, text in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines() if path else [], 1):
+        if not (text := text.strip()) or text[0] == "#":
+            continue
+        name, mark, others = (x.strip() for x in text.partition("="))
+        given = [o.strip() for o in others.split(",") if o.strip()]
+        require(
+            mark and name and given,
+            f"row {row} of {Path(path).name} is {text[:60]!r}; expected a name and its others: Marla Quill = Marla, Mrs. Quill",
+        )
+        for other in [name, *given]:
+            before = found.setdefault(name_key(other), name)
+            require(
+                before == name,
+                f"row {row} of {Path(path).name} gives {other!r} to {name!r}, a row before to {before!r}",
+            )
+    return found
+
+
+# %% tags=["check"]
+with tempfile.TemporaryDirectory() as folder:
+    names = Path(folder) / "names.txt"
+    names.write_text("# who is who\nMarla Quill = Marla, MRS. QUILL\n")
+    assert read_aliases(str(names)) == dict.fromkeys(("marla quill", "marla", "mrs quill"), "Marla Quill")
+    names.write_text("Marla Quill")
+    try:
+        read_aliases(str(names))
+        raise AssertionError
+    except ValueError as e:
+        print(e)
 
 
 # %% [markdown]
@@ -279,7 +352,11 @@ def split_scenes(
     require(
         len(units) >= 3,
         f"the script has {len(units)} {split}{'s'[: len(units) != 1]}; a split needs at least 3, "
-        + ("so use split=scene (--split scene)" if split == "episode" else "so add more scenes"),
+        + (
+            "so use split=scene (--split scene)"
+            if split == "episode"
+            else "so add more, or say where scenes end with scene_break (--scene-break blank, or 10 for every 10 lines)"
+        ),
     )
     common = [u for name, u in where.items() if name in targets or len(u) >= 3]
     shuffles = max(5, min(SHUFFLES, 200 * SHUFFLES * 5 // len(units)))
@@ -384,31 +461,47 @@ except ValueError as e:
 # %% [markdown]
 # ## Does it leak?
 #
-# Two counts over the held-out lines. The first: lines of four words or longer that stand word for word in the training lines. The second: runs of eight words (*8-grams*) that do; it finds a line that was copied with a small change. A few can be running gags; many mean that the split is wrong, and then the job stops.
+# Chinese, Japanese and Thai have no blanks between words; there letters are counted, two for a word. Two counts over the held-out lines. The first: lines of four words or longer that stand word for word in the training lines. The second: runs of eight words (*8-grams*) that do; it finds a line that was copied with a small change. A few can be running gags; many mean that the split is wrong, and then the job stops.
 
 # %%
 #| export
 MIN_WORDS, NGRAM = 4, 8  # shorter lines, such as "Oh no.", repeat by chance; 8 words in a row hardly do
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Thai to Chinese
+)
+LETTER = re.compile(f"[{UNSPACED}]")
+WORD = re.compile(f"[{UNSPACED}]|[^\\s{UNSPACED}]+")
 
 
 def plain_words(
     text: str,  # any text
-) -> list:  # its words, small letters, without punctuation
+) -> list:  # its words, small letters, without punctuation; where no blanks stand between words, its letters
     "Words of a line, for comparing."
-    return re.sub(r"[^\w\s]", "", text.lower()).split()
+    return WORD.findall(re.sub(r"[^\w\s]", "", text.lower()))
+
+
+def span(
+    words: list,  # what `plain_words` gave
+) -> int:  # 1; 2 for letters of a script without blanks between words, of which two say about as much as a word
+    "How many units make a word."
+    if not words or max(words[0], words[-1]) < "\u0e00":
+        return 1
+    return 2 if sum(bool(LETTER.match(w)) for w in words) > len(words) / 2 else 1
 
 
 def ngrams(
-    words: list,  # words
-    n: int = NGRAM,  # length of a run
+    words: list,  # words, or letters
+    n: int | None = None,  # length of a run; None: 8 words, or 16 letters
 ) -> set:  # tuples of n words
     "All runs of `n` words."
+    n = n or NGRAM * span(words)
     return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
 
 
 # %% tags=["example"]
 words = plain_words("Mmm... Is there anything that they can't do? I ask you.")
 print(words)
+print(plain_words("今天的茶又丢了。"))
 len(words), len(ngrams(words))
 
 
@@ -420,7 +513,7 @@ def leak_report(
     min_words: int = MIN_WORDS,  # shorter lines are not looked at
 ) -> dict:  # line_share, ngram_share (0..1), lines, ngrams (how many were looked at), leaked, similar (the `Line`s)
     "Held-out lines that also stand in the training scenes, whole or in runs of eight words."
-    held = [(line, w) for s in heldout for line in s.lines if len(w := plain_words(line.text)) >= min_words]
+    held = [(line, w) for s in heldout for line in s.lines if len(w := plain_words(line.text)) >= min_words * span(w)]
     wanted, looked = {" ".join(w) for _, w in held}, {g for _, w in held for g in ngrams(w)}
     known, shared = set(), set()
     for s in train:
@@ -428,10 +521,10 @@ def leak_report(
             w = plain_words(line.text)
             if (whole := " ".join(w)) in wanted:
                 known.add(whole)
-            if len(w) >= NGRAM:
+            if len(w) >= NGRAM * span(w):
                 shared |= ngrams(w) & looked
     leaked = [line for line, w in held if " ".join(w) in known]
-    similar = [line for line, w in held if len(w) >= NGRAM and not shared.isdisjoint(ngrams(w))]
+    similar = [line for line, w in held if len(w) >= NGRAM * span(w) and not shared.isdisjoint(ngrams(w))]
     return {
         "line_share": len(leaked) / max(len(held), 1),
         "ngram_share": len(shared) / max(len(looked), 1),
@@ -466,7 +559,7 @@ def running_gags(
     found: dict = {}
     for s in scenes:
         for line in s.lines:
-            if len(words := plain_words(line.text)) >= min_words:
+            if len(words := plain_words(line.text)) >= min_words * span(words):
                 found.setdefault(" ".join(words), []).append(line)
     gags = [
         {"text": ls[0].text, "times": len(ls), "episodes": len({line.episode for line in ls})}
@@ -509,7 +602,7 @@ def random_rows_leak(
             )
             if until >= i:
                 seen.add(" ".join(words[i]))
-            if not trained[i] and len(words[i]) >= MIN_WORDS:
+            if not trained[i] and len(words[i]) >= MIN_WORDS * span(words[i]):
                 held.append(" ".join(words[i]))
     return sum(h in seen for h in held) / max(len(held), 1)
 
@@ -605,6 +698,40 @@ with tempfile.TemporaryDirectory() as folder:  # the samples read back as the sa
 # %% [markdown]
 # ## A picture of the split
 #
+# Names may be written in letters that no font on this machine has. A font that has them is looked for; where there is none, a name is drawn as its place in the report, since boxes tell nothing.
+
+# %%
+#| export
+def drawn(
+    names: list,  # names of speakers, fewest lines first
+) -> list:  # what to write beside their bars; fonts are chosen where they are needed
+    "Names as this machine's fonts can draw them."
+    import matplotlib.pyplot as plt
+    from matplotlib import font_manager
+    from matplotlib.ft2font import FT2Font
+
+    def has(font, text):
+        known = FT2Font(font.fname).get_charmap()
+        return all(ord(c) in known for c in text if not c.isspace())
+
+    default = font_manager.fontManager.ttflist[0]
+    family = plt.rcParams["font.family"]
+    own = [f for f in font_manager.fontManager.ttflist if f.name == "DejaVu Sans"][:1] or [default]
+    odd = [n for n in names if not has(own[0], n)]
+    if not odd:
+        return names
+    others = {f.name: f for f in font_manager.fontManager.ttflist if "Last Resort" not in f.name}
+    for name, font in others.items():
+        if name != own[0].name and any(has(font, n) for n in odd) and name not in family:
+            plt.rcParams["font.family"] = [*family, name]
+            family = plt.rcParams["font.family"]
+            odd = [n for n in odd if not has(font, n)]
+            if not odd:
+                return names
+    return [f"speaker {len(names) - i}" if n in odd else n for i, n in enumerate(names)]
+
+
+# %% [markdown]
 # Who can be learned, and who can be judged?
 
 # %%
@@ -621,9 +748,11 @@ def plot_speakers(
     counts = {name: Counter(line.speaker for s in part for line in s.lines) for name, part in parts.items()}
     names = [n for n, _ in sum(counts.values(), Counter()).most_common(most)][::-1]
     left = [0] * len(names)
+    shown = drawn(names)
     for (split, c), color in zip(counts.items(), ("#f2c500", "#4f86c6", "#c0504d")):
-        ax.barh(names, [c[n] for n in names], left=left, label=split, color=color)
+        ax.barh(range(len(names)), [c[n] for n in names], left=left, label=split, color=color)
         left = [a + c[n] for a, n in zip(left, names)]
+    ax.set_yticks(range(len(names)), shown)
     ax.set_xlabel("lines")
     ax.legend(frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
@@ -636,6 +765,19 @@ def plot_speakers(
 
 # %%
 #| export
+def line_lengths(
+    scenes: list,  # `Scene`s
+) -> tuple:  # (length of each line, "words" or "letters": what is counted)
+    "How long lines are, in what their script counts by."
+    counted = [plain_words(line.text) for s in scenes for line in s.lines]
+    letters = sum(map(span, counted)) > 1.5 * len(counted)
+    return [
+        len(w) if letters else len(line.text.split()) for w, line in zip(counted, (x for s in scenes for x in s.lines))
+    ], ("letters" if letters else "words")
+
+
+# %%
+#| export
 def plot_lengths(
     parts: dict,  # split name -> `Scene`s
     axes=None,  # two matplotlib axes; None: make some
@@ -645,10 +787,11 @@ def plot_lengths(
 
     axes = plt.subplots(1, 2, figsize=(8, 3))[1] if axes is None else axes
     scenes = [s for p in parts.values() for s in p]
-    words, lines = [len(line.text.split()) for s in scenes for line in s.lines], sorted(len(s.lines) for s in scenes)
+    words, unit = line_lengths(scenes)
+    lines = sorted(len(s.lines) for s in scenes)
     axes[0].hist(words, bins=range(0, max(words) + 2, max(1, max(words) // 30)), color="#4f86c6")
     axes[0].axvline(statistics.median(words), color="#c0504d", label=f"median {statistics.median(words):g}")
-    axes[0].set(xlabel="words of a line", ylabel="lines")
+    axes[0].set(xlabel=f"{unit} of a line", ylabel="lines")
     held = [n / sum(lines) for n in accumulate(lines)]
     half = next(n for n, share in zip(lines, held) if share >= 0.5)
     axes[1].step([0, *lines], [0, *held], where="post", color="#4f86c6")
@@ -695,10 +838,12 @@ def describe(
         }
 
     scenes = [s for p in parts.values() for s in p]
+    lengths, unit = line_lengths(scenes)
     return {
         "sets": sets,
         "missing": {n: m for n, m in missing.items() if m},
-        "words_per_line": spread([len(line.text.split()) for s in scenes for line in s.lines]),
+        "words_per_line": spread(lengths),
+        "unit": unit,
         "lines_per_scene": spread([len(s.lines) for s in scenes]),
     }
 
@@ -763,11 +908,39 @@ def scenes_text(
     return "".join(json.dumps(scene_to_dict(s), ensure_ascii=False) + "\n" for s in scenes)
 
 
+def shown_scenes(
+    scenes: list,  # `Scene`s
+    most: int = 3,  # how many
+    lines: int = 4,  # lines of each
+) -> list:  # {"episode", "location", "row", "lines": "Name: text" each, "more": lines left out}
+    "Some scenes for a person to look at: from the beginning, the middle and the end."
+    long = [s for s in scenes if len(s.lines) > 1] or scenes
+    chosen = [long[i * (len(long) - 1) // max(most - 1, 1)] for i in range(min(most, len(long)))]
+    return [
+        {
+            "episode": s.episode,
+            "location": s.location,
+            "row": s.lines[0].row,
+            "lines": [f"{x.speaker}: {x.text}" for x in s.lines[:lines]],
+            "more": max(0, len(s.lines) - lines),
+        }
+        for s in chosen
+    ]
+
+
 def read_and_split(
     config: PrepareConfig,  # the settings; `out` is not used
 ) -> Prepared:  # ValueError or a file error, in one sentence, if it cannot be done
     "All of `prepare` but the writing."
-    script = read_script(config.script, config.keep_directions, config.encoding, config.file_format)
+    script = read_script(
+        config.script,
+        config.keep_directions,
+        config.encoding,
+        config.file_format,
+        columns_of(config.columns),
+        config.scene_break,
+        read_aliases(config.aliases),
+    )
     targets = find_speakers(config.speakers, script.speakers)
     spellings = [
         note for n in split_names(config.speakers, script.speakers) if (note := spelling_note(n, script.speakers))
@@ -792,6 +965,11 @@ def read_and_split(
         "encoding": script.encoding,
         "account": script.account(),
         "notes": script.notes + spellings,
+        "doubts": script.doubts,
+        "looks": {k: round(v, 4) for k, v in measure(script).items()},
+        "merged": script.merged,
+        "alike": alike_names(script.speakers),
+        "shown": shown_scenes(script.scenes),
         "rejected": [asdict(r) for r in script.rejected[:20]],
         "rejected_reasons": {k: {"rows": len(v), "lines": v[:10]} for k, v in reasons.items()},
         "recovered": script.recovered[:20],
@@ -869,7 +1047,7 @@ print(", ".join(names))
 
 # %%
 #| export
-KINDS = {
+KIND_WORDS = {
     "spoken": "spoken lines",
     "heading": "headings",
     "direction": "directions",
@@ -880,32 +1058,66 @@ KINDS = {
 }
 
 
-def report_text(
+def some(
+    items: list,  # numbers or words
+    most: int = 8,  # how many are named
+) -> str:  # with "..." where there are more
+    "The first of a list."
+    return ", ".join(map(str, items[:most])) + (" ..." if len(items) > most else "")
+
+
+def account_text(
     report: dict,  # what `prepare` returned
-) -> str:  # some lines for people
-    "The report in words."
+) -> list:  # rows for people
+    "What was read, and what was left out, and why."
     r, a = report, report["account"]
     rows = [
         f"{r['script']}, read as {r['format']} in {r['encoding']}",
         f"  {a['rows']:,} rows = {a['kept']:,} kept + {a['recovered']:,} recovered + {a['rejected']:,} rejected",
-        "  used: " + ", ".join(f"{a[k]:,} {words}" for k, words in KINDS.items() if a.get(k)),
+        "  used: " + ", ".join(f"{a[k]:,} {words}" for k, words in KIND_WORDS.items() if a.get(k)),
     ]
     if r["recovered"]:
-        rows.append(
-            f"  recovered: lines {', '.join(map(str, r['recovered'][:10]))}{' ...' if a['recovered'] > 10 else ''}"
-        )
+        rows.append(f"  recovered: lines {some(r['recovered'], 10)}{' ...' * (a['recovered'] > 20)}")
     rows += [
-        f"  rejected: {x['rows']} x {why} "
-        f"(line{'s'[: x['rows'] > 1]} {', '.join(map(str, x['lines'][:8]))}{' ...' if x['rows'] > 8 else ''})"
+        f"  rejected: {x['rows']} x {why} (line{'s'[: x['rows'] > 1]} {some(x['lines'])})"
         for why, x in r["rejected_reasons"].items()
     ]
     if a["rejected"]:
         rows.append("  all of them, with their text: rejected.csv")
     rows += [f"  note: {n}" for n in r["notes"]]
-    names = list(r["all_speakers"].items())
+    return [*rows, *(f"  WARNING: {x}; are these scenes of yours?" for x in r["doubts"])]
+
+
+def people_text(
+    report: dict,  # what `prepare` returned
+) -> list:  # rows for people
+    "Who speaks how much, which names were joined, and scenes as they were read."
+    r, names = report, list(report["all_speakers"].items())
+    rows = [f"{len(names)} characters; most lines: {', '.join(f'{n} {c:,}' for n, c in names[:6])}"]
+    for name, others in list(r["merged"].items())[:6]:
+        rows.append(f"  {name} is also spelt {', '.join(f'{o} ({n:,})' for o, n in list(others.items())[:4])}")
+    rows += [f"  {len(r['merged']) - 6} more names have several spellings"] * (len(r["merged"]) > 6)
     rows += [
-        f"{len(names)} characters; most lines: {', '.join(f'{n} {c:,}' for n, c in names[:6])}",
-        f"words of a line: median {r['words_per_line']['median']:g}, longest {r['words_per_line']['longest']}; "
+        f"  one person? {a} and {b}; if so, say it: --aliases FILE with a row {a} = {b}" for a, b in r["alike"][:3]
+    ]
+    rows.append("scenes as they were read:")
+    for s in r["shown"]:
+        rows.append(f"  {s['location'] or 'no place'} (episode {s['episode']}, row {s['row']})")
+        rows += [f"    {x[:100]}{'...' * (len(x) > 100)}" for x in s["lines"]] + [f"    and {s['more']} more"] * (
+            s["more"] > 0
+        )
+    return rows
+
+
+def report_text(
+    report: dict,  # what `prepare` returned
+) -> str:  # some lines for people
+    "The report in words."
+    r = report
+    rows = [
+        *account_text(r),
+        *people_text(r),
+        f"{r['unit']} of a line: median {r['words_per_line']['median']:g}, longest {r['words_per_line']['longest']}; "
         f"lines of a scene: median {r['lines_per_scene']['median']:g}, longest {r['lines_per_scene']['longest']}",
         f"to learn: {', '.join(r['speakers']) if r['speakers'] else 'every character'}; "
         f"split by {r['split']}, seed {r['split_seed']}",
@@ -916,17 +1128,16 @@ def report_text(
         for n, s in r["sets"].items()
     ]
     rows += [f"  WARNING: {', '.join(m)} to learn, but without a line in {n}" for n, m in r["missing"].items()]
+    least, run = (2 * MIN_WORDS, 2 * NGRAM) if r["unit"] == "letters" else (MIN_WORDS, NGRAM)
     rows += [
-        f"leak: {r['leaked_share']:.1%} of {r['leak_lines']:,} held-out lines (4 words or more) "
-        f"and {r['leaked_ngrams']:.1%} of {r['leak_ngrams']:,} 8-grams stand in train (limit {r['max_leak']:.1%});",
+        f"leak: {r['leaked_share']:.1%} of {r['leak_lines']:,} held-out lines ({least} {r['unit']} or more) "
+        f"and {r['leaked_ngrams']:.1%} of {r['leak_ngrams']:,} {run}-grams stand in train (limit {r['max_leak']:.1%});",
         f"  a split of random rows, as in the seed, would leak {r['random_rows_leaked_share']:.1%} of such lines",
     ]
     rows += [f"  leaked: {line[:90]}" for line in r["leaked"][:5]]
     if r["running_gags"]:
-        rows.append(
-            "running gags: "
-            + "; ".join(f"{g['text'][:50]!r} in {g['episodes']} episodes" for g in r["running_gags"][:5])
-        )
+        gags = (f"{g['text'][:50]!r} in {g['episodes']} episodes" for g in r["running_gags"][:5])
+        rows.append("running gags: " + "; ".join(gags))
     return "\n".join(rows)
 
 

@@ -41,8 +41,7 @@ import unicodedata
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 
-from simpsons_llm.data.formats import parse_lines
-from simpsons_llm.data.lines import Line, Scene
+from simpsons_llm.data.lines import Line, Scene, parse_lines
 from simpsons_llm.data.prepare import known_speaker, load_data
 from simpsons_llm.data.prompt import TextMaker, prompt_ids
 from simpsons_llm.machine.device import Draws, find_device, synchronize
