@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'app', 'CHAPTER', 'PARAMETER', 'PARAMETERS', 'CCL_DEBUG', 'bench', 'JSON_FILE', 'option', 'job_command',
-           'do_prepare', 'do_train', 'ask_command', 'do_estimate', 'do_infer', 'show_before_after', 'print_table',
-           'add_jobs', 'export', 'run', 'typed_parameters', 'launch', 'rank', 'runs', 'doctor', 'demo', 'show_bench',
-           'write_rows', 'bench_prepare', 'bench_costs', 'bench_collectives', 'join_parameters', 'main']
+           'do_prepare', 'again_command', 'do_train', 'ask_command', 'do_estimate', 'do_infer', 'show_before_after',
+           'print_table', 'add_jobs', 'export', 'run', 'typed_parameters', 'launch', 'rank', 'runs', 'doctor', 'demo',
+           'show_bench', 'write_rows', 'bench_prepare', 'bench_costs', 'bench_collectives', 'join_parameters', 'main']
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-02
 import inspect
 import re
 import sys
 import traceback
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Optional
@@ -95,10 +95,32 @@ def do_prepare(
 
     if export:
         form_of(export)  # a name that means nothing is refused before anything is written
-    print(report_text(prepare(config)))
+    report = prepare(config)
+    print(report_text(report))
     if export:
         print(f"for other trainers: {', '.join(map(str, Data.load(config.out).export(export)))}")
     print(f"written to {config.out}; next: simpsons-llm finetune --data {quote(config.out)} --run runs/x")
+    if len(report["all_speakers"]) > 1 and not config.speakers:
+        alone = next(iter(report["all_speakers"]))
+        print(f"to learn {alone} alone: {again_command('prepare', replace(config, speakers=alone))}")
+
+
+def again_command(
+    job: str,  # the command's name
+    config,  # its settings
+) -> str:  # to be pasted into a shell; what has its default is left out
+    "The command that would give these settings."
+    words = ["simpsons-llm", job]
+    for f in fields(config):
+        value, name = getattr(config, f.name), f.name.replace("_", "-")
+        if value == f.default:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{name}")
+        else:
+            rows = value.split("\n") if f.name in config.repeated else [value]
+            words += [x for row in rows for x in (f"--{name}", quote(str(row)))]
+    return " ".join(words)
 
 
 def do_train(
@@ -162,7 +184,7 @@ def do_infer(
             f"{t['tokens_per_s']:.1f} tokens/s"
         )
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-13
+# %% ../../nbs/9_machine/93_cli.ipynb #93-15
 def show_before_after(
     rows: list,  # what `infer` found at held-out moments
 ):
@@ -186,7 +208,7 @@ def print_table(
 
     Console(width=None if sys.stdout.isatty() else 150).print(table)
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-16
+# %% ../../nbs/9_machine/93_cli.ipynb #93-18
 def add_jobs():
     "Register the jobs; their dataclasses are light to import."
     from simpsons_llm.data.prepare import PrepareConfig
@@ -280,7 +302,7 @@ def add_jobs():
 
 add_jobs()
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-20
+# %% ../../nbs/9_machine/93_cli.ipynb #93-22
 @app.command()
 def export(
     source: Annotated[str, typer.Argument(help="a run's folder, such as runs/x, or an adapter's")],
@@ -316,7 +338,7 @@ def export(
     if gguf and not record["gguf"]["file"]:
         raise ValueError(record["gguf"]["note"])
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-23
+# %% ../../nbs/9_machine/93_cli.ipynb #93-25
 CHAPTER = typer.Argument(help="a job (prepare, finetune, infer), a chapter (46_finetune) or the path of a notebook")
 PARAMETER = typer.Option("-p", "--parameter", metavar="NAME VALUE", help="set a parameter; may be given several times")
 PARAMETERS = typer.Option("-f", "--file", help="YAML file with parameters; -p overrules it")
@@ -353,7 +375,7 @@ def typed_parameters(
         [(p.partition("=")[0], p.partition("=")[2] if "=" in p else None) for p in pairs or []], file
     )
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-26
+# %% ../../nbs/9_machine/93_cli.ipynb #93-28
 @app.command()
 def launch(
     chapter: Annotated[str, CHAPTER],
@@ -414,7 +436,7 @@ def launch(
     )
     print(f"executed notebooks: {notebooks[0]}" + (f" to {notebooks[-1].name}" if len(notebooks) > 1 else ""))
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-29
+# %% ../../nbs/9_machine/93_cli.ipynb #93-31
 @app.command()
 def rank(
     chapter: Annotated[str, CHAPTER],
@@ -438,7 +460,7 @@ def rank(
     if find_ranks().is_main:
         print(f"executed notebook: {executed}")
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-30
+# %% ../../nbs/9_machine/93_cli.ipynb #93-32
 @app.command()
 def runs(
     root: Annotated[str, typer.Argument(help="folder with runs, at any depth")] = "runs",
@@ -495,7 +517,7 @@ def runs(
     print_table(table)
     write_rows(rows, file)
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-33
+# %% ../../nbs/9_machine/93_cli.ipynb #93-35
 @app.command()
 def doctor():
     """Show what this machine offers and what is missing: devices, memory, backends, versions.
@@ -519,7 +541,7 @@ def doctor():
     if any(r["ok"] is False for r in rows):
         raise typer.Exit(1)
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-35
+# %% ../../nbs/9_machine/93_cli.ipynb #93-37
 @app.command()
 def demo(
     out: Annotated[
@@ -552,7 +574,7 @@ def demo(
         '"Marge Simpson: Homer, the dog is wearing your tie again."'
     )
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-37
+# %% ../../nbs/9_machine/93_cli.ipynb #93-39
 bench = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -624,7 +646,7 @@ def bench_prepare(
         ) from None
     show_bench(measure(lines, base_model, more), file)
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-41
+# %% ../../nbs/9_machine/93_cli.ipynb #93-43
 @bench.command("costs")
 def bench_costs(
     device: Annotated[str, typer.Option(help="xpu, cuda or cpu; auto: the best there is")] = "auto",
@@ -641,7 +663,7 @@ def bench_costs(
 
     write_rows(measure(device, only), file)
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-42
+# %% ../../nbs/9_machine/93_cli.ipynb #93-44
 @bench.command("collectives")
 def bench_collectives(
     n: Annotated[
@@ -712,7 +734,7 @@ def bench_collectives(
         plot_bandwidth(rows, file=plot)
         print(f"picture: {plot}")
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-45
+# %% ../../nbs/9_machine/93_cli.ipynb #93-47
 def join_parameters(
     argv: list,  # words of the command line
 ) -> list:  # the same with `-p NAME VALUE` written as `-p NAME=VALUE`
@@ -729,7 +751,7 @@ def join_parameters(
             out.append(f"{words.pop(0)}={words.pop(0)}")
     return out
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-47
+# %% ../../nbs/9_machine/93_cli.ipynb #93-49
 def main(
     argv: list | None = None,  # words of the command line; None: those of this process
 ) -> int:  # exit code: 0 done, 2 wrong input, 1 a mistake in the program, 130 interrupted

@@ -99,7 +99,7 @@ marks = pd.DataFrame({name: qualities(path) for name, path in files.items()}, in
 ax = plt.subplots(figsize=(5.4, 3.2), layout="constrained")[1]
 ax.imshow(marks, vmin=0, vmax=1, cmap="YlGn", aspect="auto")
 for (i, j), x in np.ndenumerate(marks.to_numpy()):
-    ax.text(j, i, f"{x:.2f}", ha="center", va="center", fontsize=9)
+    ax.text(j, i, f"{x:.2f}", ha="center", va="center", fontsize=9, color="white" if x > 0.5 else "black")
 ax.set_xticks(range(len(TYPED)), TYPED)
 ax.set_yticks(range(len(marks)), marks.index)
 ax.set(xlabel="read as", ylabel="file")
@@ -118,7 +118,7 @@ pd.DataFrame(
 
 
 # %% [markdown]
-# Where do the limits come from? From true and wrong readings side by side. The dots are all readings of the five files above, the springfield script, and the same lines in a hundred random cuts; true ones on the left of each pair:
+# Where do the limits come from? From true and wrong readings side by side. Here are all readings of the five files above and of the springfield script, each a dot; dotted is where a share is told, the line where it is refused:
 
 # %%
 def shares(script):

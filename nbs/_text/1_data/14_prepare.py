@@ -22,10 +22,10 @@ split_seed = 42  # seed of the split alone; training has its own
 max_leak = 0.01  # most held-out lines (and 8-grams of words), as a share, that may stand in train, 0..1
 context_lines = 10  # lines before the answer in the JSON samples, 0 or more
 keep_directions = False  # keep (STAGE DIRECTIONS) inside lines
-scene_break = "auto"  # what ends a scene: blank or blanks (two) rows, heading, 20 (lines), 30s, 5m, 2h (a pause)
+scene_break = "auto"  # what ends a scene: blank or blanks (two) rows, heading, 20 (lines), 5m or 2h (a pause)
 columns = ""  # where a table has what, such as speaker=Character,text=Line,episode=Episode; empty: find out
 encoding = None  # the file's encoding; None: find out
-file_format = "auto"  # what the file is, a name from the list of formats; auto: find out
+file_format = "auto"  # table, text, play, screenplay, fountain, subtitles, chat, json ...; auto: find out
 
 # %%
 #| export
@@ -106,12 +106,10 @@ class PrepareConfig(JobConfig):
     max_leak: float = 0.01  # most held-out lines (and 8-grams of words), as a share, that may stand in train, 0..1
     context_lines: int = 10  # lines before the answer in the JSON samples, 0 or more
     keep_directions: bool = False  # keep (STAGE DIRECTIONS) inside lines
-    scene_break: str = (
-        "auto"  # what ends a scene: blank or blanks (two) rows, heading, 20 (lines), 30s, 5m, 2h (a pause)
-    )
+    scene_break: str = "auto"  # what ends a scene: blank or blanks (two) rows, heading, 20 (lines), 5m or 2h (a pause)
     columns: str = ""  # where a table has what, such as speaker=Character,text=Line,episode=Episode; empty: find out
     encoding: "str | None" = None  # the file's encoding; None: find out
-    file_format: str = "auto"  # what the file is, a name from the list of formats; auto: find out
+    file_format: str = "auto"  # table, text, play, screenplay, fountain, subtitles, chat, json ...; auto: find out
 
     def check(self):
         require(self.out.strip(), "out was given as nothing; give a folder, such as runs/data")
@@ -123,8 +121,8 @@ class PrepareConfig(JobConfig):
             )
         require(0 <= self.max_leak <= 1, f"max_leak={self.max_leak} was given; expected 0..1")
         require(
-            self.file_format == "auto" or self.file_format in READERS,
-            f"file_format={self.file_format!r} was given; expected auto, {', '.join(READERS)}",
+            self.file_format in ("auto", "parquet", *READERS),
+            f"file_format={self.file_format!r} was given; expected auto, parquet, {', '.join(READERS)}",
         )
         require(
             re.fullmatch(r"auto|blanks?|heading|[1-9]\d*[smh]?", self.scene_break),
@@ -710,22 +708,19 @@ def drawn(
     from matplotlib import font_manager
     from matplotlib.ft2font import FT2Font
 
-    def has(font, text):
-        known = FT2Font(font.fname).get_charmap()
+    def has(file, text):
+        known = FT2Font(file).get_charmap()
         return all(ord(c) in known for c in text if not c.isspace())
 
-    default = font_manager.fontManager.ttflist[0]
-    family = plt.rcParams["font.family"]
-    own = [f for f in font_manager.fontManager.ttflist if f.name == "DejaVu Sans"][:1] or [default]
-    odd = [n for n in names if not has(own[0], n)]
+    family, own = plt.rcParams["font.family"], font_manager.findfont(font_manager.FontProperties())
+    odd = [n for n in names if not has(own, n)]
     if not odd:
         return names
-    others = {f.name: f for f in font_manager.fontManager.ttflist if "Last Resort" not in f.name}
-    for name, font in others.items():
-        if name != own[0].name and any(has(font, n) for n in odd) and name not in family:
-            plt.rcParams["font.family"] = [*family, name]
-            family = plt.rcParams["font.family"]
-            odd = [n for n in odd if not has(font, n)]
+    others = {f.name: f.fname for f in font_manager.fontManager.ttflist if "Last Resort" not in f.name}
+    for name, file in others.items():
+        if name not in family and any(has(file, n) for n in odd):
+            family = plt.rcParams["font.family"] = [*family, name]
+            odd = [n for n in odd if not has(file, n)]
             if not odd:
                 return names
     return [f"speaker {len(names) - i}" if n in odd else n for i, n in enumerate(names)]

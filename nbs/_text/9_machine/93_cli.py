@@ -14,7 +14,7 @@ import inspect
 import re
 import sys
 import traceback
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Optional
@@ -139,10 +139,32 @@ def do_prepare(
 
     if export:
         form_of(export)  # a name that means nothing is refused before anything is written
-    print(report_text(prepare(config)))
+    report = prepare(config)
+    print(report_text(report))
     if export:
         print(f"for other trainers: {', '.join(map(str, Data.load(config.out).export(export)))}")
     print(f"written to {config.out}; next: simpsons-llm finetune --data {quote(config.out)} --run runs/x")
+    if len(report["all_speakers"]) > 1 and not config.speakers:
+        alone = next(iter(report["all_speakers"]))
+        print(f"to learn {alone} alone: {again_command('prepare', replace(config, speakers=alone))}")
+
+
+def again_command(
+    job: str,  # the command's name
+    config,  # its settings
+) -> str:  # to be pasted into a shell; what has its default is left out
+    "The command that would give these settings."
+    words = ["simpsons-llm", job]
+    for f in fields(config):
+        value, name = getattr(config, f.name), f.name.replace("_", "-")
+        if value == f.default:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{name}")
+        else:
+            rows = value.split("\n") if f.name in config.repeated else [value]
+            words += [x for row in rows for x in (f"--{name}", quote(str(row)))]
+    return " ".join(words)
 
 
 def do_train(
@@ -206,6 +228,14 @@ def do_infer(
             f"{t['tokens_per_s']:.1f} tokens/s"
         )
 
+
+# %% [markdown]
+# Whoever wants the same with one thing changed gets the whole command:
+
+# %% tags=["example"]
+from simpsons_llm.data.prepare import PrepareConfig
+
+print(again_command("prepare", PrepareConfig(script="my script.txt", speakers="Ada\nSammy Davis, Jr.", split="scene")))
 
 # %% [markdown]
 # After training, the command to try next can be pasted into a shell as it is:
