@@ -77,7 +77,7 @@ if demo:
 # %% [markdown]
 # ## Your own script
 #
-# A table with the columns of the public `simpsons_script_lines.csv` (damaged rows are recovered where they are certain), plain text (`Speaker: line`, a blank line between scenes, `[places]` and `[Episode 2]` in brackets; without episodes add `--split scene`), a Fountain screenplay, or JSON samples (`p/c/l` or `instruction/input/output`):
+# As you have it: a table with any column names, `Name: line` rows (wrapped or not), a play, a screenplay in columns, Fountain, Final Draft, subtitles, an exported chat, a saved web page, JSON of other trainers, Parquet, or a folder of `datasets`. What it is is found out and told, with the account of every row, the spellings of names that were joined, and three scenes as they were read. What does not look like dialogue is refused, with the three best guesses of what it is. [Your own script](0_start/02_your_script.ipynb) has the whole table of shapes:
 #
 # ```
 # simpsons-llm prepare  --script simpsons_script_lines.csv --speakers "Homer Simpson,Marge Simpson" --out runs/data

@@ -16,7 +16,7 @@ import traceback
 from dataclasses import fields, replace
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -35,7 +35,7 @@ def option(
 ) -> inspect.Parameter:  # for the command's signature
     "One setting as an option of the command line."
     text = getattr(field.type, "__name__", field.type)
-    kind = KINDS[text.split("|")[0].strip()]
+    kind: Any = KINDS[text.split("|")[0].strip()]
     if "None" in text:
         kind = Optional[kind]  # noqa: UP045  typer reads an annotation made at run time
     name = "--" + field.name.replace("_", "-")
@@ -55,7 +55,7 @@ def option(
 
 
 def job_command(
-    config: type,  # a JobConfig subclass
+    config: Any,  # a JobConfig subclass
     do,  # called with a config, and with what `more` names
     summary: str,  # the command's help, with examples
     argument: str = "",  # the field that is given without a name

@@ -398,7 +398,8 @@ class Progress:
         needs = spent * (self.total - done) / done if done else 0.0
         if self.most_s is not None:
             needs = min(needs, max(self.most_s - spent, 0.0))
-        left = f"{format_seconds(spent)} in all" if over and done else f"{format_seconds(needs)} left" if done else ""
+        known = done and (spent >= self.every_s or done >= self.total / 100)  # the first moment says nothing
+        left = f"{format_seconds(spent)} in all" if over and done else f"{format_seconds(needs)} left" if known else ""
         count = f"{done:g}/{self.total:g} {self.unit}"
         tell(self.what, "  ".join(x for x in (self.what, count, f"{100 * done / self.total:3.0f} %", left, note) if x))
 

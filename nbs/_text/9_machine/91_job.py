@@ -603,7 +603,8 @@ class Progress:
         needs = spent * (self.total - done) / done if done else 0.0
         if self.most_s is not None:
             needs = min(needs, max(self.most_s - spent, 0.0))
-        left = f"{format_seconds(spent)} in all" if over and done else f"{format_seconds(needs)} left" if done else ""
+        known = done and (spent >= self.every_s or done >= self.total / 100)  # the first moment says nothing
+        left = f"{format_seconds(spent)} in all" if over and done else f"{format_seconds(needs)} left" if known else ""
         count = f"{done:g}/{self.total:g} {self.unit}"
         tell(self.what, "  ".join(x for x in (self.what, count, f"{100 * done / self.total:3.0f} %", left, note) if x))
 
@@ -624,12 +625,14 @@ with redirect_stdout(out), patch.dict(os.environ, {LINES: "1"}):
     short = Progress(10**6, "allowed", every_s=0, most_s=60)
     short.start -= 30  # as if half of the time were over
     short(1)
+    Progress(10**6, "begun")(1)
     short(2, over=True)
 # the first, the last, no flood
 rows = out.getvalue().splitlines()
-assert [line.split()[1] for line in rows[:-2]] == ["1/100", "100/100"]
-# the time allowed is never exceeded by the time left
-assert int(rows[-2].split()[-3]) <= 60 and rows[-2].endswith("s left") and rows[-1].endswith("in all")
+assert [line.split()[1] for line in rows[:-3]] == ["1/100", "100/100"]
+# the time allowed is never exceeded by the time left, and nothing is told of it before something is known
+assert int(rows[-3].split()[-3]) <= 60 and rows[-3].endswith("s left") and rows[-1].endswith("in all")
+assert "left" not in rows[-2]
 assert [format_seconds(s) for s in (47.6, 185, 7800)] == ["48 s", "3 min 05 s", "2 h 10 min"]
 
 
