@@ -1,5 +1,6 @@
 """Typed scripts: the same scenes written down as people do come back as they were."""
 
+import re
 import textwrap
 
 import pytest
@@ -90,6 +91,34 @@ LAYOUTS = {
     "play, wrapped": (read_text, above(wrap=50)),
     "play without colons": (read_play, above("", wrap=50)),
     "play, names as one writes them": (read_play, above("", str)),
+    "full stops and asides": (read_text, inline("\n\n", ". ", "[{}]\n\n", lambda n: f"{n.upper()} [aside]", 60)),
+    "full stops and dashes": (read_text, inline("\n\n", ".--", "[{}]\n\n", str.upper)),
+    "full stops, small letters": (read_text, inline(mark=". ")),
+    "italic names": (read_text, inline("\n\n", "_. ", "ACT I\n\n", lambda n: f"_{n}")),
+    "names in angles": (read_text, inline(mark="> ", name=lambda n: f"<{n}")),
+    "names in brackets": (read_text, inline(mark="] ", name=lambda n: f"[{n}")),
+    "names in lenses": (read_text, inline(mark="】", name=lambda n: f"【{n}")),
+    "words in corners": (read_text, lambda: re.sub("(?m)「(.*)$", r"「\1」", inline(mark="「")())),
+    "dashes without blanks": (read_text, inline(mark="—")),
+    "upright strokes": (read_text, inline(mark=" | ")),
+    "gaps": (read_text, inline(mark="      ")),
+    "times before": (read_text, inline(name=lambda n: f"00:12 {n}")),
+    "times before angles": (read_text, inline(mark="> ", name=lambda n: f"[00:12] <{n}")),
+    "times behind names above": (read_text, above("  0:12", str)),
+    "days and times behind names above": (read_text, above(" — Today at 1:00 PM", str)),
+    "numbers before": (read_text, inline(name=lambda n: f"12. {n}")),
+    "bullets": (read_text, inline(name=lambda n: f"• {n}")),
+    "numbers before bold": (read_text, inline(mark=":** ", name=lambda n: f"3. **{n}")),
+    "bold brackets": (read_text, inline(mark="]** ", name=lambda n: f"**[{n}")),
+    "wiki bold": (read_text, inline("\n\n", "''': ", "== {} ==\n\n", lambda n: f"'''{n}")),
+    "tags": (read_text, inline("<br>\n", ":</b> ", "<i>[{}]</i><br>\n", lambda n: f"<b>{n}")),
+    "pictures": (read_text, inline(mark=":** ", name=lambda n: f"🙂 **{n}")),
+    "headings for names": (read_text, lambda: inline("\n\n", ":\n", "### [{}]\n\n", lambda n: f"#### {n}")()),
+    "bold, a blank row below": (read_text, inline("\n\n", ":**\n\n", "### {}\n\n", lambda n: f"**{n}")),
+    "names above, no blank rows": (read_play, lambda: re.sub("\n+", "\n", above("")())),
+    "names above, blank rows everywhere": (read_play, lambda: re.sub("\n+", "\n\n", above("")())),
+    "screenplay, double spaced": (read_screenplay, lambda: columns(0, 11, 22)().replace("\n", "\n\n")),
+    "screenplay, Int.": (read_screenplay, lambda: columns(0, 11, 22)().replace("INT. ", "Int. ")),
     "screenplay": (read_screenplay, columns(0, 11, 22)),
     "screenplay, far in": (read_screenplay, columns(15, 25, 37)),
 }
@@ -132,6 +161,8 @@ TALK = "Marge: Is it on?\nHomer: It was on.\n"
         ("Marge: <i>sighs</i> Is it on?", "Is it on?"),
         ("Marge: （叹气）Is it 【笑】 on?", "Is it on?"),
         ("Marge: Is it *really* on?", "Is it really on?"),
+        ("Marge: _sighs_ Is it _on_?", "Is it on?"),
+        ("Marge: Is it on? [sighs", "Is it on?"),
         ("Marge: Is it (a (very) long\nshot) on?", "Is it on?"),
         ("Marge (to Homer: low): Is it on?", "Is it on?"),
         ("Marge: Is it &quot;on&quot;?", 'Is it "on"?'),
@@ -160,6 +191,22 @@ def test_directions_are_kept_on_request():
         ("CONTINUED: (2)", "note"),
         ("Written by: Pat", "note"),
         ("CUT TO:", "direction"),
+        ("CUT TO: THE PIER", "heading"),
+        ("(Cut to the pier)", "heading"),
+        ("-- The pier --", "heading"),
+        ("=== The pier ===", "heading"),
+        ("(Scene 2 - The pier)", "heading"),
+        ("场景1：码头 日 内", "heading"),
+        ("Σκηνή 1: Λιμάνι", "heading"),
+        ("Chapter 3", "heading"),
+        ("人物：玛拉、奥托", "note"),
+        ("Source: a tape", "note"),
+        ("SOUND: A door.", "direction"),
+        ("Exeunt.", "direction"),
+        ("[Exit Marge.", "direction"),
+        ("_Marge goes._", "direction"),
+        ("△ Marge goes.", "direction"),
+        ("[SOUND: a door]", "direction"),
     ],
 )
 def test_rows_that_nobody_says(row, kind):
@@ -181,6 +228,11 @@ def test_rows_that_nobody_says(row, kind):
         (["第一集", "第十二集"], [1, 12]),
         (["Folge 3", "Folge 4"], [3, 4]),
         (["# Episode One", "# Episode Two"], [1, 2]),
+        (["Episode 1 The Frogs", "Episode 2 (Tea)"], [1, 2]),
+        (['Ep. 1 "Tea"', 'Ep. 2 "Frogs"'], [1, 2]),
+        (["Frogs - 1x03 - Tea", "Frogs S02E01 Tea"], [103, 201]),
+        (["1.03 - Tea", "2.01 - Tea"], [103, 201]),
+        (["3. Bölüm", "4. Bölüm"], [3, 4]),
         (["Season 1 Episode 130", "Season 2 Episode 1"], [1130, 2001]),
     ],
 )
@@ -189,6 +241,57 @@ def test_episodes_and_seasons(rows, numbers):
     assert [s.episode for s in script.scenes] == numbers and script.speakers == {
         n: len(rows) for n in ("Marge", "Homer")
     }
+
+
+def test_a_direction_between_blank_rows_ends_no_scene_nor_does_a_page():
+    two = "Marge: Is it\non?\n\nHomer: It was\non.\n\n"
+    for row in ("(They wait.)\n\n", "12\n\n\fTHE FROGS\n\n"):
+        text = "\n".join(2 * (two + row + two) for _ in range(3))
+        assert [len(s.lines) for s in read_text(text, "x").scenes] == [8, 8, 8]
+
+
+@pytest.mark.parametrize("between", ["\n", "\n\n"])
+def test_a_list_of_who_is_who_is_not_said(between):
+    cast = "The Frogs\n\nCast of Characters:\n\nMarge: a mother\nHomer - a father\n\n"
+    assert len(lines(cast + between.join((TALK * 4).split("\n")))) == 8
+
+
+def test_names_in_small_letters_that_come_once():
+    said = lines(TALK * 8 + "the driver: Out!\nBoy with a kite: No.\n")
+    assert said[-2:] == [("the driver", "Out!"), ("Boy with a kite", "No.")]
+
+
+def test_a_title_before_a_full_stop_is_part_of_the_name():
+    assert lines("MRS. LINDE. Hi.\nDR. RANK. No.\n" * 3)[:2] == [("MRS. LINDE", "Hi."), ("DR. RANK", "No.")]
+
+
+def test_vowel_signs_tell_names_apart():
+    assert rename(read_text("मीना: हाँ\nमोना: नहीं\nमीना: हाँ\nमोना: नहीं\n", "x")).speakers == {"मीना": 2, "मोना": 2}
+
+
+def test_places_in_letters_without_capitals_are_no_cues():
+    text = "[المطبخ]\nأحمد: نعم\nليلى: لا\n\n" * 4
+    assert quality(rename(read_text(text, "x"))) > quality(rename(read_fountain(text, "x")))
+    assert quality(read_text(f"TEASER\n{TALK}\n" * 4, "x")) > quality(read_fountain(f"TEASER\n{TALK}\n" * 4, "x"))
+
+
+def test_a_sentence_that_begins_a_wrapped_row_is_no_name():
+    said = "It is on since Tuesday, I believe, and so on. No. Wednesday."
+    text = "\n".join(textwrap.fill(f"{w}. {said}", 27, subsequent_indent="  ") for w in ("HAM", "HOR") * 6)
+    assert rename(read_text(text, "x")).speakers == {"HAM": 6, "HOR": 6}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(f"{k}: worker {i} has finished\n" for i in range(9) for k in ("INFO", "ERROR db")),
+        "".join(f"Name: Person {i}\nPhone: five\nEmail: a@b.org\n\n" for i in range(9)),
+        "Serves: six\n\nIngredients:\n- flour\n- butter\n\nMethod:\nStir the flour.\nBake the pie.\n",
+        "Apple: A fruit.\nBoat: A ship.\nCat: A beast.\n\n" + "".join(f"W{i}: A word.\n" for i in range(9)),
+    ],
+)
+def test_logs_forms_recipes_and_lists_of_words_are_doubted(text):
+    assert doubts(rename(read_text(text, "x")))[1]
 
 
 def test_what_looks_like_an_episode_or_a_place_and_is_none():

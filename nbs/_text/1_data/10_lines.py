@@ -247,7 +247,10 @@ AUTO = Reading()  # nobody said anything: find out
 #| export
 BRACKETS = ("()", "[]", "{}", "（）", "【】", "［］", "〔〕")  # which pairs enclose directions
 INSIDE = re.compile("|".join(rf"{re.escape(a)}[^{re.escape(a + b)}]*{re.escape(b)}" for a, b in BRACKETS))
-STARRED = re.compile(r"(?<![\w*])(\*{1,3})(?=[^\s*])([^*]*?[^\s*])\1(?![\w*])|<(i|em)>([^<]*)</\3>", re.I | re.S)
+UNCLOSED = re.compile(r"(?<=\S)\s[(\[{（【［〔]\w+(?: \w+){0,3}$")  # a direction that ends a line without its bracket
+STARRED = re.compile(
+    r"(?<![\w*])(\*{1,3}|_{1,2})(?=[^\s*_])([^*_]*?[^\s*_])\1(?![\w*])|<(i|em)>([^<]*)</\3>", re.I | re.S
+)
 
 
 def clean(
@@ -274,14 +277,15 @@ def without_directions(
     text: str,  # what somebody says
 ) -> str:  # the words alone
     "Take (STAGE DIRECTIONS), [these], {these}, *these* and <i>these</i> out of a line."
-    if text.isalnum() or not re.search(r"[(\[{（【［〔*<]", text):
+    if text.isalnum() or not re.search(r"[(\[{（【［〔*<_]", text):
         return text
     text = re.sub(r"[*_]+(?=[(\[{（【［〔])|(?<=[)\]}）】］〕])[*_]+", "", text)
     for _ in range(8):  # brackets within brackets, from the inside
         text, n = INSIDE.subn(" ", text)
         if not n:
             break
-    if "*" in text or "<" in text:
+    text = UNCLOSED.sub("", text)
+    if "*" in text or "<" in text or "_" in text:
         text = STARRED.sub(_aside, re.sub(r"<(i|em)>\s*</\1>", " ", text, flags=re.I))
     return clean(text)
 
@@ -375,7 +379,9 @@ def name_key(
     "Letters and digits of a name, without case; what is compared."
     plain = unicodedata.normalize("NFKC", shown_name(name)).casefold()
     marked = re.sub(r"['’.]", "", plain).replace("_", " ").replace("&", " and ")
-    return " ".join(re.findall(r"[\w+#]+", marked)) or plain
+    # a vowel sign, as in Hindi or Thai, is part of its letter
+    letters = "".join(c if c.isalnum() or c in "+#" or unicodedata.category(c)[0] == "M" else " " for c in marked)
+    return " ".join(letters.split()) or plain
 
 
 # %% tags=["example"]
@@ -491,7 +497,6 @@ joined = rename(Script("x", "", scenes_of(lines), {"spoken": 5}))
 assert joined.speakers == {"Al": 3, "Bo": 2} and joined.merged == {"Al": {"AL (V.O.)": 1}}
 assert rename(joined, {"bo": "Bo Quill", "al": "Al"}).speakers == {"Al": 3, "Bo Quill": 2}
 
-
 # %% [markdown]
 # ## Is it dialogue?
 #
@@ -499,6 +504,24 @@ assert rename(joined, {"bo": "Bo Quill", "al": "Al"}).speakers == {"Al": 3, "Bo 
 
 # %%
 #| export
+LABELS = set(
+    "info warning warn error debug trace critical fatal name phone tel fax email e-mail mobile address date time total "
+    "price invoice order subject cc id url link image version key value type size status default description step "
+    "note tip ingredients method directions instructions serves title category tags author license summary traceback "
+    "fixed added changed removed deprecated feature bug pros cons rating color margin padding".split()
+)  # what stands before a colon in logs, letters, forms and recipes
+
+
+LEVELS = {"info", "warning", "warn", "error", "debug", "trace", "fatal"}
+
+
+def is_label(
+    key: str,  # a `name_key`
+) -> bool:
+    "Whether a log or a form would have it before a colon."
+    return key in LABELS or key.split(" ", 1)[0] in LEVELS or bool(re.fullmatch(r"\w+(?:error|exception)", key))
+
+
 def measure(
     script: Script,  # what a reader made of a file
 ) -> dict:  # shares 0..1, but `lines`, `names`, `scenes` (counts) and `name_words` (median over lines)
@@ -515,6 +538,7 @@ def measure(
         "names": len(speakers),
         "names_once": len(once) / max(len(speakers), 1),
         "lines_once": len(once) / max(lines, 1),
+        "labels": sum(k for n, k in speakers.items() if is_label(name_key(n))) / max(lines, 1),
         "name_words": statistics.median(lengths) if lengths else 0.0,
         "scenes": len(scenes),
         "scenes_one_line": sum(len(s.lines) == 1 for s in scenes) / max(len(scenes), 1),
@@ -540,6 +564,8 @@ LIMITS = {
     "silent": Limit(0.75, 0.95, ("rows", 10), "{:.0%} of the letters in the file are not speech"),
     "lines_once": Limit(0.3, 0.5, ("lines", 16), "{:.0%} of the lines are said by names that speak once"),
     "scenes_one_line": Limit(0.4, 0.6, ("scenes", 5), "{:.0%} of the scenes have a single line"),
+    "names_once": Limit(1.0, 2.0, ("rows", 12), "nobody speaks twice ({:.0%} of the names speak once)"),
+    "labels": Limit(0.25, 0.5, ("lines", 2), "{:.0%} of the lines stand behind labels of logs, forms or recipes"),
     "name_words": Limit(4, 6, ("lines", 4), "the names of speakers have {:.0f} words (median)"),
 }
 
@@ -573,12 +599,14 @@ doubts(talk), doubts(recipe)
 # %% tags=["check"]
 assert doubts(talk) == (False, []) and doubts(recipe)[0]
 
-
 # %% [markdown]
 # Where several readers could be meant, the one whose reading looks most like dialogue is taken:
 
 # %%
 #| export
+NAMED = re.compile(r"[\w.'’-]+(?: [\w.'’-]+){0,3}[:：]\s?\S")
+
+
 def quality(
     script: Script,  # what a reader made of a file
 ) -> float:  # 0..1
@@ -586,7 +614,9 @@ def quality(
     m = measure(script)
     if not m["lines"]:
         return 0.0
-    long = 1 / (1 + max(0.0, m["name_words"] - 3))
+    # speech that begins with a name was cut in the wrong places
+    m["named"] = sum(bool(NAMED.match(x.text)) for x in script.lines) / m["lines"]
+    long = (1 - m["named"]) / (1 + max(0.0, m["name_words"] - 3))
     alone = m["scenes_one_line"] if m["scenes"] > 2 else 0
     return m["speech"] * (1 - m["rejected"]) * (1 - m["lines_once"] * min(1, m["lines"] / 16)) * (1 - alone / 2) * long
 

@@ -43,12 +43,21 @@ pd.set_option("display.max_colwidth", 110)
 # %% [markdown]
 # ## Rows
 #
-# A row of a file is its words, and how far it is indented. Invisible marks go, and Markdown that stands around a name: `**Marla:** Fine.` and `- **Marla**: Fine.` are `Marla: Fine.`
+# A row of a file is its words, and how far it is indented. Invisible marks go, and Markdown that stands around a name: `**Marla:** Fine.` and `- **Marla**: Fine.` are `Marla: Fine.` What wikis and saved pages leave (`'''Marla'''`, `<b>Marla</b>`, `== Pier ==`) is written as Markdown first.
 
 # %%
 #| export
 MARKS = re.compile("[\u200b-\u200f\u202a-\u202e\u2060\ufeff]")  # zero-width blanks, and marks of direction
-BOLD = re.compile(r"(?:[-+*•>]\s+)*(\*{1,3}|_{1,3})(?=\S)(.+?)(?<=\S)\1\s*(.*)")
+LISTED = r"(?:(?:[-+*•>:]|\d+[.)]|[^\w\s(\[{<\"“'‘*]{1,3})\s+|:+(?=\*))*"  # bullets, numbers, a picture or two
+BOLD = re.compile(LISTED + r"(\*{1,3}|_{1,3})(?=[^\s*])(.+?)(?<=[^\s*])\1\s*(.*)")
+TAGS = [
+    (re.compile(r"<br\s*/?>", re.I), " "),
+    (re.compile(r"</?(?:b|strong)>|'{3}", re.I), "**"),
+    (re.compile(r"</?(?:i|em)>(?=\s?[\[(][^<>]{0,200}[\])]</?(?:i|em)>)|(?<=[\])])</(?:i|em)>", re.I), ""),
+    (re.compile(r"''"), "*"),
+    (re.compile(r"^\s*<hr[^<>]*>\s*$", re.I), "---"),
+    (re.compile(r"^(={2,4})\s*([^=]+?)\s*\1$"), r"## \2"),
+]  # what wikis and pages leave, as Markdown
 
 
 class Row(NamedTuple):
@@ -69,7 +78,11 @@ def without_bold(
     name, rest = m[2].strip(), m[3]
     if name[-1] in ":：" or rest[:1] in (":", "："):
         return f"{name.rstrip(':：').strip()}: {rest.lstrip(':： ')}".strip()
-    if re.match(r"[(\[][^)\]]*[)\]]\s*[:：]", rest) or (not rest and len(m[1]) > 1):
+    if (
+        re.match(r"[(\[][^)\]]*[)\]]\s*[:：]", rest)
+        or (not rest and len(m[1]) > 1)
+        or re.fullmatch(r"\[[^\]]+\]", name)
+    ):
         return f"{name} {rest}".strip()
     return text
 
@@ -83,9 +96,14 @@ def rows_of(
         raw = MARKS.sub("", raw).expandtabs(8).rstrip()
         if "&" in raw:
             raw = html.unescape(raw)
+        if "''" in raw or "<" in raw or raw[:2] == "==":
+            for mark, new in TAGS:
+                raw = mark.sub(new, raw)
         plain = " ".join(raw.split())
-        if plain[:1] in "-+*•>_":
+        if "**" in plain or plain[:1] in "-+*•>_":
             plain = without_bold(plain)
+        if plain[:1] == "#" and plain[-1] in ":：":
+            plain = plain.lstrip("# ")  # a name as a heading
         found.append(Row(number, plain, len(raw) - len(raw.lstrip()), len(raw)))
     return found
 
@@ -109,13 +127,16 @@ CALLED = (
     "серия|эпизод|выпуск|επεισόδιο|الحلقة|פרק|에피소드"
 )
 SEASONS = "season|series|staffel|saison|temporada|stagione|сезон"
-REST = r"\s*(?:[:.\]|–—-].*)?"  # a title may follow
+REST = r"\s*(?:[:.\]|–—\"“«(-].*)?(?-i:\s[A-Z][^.!?:]{0,60})?"  # a title may follow
+SHOW = r"(?:[^.:!?]{1,40}[\s–—-])?"  # and the name of a series stand before it
 EPISODES = [
     re.compile(p, re.I)
     for p in (
         rf"\W*(?:{SEASONS})\s+(?P<s>{NUMBER})\W+(?:{CALLED})\.?\s*#?(?P<e>{NUMBER}){REST}",
-        r"\W*s(?P<s>\d+)\W{0,3}ep?(?P<e>\d+)\b.*",
-        r"\W*(?P<s>\d{1,2})x(?P<e>\d{2,3})\b.*",
+        rf"\W*{SHOW}s(?P<s>\d+)\W{{0,3}}ep?(?P<e>\d+)\b.*",
+        rf"\W*{SHOW}(?P<s>\d{{1,2}})x(?P<e>\d{{2,3}})\b.*",
+        r"\W*(?P<s>\d{1,2})\.(?P<e>\d\d)\s*[:–—\"“-].*",
+        rf"\W*(?P<e>\d+)(?:\.|ª|º|st|nd|rd|th)?\s*(?:{CALLED}|puntata){REST}",
         rf"\W*(?:{CALLED})\.?\s*(?:no\.?|nr\.?|#)?\s*(?P<e>{NUMBER}){REST}",
         rf"\W*第\s*(?P<e>\d+|[{CHINESE}十]+)\s*[集话話回].*",
         r"\W*제?\s*(?P<e>\d+)\s*화\b.*",
@@ -182,18 +203,27 @@ PLACE = re.compile(
     re.I,
 )
 SCENE = re.compile(
-    r"(?:scene|setting|location|place|szene|ort|scène|lieu|escena|lugar|scena|сцена|место|场景|場景|シーン|場所)(?:\b|(?=[:：]))"
-    rf"\s*(?:(?P<n>{NUMBER})\b)?\s*(?P<mark>[:：.–—-])?\s*(?P<place>.*)",
+    r"(?:scene|setting|location|place|szene|ort|scène|lieu|escena|lugar|scen[aă]?|cena|sahne|сцена|явление|картина|"
+    r"место|"
+    r"σκηνή|مشهد|סצנה|场景|場景|シーン|場所|씬|장면|S#)(?=\W|\d|$)"
+    rf"\s*#?(?:(?P<n>{NUMBER})\b)?\s*(?P<mark>[:：.–—-])?\s*(?P<place>.*)",
     re.I,
 )
 ACT = re.compile(
-    rf"\W*(?:act (?:{NUMBER})|teaser|cold open|prologue|epilogue|tag)\b(?:\W.{{0,60}})?|\W*(?:opening|closing) credits\W*",
+    rf"\W*(?:(?:act|part|chapter) (?:{NUMBER})|teaser|cold open|prologue|epilogue|tag)\b(?:\W.{{0,60}})?|"
+    r"\W*(?:opening|closing) credits\W*",
     re.I,
 )
 DOES = set(
     "he she it they we you everyone everybody all both someone enter exit exeunt music pause beat silence laughter "
-    "laughing applause crowd fade".split()
+    "laughing applause crowd fade sound sounds sfx".split()
 )
+
+
+CUT_TO = re.compile(r"[\[(](?:\w+ )?cuts? to\b\W*(.*\w.*)[\])]|(?:\w+ )?cut to:\s+(.*\w)\W*", re.I)
+BETWEEN = re.compile(
+    r"(?:-{1,5}|[–—]|~+|=+|<|\*{2,5})\s?(\w.{0,50}?)\s?(?:-{1,5}|[–—]|~+|=+|>|\*{2,5})"
+)  # -- The pier --
 
 
 def tells(
@@ -201,7 +231,7 @@ def tells(
     names: set | frozenset,  # names and first names of who speaks, small letters
 ) -> bool:  # False for a place
     "Whether a row in brackets tells what somebody does."
-    words = re.findall(r"[\w'’-]+", text)
+    words = re.findall(r"[\w'’-]+", text := text.strip("_* "))
     if not words or text[-1] in ".!?…。！？" or len(words) > 9:
         return True
     first = words[0].casefold()
@@ -224,13 +254,20 @@ def place_of(
 ) -> str | None:  # the place, "" for a heading that names none; None if it is no heading
     "The place that a heading names."
     inside = text[1:-1].strip() if text[0] + text[-1] in ("[]", "【】", "［］") else ""
-    plain = re.sub(r"^(?:cut|cuts) to\W+", "", inside, flags=re.I) or text.strip("#* ")
+    if m := BETWEEN.fullmatch(text):
+        inside = m[1]
+    if m := CUT_TO.fullmatch(text):
+        inside, text = "", f"# {m[1] or m[2]}"
+    plain = inside or text.strip("#*=~–— -")
+    plain = plain[1:-1] if plain[:1] == "(" and plain[-1] == ")" else plain
     if (m := SCENE.fullmatch(plain)) and (m["n"] or m["mark"]):
         return re.split(r"[,.;，。]\s?", m["place"])[0].strip(" .:") if m["place"] else ""
+    if m and m["n"] and not m["mark"] and PLACE.fullmatch(m["place"]):
+        return place_name(m["place"])
     if (m := PLACE.fullmatch(plain)) and (plain.isupper() or re.match(r"\S{3,7}\.", plain)):
         return place_name(plain)
     if inside:
-        return None if plain == inside and tells(inside, names) else plain
+        return None if tells(inside, names) else plain
     return "" if ACT.fullmatch(plain) else plain if text[:1] == "#" and plain else None
 
 
@@ -262,15 +299,27 @@ CREDIT = re.compile(
 )
 FRONT = re.compile(
     r"(?:title|credits?|authors?|source|draft(?: date)?|date|contact|notes?|revision|format|cast|characters|dramatis personae|"
-    r"with|subject|from|to|url|website|language)\s*[:：].*",
+    r"with|subject|from|to|url|website|language|thanks to)\s*[:：].*",
     re.I,
 )
+CAST = re.compile(
+    r"\W*(?:(?:the )?(?:cast|characters|persons|people)(?: of (?:the )?(?:characters|play|drama))?|"
+    r"dramatis person(?:ae|æ)|"
+    r"personen|personnages|personajes|personaggi|действующие лица|人物|登場人物)\W*",
+    re.I,
+)  # a list of who is who follows, up to the next blank row
+CUE = re.compile(
+    r"(?:(?:sound|music|sound effects?|sfx|fx|lights|lighting|camera)\s*[:：]|△|▲).*|"
+    r"[\[(_]*(?:re-?)?(?:enter|exit|exeunt)\b[^:]*",
+    re.I,
+)  # for those behind the stage, and who comes and goes
+LISTING = re.compile(r"(?:出场人物|登場人物|人物|时间|時間)\s*[:：].*")
 TRANSITION = re.compile(
     r"\W*(?:(?:smash |match |jump |hard |flash )?cut(?:s)? to|fade (?:in|out|to)|dissolve to|wipe to|commercial break|the end|end|"
     r"end of (?:act|episode|scene|part|show).{0,20}|to be continued|black(?:out)?|intermission)\b[^a-z]{0,40}(?:black|white)?[.:]?",
     re.I,
 )
-SEPARATOR = re.compile(r"(?:[-*_=~#•·]\s*){3,}|[⁂§]")
+SEPARATOR = re.compile(r"(?:[-*_=~#•·]\s*){3,}|[⁂§#]")
 
 # %% tags=["check"]
 assert all(NOTE.fullmatch(r) for r in ("12", "- 12 -", "Page 3 of 40", "CONTINUED: (2)", "(MORE)", "(CONTINUED)"))
@@ -281,12 +330,20 @@ assert not any(p.fullmatch("Endless talk.") for p in (NOTE, CREDIT, FRONT, TRANS
 # %% [markdown]
 # ## Names
 #
-# What stands before a colon is a name if it looks like one, and if it comes again, or begins with a capital. Not every script has colons: in printed plays a full stop stands there, elsewhere a dash.
+# What stands before a colon is a name if it looks like one, and if it comes again, or begins with a capital. Not every script has colons: in printed plays a full stop stands there (`NORA [aside]. Fine.`, `_Nora_. Fine.`), elsewhere a dash, or the name stands in brackets (`<ada> Fine.`), or the words do (`太郎「はい」`). Each habit is a *cut*, and the file has the one by which most rows name somebody who comes again.
 
 # %%
 #| export
-DASH = re.compile(r"(.{1,40}?)(?:\s[-–]|\s?—|\s?--)\s+(\S.*)")
-STOP = re.compile(r"([^.:!?]{2,30})\.\s+(\S.*)")
+DASH = re.compile(r"(.{1,40}?)(?:\s[-–|>]\s|\s?—\s?|\s?--\s)\s*(\S.*)")
+TITLED = r"(?:(?i:mrs?|ms|dr|prof|st|mme|mlle|lt|capt|sgt|col|gen|rev)\.\s)?"
+ASIDE = r"(?:,?\s*(?:\([^)]*\)|\[[^\]]*\]|_[^_]*_))*"
+STOP = re.compile(rf"_?({TITLED}[^.:!?,;()\[\]_]{{1,30}})_?{ASIDE}\.(?:[-–—]+|\s+[-–—]?)\s*(\S.*)")
+ENCLOSED = re.compile(
+    r"[<\[(【]([^<>\[\]():【】]{1,30})(?:】\s*|[>\])]:?\s+)(\S.*)|([^\s「『:：][^「『:：]{0,14})[「『](.*?)[」』]?"
+)
+SAYS = set(
+    "yes no oh well ah hm ok okay right sure fine please thanks sorry why what who how where there here so".split()
+)
 SMALL = set("a an and the of on in at to from with for de la le el du des van von der und et y of & # no nr".split())
 
 
@@ -305,9 +362,19 @@ def before_colon(
 def before_stop(
     text: str,  # a row
 ) -> tuple | None:  # as `before_colon`
-    "A row cut at the full stop behind a name in capitals."
+    "A row cut at the full stop behind a name in capitals, as plays are printed: NORA. or NORA [aside]."
     m = STOP.fullmatch(text)
     return (m[1].strip(), m[2]) if m and m[1].isupper() else None
+
+
+def before_small_stop(
+    text: str,  # a row
+) -> tuple | None:  # as `before_colon`
+    "A row cut at the full stop behind a name in small letters: Nora. or _Nora_ (low)."
+    m = STOP.fullmatch(text)
+    name = m[1].strip() if m else ""
+    named = name and not name.isupper() and like_a_name(name, False) and name.casefold() not in SAYS
+    return (name, m[2]) if named else None
 
 
 def before_dash(
@@ -318,7 +385,15 @@ def before_dash(
     return (m[1].strip(), m[2]) if m else None
 
 
-CUTS = (before_colon, before_stop, before_dash)
+def enclosed(
+    text: str,  # a row
+) -> tuple | None:  # as `before_colon`
+    "A row cut behind a name in brackets, or before words in corners: <ada> Hi, [Ada] Hi, 太郎「はい」."
+    m = ENCLOSED.fullmatch(text)
+    return ((m[1] or m[3]).strip(), m[2] or m[4]) if m else None
+
+
+CUTS = (before_colon, before_stop, before_dash, enclosed, before_small_stop)
 
 
 def like_a_name(
@@ -332,7 +407,7 @@ def like_a_name(
         not re.search(r"[^\W\d_]", name)
         or len(name) > 60
         or CREDIT.fullmatch(text)
-        or re.search(r"[!?;…]|://|\.\.", name)
+        or re.search(r"[!?;…|]|://|\.\.", name)
     ):
         return False
     if often:
@@ -373,6 +448,7 @@ class Habits(NamedTuple):
     begins: frozenset  # names and first names of those, small letters
     blocks: bool  # a speech is all rows up to the next blank one
     wide: int  # the widest row, where rows end because the paper does; 0: they do not
+    sure: bool = False  # nearly every row names who speaks, or no blank row stands above names in capitals
 
 
 def is_full(
@@ -394,10 +470,12 @@ def habits_of(
     first = [b for a, b in zip([Row(0, "", 0, 0), *rows], rows) if b.text and not a.text]  # rows that begin a block
     counted = [names_of(filled, cut) for cut in CUTS]
     again = [sum(n for n in names.values() if n > 1) for names in counted]
-    best = max(range(3), key=lambda i: again[i] / (1 if i == 0 else 2))
+    best = max(range(len(CUTS)), key=lambda i: again[i] / (1 if i == 0 else 2))
     cut, names = CUTS[best], counted[best]
     if plain:
-        cut, names = None, Counter(name_key(r.text) for r in first if len(r.text) <= 45)
+        tight = len(first) < len(filled) / 10  # no blank rows at all: only capitals tell a name
+        among = [r for r in filled if r.text.isupper()] if tight else first
+        cut, names = None, Counter(name_key(r.text) for r in among if len(r.text) <= 45)
     alone = sum(bool((c := before_colon(a.text)) and not c[1] and like_a_name(c[0], True)) for a, _ in pairs)
     above = plain or alone > again[0] / 2
     wide = max((r.width for r in filled), default=0)
@@ -419,9 +497,11 @@ def habits_of(
     small = sum(r.text[0].islower() for r in first) > len(first) / 2  # names in small letters
     inner = sum(named(r) and (small or not r.text[0].islower()) for r in filled) - opening
     blocks = above or (len(first) > 3 and opening > 4 * inner and opening > 0.5 * len(first))
-    if blocks and cut:
+    if blocks and cut and sum(openers.values()) > again[best] / 4:
         names = openers  # a colon further down is no name
-    return Habits(cut, above, names, begins, blocks, wide if wide <= 160 and full > 0.6 * len(loose) else 0)
+    wide = wide if wide <= 160 and full > 0.6 * len(loose) else 0
+    sure = tight if plain else not wide and again[best] > 0.8 * len(filled)
+    return Habits(cut, above, names, begins, blocks, wide, sure)
 
 
 # %% tags=["example"]
@@ -458,6 +538,10 @@ class Typed:
         self.season: int | None = None
         self.place, self.blanks, self.fresh = "", 0, True
         self.speaker, self.said, self.cue = "", [], None
+        self.cast: int | None = None  # where a list of who is who ended so far, 0: it was only announced
+        self.run = 0  # blank rows right before this row
+        self.repeated: Counter | None = None  # rows that come again, counted when it is asked for first
+        self.paged = False  # a page ended, and nothing stood on the next one so far
 
     def read(self) -> "Typed":
         "Take all rows."
@@ -475,10 +559,13 @@ class Typed:
         row = self.rows[i]
         if not row.text:
             self.close()
-            self.blanks, self.fresh = self.blanks + 1, True
+            self.run, self.fresh = self.run + (not self.paged), True
+            self.blanks = max(self.blanks, self.run)
             return 1
         n, text = self.bracketed(i)
-        kind = self.kind_of(text, n, row)
+        kind, self.run = self.kind_of(text, n, row), 0
+        self.paged = kind == "note" and bool(self.lines)
+        self.blanks = 0 if self.paged else self.blanks
         if kind:
             self.tally.add(kind, text, n)
             self.fresh = True
@@ -493,11 +580,21 @@ class Typed:
             self.tally.add("note", text)  # what stands before anybody speaks
         else:
             self.close()
+            self.paged = self.comes_again(text)
             self.tally.reject(
                 row.number, "no speaker is named; expected 'Speaker: line', '[Place]' or '(direction)'", text
             )
         self.fresh = False
         return 1
+
+    def comes_again(
+        self,
+        text: str,  # a row that says nothing
+    ) -> bool:
+        "Whether a row stands in the file three times, as a page's head does."
+        if self.repeated is None:
+            self.repeated = Counter(r.text for r in self.rows)
+        return self.repeated[text] > 2
 
     def bracketed(
         self,
@@ -523,7 +620,9 @@ class Typed:
     ) -> str:  # note, heading, direction; "" if it may be speech
         "What a row is that is no speech; headings are followed."
         early = not self.lines and not self.speaker
-        if NOTE.fullmatch(text) or CREDIT.fullmatch(text) or (early and FRONT.fullmatch(text)):
+        if NOTE.fullmatch(text) or CREDIT.fullmatch(text) or LISTING.fullmatch(text):
+            return "note"
+        if FRONT.fullmatch(text) and (early or self.habits.names[name_key(re.split("[:：]", text)[0])] < 2):
             return "note"
         if found := episode_of(text):
             self.close()
@@ -540,6 +639,14 @@ class Typed:
             self.place = place or self.place
             self.end_scene(row)
             return "heading"
+        if early and (CAST.fullmatch(text) or self.cast in (0, row.number - 1)):
+            self.cast = 0 if CAST.fullmatch(text) else row.number + n - 1
+            return "note"
+        if CUE.fullmatch(text) and (self.fresh or re.search("[:：△▲]|^Ex(?:it|eunt)|^[\\[(_]", text)):
+            self.close()
+            return "direction"
+        if re.fullmatch(r"_[^_]+_\W*", text):
+            return "direction"
         if TRANSITION.fullmatch(text) and (text.isupper() or self.fresh):
             return "direction"
         return (
@@ -587,13 +694,14 @@ class Typed:
             often = h.names[name_key(row.text)] > 2
             capital = row.text.isupper() and row.text[-1] not in ",;"
             short = len(row.text) <= 45 and like_a_name(row.text, often or capital)
-            return (row.text, "") if self.fresh and below and short and (often or capital) else None
+            fresh = self.fresh or (h.sure and often and capital)
+            return (row.text, "") if fresh and below and short and (often or capital) else None
         found = h.cut(row.text)
         if not found:
             return None
         name, rest = found
         often = h.names[name_key(name)] > 1
-        if not like_a_name(name, often) or (not rest and not below and not often):
+        if not like_a_name(name, often or (h.sure and name.count(" ") < 4)) or (not rest and not below and not often):
             return None
         if rest and h.above and not (self.fresh and often):
             return None
@@ -737,6 +845,52 @@ def cut_whole(
     return replace(script, scenes=cut_every(script.scenes, every), notes=[*script.notes, told])
 
 
+# %% [markdown]
+# ## What stands in every row
+#
+# Podcasts and chats put a time before each name or behind it, radio plays number their lines, lists have bullets, and tables that were pasted have a gap where a colon would be. Such a *dress* says nothing about a row, as all have it; where enough rows do, it goes, and `Name: line` is left. Else `00:12 Ada` and `00:19 Ada` would be two speakers, each with one line.
+
+# %%
+#| export
+TIME = r"(?:\d{1,2}:)?\d{1,2}:\d\d(?:[.,]\d{1,3})?(?:\s?[AaPp]\.?[Mm]\.?)?"
+BEFORE = re.compile(rf"^\s*(?:[\[(]?{TIME}[\])]?|\d{{1,5}}[.)]?(?=\s))(?:\s*[–—|-])?\s+(?=\S)")
+BEHIND = re.compile(
+    rf"^(?=.{{1,80}}$)([^:]{{1,40}}?)\s*[–—|,-]?\s*[\[(]?(?:(?:Today|Yesterday) at )?{TIME}[\])]?\s*:?\s*$"
+)
+APART = re.compile(r"^(\S[^\t:]{0,38}?)(?:\t[\t ]{0,60}| {3,60}|\u3000{1,9}|(?<=[A-Z]{2})  )(?=[^\s\d])")
+MARKED = re.compile(r"^\s*(?:[-•·–—]|>{1,2}|[*+](?=\s))\s*(?=[^\s>*-])")
+DRESSES = ((BEFORE, "", 0.4), (MARKED, "", 0.5), (BEHIND, r"\1:", 0.3), (APART, r"\1: ", 0.4))  # share of rows, 0..1
+DECIDING = 5000  # rows that tell a file's habit
+
+
+def undressed(
+    rows: list,  # rows as they stand in the file
+) -> list:  # the same, row by row, with `Name: line` where a habit of the whole file stood for it
+    "Rows without what stands in most of them: times, numbers, bullets, and gaps in place of colons."
+    begin = [r for r in rows[:DECIDING] if r.strip()]
+    for dress, plain, least in DRESSES:
+        filled = [r for r in begin if dress is not APART or not r[0].isspace()]
+        if sum(bool(dress.match(r)) for r in filled) > least * len(filled):
+            rows, begin = [dress.sub(plain, r) for r in rows], [dress.sub(plain, r) for r in begin]
+    return rows
+
+
+def unspaced(
+    rows: list,  # `Row`s
+) -> tuple:  # (`Row`s, whether one blank row behind each was taken away)
+    "Rows of a file in which hardly two stand together: one blank row behind each means nothing."
+    filled = [bool(r.text) for r in rows]
+    if sum(filled) <= 3 or sum(a and b for a, b in zip(filled, filled[1:])) >= sum(filled) / 10:
+        return rows, False
+    return [r for a, r in zip([Row(0, "", 0, 0), *rows], rows) if r.text or not a.text], True
+
+
+# %% tags=["example"]
+undressed(["00:12 Ada: Is it on?", "00:15 Otto: It was on."]), undressed(["ADA      Is it on?", "OTTO     It was on."])
+
+
+# %%
+#| export
 def read_typed(
     text: str,  # a whole text file
     where: str,  # its name
@@ -744,15 +898,7 @@ def read_typed(
     plain: bool,  # names stand alone above what is said, without a mark
 ) -> Script:  # scenes and account
     "Read rows of names and lines."
-    rows = text.split("\n")
-    tabs = sum(bool(re.match(r"[^\t:]{1,40}\t+[^\t]+$", r)) for r in rows)
-    if tabs > 0.5 * sum(bool(r.strip()) for r in rows):
-        text = re.sub(r"(?m)^([^\t\n:]{1,40})\t+", r"\1: ", text)
-    found = rows_of(text)
-    filled = [bool(r.text) for r in found]
-    spaced = sum(filled) > 3 and sum(a and b for a, b in zip(filled, filled[1:])) < sum(filled) / 10
-    if spaced:  # hardly two rows stand together: one blank row behind each means nothing
-        found = [r for a, r in zip([Row(0, "", 0, 0), *found], found) if r.text or not a.text]
+    found, spaced = unspaced(rows_of("\n".join(undressed(text.split("\n")))))
     typed = Typed(found, how, habits_of(found, plain)).read()
     notes = ["every line is followed by a blank one, so two blank lines end a scene here"] * spaced
     return script_of(typed, where, "play" if plain else "text", notes)
@@ -815,7 +961,7 @@ def read_screenplay(
     how: Reading = AUTO,  # what a reader may be told
 ) -> Script:  # scenes and account
     "Read a screenplay that is laid out in columns of blanks."
-    rows = rows_of(text)
+    rows, _ = unspaced(rows_of(text))
     names, speech = columns_of(rows)
     typed = Typed(rows, how, Habits(None, True, Counter(), frozenset(), True, 0))
     inside = range(min(speech, default=0), max(names, default=0))  # where speech and parentheticals stand
@@ -833,7 +979,7 @@ def read_screenplay(
             torn = typed.lines[-1].speaker if typed.lines and "MORE" in row.text else torn
             torn = typed.speaker or torn
             typed.tally.add("note", row.text)
-        elif PLACE.fullmatch(row.text) and row.text[:3].isupper():
+        elif PLACE.fullmatch(row.text) and (row.text[:3].isupper() or re.match(r"\S{3,7}\.", row.text)):
             typed.place = place_name(row.text)
             typed.end_scene(row)
             typed.tally.add("heading", row.text)
@@ -941,9 +1087,12 @@ def fountain_cue(
     if text[:1] == "@":
         return name or None
     if name == name.upper() and name != name.lower():
-        return string.capwords(name)
+        return None if place_of(text) is not None else string.capwords(name)
     # letters without capitals, as in Chinese
-    return name if often and name == name.upper() and re.search(r"[^\W\d_]", name) and len(name) <= 12 else None
+    plain = (
+        len(name) <= 12 and re.search(r"[^\W\d_]", name) and not re.search(r"[\[\](){}（）【】「」『』:：。，、]", text)
+    )
+    return name if often and name == name.upper() and plain else None
 
 
 # %%
