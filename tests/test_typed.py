@@ -199,6 +199,12 @@ def test_directions_are_kept_on_request():
         ("场景1：码头 日 内", "heading"),
         ("Σκηνή 1: Λιμάνι", "heading"),
         ("Chapter 3", "heading"),
+        ("第2场 码头 日 内", "heading"),
+        ("〇台所（昼）", "heading"),
+        ("1-2 日 内 码头", "heading"),
+        ("ИНТ. КУХНЯ - ДЕНЬ", "heading"),
+        ("*The door opens.*", "direction"),
+        ("END OF TEASER", "direction"),
         ("人物：玛拉、奥托", "note"),
         ("Source: a tape", "note"),
         ("SOUND: A door.", "direction"),
@@ -273,6 +279,12 @@ def test_places_in_letters_without_capitals_are_no_cues():
     text = "[المطبخ]\nأحمد: نعم\nليلى: لا\n\n" * 4
     assert quality(rename(read_text(text, "x"))) > quality(rename(read_fountain(text, "x")))
     assert quality(read_text(f"TEASER\n{TALK}\n" * 4, "x")) > quality(read_fountain(f"TEASER\n{TALK}\n" * 4, "x"))
+
+
+def test_a_reading_without_scenes_is_worth_less():
+    talk = "MARGE:\nIs it on at last?\n\nHOMER:\nIt was on, and on.\n\n" * 4
+    text = "".join(f"SCENE {i}. INT. PIER. DAY.\n\nMARGE WAITS.\n\n{talk}" for i in range(6))
+    assert quality(read_text(text, "x")) > quality(read_fountain(text, "x")) > 0.5
 
 
 def test_a_sentence_that_begins_a_wrapped_row_is_no_name():

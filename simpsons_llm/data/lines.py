@@ -437,5 +437,5 @@ def quality(
     # speech that begins with a name was cut in the wrong places
     m["named"] = sum(bool(NAMED.match(x.text)) for x in script.lines) / m["lines"]
     long = (1 - m["named"]) / (1 + max(0.0, m["name_words"] - 3))
-    alone = m["scenes_one_line"] if m["scenes"] > 2 else 0
+    alone = m["scenes_one_line"] if m["scenes"] > 2 else 0.1 * (m["scenes"] == 1 and m["lines"] >= 20)
     return m["speech"] * (1 - m["rejected"]) * (1 - m["lines_once"] * min(1, m["lines"] / 16)) * (1 - alone / 2) * long

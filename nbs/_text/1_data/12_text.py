@@ -199,7 +199,7 @@ assert [as_number(n) for n in ("IV", "ix", "seven", "十", "二十", "二十三"
 # %%
 #| export
 PLACE = re.compile(
-    r"(?:\d+[A-Z]?\.?\s+)?(?:INT\.?\s?/\s?EXT|EXT\.?\s?/\s?INT|I/E|INT|EXT|EST)(?:\.|\s)\s*(.*?)(?:\s+\d+[A-Z]?)?",
+    r"(?:\d+[A-Z]?\.?\s+)?(?:INT\.?\s?/\s?EXT|EXT\.?\s?/\s?INT|I/E|INT|EXT|EST|ИНТ|НАТ|ЭКСТ)(?:\.|\s)\s*(.*?)(?:\s+\d+[A-Z]?)?",
     re.I,
 )
 SCENE = re.compile(
@@ -220,6 +220,9 @@ DOES = set(
 )
 
 
+SHORT_PLACE = re.compile(
+    rf"第\s*[\d{CHINESE}十]+\s*[场場幕]\W*(.*)|[〇○◯■]\s*(.+)|\d+[-–]\d+\W+([日夜内外晨晚].*)|cảnh\s+\d+\W*(.*)", re.I
+)
 CUT_TO = re.compile(r"[\[(](?:\w+ )?cuts? to\b\W*(.*\w.*)[\])]|(?:\w+ )?cut to:\s+(.*\w)\W*", re.I)
 BETWEEN = re.compile(
     r"(?:-{1,5}|[–—]|~+|=+|<|\*{2,5})\s?(\w.{0,50}?)\s?(?:-{1,5}|[–—]|~+|=+|>|\*{2,5})"
@@ -262,6 +265,8 @@ def place_of(
     plain = plain[1:-1] if plain[:1] == "(" and plain[-1] == ")" else plain
     if (m := SCENE.fullmatch(plain)) and (m["n"] or m["mark"]):
         return re.split(r"[,.;，。]\s?", m["place"])[0].strip(" .:") if m["place"] else ""
+    if short := SHORT_PLACE.fullmatch(plain):
+        return next(filter(None, short.groups()), "")
     if m and m["n"] and not m["mark"] and PLACE.fullmatch(m["place"]):
         return place_name(m["place"])
     if (m := PLACE.fullmatch(plain)) and (plain.isupper() or re.match(r"\S{3,7}\.", plain)):
@@ -316,7 +321,7 @@ CUE = re.compile(
 LISTING = re.compile(r"(?:出场人物|登場人物|人物|时间|時間)\s*[:：].*")
 TRANSITION = re.compile(
     r"\W*(?:(?:smash |match |jump |hard |flash )?cut(?:s)? to|fade (?:in|out|to)|dissolve to|wipe to|commercial break|the end|end|"
-    r"end of (?:act|episode|scene|part|show).{0,20}|to be continued|black(?:out)?|intermission)\b[^a-z]{0,40}(?:black|white)?[.:]?",
+    r"end of (?:act|episode|scene|part|show|teaser|cold open|tag).{0,20}|to be continued|black(?:out)?|intermission)\b[^a-z]{0,40}(?:black|white)?[.:]?",
     re.I,
 )
 SEPARATOR = re.compile(r"(?:[-*_=~#•·]\s*){3,}|[⁂§#]")
@@ -645,7 +650,7 @@ class Typed:
         if CUE.fullmatch(text) and (self.fresh or re.search("[:：△▲]|^Ex(?:it|eunt)|^[\\[(_]", text)):
             self.close()
             return "direction"
-        if re.fullmatch(r"_[^_]+_\W*", text):
+        if re.fullmatch(r"([*_])[^*_]+\1\W*", text) and not (self.cue and not self.said):
             return "direction"
         if TRANSITION.fullmatch(text) and (text.isupper() or self.fresh):
             return "direction"
