@@ -590,7 +590,7 @@ def read_as(*rows):  # (speaker, text) pairs in one scene
 
 
 talk = read_as(*[("Ada", "Is it on?"), ("Otto", "It was on.")] * 5)
-recipe = read_as(*[(f"Step {i}, stir", "until smooth.") for i in range(10)])
+recipe = read_as(*[(f"Step {i}, stir", "until smooth.") for i in range(20)])
 pd.DataFrame({"talk": measure(talk), "recipe": measure(recipe)}).T.round(2)
 
 # %% tags=["example"]
