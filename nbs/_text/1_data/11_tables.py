@@ -15,6 +15,7 @@ import io
 import json
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
@@ -32,6 +33,7 @@ from simpsons_llm.data.lines import (
     has_words,
     parse_lines,
     scenes_of,
+    split_name,
     without_directions,
 )
 from simpsons_llm.machine.job import require
@@ -247,6 +249,7 @@ def csv_rows(
     separator: str,  # what stands between the fields
     width: int,  # fields of the header
     row_start=None,  # pattern of a row's beginning; None: any line may be one
+    style: dict | None = None,  # what `csv.reader` should know besides
 ) -> Iterator[Row]:  # each row once
     "Rows of delimited text; one that cannot be right takes no other with it."
     csv.field_size_limit(1 << 30)
@@ -259,7 +262,7 @@ def csv_rows(
             yield Row(row, [], f"a row of {len(feed.lines[feed.begin]):,} letters", feed.lines[feed.begin])
             continue
         try:
-            reader = reader or csv.reader(iter(feed), delimiter=separator, strict=True)
+            reader = reader or csv.reader(iter(feed), delimiter=separator, strict=True, **(style or {}))
             fields = next(reader)
         except (csv.Error, StopIteration):
             broken = "quotation marks that do not match"
@@ -328,18 +331,31 @@ def read_standard(
 #| export
 ROLES = {
     "speaker": "speaker speakername character charactername rawcharactertext person personscene actor author player "
-    "char who name role username user sender from sprecher figur personaje personnage 角色 人物",
+    "char who name role username user sender sendername from spokenby sprecher figur personaje personnage personagem "
+    "personaggio postac персонаж 角色 人物 キャラクター",
     "text": "spokenwords linetext characterwords dialogue dialog dialoguetext text utterance sentence speech quote "
-    "line lines message content value transcript playerline fulltext rawtext texto texte 台词 对白",
-    "season": "season seasonno seasonnumber seasonnum seasonid booknum staffel saison temporada",
+    "line lines message content value transcript playerline fulltext rawtext what texto texte replique dialogo fala battuta kwestia реплика 台词 对白 セリフ",
+    "season": "season seasonno seasonnumber seasonnum seasonid booknum staffel saison temporada stagione sezon сезон 季 "
+    "series",
     "episode": "episode episodeno episodenumber episodenum episodeid ep epno epnum seid chapternum folge episodename "
-    "episodetitle eptitle title movie movietitle film play",
+    "episodetitle eptitle title chapterid movie movietitle film play episodio odcinek серия эпизод 集 話数",
+    "show": "show showname showtitle tvshow tvseries seriesname seriestitle",
     "scene": "scene sceneid sceneno scenenumber scenenum sceneindex dialogueid dialogid conversationid szene",
-    "location": "location rawlocationtext locationname place setting scenelocation ort",
+    "location": "location rawlocationtext locationname place placeid setting scenelocation ort",
     "order": "number order lineno linenumber linenum lineorder quoteorder position sequence turn utteranceid utterance",
     "kind": "kind type linetype rowtype elementtype speakingline",
     "deleted": "deleted isdeleted deletedscene cut removed",
 }
+
+
+LIKELY = {  # words within longer names, such as character_name and line.text
+    "speaker": set("speaker character char sender actor author".split()),
+    "text": set("text dialogue dialog line quote utterance message sentence speech script transcript words".split()),
+}
+UNLIKELY = set(
+    "id ids number num no nr count counts index order length gender sex age type time times date start end url file "
+    "path class label score rating title language lang role by".split()
+)
 
 
 def guess_columns(
@@ -348,12 +364,18 @@ def guess_columns(
     "What the columns of a table hold, by their names."
     names: dict[str, int] = {}
     for i, name in enumerate(header):
-        names.setdefault(letters(str(name)[:MOST_NAME]), i)
+        names.setdefault(letters(unicodedata.normalize("NFKD", str(name)[:MOST_NAME])), i)
     found: dict[str, int] = {}
     for role, known in ROLES.items():
         place = next((names[n] for n in known.split() if n in names and names[n] not in found.values()), None)
         if place is not None:
             found[role] = place
+    for role, likely in LIKELY.items():
+        if role not in found:
+            parts = [set(re.findall(r"[^\W\d_]+", str(name)[:MOST_NAME].lower())) for name in header]
+            fit = (i for i, p in enumerate(parts) if p & likely and not p & UNLIKELY and len(p) < 4)
+            place = next((i for i in fit if i not in found.values()), None)
+            found |= {} if place is None else {role: place}
     return found
 
 
@@ -490,7 +512,7 @@ class Cell(NamedTuple):
 
     row: int  # line of the file
     kind: str  # one of `KINDS`, or "blank"
-    place: tuple  # (season, episode)
+    place: tuple  # (season, episode), behind the show where several may be in the file
     scene: str  # what the scene is called or numbered
     location: str  # where
     order: str  # its number
@@ -514,10 +536,11 @@ def in_order(
         return cells, "the order column holds no numbers, so rows stay in the order of the file"
     rank: dict[tuple, int] = {}
     for c in cells:
+        rank.setdefault(c.place, len(rank))
         rank.setdefault((c.place, c.scene), len(rank))
     for by_scene in (False, True):
         seen: dict[tuple, int] = {}
-        first = {c.row: rank[c.place, c.scene] if by_scene else 0 for c in cells}
+        first = {c.row: rank[(c.place, c.scene) if by_scene else c.place] for c in cells}
         twice = {
             c.row: f"same episode and number as line {before}"
             for c in cells
@@ -580,14 +603,15 @@ def kind_of_row(
 def read_cells(
     rows: Iterable[Row],  # the rows of a table
     at: dict,  # what a column holds -> its position
-    width: int,  # fields of the header
+    header: list,  # names of the columns
     how: Reading,  # what a person said
     tally: Tally,  # takes what is rejected
 ) -> tuple:  # (`Cell`s, lines of the file where recovered rows begin)
     "What each row says."
+    width = len(header)
     rows, who, last = list(rows), at.get("speaker", -1), at.get("text") == width - 1
     known = {r.fields[who].strip() for r in rows if len(r.fields) == width and who >= 0} - {""}
-    recovered, cells, above = [], [], dict.fromkeys(("season", "episode", "scene", "location"), "")
+    recovered, cells, above = [], [], dict.fromkeys(PLACES, "")
     fixed = how.columns.get("speaker", "")
     fixed = fixed[1:].strip() if fixed[:1] == "=" else ""
     least = max(at.get(r, 0) for r in ("speaker", "text"))
@@ -612,8 +636,13 @@ def read_cells(
             {r: cell(r)[:MOST_NAME].strip(NO_CELL) for r in above},
         )
         speaker = clean(speaker) if len(speaker) <= MOST_NAME else speaker
+        speaker, text = "" if speaker in (*MISSING, "None") else speaker, "" if text.strip() in MISSING else text
         text = clean(text).removeprefix(f"{speaker}: ") if len(text) <= MOST_TEXT else text
         kind, what = kind_of_row(speaker, text, cell("kind")[:30], cell("deleted")[:30].strip(), how.keep_directions)
+        if (
+            kind == "spoken" and fields == header and "text" in guess_columns(fields)
+        ):  # a table that was joined from parts
+            kind, what = "note", "the header again"
         if NO_CELL in (speaker, text):
             kind, what = "rejected", "speaker and text must be text"
         if not any(c.strip() for c in fields):
@@ -622,7 +651,7 @@ def read_cells(
             tally.reject(row, what, raw.replace("\n", " ") or " ".join(fields))
             continue
         above |= {r: clean_name(c) for r, c in place.items() if c.strip()}
-        of = (above["season"], above["episode"])
+        of = (above["show"], above["season"], above["episode"])[0 if "show" in at else 1 :]
         cells.append(Cell(row, kind, of, above["scene"], above["location"], cell("order").strip(), speaker, what))
     return cells, recovered
 
@@ -644,7 +673,16 @@ def read_named(
     tally, lines, cuts, last, run = Tally(), [], [], None, 0
     taken = ", ".join(f"{r} = {' '.join(str(header[i]).split()) if told else i + 1}" for r, i in at.items())
     notes = [f"columns taken: {taken}"]
-    cells, mended = read_cells(rows, at, len(header), how, tally)
+    cells, mended = read_cells(rows, at, header, how, tally)
+    if "show" in at:
+        several = len({c.place[0] for c in cells}) > 1
+        cells = [
+            c._replace(place=(" ".join(c.place[:2]).strip() if several else c.place[1], c.place[2])) for c in cells
+        ]
+    if "scene" in at and len(cells) > 16 and len({(c.place, c.scene) for c in cells}) > 0.8 * len(cells):
+        notes.append(f"{header[at['scene']]} is another in each row, so it is taken for the order of rows")
+        at = {r: i for r, i in at.items() if r != "scene"} | {"order": at.get("order", at["scene"])}
+        cells = [c._replace(scene="", order=c.order or c.scene) for c in cells]
     episodes, note = number_episodes(c.place for c in cells)
     for c in cells:
         if episodes[c.place] is None:
@@ -682,6 +720,8 @@ def read_named(
 
 # %%
 #| export
+PLACES = ("show", "season", "episode", "scene", "location")  # what stands above several rows
+MISSING = ("NaN", "nan", "NULL", "null", "<NA>", "#N/A", "N/A")  # what programs write for nothing
 NO_CELL = "\0"  # stands for a list, bytes, or a record, where text is expected
 
 
@@ -700,6 +740,16 @@ def as_text(
     return str(value).lower() if isinstance(value, bool) else str(value)[:MOST_TEXT]
 
 
+def say_who(
+    names: Iterable[str],  # what stands before the colon of each text; "" for nothing
+) -> bool:  # True if they are the names of people who speak more than once
+    "Whether texts name their speakers themselves."
+    count = Counter(names)
+    total = count.total()
+    named = total - count.pop("", 0)
+    return named > 1 and named > 0.7 * total and len(count) * 2 <= named + 2
+
+
 def read_any(
     header: list,  # the first row, as text
     rows: Iterable[Row],  # the rows behind it
@@ -712,6 +762,16 @@ def read_any(
     names = {str(n).strip().lower(): i for i, n in enumerate(header)}
     if not how.columns and all(n in names for n in NEEDED):
         return read_standard(rows, names, where, how, mend and tuple(names) == COLUMNS)
+    guessed = guess_columns(header)
+    if not how.columns and "text" in guessed and "speaker" not in guessed:
+        rows, place, width = list(rows), guessed["text"], len(header)
+        fit = [split_name(r.fields[place]) if len(r.fields) == width else ("", "") for r in rows]
+        if say_who(name for name, _ in fit):
+            header = [*header, "speaker"]
+            rows = [
+                r._replace(fields=[*r.fields, name] if len(r.fields) == width else r.fields)
+                for r, (name, _) in zip(rows, fit)
+            ]
     at, data = choose_columns(header, how.columns, where)
     first = [Row(begin, list(header))] if data and begin else []
     return read_named(chain(first, rows), at, header, where, how, not first)
@@ -754,6 +814,15 @@ print(served.notes, served.account())
 SEP = re.compile(r"sep=(.)\s*", re.I)
 
 
+def has_blanks(
+    header: str,  # the names of the columns, as they stand in the file
+    separator: str,  # what stands between them
+) -> bool:  # True for "speaker, text"
+    "Whether a blank follows each separator."
+    _, *others = header.split(separator)
+    return separator != " " and bool(others) and all(n[:1] == " " for n in others)
+
+
 def find_separator(
     rows: list,  # the first rows that hold something, as text
     wanted: dict,  # columns that a person named
@@ -761,14 +830,55 @@ def find_separator(
     "What stands between the fields."
     tried = []
     for sep in ",;\t|" + " " * bool(re.fullmatch(r'"[^"]*"(?: "[^"]*")+', rows[0].strip())):
-        parsed = [next(csv.reader([r], delimiter=sep), [""]) for r in rows]
-        if sep == " " and len(parsed) > 1 and len(parsed[1]) == len(parsed[0]) + 1:
-            parsed[0] = ["", *parsed[0]]
+        spaced = has_blanks(rows[0], sep)
+        parsed = [next(csv.reader([r], delimiter=sep, skipinitialspace=spaced), [""]) for r in rows]
+        more = [p for p in parsed[1:] if len(p) == len(parsed[0]) + 1]
+        if len(more) > 0.7 * (len(parsed) - 1) and all(p[0].strip().isdecimal() for p in more):
+            parsed[0] = ["", *parsed[0]]  # R numbers the rows, and has no name for that
         names = [n.strip().lower() for n in parsed[0]]
         known = len(set(NEEDED) & set(names)), len(guess_columns(names)) + len(set(wanted.values()) & set(parsed[0]))
         tried.append((*known, sum(len(p) == len(names) > 1 for p in parsed), len(names), sep, parsed[0]))
     best = max(tried, key=lambda t: t[:4])
     return best[4], best[5], max(best[:2]), best[2]
+
+
+def find_header(
+    rows: list,  # the first rows that hold something, as text
+    wanted: dict,  # columns that a person named
+) -> tuple:  # (how many rows stand above the header, and what `find_separator` gives)
+    "Where the names of the columns stand: below a title, if only there they are known."
+    first = find_separator(rows, wanted)
+    most = 1
+    for i in range(len(rows)):
+        found = find_separator(rows[i:], wanted) if i else first
+        cells = [c.strip() for c in found[1] if c.strip()]
+        known = guess_columns(found[1])
+        sure = {"speaker", "text"} <= known.keys() or set(NEEDED) <= {c.lower() for c in cells}
+        if (sure or wanted and not i) and (not i or most < len(cells) and max(map(len, cells)) <= 30):
+            return (i, *found)
+        most = max(most, sum(bool(c.strip()) for c in next(csv.reader([rows[i]], delimiter=found[0]), [])))
+        if i > 8 or len(rows[i]) > 1000:
+            break
+    return (0, *first)
+
+
+def find_style(
+    text: str,  # the beginning of a file
+    separator: str,  # what stands between its fields
+    header: str,  # the row with the names of its columns
+) -> dict:  # what `csv.reader` should know
+    "How the cells are quoted."
+    sep = re.escape(separator)
+    quoted = re.findall(rf'(?m)(?:^|{sep})"((?:[^"\n]|"")*)(?:"(?={sep}|$))?', text)
+    closed = re.findall(rf'(?m)(?:^|{sep})"(?:[^"\n]|"")*"(?={sep}|$)', text)
+    style: dict = {}
+    if separator in "\t|" and len(quoted) > 2 * len(closed):
+        style["quoting"] = csv.QUOTE_NONE  # they are a part of what is said
+    elif len(re.findall(rf'\\"(?!{sep}|$)', text)) > len(re.findall(rf'[^{sep}\n]""[^{sep}\n]', text)):
+        style["escapechar"] = "\\"
+    if has_blanks(header, separator):
+        style["skipinitialspace"] = True
+    return style
 
 
 def read_table(
@@ -787,14 +897,20 @@ def read_table(
         rows and longest <= MOST_ROW,
         f"{where} has a first row of {longest:,} letters; expected the names of a table's columns",
     )
-    separator, header, *_ = find_separator(rows, how.columns)
+    above, separator, header, *_ = find_header(rows, how.columns)
+    titles = rows[:above]
     if told:
-        separator, header = told[1], next(csv.reader(rows[:1], delimiter=told[1]), [])
+        titles, separator, header = [], told[1], next(csv.reader(rows[:1], delimiter=told[1]), [])
+    begin = next(i for i in range(begin, len(feed.lines)) if feed.lines[i] == rows[len(titles)]) if titles else begin
     feed.at = begin + 1
     standard = separator == "," and tuple(n.strip().lower() for n in header) == COLUMNS
     row_start = re.compile(r"\d+,\d+,\d+,") if standard else None
-    taken = csv_rows(feed, separator, len(header), row_start)
-    return read_any(header, taken, where, how, begin + 1, standard)
+    style = {} if standard else find_style(text[: 1 << 18], separator, feed.lines[begin])
+    taken = csv_rows(feed, separator, len(header), row_start, style)
+    script = read_any(header, taken, where, how, begin + 1, standard)
+    script.counts["note"] += len(titles)
+    script.notes += [f"rows above the names of the columns are left out: {len(titles)}"] * bool(titles)
+    return script
 
 
 # %% [markdown]
@@ -856,7 +972,18 @@ assert read["deleted"].counts["note"] == 1 and read["Wer, Was"].account()["rows"
 # %%
 #| export
 SPELLINGS = (("p", "c", "l"), ("instruction", "input", "output"))
-CHATS = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "utterances", "lines")
+CHATS = (
+    "messages",
+    "conversations",
+    "conversation",
+    "dialogue",
+    "dialog",
+    "turns",
+    "utterances",
+    "lines",
+    "chat",
+    "contents",
+)
 PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
 BARE = (("instruction", "output"), ("instruction", "response"))  # somebody has to say who answers
 
@@ -875,9 +1002,27 @@ def turns_of(
     "The turns of a conversation."
     if not isinstance(record, dict):
         return []
+    if isinstance(tree := record.get("mapping"), dict):  # as ChatGPT exports its chats
+        return [m for node in tree.values() if isinstance(node, dict) and isinstance(m := node.get("message"), dict)]
     lists = [record[k] for k in (*CHATS, "prompt", "completion") if isinstance(record.get(k), list)]
     turns = [t for part in lists[: 1 + ("prompt" in record)] for t in part]
+    names = record.get("speakers")
+    if isinstance(names, list) and len(names) == len(turns) and all(isinstance(t, str) for t in turns):
+        return [{"role": who, "content": what} for who, what in zip(names, turns)]
     return turns if any(isinstance(t, dict) for t in turns) else []
+
+
+def transcript_of(
+    record: dict,  # one record
+) -> list:  # (speaker, text) pairs; [] if no field is a conversation
+    "A conversation that stands in one text."
+    for key in ("text", "dialogue", "dialog", "conversation", "transcript", "chat", "chosen"):
+        text = record.get(key)
+        if isinstance(text, str) and len(text) <= MOST_TEXT and ("\n" in text.strip() or text.startswith("### ")):
+            pairs = parse_lines(re.sub(r"(?:^|\s)### (?=\w+:)", "\n", text))
+            if len(pairs) > 1 and sum(bool(who) for who, _ in pairs) > 0.7 * len(pairs):
+                return pairs
+    return []
 
 
 def kind_of(
@@ -893,7 +1038,7 @@ def kind_of(
     if spelling_of(record, PAIRS + BARE):
         return "pair"
     found = guess_columns(list(record))
-    return "row" if {"speaker", "text"} <= found.keys() else ""
+    return "row" if {"speaker", "text"} <= found.keys() else "chat" if transcript_of(record) else ""
 
 
 # %% [markdown]
@@ -901,21 +1046,80 @@ def kind_of(
 
 # %%
 #| export
+def as_records(
+    values: list,  # JSON values
+    most: float = 0.5,  # how many names there may be for each value
+) -> list:  # the same as records, where they are [name, text], {name: text} or "name: text"
+    "Bare pairs as records with names for their parts."
+    pairs = [
+        tuple(v.items())[0] if isinstance(v, dict) and len(v) == 1
+        else split_name(v) if isinstance(v, str)
+        else tuple(v) if isinstance(v, list) and len(v) == 2
+        else ()
+        for v in values
+    ]  # fmt: skip
+    names = Counter(p[0] for p in pairs if len(p) == 2 and all(isinstance(x, str) for x in p) and 0 < len(p[0]) <= 60)
+    known = guess_columns(list(names)[:50]).keys() | {t for t in names if t in (*CHATS, "prompt")}
+    if names.total() == len(values) and 2 - (most == 1) <= len(names) <= max(2, most * len(values)) and not known:
+        return [{"speaker": who, "text": what} for who, what in pairs]
+    if values and all(isinstance(v, list) for v in values):
+        return [{"messages": as_records(v, 1.0)} for v in values]
+    return values
+
+
+def unfold(
+    value,  # any JSON value
+    above: dict,  # season, episode, scene and so on of what it stands in
+) -> Iterator[dict]:  # records with a speaker and a text
+    "Lines of a script that is nested: seasons of episodes of scenes."
+    if isinstance(value, list):
+        for x in value:
+            yield from unfold(x, above)
+    if not isinstance(value, dict):
+        return
+    own = {k: v for k, v in value.items() if not isinstance(v, list | dict)}
+    if isinstance(names := value.get("speakers"), list) and names:
+        own["speaker"] = " and ".join(map(as_text, names))
+    roles = guess_columns(list(own))
+    if {"speaker", "text"} <= roles.keys():
+        yield above | own
+        return
+    here = above | {k: own[k] for i, k in enumerate(own) if i in {roles.get(r) for r in PLACES}}
+    for key, inner in value.items():
+        level = letters(key).removesuffix("s")
+        for i, x in enumerate(inner if isinstance(inner, list) and level in PLACES else [inner], 1):
+            if isinstance(inner, list) and level in PLACES:
+                yield from unfold(x, {level: i} | here)
+            elif isinstance(inner, list | dict):
+                yield from unfold(x, here | ({"episode": key} if CODE.fullmatch(key) else {}))
+
+
 def records_in(
     whole,  # the JSON value of a whole file
 ) -> list:  # its records
     "The records, wherever they stand."
-    if not isinstance(whole, dict) or (kind_of(whole) in ("sample", "pair")):
-        return whole if isinstance(whole, list) else [whole]
-    values = [list(v.values()) if isinstance(v, dict) else v for v in whole.values()]
-    if {"speaker", "text"} <= guess_columns(list(whole)).keys() and all(isinstance(v, list) for v in values):
-        if len({len(v) for v in values}) == 1:
-            return [dict(zip(whole, row)) for row in zip(*values)]
-    turns = turns_of(whole)
-    if turns and not {"season", "episode", "scene", "location"} & guess_columns(list(turns[0])).keys():
-        return [whole]
+    values = whole if isinstance(whole, list) else [whole]
+    first = next((v for v in values if isinstance(v, dict)), {})
+    turn = next((t for t in turns_of(first) if isinstance(t, dict)), {"role": ""})
+    placed = set(PLACES) & guess_columns(list(first)).keys() and not {"role", "from"} & turn.keys()
+    if placed and (rows := list(unfold(whole, {}))) and not kind_of(first) == "row":
+        return rows
+    if not isinstance(whole, dict):
+        return as_records(values)
+    if kind_of(whole) in ("sample", "pair"):
+        return values
+    columns = [list(v.values()) if isinstance(v, dict) else v for v in whole.values()]
+    if {"speaker", "text"} <= guess_columns(list(whole)).keys() and all(isinstance(v, list) for v in columns):
+        if len({len(v) for v in columns}) == 1:
+            return [dict(zip(whole, row)) for row in zip(*columns)]
+    if isinstance(whole.get("columns"), list) and isinstance(data := whole.get("data"), list):
+        return [dict(zip(map(as_text, whole["columns"]), row)) for row in data if isinstance(row, list)] or values
+    if turns_of(whole):
+        return values
     lists = [v for v in whole.values() if isinstance(v, list) and any(map(kind_of, v[:20]))]
-    return [x for v in lists for x in v] or [whole]
+    if len(lists) == len(whole) and all(map(CODE.fullmatch, whole)):
+        lists = []
+    return [x for v in lists for x in v] or list(unfold(whole, {})) or values
 
 
 def load_records(
@@ -929,21 +1133,46 @@ def load_records(
     except (ValueError, RecursionError) as e:
         why = "it is nested too deeply" if isinstance(e, RecursionError) else f"{str(e).split(':')[0]}"
         why += f" at line {e.lineno}" if isinstance(e, json.JSONDecodeError) else ""
-    found = []
+    found: list[tuple] = []
+    broken: list[tuple] = []
     for row, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
+        bare = line.strip().removesuffix(",")
+        if not bare:
             continue
         try:
             require(len(line) <= MOST_ROW, f"a row of {len(line):,} letters")
-            found.append((row, json.loads(line)))
+            found.append((row, json.loads(bare)))
         except (ValueError, RecursionError) as e:
             reason = "nested too deeply" if isinstance(e, RecursionError) else str(e).split(":")[0]
-            tally.reject(row, f"not valid JSON ({reason})", line)
+            broken.append((row, f"not valid JSON ({reason})", line))
+    if len(found) < len(broken) and (values := in_a_row(text)):
+        found, broken = values, []
     require(
-        any(isinstance(r, dict) for _, r in found) and len(found) >= len(tally.rejected),
+        any(isinstance(r, dict | list) for _, r in found) and len(found) >= len(broken),
         f"{where} is not valid JSON ({why}); expected a list of records, or one record a line",
     )
-    return found
+    for row, reason, line in broken:
+        if line.strip() in ("[", "]") and row in (1, text.rstrip().count("\n") + 1):
+            tally.add("wordless")  # a list whose last record has a comma
+        else:
+            tally.reject(row, reason, line)
+    return list(zip([row for row, _ in found], as_records([r for _, r in found])))
+
+
+def in_a_row(
+    text: str,  # several JSON values, one after the other, each over several lines
+) -> list:  # (row, JSON value) pairs; [] if it is anything else
+    "JSON values that no list holds together."
+    decoder, at, row, found = json.JSONDecoder(), 0, 1, []
+    while m := re.compile(r"[\s,]*(?=\{)").match(text, at):
+        row, begin = row + text.count("\n", at, m.end()), m.end()
+        try:
+            value, at = decoder.raw_decode(text, begin)
+        except (ValueError, RecursionError):
+            return []
+        found.append((row, value))
+        row += text.count("\n", begin, at)
+    return found if not text[at:].strip(" \n\t,") else []
 
 
 # %% [markdown]
@@ -1040,6 +1269,8 @@ def require_characters(
 # %%
 #| export
 TOLD = {"system", "developer", "tool", "function", "ipython"}  # roles that do not talk
+SAYS = ("role", "from", "author", "speaker", "sender", "user")  # fields of a message that say who
+SAID = ("content", "value", "text", "line", "utterance", "parts", "message", "transcript")  # and what
 ANSWERS = {"assistant", "gpt", "model", "bot", "chatgpt"}  # roles of the one that is learned
 
 
@@ -1050,10 +1281,14 @@ def read_turn(
     "Who says what in a message."
     if not isinstance(turn, dict):
         return "", ""
-    role = next((r for k in ("role", "from", "author", "speaker") if isinstance(r := turn.get(k), str) and r), "")
-    what = next((t for k in ("content", "value", "text", "line") if (t := turn.get(k))), "")
+    role = next((r for k in SAYS if (r := turn.get(k))), "")
+    role = role.get("role") or role.get("name") if isinstance(role, dict) else role
+    what = next((t for k in SAID if (t := turn.get(k))), "")
+    what = what.get("parts") or what.get("text") if isinstance(what, dict) else what
     if isinstance(what, list):  # parts: text, pictures
-        what = " ".join(p["text"] for p in what if isinstance(p, dict) and isinstance(p.get("text"), str))
+        parts = (p.get("text") if isinstance(p, dict) else p for p in what)
+        what = " ".join(p for p in parts if isinstance(p, str))
+    role = role if isinstance(role, str) else ""
     if not isinstance(what, str) or len(what) > MOST_TEXT:
         return "", ""
     who = next((n for k in ("name", "character") if isinstance(n := turn.get(k), str) and n.strip()), "")
@@ -1067,7 +1302,12 @@ def turns_in(
 ) -> list:  # (speaker, text) pairs
     "The turns of a conversation, or of a prompt and its completion."
     if turns := turns_of(record):
-        return [read_turn(t, name) for t in turns]
+        asked = ANSWERS | {"human", "user"}  # {"human": "On?", "assistant": "On."} is two turns
+        two = [isinstance(t, dict) and 0 < len(t.keys() & asked) and not t.keys() & {*SAYS[:4], *SAID} for t in turns]
+        parts = [[{"role": k, "content": t[k]} for k in t if k in asked] if p else [t] for p, t in zip(two, turns)]
+        return [read_turn(t, name) for part in parts for t in part]
+    if not spelling_of(record, (*SPELLINGS, *PAIRS, *BARE)) and isinstance(record, dict):
+        return [(w if w.lower() not in TOLD else "", t) for w, t in transcript_of(record)]
     if not (keys := spelling_of(record, (*SPELLINGS[1:], *PAIRS, *BARE))):
         return []
     *asked, said = (record[k] for k in keys)
@@ -1351,9 +1591,13 @@ def looks_like_table(
     rows = first_rows(text)
     if not rows or SEP.fullmatch(rows[0]):
         return bool(rows)
-    _, header, _, wide = find_separator(rows, {})
-    known = {"speaker", "text"} <= guess_columns(header).keys() or set(NEEDED) <= {n.strip().lower() for n in header}
-    return known and len(header) > 1 and wide * 2 >= len(rows)
+    above, sep, header, _, wide = find_header(rows[:20], {})
+    guessed = guess_columns(header)
+    known = {"speaker", "text"} <= guessed.keys() or set(NEEDED) <= {n.strip().lower() for n in header}
+    if not known and "text" in guessed and any('"' in r for r in rows) | (len(header) > 1):
+        cells = [next(csv.reader([r], delimiter=sep), []) for r in rows[1:]]
+        return say_who(split_name(c[guessed["text"]])[0] if len(c) == len(header) else "" for c in cells)
+    return known and len(header) > 1 and wide * 2 >= min(len(rows), 20) - above
 
 
 def looks_like_records(

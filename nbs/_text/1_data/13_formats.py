@@ -42,9 +42,12 @@ from simpsons_llm.data.lines import (
     without_directions,
 )
 from simpsons_llm.data.tables import (
+    Row,
+    guess_columns,
     looks_like_movie_lines,
     looks_like_records,
     looks_like_table,
+    read_any,
     read_movie_lines,
     read_parquet,
     read_records,
@@ -286,6 +289,9 @@ def names_in(
     }
     proper = {n for n in seen if all(w[0].isupper() or not w[0].isalpha() for w in n.split())}
     many = sum(seen[n] for n in proper) > 0.3 * len(captions)
+    rows = [m for c in captions if c.rows and (m := BRACKETED.match(plain_row(c.rows[0][1])))]
+    if len(rows) > 0.5 * len(captions):  # [Ada] Tea?, again and again: sounds do not stand before all that is said
+        capital |= {n for n, k in Counter(m[1] for m in rows).items() if k > 1 and n[0] != n[0].lower()}
     return capital | {n for n in proper if many or seen[n] >= 3}
 
 
@@ -446,15 +452,23 @@ assert [x[2:4] for x in voices.lines] == [("Ada", "On?"), ("Otto", "Off.")] and 
 # %%
 #| export
 INVISIBLE = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
-DATE = r"(?P<date>\d{1,4}[./-]\s?\d{1,2}[./-]\s?\d{1,4}\.?|\d{4}年\d{1,2}月\d{1,2}日)"
+DATE = (
+    r"(?P<date>\d{1,4}[./-]\s?\d{1,2}[./-]\s?\d{1,4}\.?|\d{4}年\d{1,2}月\d{1,2}日|\d{4}년\s?\d{1,2}월\s?\d{1,2}일)"
+    r"(?:,?\s+(?:(?:at|um|às|à|o|om|a|las|klo|kl\.|alle)\s+)*)"
+)
 DAYTIME = (
     r"(?:上午|下午|午前|午後|오전|오후)?\s?\d{1,2}[:.]\d{2}(?:[:.]\d{2})?(?:\.\d+)?(?:\s?[apAP]\.?\s?[mM]\.?|\s?[صم])?"
 )
 HEAD = re.compile(
-    rf"\[\s*(?:{DATE},?\s+(?:at\s+|um\s+)?)?(?P<time>{DAYTIME})\s*\]\s*[-–]?\s*(?P<a>.*)"  # [12/03/2023, 21:02] Ada: on
-    rf"|{DATE.replace('date', 'date2')},?\s+(?:at\s+|um\s+|às\s+)?(?P<time2>{DAYTIME})\s+[-–—]\s+(?P<b>.*)"
-    rf"|(?P<time3>\d{{1,2}}:\d{{2}}(?::\d{{2}})?)\s+(?P<c>(?:<[^<>]{{1,40}}>|\*|-!-).*)",  # 21:02 <Ada> on
+    rf"\[\s*(?:{DATE})?(?P<time>{DAYTIME})\s*\]\s*[-–]?\s*(?P<a>.*)"  # [12/03/2023, 21:02] Ada: on
+    rf"|{DATE.replace('date', 'date2')}(?P<time2>{DAYTIME})(?:\s+[-–—]|\s*,)\s+(?P<b>.*)"
+    rf"|(?:{DATE.replace('date', 'date3')})?(?P<time3>\d{{1,2}}:\d{{2}}(?::\d{{2}})?)"
+    r"(?:\s+(?P<c>(?:<[^<>]{1,40}>|\*|-!-).*)|\t\s*(?P<d>\S[^\t]{0,40}\t.*)|\s+From\s+(?P<e>.*))",  # 21:02 <Ada> on
     re.S,
+)
+ABOVE = re.compile(  # Ada — 12/03/2023 21:02, and below it what she wrote
+    rf"(?P<name>\w[^:：\t\[\]<>]{{0,39}}?)(?:\s+[-–—]\s+|\s{{2,}}|\s+(?P<open>[(\[]))(?:{DATE})?(?P<time>{DAYTIME})"
+    r"(?(open)[)\]]):?\s*"
 )
 NICK = re.compile(r"<[ @+%&~]?([^<>\s][^<>]{0,39})>\s*(.*)", re.S)
 SAYS = re.compile(r"([^:：\n]{1,60}?)\s?[:：](?:\s+(.*)|$)", re.S)
@@ -492,9 +506,15 @@ def message_at(
     bare = row.replace("\u202f", " ").replace("\xa0", " ")
     m = HEAD.match(INVISIBLE.sub("", bare[:80]).lstrip() + bare[80:])
     if not m:
-        return None
-    rest = m["a"] if m["a"] is not None else m["b"] if m["b"] is not None else m["c"]
-    date, time = m["date"] or m["date2"] or "", m["time"] or m["time2"] or m["time3"]
+        above = ABOVE.fullmatch(bare) if len(bare) < 90 else None
+        return Message(above["date"] or "", above["time"], clean(above["name"]), "", True) if above else None
+    rest = next(r for k in "abcde" if (r := m[k]) is not None)
+    date, time = m["date"] or m["date2"] or m["date3"] or "", m["time"] or m["time2"] or m["time3"]
+    if m["d"] is not None:  # columns with tabs between; an arrow is the program's
+        name, said = rest.split("\t", 1)
+        return Message(date, time, clean(name.strip("@+ ")) if re.search(r"\w", name) else "", clean(said), True)
+    if m["e"] is not None:  # From Ada to everyone: on
+        rest = re.sub(r"^([^:]{1,40}?)\s+to\s+[^:]{1,40}:", r"\1:", rest, flags=re.I)
     typed = not re.match(
         r"[^:：]{1,60}[:：]\s*\u200e", bare[m.start() :].split("]", 1)[-1] if "\u200e" in bare[:150] else ""
     )
@@ -569,13 +589,13 @@ def read_chat(
     how: Reading = AUTO,  # what a person said
 ) -> Script:  # rows of the account are rows of the file; in JSON, messages
     "Read a chat: a line for each message, scenes by pauses."
-    if text.lstrip()[:1] == "{":
+    if text.lstrip()[:1] == "{" or re.match(r"\s*\[\s*\{", text):
         return read_chat_json(text, where, how)
     rows = text.split("\n")
     heads = {i: m for i, row in enumerate(rows) if (m := message_at(row))}
     require(heads, f"{where} has no row such as `12/03/23, 21:02 - Name: text`; give --file-format text")
     names = Counter(m.name for m in heads.values() if m.name)
-    odd = {n for n, k in names.items() if k == 1 and (len(n.split()) > 4 or re.search(r"[\"“”«»]", n))}
+    odd = {n for n, k in names.items() if k == 1 and len(n.split()) > 4 or re.search(r"[\"“”«»]", n)}
     order = day_order([m.date for m in heads.values()])
     tally, timed = Tally(), []
     newest: list[str] | None = None  # the words of the newest message; None: it is no speech
@@ -604,8 +624,12 @@ def read_chat(
         else:
             newest.append(INVISIBLE.sub("", row))
             tally.add("continuation", row)
+    days, before = 0, 0.0
     for m, n, words in speech:
         at = seconds_of(m.date, m.time, order)
+        if at is not None and not m.date:  # a time alone begins again each day
+            days += 86400 * (at + days < before - 3600)
+            before = at = at + days
         said = re.sub(r" ?<[^<>]{3,60}>$", "", clean(" ".join(words)))  # <This message was edited>
         timed.append(Timed(m.name, said or "…", n, at, at))
     scenes, notes = by_pauses(timed, how, 600, 3600)
@@ -613,12 +637,60 @@ def read_chat(
 
 
 # %% [markdown]
-# Telegram writes JSON: messages with `from`, `date`, and a text that is a string or a list of parts, some of which are links.
+# Telegram writes JSON: messages with `from`, `date`, and a text that is a string or a list of parts, some of which are links. Discord, Slack, Messenger and others write other names for the same three things. Messenger begins with the newest message, and writes each byte of UTF-8 as a letter of its own.
 
 # %%
 #| export
+WHO_WROTE = ("from", "sender_name", "author", "creator", "user_profile", "sender", "user")
+WHEN = ("date", "timestamp_ms", "timestamp", "created_date", "createdDateTime", "ts")
+WROTE = ("text", "content", "body")
+NAMES = ("nickname", "real_name", "displayName", "name")
+
+
+def part_of(
+    message: dict,  # a message
+    keys: tuple,  # what the thing is called by several programs
+):  # the first that is there; None if none is
+    "A thing that goes by several names."
+    return next((message[k] for k in keys if message.get(k) is not None), None)
+
+
+def name_of(
+    who,  # what stands for a person: a name, or a record that holds it
+) -> str:  # "" for nobody
+    "The name of who wrote a message."
+    who = who.get("user") or who if isinstance(who, dict) else who
+    who = next((who[k] for k in NAMES if who.get(k)), "") if isinstance(who, dict) else who
+    return clean(who) if isinstance(who, str) else ""
+
+
+def time_of(
+    when,  # a number of seconds or milliseconds, or a date as ISO has it
+) -> float | None:  # seconds; None: not known
+    "When a message was written."
+    try:
+        number = float(when)
+        return number / 1000 if number > 1e11 else number
+    except (TypeError, ValueError):
+        pass
+    try:
+        return (datetime.fromisoformat(str(when)).replace(tzinfo=None) - datetime(1970, 1, 1)).total_seconds()
+    except ValueError:
+        return None
+
+
+def once_more(
+    text: str,  # such as "cafÃ©"
+) -> str:  # such as "café", if it was bytes
+    "Letters that were written as bytes."
+    try:
+        return text.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return text
+
+
 def read_chat_json(
-    text: str,  # Telegram's result.json
+    text: str,  # a chat as JSON
     where: str,  # the file's name
     how: Reading = AUTO,  # what a person said
 ) -> Script:  # rows of the account are messages
@@ -629,6 +701,7 @@ def read_chat_json(
         raise ValueError(f"{where} is JSON nested too deep for a chat; give Telegram's result.json") from None
     except ValueError as e:
         raise ValueError(f"{where} is not valid JSON ({e}); export the chat again") from None
+    data = {"messages": data} if isinstance(data, list) else data
     chats = data.get("chats", {}) if isinstance(data, dict) else {}
     chats = chats.get("list", []) if isinstance(chats, dict) else []
     chats = [c for c in (chats or [data]) if isinstance(c, dict) and isinstance(c.get("messages"), list)]
@@ -641,26 +714,29 @@ def read_chat_json(
         if not isinstance(m, dict):
             tally.reject(number, "is no message", str(m))
             continue
-        found = text.find(f'"id": {m.get("id")}', at)
+        found = text.find(f'"id": {m.get("id")}', at) if "id" in m else -1
         at = found + 1 if found >= 0 else at
-        parts = m.get("text", "")
+        parts = part_of(m, WROTE) or ""
+        parts = parts.get("content", "") if isinstance(parts, dict) else parts
         parts = parts if isinstance(parts, list) else [parts]
-        said = clean(" ".join(str(p.get("text", "")) if isinstance(p, dict) else str(p or "") for p in parts))
-        if m.get("type", "message") != "message" or not said:
+        said = clean("".join(str(p.get("text", "")) if isinstance(p, dict) else str(p or "") for p in parts))
+        name = name_of(part_of(m, WHO_WROTE)) or name_of(m.get("user"))
+        if "sender_name" in m:
+            said, name = once_more(said), once_more(name)
+        service = str(m.get("type", "message")).lower() not in ("message", "default", "reply", "generic", "share")
+        if service or m.get("subtype") or not said:
             tally.add("note", said)
         elif not re.search(r"\w", said):
             tally.add("wordless", said)
         else:
-            try:
-                when = datetime.fromisoformat(str(m.get("date"))).replace(tzinfo=None)
-                seconds = (when - datetime(2000, 1, 1)).total_seconds()
-            except ValueError:
-                seconds = None
-            name = clean(m["from"]) if isinstance(m.get("from"), str) else ""
+            seconds = time_of(part_of(m, WHEN))
             timed.append(Timed(name or "Deleted account", said, number if found < 0 else found, seconds, seconds))
             tally.add("spoken", said)
+    times = [x.start for x in timed if x.start is not None]
+    if times and times[0] > times[-1]:
+        timed.reverse()
     ends = [m.start() for m in re.finditer("\n", text)]
-    timed = [x._replace(row=bisect.bisect(ends, x.row) + 1) for x in timed]
+    timed = [x._replace(row=bisect.bisect(ends, x.row) + 1 if at else x.row) for x in timed]
     scenes, notes = by_pauses(timed, how, 600, 3600)
     notes.append("rows of this file are counted as messages")
     return Script.of(where, scenes, tally, "chat", notes)
@@ -670,9 +746,11 @@ def looks_like_chat(
     text: str,  # a file's text
 ) -> bool:
     "Whether a file begins as an exported chat does."
-    if text.lstrip()[:1] == "{":
+    if text.lstrip()[:1] in ("{", "[") and re.match(r'\s*[{\[]\s*["{]', text):
         head = text[:20_000]
-        return '"messages"' in head and bool(re.search(r'"type":\s*"(?:message|service)"', head)) and '"date"' in head
+        held = '"messages"' in head or text.lstrip()[0] == "["
+        timed = any(f'"{k}":' in head for k in WHEN) and any(f'"{k}":' in head for k in WHO_WROTE)
+        return held and timed and not re.search(r'"(?:role|conversations|speaker|character|mapping)":', head)
     rows = [row for row in text[:40_000].split("\n")[:200] if row.strip()]
     heads = [m for row in rows if (m := message_at(row))]
     named = sum(bool(m.name) for m in heads)
@@ -710,14 +788,22 @@ BLOCKS = set(
 )
 APART = set("blockquote h1 h2 h3 h4 h5 h6 hr ol p pre table ul".split())  # a blank row before and after
 HIDDEN = set("head script style nav noscript template svg iframe object select button textarea".split())
+NAMING = re.compile(r"(?:^|[\s_-])(?:name|who|speaker|character|author|username|sender|nick)(?=\s|$)", re.I)
+ASIDE = re.compile(r"(?:^|[\s_-])(?:date|time|timestamp|userpic\w*|avatar|initials|details)(?=\s|$)", re.I)
 VOID = set("area base br col embed hr img input link meta param source track wbr".split())
 
 
 class Page(HTMLParser):
     "Rows of text from a page."
 
-    def __init__(self):
+    def __init__(
+        self,
+        classes: bool = False,  # go by what elements are called: class="speaker", class="date"
+    ):
         super().__init__(convert_charrefs=True)
+        self.classes, self.naming, self.named = classes, "", False
+        self.grid: list[tuple[int, list[str]]] = []  # rows of tables: (line of the file, cells)
+        self.cell = False  # a cell is open
         self.rows: list[tuple[int, str]] = []  # (line of the file, text)
         self.parts: list[str] = []  # the row that is being read
         self.hidden: list[str] = []  # what is not seen
@@ -736,8 +822,28 @@ class Page(HTMLParser):
         self.parts, self.cells, self.empty = ["<i>"] if self.italic else [], 0, True
         self.at = self.getpos()[0]
 
+    def name_ends(self):
+        "A colon behind what is a name, and what is said goes on in the same row."
+        name = clean("".join(self.parts))
+        self.named = 0 < len(name) <= 60 and name not in ("<i>", "</i>")
+        self.parts.append(": " if self.named and name[-1] not in ":：" else " ")
+
     def handle_starttag(self, tag, attrs):
-        if self.inside:
+        self.cell = (self.cell or tag in ("td", "th")) and tag not in ("tr", "table")
+        if tag == "tr":
+            self.grid.append((self.getpos()[0], []))
+        elif tag in ("td", "th") and self.grid:
+            self.grid[-1][1].append("")
+        elif self.cell and self.grid and tag in BLOCKS | APART | {"br"}:
+            self.grid[-1][1][-1] += " "
+        called = str(dict(attrs).get("class") or "") if self.classes and tag not in VOID else ""
+        if self.inside and self.classes and tag not in VOID:
+            self.inside.append(tag)
+        elif called and ASIDE.search(called):
+            self.inside.append(tag)
+        elif self.named and tag in BLOCKS | {"p"} and tag != "dt":
+            self.named = False
+        elif self.inside:
             if tag == "body" or self.inside[-1] == "head" and tag in APART | {"div"}:
                 self.inside.clear()
             elif tag in HIDDEN:
@@ -749,19 +855,27 @@ class Page(HTMLParser):
         elif tag in BLOCKS | APART:
             self.end_row(blank=tag in APART)
             self.pre += tag == "pre"
+            self.naming = tag if NAMING.search(called) or tag == "dt" else self.naming
         elif tag in ("td", "th"):
             first = clean("".join(self.parts)) if self.cells == 1 else ""
             colon = self.cells == 1 and 0 < len(first) <= 40 and first[-1] not in ":："
             self.parts.append(": " if colon else " " if self.cells else "")
             self.cells += 1
+        elif called and NAMING.search(called):
+            self.naming = tag
         elif tag in ("i", "em"):
             self.italic += 1
             self.parts.append("<i>" if self.italic == 1 else "")
 
     def handle_endtag(self, tag):
+        self.cell = self.cell and tag not in ("td", "th", "tr", "table")
         if self.inside:
             if tag in self.inside:
-                del self.inside[self.inside.index(tag) :]
+                last = len(self.inside) - 1 - self.inside[::-1].index(tag)
+                del self.inside[last if self.classes else self.inside.index(tag) :]
+        elif tag and tag == self.naming:
+            self.naming = ""
+            self.name_ends()
         elif tag in BLOCKS | APART:
             self.end_row(blank=tag in APART)
             self.pre -= tag == "pre" and self.pre > 0
@@ -773,6 +887,9 @@ class Page(HTMLParser):
         if self.inside:
             self.hidden += [row for row in data.split("\n") if row.strip()]
             return
+        self.named = self.named and not data.strip()
+        if self.cell and self.grid and self.grid[-1][1]:
+            self.grid[-1][1][-1] += data
         first, *others = data.split("\n") if self.pre else [data]
         for i, row in enumerate([first, *others]):
             if i:
@@ -792,9 +909,22 @@ class Page(HTMLParser):
 #| export
 def html_rows(
     text: str,  # HTML
+    classes: bool = False,  # go by what elements are called
 ) -> tuple:  # (text, hidden rows, line of the file of each row of the text)
     "What a person sees of a page, and where each row comes from."
-    page = Page()
+    page = feed_page(text, classes)
+    rows = page.rows
+    while rows and not rows[-1][1]:
+        rows.pop()
+    return "\n".join(row for _, row in rows) + "\n" * bool(rows), len(page.hidden), [n for n, _ in rows]
+
+
+def feed_page(
+    text: str,  # HTML
+    classes: bool = False,  # go by what elements are called
+) -> Page:  # the page, taken apart
+    "Read HTML to its end."
+    page = Page(classes)
     closed = text.rfind("-->") + 1  # a comment without an end would hide the rest, and takes the parser for ever
     text = text[:closed] + text[closed:].replace("<!--", "&lt;!--")
     ended = text.rfind(">") + 1  # so does a tag
@@ -807,10 +937,22 @@ def html_rows(
             f"the page cannot be read as HTML ({clean(str(e))[:80]}); save it as text in the browser"
         ) from None
     page.end_row()
-    rows = page.rows
-    while rows and not rows[-1][1]:
-        rows.pop()
-    return "\n".join(row for _, row in rows) + "\n" * bool(rows), len(page.hidden), [n for n, _ in rows]
+    return page
+
+
+def grid_of(
+    text: str,  # HTML
+) -> tuple:  # (names of the columns, `Row`s, rows of text beside them); no names if a table is not most of the page
+    "The table of a page whose columns are known."
+    page = feed_page(text)
+    rows = [(n, [clean(c) for c in cells]) for n, cells in page.grid]
+    for i, (_, header) in enumerate(rows[:200]):
+        if {"speaker", "text"} <= guess_columns(header).keys() and max(map(len, header)) <= 30:
+            taken = [Row(n, cells) for n, cells in rows[i + 1 :] if len(cells) == len(header)]
+            size = sum(len(c) for r in taken for c in r.fields)
+            if size * 2 > sum(len(t) for _, t in page.rows):
+                return header, taken, len(page.hidden) + max(0, len(page.rows) - len(taken))
+    return [], [], 0
 
 
 def html_to_text(
@@ -1007,6 +1149,7 @@ for bad in (fdx[:-20], fdx.replace("<Final", "<!DOCTYPE x [<!ENTITY a 'a'>]><Fin
     except ValueError:
         pass
 
+
 # %% [markdown]
 # ## What a file is
 #
@@ -1014,9 +1157,21 @@ for bad in (fdx[:-20], fdx.replace("<Final", "<!DOCTYPE x [<!ENTITY a 'a'>]><Fin
 
 # %%
 #| export
+def read_json(
+    text: str,  # a whole file
+    where: str,  # its name, for errors
+    how: Reading = AUTO,  # what a person said
+) -> Script:  # scenes and account
+    "Read records, or a chat's export, or a table that is only called JSON."
+    if looks_like_chat(text) and not how.columns:
+        return read_chat_json(text, where, how)
+    named = not looks_like_records(text) and looks_like_table(text)
+    return (read_table if named else read_records)(text, where, how)
+
+
 READERS = {
     "table": read_table,
-    "json": read_records,
+    "json": read_json,
     "text": read_text,
     "play": read_play,
     "screenplay": read_screenplay,
@@ -1133,8 +1288,19 @@ def read_html(
     how: Reading = AUTO,  # what a reader may be told
 ) -> Script:  # scenes and account; hidden rows are notes
     "Read the script that a saved page shows."
+    header, rows, beside = grid_of(text)
+    if header:
+        script = read_any(header, rows, where, how)
+        script.counts["note"] += beside
+        return replace(script, format="html")
     shown, hidden, at = html_rows(text)
-    kind = "chat" if looks_like_chat(shown) else (tried(shown, TYPED, how) or [(0, "text", None)])[0][1]
+    found = tried(shown, TYPED, how)
+    chat = looks_like_chat(shown) and not looks_like_records(shown)
+    if (not found or found[0][0] < 0.5) and not chat:
+        other = html_rows(text, classes=True)
+        if (better := tried(other[0], TYPED, how)) and (not found or better[0][0] > found[0][0]):
+            (shown, hidden, at), found = other, better
+    kind = "chat" if chat else (found or [(0, "text", None)])[0][1]
     script = READERS[kind](shown, where, how)
     script.counts["note"] += hidden
     script.rejected = [replace(x, row=at[x.row - 1]) for x in script.rejected]

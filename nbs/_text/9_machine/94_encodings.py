@@ -11,6 +11,8 @@
 # %%
 #| export
 import codecs
+import email
+import email.policy
 import io
 import logging
 import math
@@ -470,6 +472,23 @@ def as_told(
 
 # %%
 #| export
+def declared(
+    data: bytes,  # a file's bytes, which are not UTF-8
+) -> str:  # a codec in which it can be read; "" if it names none
+    "The encoding that a page says it has."
+    m = re.search(rb"(?i)<(?:meta|\?xml)[^<>]{0,300}?(?:charset|encoding)\s*=\s*[\"']?([\w-]+)", data[:4000])
+    name = m[1].decode().lower() if m else ""
+    for codec in ("cp1252", name) if name in ("iso-8859-1", "latin-1", "us-ascii") else (name,):  # as browsers do
+        try:
+            data.decode(codec)
+            return (
+                "" if codec.startswith("utf") or not getattr(codecs.lookup(codec), "_is_text_encoding", True) else codec
+            )
+        except (LookupError, ValueError):
+            continue
+    return ""
+
+
 def find_encoding(
     data: bytes,  # a file's bytes
     name: str,  # the file's name
@@ -485,6 +504,8 @@ def find_encoding(
             require(text.count("\ufffd") <= 2, f"{name} begins as {codec} but is not ({e.reason}); save it as UTF-8")
             return text, codec, [f"{text.count(chr(0xFFFD))} broken letters of {codec} are read as �."]
     require(b"\0" not in data[: 1 << 20], f"{name} holds binary data, not a script; expected a text file")
+    if told := declared(data):
+        return data.decode(told), told, []
     fixed = repair(data.removeprefix(codecs.BOM_UTF8))
     shown = fixed.text[:20_000].replace("\ufffd", "")
     sense = fixed.bad * 4 <= fixed.good or reading_cost(shown, "utf-8", 0.03) < 6 * len(
@@ -576,6 +597,7 @@ AS_TEXT = {  # what a file is -> how to get text from it
     "a pickle or model file": "write the data as CSV, JSON or Parquet with the program that made it",
     "an archive": "unpack it and give the script inside",
     "a program": "give a script of dialogue",
+    "a calendar or an address book": "give a script of dialogue",
     "a Git LFS pointer, not the file itself": "fetch the file with `git lfs pull`",
 }
 MAGIC = (  # (where, bytes, what)
@@ -591,6 +613,7 @@ MAGIC = (  # (where, bytes, what)
     (0, b"GGUF", "a pickle or model file"), (0, b"7z\xbc\xaf\x27\x1c", "an archive"),
     (0, b"Rar!\x1a\x07", "an archive"),
     (0, b"\xfd7zXZ\0", "an archive"), (0, b"BZh", "an archive"), (0, b"\x28\xb5\x2f\xfd", "an archive"),
+    (0, b"BEGIN:VC", "a calendar or an address book"),
     (257, b"ustar", "an archive"), (0, b"\x7fELF", "a program"),
     (0, b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
 )  # fmt: skip
@@ -675,6 +698,24 @@ def gunzip(
     return b"".join(parts)
 
 
+def page_of_mail(
+    data: bytes,  # a page as a browser saves it with its pictures (.mhtml), or a message
+) -> bytes:  # the page alone, in UTF-8; empty if there is none
+    "The text within a file that has several parts."
+    head = data[:4000].lower()
+    if b"mime-version:" not in head or b"content-type: multipart" not in head:
+        return b""
+    parts = [p for p in email.message_from_bytes(data, policy=email.policy.compat32).walk() if not p.is_multipart()]
+    found = [p for kind in ("text/html", "text/plain") for p in parts if p.get_content_type() == kind]
+    if not found:
+        return b""
+    text = found[0].get_payload(decode=True)
+    try:
+        return text.decode(found[0].get_content_charset("utf-8")).encode()
+    except (LookupError, UnicodeError):
+        return text
+
+
 def open_bytes(
     data: bytes,  # a file's bytes
     name: str,  # its name
@@ -688,6 +729,8 @@ def open_bytes(
         notes.append(f"{name} was unpacked with gzip")
         name = re.sub(r"(?i)\.gz$", "", name)
         require(data[:2] != b"\x1f\x8b", f"{name} is packed with gzip twice; unpack it and give the script inside")
+    if page := page_of_mail(data):
+        data, name = page, re.sub(r"(?i)\.(?:mht|mhtml|eml)$", "", name)
     kind = file_kind(data, name)
     require(kind is None, f"{name} is {kind}, which is not read here; {AS_TEXT.get(kind or '')}")
     return data, name, notes
