@@ -1,5 +1,6 @@
 "Files as people have them: encodings, packed files, subtitles, chats, pages and Final Draft."
 
+import codecs
 import gzip
 import io
 import json
@@ -7,6 +8,7 @@ import pickle
 import re
 import time
 import zipfile
+from email.message import EmailMessage
 
 import pysubs2
 import pytest
@@ -23,6 +25,7 @@ from simpsons_llm.data.formats import (
     looks_like_subtitles,
     read_chat,
     read_fdx,
+    read_script,
     read_subtitles,
 )
 from simpsons_llm.data.lines import Reading
@@ -454,6 +457,152 @@ def test_final_draft_refuses():
         assert "\n" not in str(e.value)
     with pytest.raises(ValueError, match="names its scenes"):
         read_fdx(whole, "x", Reading(scene_break="5m"))
+
+
+WROTE = [(("Ada", "Otto B", "Juno")[i % 3], f"Cup {i} is here, I think.", i * 60 + i // 12 * 40_000) for i in range(24)]
+
+
+def wrote(shape, clock="%d/%m/%Y, %H:%M"):
+    "A row of each message."
+    return (
+        "\n".join(shape.format(w, t, time.strftime(clock, time.gmtime(1_700_000_000 + s))) for w, t, s in WROTE) + "\n"
+    )
+
+
+def dumped(make, **around):
+    "A chat as JSON: what `make` has for each message."
+    rows = [
+        make(w, t, 1_700_000_000 + s, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(1_700_000_000 + s)))
+        for w, t, s in WROTE
+    ]
+    return json.dumps({**around, "messages": rows} if around else rows, indent=1)
+
+
+EXPORTS = {
+    "french": wrote("{2} - {0} : {1}", "%d/%m/%Y à %H:%M"),
+    "finnish": wrote("{2} - {0}: {1}", "%d.%m.%Y klo %H.%M"),
+    "korean": wrote("{2}, {0} : {1}", "%Y년 %m월 %d일 %H:%M"),
+    "tabs": wrote("{2}\t{0}\t{1}", "%Y-%m-%d %H:%M:%S") + "2024-01-01 10:00:00\t-->\tx (~u@h) has joined\n",
+    "zoom": wrote("{2} From {0} to Everyone:\n\t{1}", "%H:%M:%S"),
+    "zoom of old": wrote("{2}\t From  {0} : {1}", "%H:%M:%S"),
+    "slack": wrote("{0}  {2}\n{1}", "%H:%M"),
+    "discord": wrote("{0} — {2}\n{1}\n", "%m/%d/%Y %H:%M"),
+    "voices": wrote("{0} ({2}):\n{1}\n", "%H:%M:%S"),
+    "telegram.json": dumped(
+        lambda w, t, s, d: {"id": s, "type": "message", "date": d, "from": w, "text": [t[:5], {"text": t[5:]}]},
+        name="x",
+        type="y",
+    ),
+    "discord.json": dumped(
+        lambda w, t, s, d: {
+            "id": "7",
+            "type": "Default",
+            "timestamp": d + "+00:00",
+            "content": t,
+            "author": {"id": "1", "name": w},
+        },
+        guild={},
+    ),
+    "slack.json": dumped(
+        lambda w, t, s, d: {
+            "type": "message",
+            "user": "U1",
+            "text": t,
+            "ts": f"{s}.1",
+            "user_profile": {"real_name": w},
+        }
+    ),
+    "teams.json": dumped(
+        lambda w, t, s, d: {
+            "id": "1",
+            "createdDateTime": d + "Z",
+            "from": {"user": {"displayName": w}},
+            "body": {"content": t},
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", EXPORTS)
+def test_exports_of_chats_the_whole_way(tmp_path, kind):
+    path = tmp_path / (kind if "." in kind else "x.txt")
+    path.write_text(EXPORTS[kind], encoding="utf8")
+    script = read_script(path)
+    assert said(script) == [(w, t) for w, t, _ in WROTE] and script.format == "chat"
+    assert len(script.scenes) == 2 and not script.rejected
+
+
+def test_messenger_begins_with_the_newest_and_writes_bytes_as_letters(tmp_path):
+    def message(who, text, seconds):
+        who, text = (x.encode().decode("latin-1") for x in (who, text + " Café – ☕"))
+        return {"sender_name": who, "timestamp_ms": (1_700_000_000 + seconds) * 1000, "content": text}
+
+    data = {"participants": [], "messages": [message(*x) for x in WROTE[::-1]], "title": "x"}
+    (tmp_path / "x.json").write_text(json.dumps(data))
+    script = read_script(tmp_path / "x.json")
+    assert said(script) == [(w, t + " Café – ☕") for w, t, _ in WROTE] and len(script.scenes) == 2
+
+
+def test_a_changed_subject_is_no_speech():
+    rows = wrote("{2} - {0}: {1}") + 2 * "14/11/2023, 22:13 - Ada changed the subject from “a: b” to “c”\n"
+    assert said(read_chat(rows, "x")) == [(w, t) for w, t, _ in WROTE]
+
+
+@pytest.mark.parametrize("shape", ["[{}] {}", "({}) {}"])
+def test_names_in_brackets_before_most_captions(shape):
+    script = read_subtitles(srt(*[shape.format(w, t) for w, t, _ in WROTE], "[Bell] Who?", "(sighs) No."), "x")
+    assert said(script)[:24] == [(w, t) for w, t, _ in WROTE] and script.speakers["Someone"] == 2
+
+
+BESIDE = "<nav><a>Home</a></nav><p>We use cookies.</p>{}<footer><p>About us, and so on.</p></footer>"
+PAGES = {
+    "table": "<table><tr><th>Character<th>Line</tr>"
+    + "".join(f"<tr><td>{w}</td>\n<td>{t}<br></td></tr>" for w, t, _ in WROTE)
+    + "</table>",
+    "wide table": "<table><tr><th></th><th>Time<th>Character<th>Line</tr>"
+    + "".join(f"<tr><th>{s}</th><td>{s}<td>{w}<td>{t}" for w, t, s in WROTE)
+    + "</table>",
+    "list": "<dl>" + "".join(f"<dt>{w}</dt>\n<dd>{t}</dd>\n" for w, t, _ in WROTE) + "</dl>",
+    "spans": "".join(f'<div><span class="who">{w}</span><span class="what">{t}</span></div>' for w, t, _ in WROTE),
+    "divisions": "".join(
+        f'<div class="m"><div class="from_name">\n{w}</div>\n<div class="text"><p>{t}</div></div>' for w, t, _ in WROTE
+    ),
+    "dated": "".join(
+        f'<div><div class="userpic"><div>{w[0]}</div></div><div class="date details">12:0{s % 7}</div><div class="from_name">{w}</div><div class="text">{t}</div></div>'
+        for w, t, s in WROTE
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PAGES)
+def test_pages_the_whole_way(tmp_path, kind):
+    (tmp_path / "x.html").write_text(f"<!DOCTYPE html><html><body>{BESIDE.format(PAGES[kind])}</body></html>")
+    script = read_script(tmp_path / "x.html")
+    assert said(script) == [(w, t) for w, t, _ in WROTE] and script.format == "html"
+
+
+@pytest.mark.parametrize("name,codec", [("windows-1252", "cp1252"), ("iso-8859-1", "cp1252"), ("koi8-r", "koi8_r")])
+def test_a_page_says_its_encoding(name, codec):
+    text = f"<meta http-equiv=x content='text/html; charset={name}'><p>Ada: " + (
+        "Café…" if codec == "cp1252" else "Чай"
+    )
+    assert decode(text.encode(codec), "x") == (text, codecs.lookup(codec).name, [])
+
+
+def test_a_page_saved_with_its_pictures(tmp_path):
+    message = EmailMessage()
+    message.set_content("see the page")
+    message.add_alternative(BESIDE.format("".join(f"<p><b>{w}:</b> {t} Café</p>" for w, t, _ in WROTE)), subtype="html")
+    message.add_attachment(b"\x89PNG", maintype="image", subtype="png")
+    (tmp_path / "x.mhtml").write_bytes(message.as_bytes())
+    assert said(read_script(tmp_path / "x.mhtml")) == [(w, t + " Café") for w, t, _ in WROTE]
+
+
+def test_what_only_has_colons_is_no_script(tmp_path):
+    for text in ("BEGIN:VCALENDAR\nSUMMARY: Tea\n", "BEGIN:VCARD\nFN: Ada\n"):
+        (tmp_path / "x").write_text(text * 20)
+        with pytest.raises(ValueError, match="calendar or an address book"):
+            read_script(tmp_path / "x")
 
 
 ASS = pysubs2.SSAFile()

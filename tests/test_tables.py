@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simpsons_llm.data.formats import read_script
 from simpsons_llm.data.lines import Reading
 from simpsons_llm.data.tables import (
     COLUMNS,
@@ -62,6 +63,16 @@ NAMES = [
     ("book_num", "chapter_num", "character", "character_words"),
     ("SEASON", "EPISODE", "Speaker", "Utterance"),
     ("season", "episode_id", "raw_character_text", "spoken_words"),
+    ("Saison", "Épisode", "Personnage", "Réplique"),
+    ("Temporada", "Episódio", "Personagem", "Fala"),
+    ("Stagione", "Episodio", "Personaggio", "Battuta"),
+    ("Sezon", "Odcinek", "Postać", "Kwestia"),
+    ("Сезон", "Серия", "Персонаж", "Реплика"),
+    ("季", "集", "角色", "台词"),
+    ("season_number", "episode_number", "character_name", "script_text"),
+    ("season", "episode.id", "line.speaker", "line.text"),
+    ("Series", "ep", "who", "what"),
+    ("season", "episode", "spoken_by", "spoken_text"),
 ]
 
 
@@ -83,6 +94,52 @@ def test_a_standard_table_with_a_separator_that_excel_names_and_ids_that_pandas_
         script = read_table(begin + written([COLUMNS, *rows], ";"), "x.csv")
         assert said(script) == TALK and [line.number for line in script.lines] == [0, 1, 2, 3]
         assert script.lines[0].row == 2 + bool(begin) and {line.location for line in script.lines} == {"Lab"}
+
+
+LONG = [(1 + i // 12, ("Ada", "Otto", "Juno")[i % 3], f'Cup {i}, "so to say".') for i in range(24)]
+HEAD = ("episode", "speaker", "text")
+
+
+@pytest.mark.parametrize(
+    "text,notes",
+    [
+        ("All lines of my show,,\nexported in May,,\n,,\n" + written([HEAD, *LONG]), 3),
+        ("# source: fans\n" + written([HEAD, *LONG], ";"), 1),
+        (written([HEAD, *LONG[:12], HEAD, *LONG[12:]]), 1),
+        (
+            "speaker,text\n"
+            + written([r[1:] for r in LONG[:12]])
+            + "speaker,text\n"
+            + written([r[1:] for r in LONG[12:]]),
+            1,
+        ),
+        (written([HEAD, *[(i, *r) for i, r in enumerate(LONG, 1)]]), 0),  # R numbers rows without a name
+        (written([HEAD, *LONG]).replace('""', '\\"'), 0),
+        ("\n".join("\t".join(map(str, r)) for r in [HEAD, *LONG]).replace("Cup", '"Cup'), 0),
+        (written([HEAD, *LONG]).replace(",", ", ").replace(",  ", ", "), 0),
+        (
+            written([("ep", "Dialogue ID", "Character", "Dialogue"), *[(r[0], i, *r[1:]) for i, r in enumerate(LONG)]]),
+            0,
+        ),
+        (
+            written([("n", "episode", "who", "line"), *[(i % 12, *r) for i, r in enumerate(LONG)]]).replace(
+                "n,", "order,", 1
+            ),
+            0,
+        ),
+        (written([("episode", "line"), *[(e, f"{who}: {what}") for e, who, what in LONG]]), 0),
+        (written([("Show", "episode", "who", "line"), *[("AB"[e - 1], 1, *r) for e, *r in LONG]]), 0),
+        (written([HEAD, *LONG, (2, "NaN", "Lost."), (2, "Ada", "NULL"), (2, "None", "x")]), 0),
+    ],
+)
+def test_habits_of_public_tables(tmp_path, text, notes):
+    (tmp_path / "x.csv").write_text(text, encoding="utf8")
+    script = read_script(tmp_path / "x.csv")
+    want = [(who, what.replace("Cup", '"Cup') if '\t"Cup' in text else what) for _, who, what in LONG]
+    assert [(who, what.replace(", ", ",").replace(",", ", ")) for who, what in said(script)] == want
+    assert script.counts["note"] == notes
+    told = any(word in text[:200].lower() for word in ("episode", "ep,"))
+    assert len({s.episode for s in script.scenes}) == 1 + told and script.doubts == []
 
 
 def test_a_table_of_r_has_blanks_between_and_row_names_without_a_name():
@@ -314,6 +371,108 @@ def test_a_prompt_of_names_and_lines_is_a_scene():
     record = {"prompt": "Ada: On?\nOtto: On.\nAda:", "completion": " Then hum."}
     script = read_records(json.dumps([record] * 2), "x")
     assert said(script)[:3] == [("Ada", "On?"), ("Otto", "On."), ("Ada", "Then hum.")] and len(script.scenes) == 2
+
+
+PAIRS = [(who, what) for _, who, what in LONG]
+PLACED = [{"speaker": who, "text": what} for who, what in PAIRS]
+ASKED = [{"role": ("user", "assistant")[i % 2], "content": f"Cup {i}."} for i in range(8)]
+NODES = {
+    str(i): {"message": {"author": {"role": m["role"]}, "content": {"parts": [m["content"]]}}}
+    for i, m in enumerate(ASKED)
+}
+
+
+@pytest.mark.parametrize(
+    "value,scenes",
+    [
+        (PAIRS, None),
+        ([{who: what} for who, what in PAIRS], None),
+        ([f"{who}: {what}" for who, what in PAIRS], None),
+        ([PAIRS[:12], PAIRS[12:]], 2),
+        (
+            {
+                "s": [
+                    {"speakers": [who for who, _ in part], "dialogue": [t for _, t in part]}
+                    for part in (PAIRS[:12], PAIRS[12:])
+                ]
+            },
+            2,
+        ),
+        ([{"text": "\n".join(f"{who}: {what}" for who, what in part)} for part in (PAIRS[:12], PAIRS[12:])], 2),
+        ({"columns": ["speaker", "text"], "index": [0], "data": PAIRS}, None),
+        ({str(i): r for i, r in enumerate(PLACED)}, None),
+        ({"rows": [{"row_idx": i, "row": r} for i, r in enumerate(PLACED)]}, None),
+        ({"S01E01": PLACED[:12], "S01E02": PLACED[12:]}, 2),
+        (
+            [
+                {"season": 1, "episode": e, "lines": [{"who": w, "line": t} for k, w, t in LONG if k == e]}
+                for e in (1, 2)
+            ],
+            2,
+        ),
+        (
+            {
+                "season_id": "s01",
+                "episodes": [
+                    {
+                        "episode_id": f"s01_e0{e}",
+                        "scenes": [
+                            {
+                                "utterances": [
+                                    {"speakers": [w], "transcript": t, "tokens": [["x"]]} for k, w, t in LONG if k == e
+                                ]
+                            }
+                        ],
+                    }
+                    for e in (1, 2)
+                ],
+            },
+            2,
+        ),
+        (
+            [
+                {"dialogue_id": e, "turns": [{"speaker": w, "utterance": t} for k, w, t in LONG if k == e]}
+                for e in (1, 2)
+            ],
+            2,
+        ),
+    ],
+)
+def test_scripts_in_json_of_many_shapes(tmp_path, value, scenes):
+    (tmp_path / "x.json").write_text(json.dumps(value))
+    script = read_script(tmp_path / "x.json")
+    assert said(script) == PAIRS and not script.rejected and script.doubts == []
+    assert scenes is None or len(script.scenes) == scenes
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps([ASKED] * 3),
+        "\n".join([json.dumps(ASKED)] * 3),
+        "\n".join([json.dumps({"messages": ASKED}, indent=2)] * 3),
+        "[\n" + (json.dumps({"chat": ASKED}) + ",\n") * 3 + "]",
+        (
+            json.dumps(
+                {
+                    "conversation": [
+                        {"user": ASKED[i]["content"], "assistant": ASKED[i + 1]["content"]} for i in range(0, 8, 2)
+                    ]
+                }
+            )
+            + "\n"
+        )
+        * 3,
+        json.dumps([{"contents": [{"role": m["role"], "parts": [{"text": m["content"]}]} for m in ASKED]}] * 3),
+        json.dumps([{"title": "x", "mapping": NODES}] * 3),
+        json.dumps([{"text": "".join(f"### {m['role']}: {m['content']}" for m in ASKED)}] * 3),
+    ],
+)
+def test_chats_of_trainers_in_many_shapes(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    script = read_script(tmp_path / "x.json")
+    assert said(script) == [(m["role"], m["content"]) for m in ASKED] * 3 and len(script.scenes) == 3
+    assert script.account()["rejected"] == 0
 
 
 def test_what_system_says_is_no_speech_but_counted():

@@ -530,7 +530,7 @@ def read_cells(
         if (
             kind == "spoken" and fields == header and "text" in guess_columns(fields)
         ):  # a table that was joined from parts
-            kind, what = "note", "the header again"
+            kind, what, place = "note", "the header again", {}
         if NO_CELL in (speaker, text):
             kind, what = "rejected", "speaker and text must be text"
         if not any(c.strip() for c in fields):
@@ -687,7 +687,8 @@ def find_separator(
     wanted: dict,  # columns that a person named
 ) -> tuple:  # (separator, fields of the first row, how many columns are known, rows that are as wide)
     "What stands between the fields."
-    tried = []
+    csv.field_size_limit(1 << 30)
+    tried, rows = [], [rows[0], *(r[:10_000] for r in rows[1:])]
     for sep in ",;\t|" + " " * bool(re.fullmatch(r'"[^"]*"(?: "[^"]*")+', rows[0].strip())):
         spaced = has_blanks(rows[0], sep)
         parsed = [next(csv.reader([r], delimiter=sep, skipinitialspace=spaced), [""]) for r in rows]
@@ -820,7 +821,7 @@ def transcript_of(
     for key in ("text", "dialogue", "dialog", "conversation", "transcript", "chat", "chosen"):
         text = record.get(key)
         if isinstance(text, str) and len(text) <= MOST_TEXT and ("\n" in text.strip() or text.startswith("### ")):
-            pairs = parse_lines(re.sub(r"(?:^|\s)### (?=\w+:)", "\n", text))
+            pairs = parse_lines(re.sub(r"\s*### (?=\w+:)", "\n", text))
             if len(pairs) > 1 and sum(bool(who) for who, _ in pairs) > 0.7 * len(pairs):
                 return pairs
     return []

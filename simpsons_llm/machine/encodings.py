@@ -401,9 +401,8 @@ def declared(
     for codec in ("cp1252", name) if name in ("iso-8859-1", "latin-1", "us-ascii") else (name,):  # as browsers do
         try:
             data.decode(codec)
-            return (
-                "" if codec.startswith("utf") or not getattr(codecs.lookup(codec), "_is_text_encoding", True) else codec
-            )
+            known = codecs.lookup(codec)
+            return "" if known.name[:3] == "utf" or not getattr(known, "_is_text_encoding", True) else known.name
         except (LookupError, ValueError):
             continue
     return ""
@@ -611,7 +610,7 @@ def open_bytes(
         name = re.sub(r"(?i)\.gz$", "", name)
         require(data[:2] != b"\x1f\x8b", f"{name} is packed with gzip twice; unpack it and give the script inside")
     if page := page_of_mail(data):
-        data, name = page, re.sub(r"(?i)\.(?:mht|mhtml|eml)$", "", name)
+        data, name = page, re.sub(r"(?i)\.(?:mht|mhtml|eml)$", "", name) + ".html" * (b"</" in page)
     kind = file_kind(data, name)
     require(kind is None, f"{name} is {kind}, which is not read here; {AS_TEXT.get(kind or '')}")
     return data, name, notes

@@ -783,11 +783,9 @@ assert looks_like_chat(chat) and not looks_like_chat("Ada: Is the kettle on?") a
 
 # %%
 #| export
-BLOCKS = set(
-    "address article aside center dd div dl dt fieldset figure figcaption footer form header li main section tr".split()
-)
+BLOCKS = set("address article center dd div dl dt fieldset figure figcaption form header li main section tr".split())
 APART = set("blockquote h1 h2 h3 h4 h5 h6 hr ol p pre table ul".split())  # a blank row before and after
-HIDDEN = set("head script style nav noscript template svg iframe object select button textarea".split())
+HIDDEN = set("head script style nav noscript template svg iframe object select button textarea footer aside".split())
 NAMING = re.compile(r"(?:^|[\s_-])(?:name|who|speaker|character|author|username|sender|nick)(?=\s|$)", re.I)
 ASIDE = re.compile(r"(?:^|[\s_-])(?:date|time|timestamp|userpic\w*|avatar|initials|details)(?=\s|$)", re.I)
 VOID = set("area base br col embed hr img input link meta param source track wbr".split())
@@ -841,8 +839,8 @@ class Page(HTMLParser):
             self.inside.append(tag)
         elif called and ASIDE.search(called):
             self.inside.append(tag)
-        elif self.named and tag in BLOCKS | {"p"} and tag != "dt":
-            self.named = False
+        elif self.named and tag in BLOCKS | {"p"} and tag != "dt" and not NAMING.search(called):
+            pass  # what is said begins here, in the row of the name
         elif self.inside:
             if tag == "body" or self.inside[-1] == "head" and tag in APART | {"div"}:
                 self.inside.clear()
@@ -1296,9 +1294,12 @@ def read_html(
     shown, hidden, at = html_rows(text)
     found = tried(shown, TYPED, how)
     chat = looks_like_chat(shown) and not looks_like_records(shown)
-    if (not found or found[0][0] < 0.5) and not chat:
+    if not chat and len(NAMING.findall(" ".join(re.findall(r"class=[\"']?([^\"'>]{1,100})", text)))) > 3:
         other = html_rows(text, classes=True)
-        if (better := tried(other[0], TYPED, how)) and (not found or better[0][0] > found[0][0]):
+        better, best = tried(other[0], TYPED, how)[:1], found[0] if found else (0, "", None)
+        if better and (
+            better[0][0] > max(best[0], 0.5) or best[2] and len(better[0][2].lines) > 2 * len(best[2].lines)
+        ):
             (shown, hidden, at), found = other, better
     kind = "chat" if chat else (found or [(0, "text", None)])[0][1]
     script = READERS[kind](shown, where, how)
