@@ -714,7 +714,7 @@ def find_header(
         cells = [c.strip() for c in found[1] if c.strip()]
         known = guess_columns(found[1])
         sure = {"speaker", "text"} <= known.keys() or set(NEEDED) <= {c.lower() for c in cells}
-        if (sure or wanted and not i) and (not i or most < len(cells) and max(map(len, cells)) <= 30):
+        if (sure or wanted and not i) and (not i or 2 * most <= max(len(cells), 2) and max(map(len, cells)) <= 30):
             return (i, *found)
         most = max(most, sum(bool(c.strip()) for c in next(csv.reader([rows[i]], delimiter=found[0]), [])))
         if i > 8 or len(rows[i]) > 1000:

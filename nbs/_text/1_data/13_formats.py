@@ -42,6 +42,8 @@ from simpsons_llm.data.lines import (
     without_directions,
 )
 from simpsons_llm.data.tables import (
+    MOST_NAME,
+    MOST_TEXT,
     Row,
     guess_columns,
     looks_like_movie_lines,
@@ -726,6 +728,8 @@ def read_chat_json(
         service = str(m.get("type", "message")).lower() not in ("message", "default", "reply", "generic", "share")
         if service or m.get("subtype") or not said:
             tally.add("note", said)
+        elif len(name) > MOST_NAME or len(said) > MOST_TEXT:
+            tally.reject(number, f"more than {MOST_TEXT:,} letters in one message, or {MOST_NAME} in a name", said)
         elif not re.search(r"\w", said):
             tally.add("wordless", said)
         else:
@@ -1031,7 +1035,9 @@ def fdx_paragraphs(
     parser.EntityDeclHandler = entity
     parser.buffer_text = True
     try:
-        parser.Parse(text.encode("utf-8", "replace"), True)
+        for i in range(0, len(text), 1 << 20):
+            parser.Parse(text[i : i + (1 << 20)].encode("utf-8", "replace"), False)
+        parser.Parse(b"", True)
     except expat.ExpatError as e:
         why = expat.ErrorString(e.code)
         raise ValueError(f"{where} is not whole XML ({why} in row {e.lineno}); save or export it again") from None
@@ -1082,6 +1088,9 @@ def read_fdx(
         said = bool(re.search(r"\w", p.text))
         if p.hidden:
             tally.add("note", p.text)
+        elif len(p.text) > (MOST_NAME if p.type == "Character" else MOST_TEXT):
+            tally.reject(p.row, f"more than {MOST_TEXT:,} letters in one paragraph, or {MOST_NAME} in a name", p.text)
+            speaker = "" if p.type == "Character" else speaker
         elif p.type in ("Dialogue", "Singing", "Lyrics") and said:
             words = p.text if how.keep_directions else without_directions(p.text)
             if not speaker:
@@ -1211,6 +1220,7 @@ WORDS = {
 }
 SAMPLE = 3000  # rows of a typed file that decide about its layout
 LONGEST_ROW = 1_000_000  # letters; a typed file with a longer row was not typed
+LONGEST_PAGE = 30_000_000  # letters; programs write pages and chats into one row
 
 
 def tried(
@@ -1292,11 +1302,11 @@ def read_html(
         script.counts["note"] += beside
         return replace(script, format="html")
     shown, hidden, at = html_rows(text)
-    found = tried(shown, TYPED, how)
+    found = tried(shown[:LONGEST_ROW], TYPED, how)
     chat = looks_like_chat(shown) and not looks_like_records(shown)
     if not chat and len(NAMING.findall(" ".join(re.findall(r"class=[\"']?([^\"'>]{1,100})", text)))) > 3:
         other = html_rows(text, classes=True)
-        better, best = tried(other[0], TYPED, how)[:1], found[0] if found else (0, "", None)
+        better, best = tried(other[0][:LONGEST_ROW], TYPED, how)[:1], found[0] if found else (0, "", None)
         if better and (
             better[0][0] > max(best[0], 0.5) or best[2] and len(better[0][2].lines) > 2 * len(best[2].lines)
         ):
@@ -1411,10 +1421,11 @@ def read_script(
             text, encoding, told = decode(data, inner, encoding)
             notes = [*notes, *told]
             require(text.strip(), f"{path.name} is empty; {HINT}")
-            kind = find_format(inner, text, how) if format == "auto" else format
-            longest = max(map(len, text.split("\n"))) if kind in TYPED else 0
+            kind = find_format(inner, text[:LONGEST_ROW], how) if format == "auto" else format
+            most = LONGEST_ROW if kind in (*TYPED, "subtitles") else LONGEST_PAGE
+            longest = max(map(len, text.split("\n"))) if kind not in ("table", "json", "fdx") else 0
             require(
-                longest <= LONGEST_ROW,
+                longest <= most,
                 f"{path.name} has a row of {longest:,} letters, which nobody typed; {HINT}",
             )
     with collector_off():
@@ -1430,7 +1441,7 @@ def read_script(
             or "it has no spoken rows"
         )
         raise ValueError(f"{path.name} holds no spoken line that can be used ({why}); read as {script.format}, {HINT}")
-    return judge(script, text, format != "auto", how)
+    return judge(script, text[:LONGEST_ROW], format != "auto", how)
 
 
 # %% [markdown]
