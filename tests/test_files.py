@@ -1,7 +1,9 @@
 "Files as people have them: encodings, packed files, subtitles, chats, pages and Final Draft."
 
 import codecs
+import csv
 import gzip
+import html
 import io
 import json
 import pickle
@@ -10,6 +12,7 @@ import time
 import zipfile
 from email.message import EmailMessage
 
+import pandas as pd
 import pysubs2
 import pytest
 from hypothesis import given, settings
@@ -568,7 +571,8 @@ PAGES = {
         f'<div class="m"><div class="from_name">\n{w}</div>\n<div class="text"><p>{t}</div></div>' for w, t, _ in WROTE
     ),
     "dated": "".join(
-        f'<div><div class="userpic"><div>{w[0]}</div></div><div class="date details">12:0{s % 7}</div><div class="from_name">{w}</div><div class="text">{t}</div></div>'
+        f'<div><div class="userpic"><div>{w[0]}</div></div><div class="date details">12:0{s % 7}</div>'
+        f'<div class="from_name">{w}</div><div class="text">{t}</div></div>'
         for w, t, s in WROTE
     ),
 }
@@ -669,3 +673,105 @@ def test_mutated(kind):
             assert not isinstance(e, UnicodeError) and "\n" not in str(e) and len(str(e)) < 500
 
     check()
+
+
+HUNDRED = [(("Ada", "Otto B", "Juno")[i % 3], f'Cup {i}; is it "here", or — nowhere?') for i in range(100)]
+FRAME = pd.DataFrame([(1 + i // 25, w, t) for i, (w, t) in enumerate(HUNDRED)], columns=["episode", "speaker", "text"])
+
+
+def as_page(frame):
+    return f"<!DOCTYPE html><html><body>{frame.to_html()}</body></html>".encode()
+
+
+def as_mail(frame):
+    message = EmailMessage()
+    message.set_content("see the page")
+    message.add_alternative("".join(f"<p><b>{w}:</b> {html.escape(t)}</p>" for w, t in HUNDRED), subtype="html")
+    return message.as_bytes()
+
+
+def as_fdx(frame):
+    fdx, fountain = (pytest.importorskip(f"screenplain.{name}") for name in ("export.fdx", "parsers.fountain"))
+    rows = [f"INT. LAB {i // 25}\n\n" * (i % 25 == 0) + f"{w.upper()}\n{t}\n\n" for i, (w, t) in enumerate(HUNDRED)]
+    out = io.StringIO()
+    fdx.to_fdx(fountain.parse(io.StringIO("".join(rows))), out)
+    return out.getvalue().encode()
+
+
+def as_screenplay(frame):
+    page, fountain = (pytest.importorskip(f"screenplain.{name}") for name in ("export.html", "parsers.fountain"))
+    out = io.StringIO()
+    page.convert(fountain.parse(io.StringIO("".join(f"{w.upper()}\n{t}\n\n" for w, t in HUNDRED))), out)
+    return out.getvalue().encode()
+
+
+def as_parquet(frame):
+    out = io.BytesIO()
+    frame.to_parquet(out)
+    return out.getvalue()
+
+
+WRITERS = {
+    "x.parquet": as_parquet,
+    "comma.csv": lambda f: f.to_csv().encode(),
+    "excel.csv": lambda f: f.to_csv(sep=";", index=False, lineterminator="\r\n").encode("utf-8-sig"),
+    "sep.csv": lambda f: ("sep=;\r\n" + f.to_csv(sep=";", index=False, lineterminator="\r\n")).encode("utf-8-sig"),
+    "old.csv": lambda f: f.to_csv(sep=";", index=False, lineterminator="\r\n").encode("cp1252"),
+    "unicode.txt": lambda f: f.to_csv(sep="\t", index=False, lineterminator="\r\n").encode("utf-16"),
+    "floats.csv": lambda f: f.astype({"episode": float}).to_csv(decimal=",", sep=";").encode(),
+    "bar.csv": lambda f: f.to_csv(sep="|", quoting=csv.QUOTE_ALL).encode(),
+    "lines.jsonl": lambda f: f.to_json(orient="records", lines=True).encode(),
+    "split.json": lambda f: f.to_json(orient="split").encode(),
+    "table.json": lambda f: f.to_json(orient="table").encode(),
+    "columns.json": lambda f: f.to_json().encode(),
+    "index.json": lambda f: f.to_json(orient="index").encode(),
+    "records.json": lambda f: f.to_json(orient="records", indent=2, force_ascii=False).encode(),
+    "packed.csv.gz": lambda f: gzip.compress(f.to_csv().encode()),
+    "page.html": as_page,
+    "page.eml": as_mail,
+    "x.fdx": as_fdx,
+    "screenplay.html": as_screenplay,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_hundred_lines_of_public_programs_come_back(tmp_path, name):
+    (tmp_path / name).write_bytes(WRITERS[name](FRAME))
+    script = read_script(tmp_path / name)
+    assert [(w.title(), t) for w, t in said(script)] == [(w.title(), t) for w, t in HUNDRED]
+    assert not script.rejected and script.doubts == []
+    assert name in ("page.eml", "x.fdx", "screenplay.html") or {x.episode for x in script.lines} == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("parts", [None, ("train", "test")])
+def test_a_folder_of_datasets_comes_back(tmp_path, parts):
+    datasets = pytest.importorskip("datasets")
+    whole = datasets.Dataset.from_pandas(FRAME)
+    half = {name: whole.select(range(50 * i, 50 * i + 50)) for i, name in enumerate(parts or ())}
+    (datasets.DatasetDict(half) if parts else whole).save_to_disk(str(tmp_path / "d"))
+    assert said(read_script(tmp_path / "d")) == HUNDRED
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.txt", "x.html", "x.json"])
+def test_wide_long_and_deep_files_take_no_time(tmp_path, name):
+    whole = {
+        "x.csv": "speaker,text,"
+        + ",".join(f"c{i}" for i in range(10_000))
+        + "\n"
+        + ("Ada,On," + "," * 9_999 + "\n") * 9,
+        "x.txt": "Ada: On.\nOtto: " + "word " * 2_000_000,
+        "x.html": "<html><body>" + "<div>" * 20_000 + "<p>Ada: On.</p><p>Otto: Off.</p>",
+        "x.json": '[{"who": "Ada", "line": "On."}, {"who": "Otto", "line": "' + "word " * 4_000_000 + '"}]',
+    }[name]
+    (tmp_path / name).write_text(whole)
+    start = time.perf_counter()
+    try:
+        assert read_script(tmp_path / name).lines
+    except ValueError as e:
+        assert "nobody typed" in str(e) and len(str(e).splitlines()) == 1
+    assert time.perf_counter() - start < 8
+
+
+def test_a_name_as_long_as_a_page_is_no_name():
+    chat = json.dumps({"messages": [{"type": "message", "date": "2023-01-01", "from": "A" * 9**6, "text": "On."}]})
+    assert [len(x.rejected) for x in (read_chat(chat, "x"), read_fdx(fdx(("Character", "A" * 999)), "x"))] == [1, 1]

@@ -408,7 +408,9 @@ PARAGRAPH = '<Paragraph Type="{}"><Text>{}</Text></Paragraph>\n'.format
 GOOD |= {
     "named.csv": table(*[(1 + i // 6, *t) for i, t in enumerate(TURNS)], names=("episode", "speaker", "text")),
     "messages.jsonl": "\n".join(json.dumps({"messages": ASKED}) for _ in range(4)),
-    "sharegpt.json": json.dumps([{"conversations": [{"from": "human", "value": "On?"}, {"from": "gpt", "value": "No."}]}] * 4),
+    "sharegpt.json": json.dumps(
+        [{"conversations": [{"from": "human", "value": "On?"}, {"from": "gpt", "value": "No."}]}] * 4
+    ),
     "play.txt": "\n\n".join(f"{w.upper()}\n{t}\nAnd so on." for w, t in TURNS),
     "screenplay.txt": "INT. LAB\n\n" + "\n\n".join(f"{' ' * 22}{w.upper()}\n{' ' * 11}{t}" for w, t in TURNS),
     "fdx": "<FinalDraft><Content>\n"
@@ -428,7 +430,9 @@ GOOD |= {
         indent=1,
     ),
     "telegram.html": "<!DOCTYPE html><body>\n"
-    + "\n".join(f'<div class="date">1:00</div><div class="from_name">{w}</div><div class="text">{t}</div>' for w, t in TURNS),
+    + "\n".join(
+        f'<p class="date">1:00</p><div class="from_name">{w}</div><div class="text">{t}</div>' for w, t in TURNS
+    ),
     "page.html": "<html><body>\n" + "\n".join(f"<p><b>{w}:</b> {t}</p>" for w, t in TURNS),
     "table.html": "<table><tr><th>Character<th>Line</tr>\n"
     + "\n".join(f"<tr><td>{w}</td><td>{t}</td></tr>" for w, t in TURNS),

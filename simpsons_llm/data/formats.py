@@ -9,9 +9,9 @@ __all__ = ['UNITS', 'DASH', 'LABEL', 'NAMED', 'BRACKETED', 'MUSIC', 'NOBODY', 'I
            'spell_time', 'find_pause', 'Timed', 'by_pauses', 'Caption', 'cues', 'events', 'name_at', 'names_in',
            'plain_row', 'turns', 'rolled', 'read_subtitles', 'looks_like_subtitles', 'Message', 'message_at',
            'day_order', 'seconds_of', 'read_chat', 'part_of', 'name_of', 'time_of', 'once_more', 'read_chat_json',
-           'looks_like_chat', 'Page', 'html_rows', 'feed_page', 'grid_of', 'html_to_text', 'looks_like_html',
-           'Paragraph', 'fdx_paragraphs', 'shown_as_name', 'read_fdx', 'looks_like_fdx', 'read_json', 'tried',
-           'find_format', 'read_html', 'guessed', 'judge', 'dataset_records', 'read_script']
+           'looks_like_chat', 'Page', 'html_rows', 'rows_of_page', 'feed_page', 'grid_of', 'html_to_text',
+           'looks_like_html', 'Paragraph', 'fdx_paragraphs', 'shown_as_name', 'read_fdx', 'looks_like_fdx', 'read_json',
+           'tried', 'find_format', 'read_html', 'guessed', 'judge', 'dataset_records', 'read_script']
 
 # %% ../../nbs/1_data/13_formats.ipynb #13-02
 import bisect
@@ -780,7 +780,13 @@ def html_rows(
     classes: bool = False,  # go by what elements are called
 ) -> tuple:  # (text, hidden rows, line of the file of each row of the text)
     "What a person sees of a page, and where each row comes from."
-    page = feed_page(text, classes)
+    return rows_of_page(feed_page(text, classes))
+
+
+def rows_of_page(
+    page: Page,  # a page, taken apart
+) -> tuple:  # (text, hidden rows, line of the file of each row of the text)
+    "The text of a page."
     rows = page.rows
     while rows and not rows[-1][1]:
         rows.pop()
@@ -809,10 +815,9 @@ def feed_page(
 
 
 def grid_of(
-    text: str,  # HTML
+    page: Page,  # a page, taken apart
 ) -> tuple:  # (names of the columns, `Row`s, rows of text beside them); no names if a table is not most of the page
     "The table of a page whose columns are known."
-    page = feed_page(text)
     rows = [(n, [clean(c) for c in cells]) for n, cells in page.grid]
     for i, (_, header) in enumerate(rows[:200]):
         if {"speaker", "text"} <= guess_columns(header).keys() and max(map(len, header)) <= 30:
@@ -1094,12 +1099,13 @@ def read_html(
     how: Reading = AUTO,  # what a reader may be told
 ) -> Script:  # scenes and account; hidden rows are notes
     "Read the script that a saved page shows."
-    header, rows, beside = grid_of(text)
+    page = feed_page(text)
+    header, rows, beside = grid_of(page)
     if header:
         script = read_any(header, rows, where, how)
         script.counts["note"] += beside
         return replace(script, format="html")
-    shown, hidden, at = html_rows(text)
+    shown, hidden, at = rows_of_page(page)
     found = tried(shown[:LONGEST_ROW], TYPED, how)
     chat = looks_like_chat(shown) and not looks_like_records(shown)
     if not chat and len(NAMING.findall(" ".join(re.findall(r"class=[\"']?([^\"'>]{1,100})", text)))) > 3:
@@ -1170,8 +1176,8 @@ def dataset_records(
         found = load_dataset(source[4:]) if source.startswith("hub:") else load_from_disk(source)
     except Exception as e:  # whatever the library meets on disk or on the way to the hub
         raise ValueError(
-            f"{source} cannot be read as a data set ({str(e).splitlines()[0][:120] if str(e) else type(e).__name__}); expected "
-            "a folder that datasets saved, or hub:OWNER/NAME and a connection"
+            f"{source} cannot be read as a data set ({(str(e) or type(e).__name__).splitlines()[0][:120]}); "
+            "expected a folder that datasets saved, or hub:OWNER/NAME and a connection"
         ) from None
     return [row for split in (found.values() if hasattr(found, "values") else [found]) for row in split]
 
@@ -1194,8 +1200,8 @@ def read_script(
         text, encoding, kind, notes = json.dumps(dataset_records(source), default=str), "utf-8", "json", []
     elif not path.is_file():
         raise FileNotFoundError(
-            f"no script at {path}; give the path of a script file, hub:OWNER/NAME for a data set of the Hugging Face hub, "
-            "or springfield for the script that comes with the package"
+            f"no script at {path}; give the path of a script file, hub:OWNER/NAME for a data set of the Hugging Face "
+            "hub, or springfield for the script that comes with the package"
         )
     else:
         data, inner, notes = open_bytes(path.read_bytes(), path.name)

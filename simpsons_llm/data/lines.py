@@ -254,7 +254,7 @@ def parse_lines(
 
 # %% ../../nbs/1_data/10_lines.ipynb #10-23
 EXTENSION = re.compile(
-    r"[\s,–—-]+(?:V\.? ?O\.?|O\.? ?[SC]\.?|CONT(?:['’]|IN)?['’]?D\.?|CONTINUED|CONTINUING)$"
+    r"(?<![\s,–—-])[\s,–—-]+(?:V\.? ?O\.?|O\.? ?[SC]\.?|CONT(?:['’]|IN)?['’]?D\.?|CONTINUED|CONTINUING)$"
 )  # what screenplays hang on a name, in capitals
 
 

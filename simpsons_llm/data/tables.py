@@ -9,10 +9,10 @@ __all__ = ['COLUMNS', 'NEEDED', 'MOST_ROW', 'MOST_TEXT', 'MOST_NAME', 'DAMAGED',
            'Row', 'Feed', 'csv_rows', 'read_standard', 'guess_columns', 'shown_header', 'choose_columns',
            'number_episodes', 'Cell', 'in_order', 'kind_of_row', 'read_cells', 'read_named', 'as_text', 'say_who',
            'read_any', 'read_rows', 'has_blanks', 'find_separator', 'find_header', 'find_style', 'read_table',
-           'spelling_of', 'turns_of', 'transcript_of', 'kind_of', 'as_records', 'unfold', 'records_in', 'load_records',
-           'in_a_row', 'read_sample', 'read_samples', 'shown', 'require_characters', 'read_turn', 'turns_in',
-           'read_chats', 'read_loaded', 'read_dicts', 'read_records', 'read_parquet', 'read_movie_lines', 'first_rows',
-           'looks_like_table', 'looks_like_records', 'looks_like_movie_lines']
+           'spelling_of', 'turns_of', 'transcript_of', 'known_roles', 'kind_of', 'as_records', 'unfold', 'records_in',
+           'load_records', 'in_a_row', 'read_sample', 'read_samples', 'shown', 'require_characters', 'read_turn',
+           'turns_in', 'read_chats', 'read_loaded', 'read_dicts', 'read_records', 'read_parquet', 'read_movie_lines',
+           'first_rows', 'looks_like_table', 'looks_like_records', 'looks_like_movie_lines']
 
 # %% ../../nbs/1_data/11_tables.ipynb #11-02
 import csv
@@ -23,6 +23,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -274,9 +275,10 @@ ROLES = {
     "char who name role username user sender sendername from spokenby sprecher figur personaje personnage personagem "
     "personaggio postac персонаж 角色 人物 キャラクター",
     "text": "spokenwords linetext characterwords dialogue dialog dialoguetext text utterance sentence speech quote "
-    "line lines message content value transcript playerline fulltext rawtext what texto texte replique dialogo fala battuta kwestia реплика 台词 对白 セリフ",
-    "season": "season seasonno seasonnumber seasonnum seasonid booknum staffel saison temporada stagione sezon сезон 季 "
-    "series",
+    "line lines message content value transcript playerline fulltext rawtext what "
+    "texto texte replique dialogo fala battuta kwestia реплика 台词 对白 セリフ",
+    "season": "season seasonno seasonnumber seasonnum seasonid booknum staffel saison temporada stagione sezon сезон "
+    "季 series",
     "episode": "episode episodeno episodenumber episodenum episodeid ep epno epnum seid chapternum folge episodename "
     "episodetitle eptitle title chapterid movie movietitle film play episodio odcinek серия эпизод 集 話数",
     "show": "show showname showtitle tvshow tvseries seriesname seriestitle",
@@ -827,6 +829,14 @@ def transcript_of(
     return []
 
 
+@lru_cache(100)
+def known_roles(
+    keys: tuple,  # names of a record's fields
+) -> frozenset:  # what they hold
+    "What the fields of a record hold; the same for all records of a file."
+    return frozenset(guess_columns(list(keys)))
+
+
 def kind_of(
     record,  # one JSON value
 ) -> str:  # chat, sample, pair, row; "" for anything else
@@ -839,8 +849,9 @@ def kind_of(
         return "sample"
     if spelling_of(record, PAIRS + BARE):
         return "pair"
-    found = guess_columns(list(record))
-    return "row" if {"speaker", "text"} <= found.keys() else "chat" if transcript_of(record) else ""
+    return (
+        "row" if {"speaker", "text"} <= known_roles(tuple(record)[:1000]) else "chat" if transcript_of(record) else ""
+    )
 
 # %% ../../nbs/1_data/11_tables.ipynb #11-48
 def as_records(
@@ -848,6 +859,8 @@ def as_records(
     most: float = 0.5,  # how many names there may be for each value
 ) -> list:  # the same as records, where they are [name, text], {name: text} or "name: text"
     "Bare pairs as records with names for their parts."
+    if values and isinstance(values[0], dict) and len(values[0]) != 1:
+        return values
     pairs = [
         tuple(v.items())[0] if isinstance(v, dict) and len(v) == 1
         else split_name(v) if isinstance(v, str)
@@ -1084,9 +1097,9 @@ def turns_in(
 ) -> list:  # (speaker, text) pairs
     "The turns of a conversation, or of a prompt and its completion."
     if turns := turns_of(record):
-        asked = ANSWERS | {"human", "user"}  # {"human": "On?", "assistant": "On."} is two turns
-        two = [isinstance(t, dict) and 0 < len(t.keys() & asked) and not t.keys() & {*SAYS[:4], *SAID} for t in turns]
-        parts = [[{"role": k, "content": t[k]} for k in t if k in asked] if p else [t] for p, t in zip(two, turns)]
+        sides = ANSWERS | {"human", "user"}  # {"human": "On?", "assistant": "On."} is two turns
+        two = [isinstance(t, dict) and 0 < len(t.keys() & sides) and not t.keys() & {*SAYS[:4], *SAID} for t in turns]
+        parts = [[{"role": k, "content": t[k]} for k in t if k in sides] if p else [t] for p, t in zip(two, turns)]
         return [read_turn(t, name) for part in parts for t in part]
     if not spelling_of(record, (*SPELLINGS, *PAIRS, *BARE)) and isinstance(record, dict):
         return [(w if w.lower() not in TOLD else "", t) for w, t in transcript_of(record)]

@@ -357,7 +357,7 @@ parse_lines(
 # %%
 #| export
 EXTENSION = re.compile(
-    r"[\s,–—-]+(?:V\.? ?O\.?|O\.? ?[SC]\.?|CONT(?:['’]|IN)?['’]?D\.?|CONTINUED|CONTINUING)$"
+    r"(?<![\s,–—-])[\s,–—-]+(?:V\.? ?O\.?|O\.? ?[SC]\.?|CONT(?:['’]|IN)?['’]?D\.?|CONTINUED|CONTINUING)$"
 )  # what screenplays hang on a name, in capitals
 
 

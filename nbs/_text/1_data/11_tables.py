@@ -18,6 +18,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -334,9 +335,10 @@ ROLES = {
     "char who name role username user sender sendername from spokenby sprecher figur personaje personnage personagem "
     "personaggio postac персонаж 角色 人物 キャラクター",
     "text": "spokenwords linetext characterwords dialogue dialog dialoguetext text utterance sentence speech quote "
-    "line lines message content value transcript playerline fulltext rawtext what texto texte replique dialogo fala battuta kwestia реплика 台词 对白 セリフ",
-    "season": "season seasonno seasonnumber seasonnum seasonid booknum staffel saison temporada stagione sezon сезон 季 "
-    "series",
+    "line lines message content value transcript playerline fulltext rawtext what "
+    "texto texte replique dialogo fala battuta kwestia реплика 台词 对白 セリフ",
+    "season": "season seasonno seasonnumber seasonnum seasonid booknum staffel saison temporada stagione sezon сезон "
+    "季 series",
     "episode": "episode episodeno episodenumber episodenum episodeid ep epno epnum seid chapternum folge episodename "
     "episodetitle eptitle title chapterid movie movietitle film play episodio odcinek серия эпизод 集 話数",
     "show": "show showname showtitle tvshow tvseries seriesname seriestitle",
@@ -385,6 +387,8 @@ for header in ("Season,Episode,Character,Line", "id,scene,line_text,speaker,dele
 
 
 # %% [markdown]
+# Names that are not in these rows are looked at word by word: `character_name` has a character, `line.text` a text, `line_id` neither. Below a title, the first row of which both are known is the header. A show's name keeps its episodes apart from another show's.
+#
 # A person who knows better names the column, `speaker=Character`, or its place, `speaker=1`; `speaker==Otto` says that Otto speaks all rows, and `season=` that there is nothing of the kind. Where only places are given, the first row is a row like any other, unless it holds names. What she does not name is still guessed, and all of it is told.
 
 # %%
@@ -1026,6 +1030,14 @@ def transcript_of(
     return []
 
 
+@lru_cache(100)
+def known_roles(
+    keys: tuple,  # names of a record's fields
+) -> frozenset:  # what they hold
+    "What the fields of a record hold; the same for all records of a file."
+    return frozenset(guess_columns(list(keys)))
+
+
 def kind_of(
     record,  # one JSON value
 ) -> str:  # chat, sample, pair, row; "" for anything else
@@ -1038,12 +1050,13 @@ def kind_of(
         return "sample"
     if spelling_of(record, PAIRS + BARE):
         return "pair"
-    found = guess_columns(list(record))
-    return "row" if {"speaker", "text"} <= found.keys() else "chat" if transcript_of(record) else ""
+    return (
+        "row" if {"speaker", "text"} <= known_roles(tuple(record)[:1000]) else "chat" if transcript_of(record) else ""
+    )
 
 
 # %% [markdown]
-# A file is one list, one record a line, or an object that holds the list under some key. In a file of one record a line, one broken line is rejected; a broken list is broken as a whole. pandas also writes an object with a list for each column:
+# A file is one list, one record a line, or an object that holds the list under some key. In a file of one record a line, one broken line is rejected; a broken list is broken as a whole. pandas also writes an object with a list for each column. People nest scripts, seasons of episodes of scenes, and write pairs of a name and a text without names for the fields; these are unfolded into records first:
 
 # %%
 #| export
@@ -1052,6 +1065,8 @@ def as_records(
     most: float = 0.5,  # how many names there may be for each value
 ) -> list:  # the same as records, where they are [name, text], {name: text} or "name: text"
     "Bare pairs as records with names for their parts."
+    if values and isinstance(values[0], dict) and len(values[0]) != 1:
+        return values
     pairs = [
         tuple(v.items())[0] if isinstance(v, dict) and len(v) == 1
         else split_name(v) if isinstance(v, str)
@@ -1303,9 +1318,9 @@ def turns_in(
 ) -> list:  # (speaker, text) pairs
     "The turns of a conversation, or of a prompt and its completion."
     if turns := turns_of(record):
-        asked = ANSWERS | {"human", "user"}  # {"human": "On?", "assistant": "On."} is two turns
-        two = [isinstance(t, dict) and 0 < len(t.keys() & asked) and not t.keys() & {*SAYS[:4], *SAID} for t in turns]
-        parts = [[{"role": k, "content": t[k]} for k in t if k in asked] if p else [t] for p, t in zip(two, turns)]
+        sides = ANSWERS | {"human", "user"}  # {"human": "On?", "assistant": "On."} is two turns
+        two = [isinstance(t, dict) and 0 < len(t.keys() & sides) and not t.keys() & {*SAYS[:4], *SAID} for t in turns]
+        parts = [[{"role": k, "content": t[k]} for k in t if k in sides] if p else [t] for p, t in zip(two, turns)]
         return [read_turn(t, name) for part in parts for t in part]
     if not spelling_of(record, (*SPELLINGS, *PAIRS, *BARE)) and isinstance(record, dict):
         return [(w if w.lower() not in TOLD else "", t) for w, t in transcript_of(record)]

@@ -783,7 +783,7 @@ assert looks_like_chat(chat) and not looks_like_chat("Ada: Is the kettle on?") a
 # %% [markdown]
 # ## Saved pages
 #
-# Transcripts stand on web pages. The standard library's parser reads HTML as it is found, broken or not. What a person sees becomes rows, as a browser's *copy* gives them: a blank row between paragraphs, none between rows that only a `<br>` parts. Italics are kept as `<i>`, since they often mean a direction; scripts, styles and menus are hidden, and counted.
+# Transcripts stand on web pages. The standard library's parser reads HTML as it is found, broken or not. What a person sees becomes rows, as a browser's *copy* gives them: a blank row between paragraphs, none between rows that only a `<br>` parts. Italics are kept as `<i>`, since they often mean a direction; scripts, styles and menus are hidden, and counted. A table whose columns are known, if it is most of the page, is read as a table; and where elements are called `speaker` or `from_name`, a colon goes behind what they hold, if the page makes more sense so.
 
 # %%
 #| export
@@ -914,7 +914,13 @@ def html_rows(
     classes: bool = False,  # go by what elements are called
 ) -> tuple:  # (text, hidden rows, line of the file of each row of the text)
     "What a person sees of a page, and where each row comes from."
-    page = feed_page(text, classes)
+    return rows_of_page(feed_page(text, classes))
+
+
+def rows_of_page(
+    page: Page,  # a page, taken apart
+) -> tuple:  # (text, hidden rows, line of the file of each row of the text)
+    "The text of a page."
     rows = page.rows
     while rows and not rows[-1][1]:
         rows.pop()
@@ -943,10 +949,9 @@ def feed_page(
 
 
 def grid_of(
-    text: str,  # HTML
+    page: Page,  # a page, taken apart
 ) -> tuple:  # (names of the columns, `Row`s, rows of text beside them); no names if a table is not most of the page
     "The table of a page whose columns are known."
-    page = feed_page(text)
     rows = [(n, [clean(c) for c in cells]) for n, cells in page.grid]
     for i, (_, header) in enumerate(rows[:200]):
         if {"speaker", "text"} <= guess_columns(header).keys() and max(map(len, header)) <= 30:
@@ -1296,12 +1301,13 @@ def read_html(
     how: Reading = AUTO,  # what a reader may be told
 ) -> Script:  # scenes and account; hidden rows are notes
     "Read the script that a saved page shows."
-    header, rows, beside = grid_of(text)
+    page = feed_page(text)
+    header, rows, beside = grid_of(page)
     if header:
         script = read_any(header, rows, where, how)
         script.counts["note"] += beside
         return replace(script, format="html")
-    shown, hidden, at = html_rows(text)
+    shown, hidden, at = rows_of_page(page)
     found = tried(shown[:LONGEST_ROW], TYPED, how)
     chat = looks_like_chat(shown) and not looks_like_records(shown)
     if not chat and len(NAMING.findall(" ".join(re.findall(r"class=[\"']?([^\"'>]{1,100})", text)))) > 3:
@@ -1386,8 +1392,8 @@ def dataset_records(
         found = load_dataset(source[4:]) if source.startswith("hub:") else load_from_disk(source)
     except Exception as e:  # whatever the library meets on disk or on the way to the hub
         raise ValueError(
-            f"{source} cannot be read as a data set ({str(e).splitlines()[0][:120] if str(e) else type(e).__name__}); expected "
-            "a folder that datasets saved, or hub:OWNER/NAME and a connection"
+            f"{source} cannot be read as a data set ({(str(e) or type(e).__name__).splitlines()[0][:120]}); "
+            "expected a folder that datasets saved, or hub:OWNER/NAME and a connection"
         ) from None
     return [row for split in (found.values() if hasattr(found, "values") else [found]) for row in split]
 
@@ -1410,8 +1416,8 @@ def read_script(
         text, encoding, kind, notes = json.dumps(dataset_records(source), default=str), "utf-8", "json", []
     elif not path.is_file():
         raise FileNotFoundError(
-            f"no script at {path}; give the path of a script file, hub:OWNER/NAME for a data set of the Hugging Face hub, "
-            "or springfield for the script that comes with the package"
+            f"no script at {path}; give the path of a script file, hub:OWNER/NAME for a data set of the Hugging Face "
+            "hub, or springfield for the script that comes with the package"
         )
     else:
         data, inner, notes = open_bytes(path.read_bytes(), path.name)

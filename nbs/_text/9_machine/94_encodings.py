@@ -709,6 +709,8 @@ def page_of_mail(
     if not found:
         return b""
     text = found[0].get_payload(decode=True)
+    if not isinstance(text, bytes):
+        return b""
     try:
         return text.decode(found[0].get_content_charset("utf-8")).encode()
     except (LookupError, UnicodeError):
