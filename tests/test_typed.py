@@ -355,7 +355,8 @@ def test_a_note_over_several_rows_is_in_the_account():
 
 
 def test_a_speech_over_two_pages_is_one_place_and_directions_over_rows_go():
-    page = "INT. BAR - DAY\n\n{c}MOE\n{p}(to the glass, and\n{p}to himself)\n{s}Nobody\n{s}drinks.\n{p}(MORE)\n\n{c}2.\n\n{c}MOE (CONT'D)\n{s}From you.\n"
+    page = "INT. BAR - DAY\n\n{c}MOE\n{p}(to the glass, and\n{p}to himself)\n{s}Nobody\n{s}drinks.\n"
+    page += "{p}(MORE)\n\n{c}2.\n\n{c}MOE (CONT'D)\n{s}From you.\n"
     text = page.format(c=" " * 22, p=" " * 16, s=" " * 11) * 2
     script = rename(read_screenplay(text, "x"))
     assert script.speakers == {"Moe": 4} and script.lines[0].text == "Nobody drinks."
@@ -363,10 +364,11 @@ def test_a_speech_over_two_pages_is_one_place_and_directions_over_rows_go():
 
 
 ROWS = st.sampled_from(
-    "Marge: Hi.|HOMER|Homer:|(sighs)|[Pier]|[Marge goes|on]|INT. BAR - DAY|Episode 2|Season 3|2x01|---|# Act|12|(MORE)|*x* y|"
-    "  in|          FAR|just words that go on|a: b: c|：|[[|]]|/*|*/|@x|.y|!|>|=|~|**B:** c|CUT TO:|||é: ü|第3集|\t|&amp;|<i>".split(
-        "|"
-    )
+    (
+        "Marge: Hi.|HOMER|Homer:|(sighs)|[Pier]|[Marge goes|on]|INT. BAR - DAY|Episode 2|Season 3|2x01|---|# Act|12|"
+        "(MORE)|*x* y|  in|          FAR|just words that go on|a: b: c|：|[[|]]|/*|*/|@x|.y|!|>|=|~|**B:** c|CUT TO:|"
+        "||é: ü|第3集|\t|&amp;|<i>"
+    ).split("|")
 )
 
 

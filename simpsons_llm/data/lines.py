@@ -186,7 +186,7 @@ AUTO = Reading()  # nobody said anything: find out
 
 # %% ../../nbs/1_data/10_lines.ipynb #10-15
 BRACKETS = ("()", "[]", "{}", "（）", "【】", "［］", "〔〕")  # which pairs enclose directions
-INSIDE = re.compile("|".join(rf"{re.escape(a)}[^{re.escape(a + b)}]*{re.escape(b)}" for a, b in BRACKETS))
+INSIDE = re.compile("|".join(rf"{re.escape(x[0])}[^{re.escape(x)}]*{re.escape(x[1])}" for x in BRACKETS))
 UNCLOSED = re.compile(r"(?<=\S)\s[(\[{（【［〔]\w+(?: \w+){0,3}$")  # a direction that ends a line without its bracket
 STARRED = re.compile(
     r"(?<![\w*])(\*{1,3}|_{1,2})(?=[^\s*_])([^*_]*?[^\s*_])\1(?![\w*])|<(i|em)>([^<]*)</\3>", re.I | re.S
@@ -327,6 +327,7 @@ TITLES = {"mr", "mrs", "ms", "miss", "dr", "prof", "professor", "captain", "capt
 
 def alike_names(
     speakers: dict,  # name -> number of lines
+    scenes: list | tuple = (),  # `Scene`s: who speaks in one scene with another is somebody else
     most: int = 5,  # how many pairs
     among: int = 300,  # how many names are looked at, those with the most lines
 ) -> list:  # (name with more lines, name with fewer) pairs, most lines first
@@ -349,7 +350,10 @@ def alike_names(
                 found.append((a, b))
     # a part of several names, such as a family's, names nobody
     parts = Counter(min(p, key=lambda n: len(words[n])) for p in found)
-    return [p for p in found if parts[min(p, key=lambda n: len(words[n]))] == 1][:most]
+    left = [p for p in found if parts[min(p, key=lambda n: len(words[n]))] == 1]
+    for there in ({x.speaker for x in s.lines} for s in scenes if left):
+        left = [p for p in left if not there.issuperset(p)]
+    return left[:most]
 
 # %% ../../nbs/1_data/10_lines.ipynb #10-32
 LABELS = set(

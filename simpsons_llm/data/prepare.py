@@ -189,7 +189,8 @@ def read_aliases(
         given = [o.strip() for o in others.split(",") if o.strip()]
         require(
             mark and name and given,
-            f"row {row} of {Path(path).name} is {text[:60]!r}; expected a name and its others: Marla Quill = Marla, Mrs. Quill",
+            f"row {row} of {Path(path).name} is {text[:60]!r}; "
+            "expected a name and its others: Marla Quill = Marla, Mrs. Quill",
         )
         for other in [name, *given]:
             before = found.setdefault(name_key(other), name)
@@ -655,7 +656,7 @@ def read_and_split(
         "doubts": script.doubts,
         "looks": {k: round(v, 4) for k, v in measure(script).items()},
         "merged": script.merged,
-        "alike": alike_names(script.speakers),
+        "alike": alike_names(script.speakers, script.scenes),
         "shown": shown_scenes(script.scenes),
         "rejected": [asdict(r) for r in script.rejected[:20]],
         "rejected_reasons": {k: {"rows": len(v), "lines": v[:10]} for k, v in reasons.items()},

@@ -246,7 +246,7 @@ AUTO = Reading()  # nobody said anything: find out
 # %%
 #| export
 BRACKETS = ("()", "[]", "{}", "（）", "【】", "［］", "〔〕")  # which pairs enclose directions
-INSIDE = re.compile("|".join(rf"{re.escape(a)}[^{re.escape(a + b)}]*{re.escape(b)}" for a, b in BRACKETS))
+INSIDE = re.compile("|".join(rf"{re.escape(x[0])}[^{re.escape(x)}]*{re.escape(x[1])}" for x in BRACKETS))
 UNCLOSED = re.compile(r"(?<=\S)\s[(\[{（【［〔]\w+(?: \w+){0,3}$")  # a direction that ends a line without its bracket
 STARRED = re.compile(
     r"(?<![\w*])(\*{1,3}|_{1,2})(?=[^\s*_])([^*_]*?[^\s*_])\1(?![\w*])|<(i|em)>([^<]*)</\3>", re.I | re.S
@@ -457,6 +457,7 @@ TITLES = {"mr", "mrs", "ms", "miss", "dr", "prof", "professor", "captain", "capt
 
 def alike_names(
     speakers: dict,  # name -> number of lines
+    scenes: list | tuple = (),  # `Scene`s: who speaks in one scene with another is somebody else
     most: int = 5,  # how many pairs
     among: int = 300,  # how many names are looked at, those with the most lines
 ) -> list:  # (name with more lines, name with fewer) pairs, most lines first
@@ -479,7 +480,10 @@ def alike_names(
                 found.append((a, b))
     # a part of several names, such as a family's, names nobody
     parts = Counter(min(p, key=lambda n: len(words[n])) for p in found)
-    return [p for p in found if parts[min(p, key=lambda n: len(words[n]))] == 1][:most]
+    left = [p for p in found if parts[min(p, key=lambda n: len(words[n]))] == 1]
+    for there in ({x.speaker for x in s.lines} for s in scenes if left):
+        left = [p for p in left if not there.issuperset(p)]
+    return left[:most]
 
 
 # %% tags=["check"]
@@ -490,6 +494,8 @@ assert alike_names({"Marla": 9, "Otto": 8, "Marla Quill": 5, "Dr. Pike": 3, "Pik
 assert alike_names({"Homer Simpson": 9, "Marge Simpson": 8, "Simpson": 3}) == [] and alike_names(
     {"Smithers": 2, "Smthers": 1}
 )
+apart = scenes_of([Line(1, i, n, "Hi.") for i, n in enumerate(["Pike", "Dr. Pike"])])
+assert alike_names({"Dr. Pike": 3, "Pike": 2}, apart) == [] != alike_names({"Dr. Pike": 3, "Pike": 2})
 assert set(merge_spellings(spelt).values()) == {"Marla", "OTTO BRANDT JR.", "Juno"}
 five = {"Al": 2, "AL (V.O.)": 1, "Bo": 2}
 lines = [Line(1, i, n, "Hi.", "") for i, n in enumerate(n for n, k in five.items() for _ in range(k))]

@@ -16,7 +16,7 @@ import string
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from simpsons_llm.data.lines import (
     AUTO,
@@ -199,7 +199,8 @@ assert [as_number(n) for n in ("IV", "ix", "seven", "十", "二十", "二十三"
 # %%
 #| export
 PLACE = re.compile(
-    r"(?:\d+[A-Z]?\.?\s+)?(?:INT\.?\s?/\s?EXT|EXT\.?\s?/\s?INT|I/E|INT|EXT|EST|ИНТ|НАТ|ЭКСТ)(?:\.|\s)\s*(.*?)(?:\s+\d+[A-Z]?)?",
+    r"(?:\d+[A-Z]?\.?\s+)?(?:INT\.?\s?/\s?EXT|EXT\.?\s?/\s?INT|I/E|INT|EXT|EST|ИНТ|НАТ|ЭКСТ)(?:\.|\s)"
+    r"\s*(.*?)(?:\s+\d+[A-Z]?)?",
     re.I,
 )
 SCENE = re.compile(
@@ -303,7 +304,8 @@ CREDIT = re.compile(
     re.I,
 )
 FRONT = re.compile(
-    r"(?:title|credits?|authors?|source|draft(?: date)?|date|contact|notes?|revision|format|cast|characters|dramatis personae|"
+    r"(?:title|credits?|authors?|source|draft(?: date)?|date|contact|notes?|revision|format|cast|"
+    r"characters|dramatis personae|"
     r"with|subject|from|to|url|website|language|thanks to)\s*[:：].*",
     re.I,
 )
@@ -320,8 +322,10 @@ CUE = re.compile(
 )  # for those behind the stage, and who comes and goes
 LISTING = re.compile(r"(?:出场人物|登場人物|人物|时间|時間)\s*[:：].*")
 TRANSITION = re.compile(
-    r"\W*(?:(?:smash |match |jump |hard |flash )?cut(?:s)? to|fade (?:in|out|to)|dissolve to|wipe to|commercial break|the end|end|"
-    r"end of (?:act|episode|scene|part|show|teaser|cold open|tag).{0,20}|to be continued|black(?:out)?|intermission)\b[^a-z]{0,40}(?:black|white)?[.:]?",
+    r"\W*(?:(?:smash |match |jump |hard |flash )?cut(?:s)? to|fade (?:in|out|to)|dissolve to|wipe to|"
+    r"commercial break|the end|end|"
+    r"end of (?:act|episode|scene|part|show|teaser|cold open|tag).{0,20}|to be continued|black(?:out)?|intermission)\b"
+    r"[^a-z]{0,40}(?:black|white)?[.:]?",
     re.I,
 )
 SEPARATOR = re.compile(r"(?:[-*_=~#•·]\s*){3,}|[⁂§#]")
@@ -379,7 +383,7 @@ def before_small_stop(
     m = STOP.fullmatch(text)
     name = m[1].strip() if m else ""
     named = name and not name.isupper() and like_a_name(name, False) and name.casefold() not in SAYS
-    return (name, m[2]) if named else None
+    return (name, m[2]) if m and named else None
 
 
 def before_dash(
@@ -447,7 +451,7 @@ names_of(rows, before_colon)
 class Habits(NamedTuple):
     "How a typed file is laid out."
 
-    cut: object  # one of `CUTS`; None: no mark ends a name, it stands above in a row of its own
+    cut: Any  # one of `CUTS`; None: no mark ends a name, it stands above in a row of its own
     above: bool  # names stand above what is said
     names: Counter  # `name_key` -> how often it may be speaking
     begins: frozenset  # names and first names of those, small letters
@@ -476,7 +480,8 @@ def habits_of(
     counted = [names_of(filled, cut) for cut in CUTS]
     again = [sum(n for n in names.values() if n > 1) for names in counted]
     best = max(range(len(CUTS)), key=lambda i: again[i] / (1 if i == 0 else 2))
-    cut, names = CUTS[best], counted[best]
+    cut: Any = CUTS[best]
+    names = counted[best]
     if plain:
         tight = len(first) < len(filled) / 10  # no blank rows at all: only capitals tell a name
         among = [r for r in filled if r.text.isupper()] if tight else first
@@ -542,7 +547,9 @@ class Typed:
         self.episodes: list[tuple] = [(None, 1)]  # (season or None, number) in order of appearance
         self.season: int | None = None
         self.place, self.blanks, self.fresh = "", 0, True
-        self.speaker, self.said, self.cue = "", [], None
+        self.speaker = ""
+        self.said: list[tuple] = []  # (`Row`, its text) pairs of the speech
+        self.cue: Row | None = None  # where its name stands, if that is a row of its own
         self.cast: int | None = None  # where a list of who is who ended so far, 0: it was only announced
         self.run = 0  # blank rows right before this row
         self.repeated: Counter | None = None  # rows that come again, counted when it is asked for first
@@ -604,7 +611,9 @@ class Typed:
     def bracketed(
         self,
         i: int,  # index of a row
-    ) -> tuple:  # (how many rows, their text): more than one only if a bracket that begins the row ends at the end of a later one
+    ) -> (
+        tuple
+    ):  # (how many rows, their text): more than one if a bracket that begins here ends at the end of a later row
         "The row at `i`, or all rows of what stands in brackets there."
         text = self.rows[i].text
         close = {"(": ")", "[": "]", "{": "}", "（": "）", "【": "】"}.get(text[0])
@@ -992,7 +1001,9 @@ def read_screenplay(
             typed.close()
             typed.begin(*found)
             typed.tally.add("heading", row.text)
-        elif is_cue(row, below) and row.indent in names and (below.indent < row.indent or below.text[0] == "("):
+        elif (
+            below and is_cue(row, below) and row.indent in names and (below.indent < row.indent or below.text[0] == "(")
+        ):
             typed.close()
             typed.speaker, typed.said, typed.cue = string.capwords(shown_name(row.text)), [], row
             torn = ""

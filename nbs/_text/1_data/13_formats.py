@@ -1342,7 +1342,11 @@ def guessed(
     how: Reading,  # what a reader may be told
 ) -> str:  # part of a sentence
     "What else a file may be: the three best guesses, and the option that forces each."
-    found = [x for x in tried(text, [n for n in READERS if n != "parquet"], how) if x[0] > 0 and x[1] != kind][:3]
+    found = [
+        x
+        for x in tried(text, [n for n in READERS if n != "html" or looks_like_html(text[:200_000])], how)
+        if x[0] > 0 and x[1] != kind
+    ][:3]
     told = [
         f"{WORDS.get(name, name)}, {len(s.lines):,} lines by {len(s.speakers):,} speakers such as "
         f"{', '.join(list(s.speakers)[:2])} (--file-format {name})"
@@ -1361,7 +1365,8 @@ def judge(
     refused, wrong = doubts(script)
     require(
         forced or not refused,
-        f"{Path(script.path).name} does not look like dialogue when it is read as {WORDS.get(script.format, script.format)}: "
+        f"{Path(script.path).name} does not look like dialogue when it is read as "
+        f"{WORDS.get(script.format, script.format)}: "
         f"{', '.join(wrong)}; {guessed(text, script.format, how)}; "
         f"to take it as it is: --file-format {script.format}",
     )
