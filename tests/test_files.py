@@ -691,7 +691,10 @@ def as_mail(frame):
 
 
 def as_fdx(frame):
-    fdx, fountain = (pytest.importorskip(f"screenplain.{name}") for name in ("export.fdx", "parsers.fountain"))
+    pytest.importorskip("screenplain")
+    from screenplain.export import fdx
+    from screenplain.parsers import fountain
+
     rows = [f"INT. LAB {i // 25}\n\n" * (i % 25 == 0) + f"{w.upper()}\n{t}\n\n" for i, (w, t) in enumerate(HUNDRED)]
     out = io.StringIO()
     fdx.to_fdx(fountain.parse(io.StringIO("".join(rows))), out)
@@ -699,7 +702,10 @@ def as_fdx(frame):
 
 
 def as_screenplay(frame):
-    page, fountain = (pytest.importorskip(f"screenplain.{name}") for name in ("export.html", "parsers.fountain"))
+    pytest.importorskip("screenplain")
+    from screenplain.export import html as page
+    from screenplain.parsers import fountain
+
     out = io.StringIO()
     page.convert(fountain.parse(io.StringIO("".join(f"{w.upper()}\n{t}\n\n" for w, t in HUNDRED))), out)
     return out.getvalue().encode()

@@ -753,7 +753,7 @@ for data in (
 assert open_bytes(gzip.compress(b"Ada: On."), "tea.txt.gz") == (
     b"Ada: On.",
     "tea.txt",
-    ["tea.txt.gz was unpacked with gzip."],
+    ["tea.txt.gz was unpacked with gzip"],
 )
 assert (
     open_bytes(b"PAR1...", "lines.parquet")[0] == b"PAR1..." and open_bytes(b"BZh is a name: no", "x.txt")[1] == "x.txt"
