@@ -1154,13 +1154,12 @@ def judge(
 ) -> Script:  # the same with its doubts; ValueError if it does not look like dialogue and nobody named the format
     "Let through what looks like dialogue."
     refused, wrong = doubts(script)
-    require(
-        forced or not refused,
-        f"{Path(script.path).name} does not look like dialogue when it is read as "
-        f"{WORDS.get(script.format, script.format)}: "
-        f"{', '.join(wrong)}; {guessed(text, script.format, how)}; "
-        f"to take it as it is: --file-format {script.format}",
-    )
+    if refused and not forced:
+        what = WORDS.get(script.format, script.format)
+        raise ValueError(
+            f"{Path(script.path).name} does not look like dialogue when it is read as {what}: {', '.join(wrong)}; "
+            f"{guessed(text, script.format, how)}; to take it as it is: --file-format {script.format}"
+        )
     script.doubts = wrong
     return script
 
