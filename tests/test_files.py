@@ -781,3 +781,12 @@ def test_wide_long_and_deep_files_take_no_time(tmp_path, name):
 def test_a_name_as_long_as_a_page_is_no_name():
     chat = json.dumps({"messages": [{"type": "message", "date": "2023-01-01", "from": "A" * 9**6, "text": "On."}]})
     assert [len(x.rejected) for x in (read_chat(chat, "x"), read_fdx(fdx(("Character", "A" * 999)), "x"))] == [1, 1]
+
+
+def test_hidden_rows_of_a_page_are_in_the_account(tmp_path):
+    said = "".join(f"<p>Ada: Is it on, {i}?</p><p>Otto: It was on, {i}.</p>" for i in range(6))
+    hidden = "<script>\nvar a = 1;\nvar b = 2;\n</script>"
+    (tmp_path / "x.html").write_text(f"<html><body>{said}</body></html>")
+    (tmp_path / "y.html").write_text(f"<html><body>{hidden}{said}</body></html>")
+    plain, whole = (read_script(tmp_path / n) for n in ("x.html", "y.html"))
+    assert whole.counts["note"] > plain.counts["note"] and whole.speakers == plain.speakers == {"Ada": 6, "Otto": 6}
