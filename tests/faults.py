@@ -296,7 +296,7 @@ FAULTS = [Fault(*row) for row in (
     ("train.loop", "optimizer-starts-anew", "    loop.optimizer.load_state_dict(", "    (lambda state: None)(",
      "loop.py -k others_checkpoint"),
     ("train.pitfalls", "steps-add-up", "optimizer.step()\n        optimizer.zero_grad()", "optimizer.step()",
-     "chapter:4_train/47_pitfalls"),
+     "chapter:4_train/48_pitfalls"),
     ("train.finetune", "ranks-averaged", " * self.accelerator.num_processes", "", "ranks.py -k in_parts_learns"),
     ("train.finetune", "trainer-clips-at-1", "        max_grad_norm=config.max_grad_norm,\n", "",
      "lifecycle.py -k clipped"),

@@ -28,7 +28,7 @@
 # The second runs the chapters top to bottom, then the tests, in less than eight minutes on two cores (two at a time; the variable keeps the threads of two programs from waiting in each other's way, which costs several times the time). It leaves out the two chapters that train for minutes: the demo has just run the first, and the tests run the cells of the other with a tiny model. `nbdev_test` alone runs them too, and `pytest --slow` the tests with many processes; continuous integration runs these as well:
 #
 # ```bash
-# OMP_WAIT_POLICY=PASSIVE nbdev_test --n_workers 2 --skip_file_re '^[_.]|^00_start|^46_finetune' && python -m pytest -q -n 2 --dist worksteal
+# OMP_WAIT_POLICY=PASSIVE nbdev_test --n_workers 2 --skip_file_re '^[_.]|^00_start|^47_finetune' && python -m pytest -q -n 2 --dist worksteal
 # ```
 #
 # `constraints.txt` pins every version. It names PyTorch 2.13.0; for XPU or another CUDA version install PyTorch from its own index first.
@@ -92,7 +92,7 @@ if demo:
 #
 # ```
 # simpsons-llm run finetune --out runs/y -p data runs/data -p max_steps 10
-# papermill nbs/4_train/46_finetune.ipynb out.ipynb -p data runs/data -p run runs/z -p max_steps 10
+# papermill nbs/4_train/47_finetune.ipynb out.ipynb -p data runs/data -p run runs/z -p max_steps 10
 # ```
 #
 # The same once per rank, on many cards or machines, by torchrun, MPICH, Intel MPI, Open MPI or SLURM. Every rank leaves its notebook; if one fails, all end, and the message says which and why:
@@ -139,9 +139,9 @@ if demo:
 # | | [history](4_train/43_history.ipynb) | what a run tells: losses, perplexities, samples of text; here a tracker is added |
 # | | [lifecycle](4_train/44_lifecycle.ipynb) | what surrounds the steps: data, plan, resuming, summary |
 # | | [loop](4_train/45_loop.ipynb) | training written out: every line between data and adapter |
-# | | [finetune](4_train/46_finetune.ipynb) | fine-tuning with Trainer, on one device or many |
-# | | [pitfalls](4_train/47_pitfalls.ipynb) | eight ways to train nothing, each with its run |
-# | | [run](4_train/48_run.ipynb) | fine-tuning in one call, and what a run left |
+# | | [finetune](4_train/47_finetune.ipynb) | fine-tuning with Trainer, on one device or many |
+# | | [pitfalls](4_train/48_pitfalls.ipynb) | eight ways to train nothing, each with its run |
+# | | [run](4_train/49_run.ipynb) | fine-tuning in one call, and what a run left |
 # | **talk** | [ollama](6_talk/63_ollama.ipynb) | GGUF files, and prompts for llama.cpp and Ollama |
 # | | [publish](6_talk/64_publish.ipynb) | one plain model to give away, with its card |
 # | **ranks** | [collectives](7_ranks/70_collectives.ipynb) | how fast ranks talk, and whether they get it right |

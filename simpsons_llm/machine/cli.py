@@ -339,7 +339,7 @@ def export(
         raise ValueError(record["gguf"]["note"])
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-25
-CHAPTER = typer.Argument(help="a job (prepare, finetune, infer), a chapter (46_finetune) or the path of a notebook")
+CHAPTER = typer.Argument(help="a job (prepare, finetune, infer), a chapter (47_finetune) or the path of a notebook")
 PARAMETER = typer.Option("-p", "--parameter", metavar="NAME VALUE", help="set a parameter; may be given several times")
 PARAMETERS = typer.Option("-f", "--file", help="YAML file with parameters; -p overrules it")
 CCL_DEBUG = typer.Option("--ccl-debug", help="let oneCCL tell what it does (CCL_LOG_LEVEL=debug)")
@@ -450,7 +450,7 @@ def rank(
     """Be one rank of a chapter: for an mpirun or srun of your own. `launch` does this for you.
 
     \b
-    mpirun -n 4 simpsons-llm rank nbs/4_train/46_finetune.ipynb runs/x/rank{rank}.ipynb -p max_steps 100
+    mpirun -n 4 simpsons-llm rank nbs/4_train/47_finetune.ipynb runs/x/rank{rank}.ipynb -p max_steps 100
     srun --kill-on-bad-exit=1 -n 8 simpsons-llm rank finetune runs/x/rank{rank}.ipynb
     torchrun --no-python --nproc-per-node 4 simpsons-llm rank finetune runs/x/rank{rank}.ipynb"""
     from simpsons_llm.machine.device import find_ranks

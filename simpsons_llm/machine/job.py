@@ -176,7 +176,7 @@ def chapters_dir() -> Path:
 
 # %% ../../nbs/9_machine/91_job.ipynb #91-22
 def find_chapter(
-    name: str,  # a job's name ("finetune"), a chapter's ("46_finetune"), or the path of any notebook
+    name: str,  # a job's name ("finetune"), a chapter's ("47_finetune"), or the path of any notebook
 ) -> Path:  # the notebook; FileNotFoundError if there is none
     "The notebook of a job."
     path = Path(name)

@@ -136,28 +136,38 @@ class Loop(TrainState):
 
     name = "loop"
 
-    def train(self):
-        "From this step to the last."
+    def learn_from(
+        self,
+        parts: list,  # this rank's micro-batches of one step
+        weight: float,  # the loss weights of the global batch, added up
+    ) -> tuple:  # (this rank's part of the loss, norm of the gradient), both tensors
+        "One step: forward, backward, clipping, optimizer."
         import torch
 
+        loss = torch.zeros((), device=self.device)
+        # gradients of the micro-batches add up
+        for part in parts:
+            part_loss = weighted_loss(self.model, to_device(part, self.device), weight, self.job.recorder.hear)
+            part_loss.backward()
+            loss += part_loss.detach()
+        sum_gradients(self.parameters)  # and those of the ranks
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.job.config.max_grad_norm)
+        self.optimizer.step()
+        # once a step, not once a micro-batch
+        self.optimizer.zero_grad()
+        return loss, norm
+
+    def train(self):
+        "From this step to the last."
         recorder, length = self.job.recorder, self.job.length
         recorder.begin()
         self.model.train()
         for parts in self.batches():
-            weight, loss = recorder.count(parts), 0.0
+            weight = recorder.count(parts)
             recorder.step_begins()
-            # gradients of the micro-batches add up
-            for part in parts:
-                part_loss = weighted_loss(self.model, to_device(part, self.device), weight, recorder.hear)
-                part_loss.backward()
-                loss += part_loss.detach()
-            sum_gradients(self.parameters)  # and those of the ranks
-            norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.job.config.max_grad_norm)
-            rate = self.schedule.get_last_lr()[0]
-            self.optimizer.step()
+            rate = float(self.schedule.get_last_lr()[0])
+            loss, norm = self.learn_from(parts, weight)
             self.schedule.step()
-            # once a step, not once a micro-batch
-            self.optimizer.zero_grad()
             self.step += 1
             stop = recorder.step_ends(self.step)
             # for metrics.jsonl and the progress line
@@ -169,6 +179,10 @@ class Loop(TrainState):
                 save_checkpoint(self)
             if stop:
                 break
+
+    def optimizer_state(self) -> dict:
+        "What the optimizer remembers, as it is kept."
+        return self.optimizer.state_dict()
 
     def evaluate(self):
         "The held-out loss and its perplexity; the lowest so far is remembered."
@@ -214,7 +228,7 @@ def save_checkpoint(
         if loop.job.ranks.is_main:
             loop.model.save_pretrained(part)
             for name, what in (
-                ("optimizer", loop.optimizer.state_dict()),
+                ("optimizer", loop.optimizer_state()),
                 ("scheduler", loop.schedule.state_dict()),
                 ("random", states),
             ):

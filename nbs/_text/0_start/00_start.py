@@ -84,7 +84,7 @@ Lisa Simpson: Besides sleeping.""",
 # | your own script | [formats](../1_data/13_formats.ipynb), [preparing data](../1_data/14_prepare.ipynb) |
 # | to understand what an adapter is | [the LoRA layer](../2_lora/20_layer.ipynb) |
 # | to see every line of the training | [the loop](../4_train/45_loop.ipynb) |
-# | better results: more steps, a larger model, other settings | [settings](../4_train/40_config.ipynb), [fine-tuning](../4_train/46_finetune.ipynb) |
+# | better results: more steps, a larger model, other settings | [settings](../4_train/40_config.ipynb), [fine-tuning](../4_train/47_finetune.ipynb) |
 # | to know what it will cost before it begins | [costs](../4_train/41_cost.ipynb) |
 # | several GPUs or machines | [launching](../7_ranks/72_launch.ipynb) |
 # | Intel GPUs | [a manual](../7_ranks/74_xpu.ipynb) |

@@ -10,8 +10,10 @@
 
 # %%
 #| export
+import inspect
 from array import array
 from dataclasses import dataclass
+from functools import lru_cache
 
 from simpsons_llm.machine.job import require
 
@@ -256,19 +258,29 @@ except ValueError as e:
 
 # %%
 #| export
+@lru_cache(1)
+def varlen_call() -> tuple:  # (`varlen_attn` or None, its arguments for causal attention, whether it takes a scale)
+    "The variable-length attention of this PyTorch, whose arguments have changed their names."
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None, {}, False
+    known = inspect.signature(varlen_attn).parameters
+    return varlen_attn, {"is_causal": True} if "is_causal" in known else {"window_size": (-1, 0)}, "scale" in known
+
+
+VARLEN: dict = {}  # what `varlen_call` gave, where a compiler finds it without a call
+
+
 def varlen_kernel(
     query,  # a tensor
 ):  # torch's variable-length attention if it can take tensors like this one; else None
     "The kernel that does all sequences at once."
-    import torch
-
-    if query.device.type != "cuda" or query.dtype not in (torch.float16, torch.bfloat16):
+    if query.device.type != "cuda" or str(query.dtype) not in ("torch.float16", "torch.bfloat16"):
         return None
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    return varlen_attn
+    if not VARLEN:
+        VARLEN["call"] = varlen_call()
+    return VARLEN["call"][0]
 
 
 def run_varlen(
@@ -281,22 +293,17 @@ def run_varlen(
     scaling: float,  # factor of the scores
 ):  # 1 x heads x T x D
     "All sequences in one call; head sizes that the kernel does not like are filled up with zeros."
-    import inspect
-
     import torch
 
-    size = query.shape[-1]
+    size, (_, causal, scales) = query.shape[-1], VARLEN["call"]
     # T x heads x D
     q, k, v = (torch.nn.functional.pad(x[0].transpose(0, 1), (0, -size % 8)).contiguous() for x in (query, key, value))
-    # the name changed
-    causal = {"is_causal": True} if "is_causal" in inspect.signature(kernel).parameters else {"window_size": (-1, 0)}
-    scale = {"scale": scaling} if "scale" in inspect.signature(kernel).parameters else {}
+    scale = {"scale": scaling} if scales else {}
     # an older kernel divides by the root of the filled-up size
-    if not scale:
+    if not scales:
         q = q * (scaling * q.shape[-1] ** 0.5)
-    return kernel(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **causal, **scale)[..., :size].transpose(0, 1)[
-        None
-    ]
+    out = kernel(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **causal, **scale)
+    return out[..., :size].transpose(0, 1)[None]
 
 
 # %%
@@ -443,6 +450,85 @@ def packed_inputs(
         "max_length_k": longest,
         "seq_lens": batch["seq_lens"],
     }
+
+
+# %% [markdown]
+# ## Rows of one length
+#
+# Some ways to be fast want every batch to have the same shape: a compiler makes a program for a shape, and a recorded graph of a device *is* one shape. So a packed row can be filled up, with padding that is cut into sequences of its own, to a fixed number of tokens, of sequences and of learned places. What is filled up has no weight, so the loss is the same, to the last bit where the device adds in the same order.
+
+# %%
+#| export
+@dataclass(frozen=True)
+class RowShape:
+    "What every row of a run is filled up to."
+
+    tokens: int  # of a row
+    sequences: int  # of a row, those of the padding among them
+    longest: int  # tokens of the longest sequence
+    learned: int  # places of a row at which something is learned
+
+
+def row_shape(
+    batches: list,  # for each micro-batch of a run, the indices of its samples
+    lengths: list,  # tokens of each sample
+    learned: list,  # tokens of each sample that have a loss weight
+    step: int = 64,  # sizes are multiples of this
+) -> RowShape:  # the smallest that all micro-batches fit into
+    "How long rows must be."
+
+    def most(sizes):
+        return -(-max(sum(sizes[i] for i in b) for b in batches) // step) * step
+
+    longest, tokens = max(lengths), most(lengths)
+    shortest = min(sum(lengths[i] for i in b) for b in batches)
+    padding = -(-(tokens - shortest) // longest)
+    return RowShape(tokens, max(map(len, batches)) + padding + 1, longest, most(learned))
+
+
+def fixed_row(
+    batch: dict,  # what `EndToEnd` made, on the CPU
+    shape: RowShape,  # what to fill up to
+    pad_id: int,  # the padding token
+) -> dict:  # the same row, and keep, targets, weights (each K): where something is learned, what, and how much
+    "A packed row in a fixed shape."
+    import torch
+
+    lens, ids, weights = list(batch["seq_lens"]), batch["input_ids"][0], batch["loss_weights"][0]
+    room = shape.tokens - len(ids)
+    while room > 0:
+        lens.append(min(room, shape.longest))
+        room -= lens[-1]
+    ends = torch.tensor(lens).cumsum(0)
+    cu_seqlens = torch.full((shape.sequences + 1,), shape.tokens, dtype=torch.int32)
+    cu_seqlens[0], cu_seqlens[1 : len(lens) + 1] = 0, ends
+    begins = torch.tensor([0, *ends[:-1]])
+    at = (weights[1:] > 0).nonzero().squeeze(1)  # place t predicts token t + 1
+    keep, targets, kept = (torch.zeros(shape.learned, dtype=d) for d in (torch.long, torch.long, torch.float32))
+    keep[: len(at)], targets[: len(at)], kept[: len(at)] = at, ids[at + 1], weights[at + 1]
+    return {
+        "input_ids": torch.nn.functional.pad(ids, (0, shape.tokens - len(ids)), value=pad_id)[None],
+        "position_ids": (torch.arange(shape.tokens) - begins.repeat_interleave(torch.tensor(lens)))[None],
+        "cu_seqlens": cu_seqlens,
+        "seq_lens": tuple(lens),
+        "keep": keep,
+        "targets": targets,
+        "weights": kept,
+    }
+
+
+# %% [markdown]
+# Two samples of five and three tokens in a row of eight, filled up to sixteen:
+
+# %% tags=["example"]
+pair = [
+    {"input_ids": [5, 6, 7, 8, 9], "loss_weights": [1.0] * 5},
+    {"input_ids": [3, 4, 5], "loss_weights": [0, 0, 0.5]},
+]
+shape = row_shape([[0, 1]], [5, 3], [4, 1], step=16)
+filled = fixed_row(EndToEnd(0)(pair), shape, 0)
+print(shape)
+{name: filled[name].tolist() for name in ("input_ids", "position_ids", "cu_seqlens")}
 
 
 # %% [markdown]

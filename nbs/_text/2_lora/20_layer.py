@@ -10,7 +10,7 @@
 # of the model for each character. LoRA (low-rank adaptation; Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language
 # Models") leaves the weights as they are and learns only a small *change* to them. This chapter builds
 # the idea by hand: the arithmetic, the layer and its gradients, where it goes, how many parameters it has, and how it is merged. At the end it shows
-# that our layer and Hugging Face's `peft` compute the same numbers. [Variants](22_variants.ipynb) have a chapter of their own, with LoRA's files; [training](../4_train/46_finetune.ipynb) uses `peft`.
+# that our layer and Hugging Face's `peft` compute the same numbers. [Variants](22_variants.ipynb) have a chapter of their own, with LoRA's files; [training](../4_train/47_finetune.ipynb) uses `peft`.
 
 # %%
 #| export

@@ -745,7 +745,7 @@ assert (near["median"] > 5 * noise["median"]).all() and (near["least"] > 0.05).a
 # ## A real model
 #
 # The tiny model learned in seconds and had little to know. SmolLM2-135M has read two trillion tokens (its model card). It was trained in full and with LoRA (r 16, all linear layers) on the same script, every character's lines, one pass of 41 steps,
-# on one H100 in 32 bits. `tests/gpu_lora.py` did it with this chapter's functions and [the trainer of the book](../4_train/46_finetune.ipynb); learning rates were chosen on the validation scenes, on which everything below is measured too. Its findings are kept beside the book and read here.
+# on one H100 in 32 bits. `tests/gpu_lora.py` did it with this chapter's functions and [the trainer of the book](../4_train/47_finetune.ipynb); learning rates were chosen on the validation scenes, on which everything below is measured too. Its findings are kept beside the book and read here.
 
 # %% tags=["example"]
 found = pd.read_json(chapters_dir() / "_results" / "gpu_lora.jsonl", lines=True)

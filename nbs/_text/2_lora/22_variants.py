@@ -843,5 +843,5 @@ with tempfile.TemporaryDirectory() as folder:
 #
 # 1. [The LoRA layer](20_layer.ipynb): a field of `LoRASettings` (or a word in `INITS`, for another start), what it does in `LoRALinear`, and its name in `peft_config`, which is what a run trains with.
 # 2. This chapter: a row in the table at the top with its source, a measurement beside the others, and `_OURS`, by which an adapter's file says that it has the variant.
-# 3. [The settings](../4_train/40_config.ipynb): a field of `TrainConfig`, by which the command line knows it, and the same line in the cells tagged `parameters` of [the loop](../4_train/45_loop.ipynb) and [fine-tuning](../4_train/46_finetune.ipynb); a test says if they differ.
+# 3. [The settings](../4_train/40_config.ipynb): a field of `TrainConfig`, by which the command line knows it, and the same line in the cells tagged `parameters` of [the loop](../4_train/45_loop.ipynb) and [fine-tuning](../4_train/47_finetune.ipynb); a test says if they differ.
 # 4. `tests/test_lora.py` holds our layer equal to PEFT's for every combination, and `tests/test_finetune.py` resumes a run of each kind; the new one belongs into both lists.

@@ -6,7 +6,7 @@
 #
 # > Two recipes, one set of settings, the optimizer and its learning rate: what is decided before the first step.
 #
-# A training run is described by some forty numbers and names. Two chapters train from the same description: [one with a loop](45_loop.ipynb) that is written out, [the other](46_finetune.ipynb) with the Trainer of Hugging Face. What the description means is settled here, once: which values a recipe gives, which do not go together, how many steps a run has and when it is looked at, what the optimizer is, and how the learning rate rises and falls.
+# A training run is described by some forty numbers and names. Two chapters train from the same description: [one with a loop](45_loop.ipynb) that is written out, [the other](47_finetune.ipynb) with the Trainer of Hugging Face. What the description means is settled here, once: which values a recipe gives, which do not go together, how many steps a run has and when it is looked at, what the optimizer is, and how the learning rate rises and falls.
 
 # %%
 #| export
@@ -136,6 +136,7 @@ class TrainConfig(JobConfig):
     packing: str = "auto"  # flat: end to end; rows: in rows of row_len; none: filled up; auto: flat where it does well
     row_len: int = 2048  # packing=rows: tokens of a row; batch sizes then count rows
     gradient_checkpointing: bool = False  # recompute activations: less memory, about a third slower
+    compile: str = "auto"  # on an accelerator: graph (record the step), layers (compile, too), none; auto: what pays
     save_total_limit: int = 3  # checkpoints to keep, the best one always
     seed: int = 42  # of the adapter, the order of samples and dropout
     resume: bool = False  # go on from the last checkpoint of this run
@@ -198,12 +199,14 @@ unset = [f.name for f in fields(TrainConfig) if f.default is None]
 print(f"{len(unset)} of {len(fields(TrainConfig))} settings have no value of their own; in no recipe:")
 [n for n in unset if n not in RECIPES["book"]]
 
-
 # %% [markdown]
 # Refused is what cannot work, in one sentence and before anything is loaded: values out of range, and settings that do not go together.
 
 # %%
 #| export
+COMPILE = ("auto", "graph", "layers", "none")
+
+
 def check_settings(
     config: TrainConfig,  # the settings
 ):
@@ -217,6 +220,7 @@ def check_settings(
         s["view"] == "rows" or s["template"] in BLOCKS,
         f"view=scenes needs template=script or chat, not {s['template']}; or use view=rows",
     )
+    require(config.compile in COMPILE, f"compile={config.compile!r} was given; expected {', '.join(COMPILE)}")
     require(config.packing in PACKINGS, f"packing={config.packing!r} was given; expected {', '.join(PACKINGS)}")
     require(
         config.packing != "rows" or config.row_len >= s["max_seq_len"],

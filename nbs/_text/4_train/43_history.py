@@ -6,7 +6,7 @@
 #
 # > Losses, perplexities, samples of text and the time left, as they come and afterwards, all from one file.
 #
-# A run of hours is watched, compared and sometimes mourned, and all that anybody has of it is what it wrote down. So each number goes into `metrics.jsonl` in the run's folder at once, one JSON object a line: a row for each step, for each evaluation, and for each time the model was asked to speak. Whatever is shown (progress lines, pictures, tables, a tracker in the browser) comes from those rows. Who makes the steps does not matter here; [the loop by hand](45_loop.ipynb) and [Trainer](46_finetune.ipynb) do, and both write through the `Recorder` below, so their runs can be laid side by side.
+# A run of hours is watched, compared and sometimes mourned, and all that anybody has of it is what it wrote down. So each number goes into `metrics.jsonl` in the run's folder at once, one JSON object a line: a row for each step, for each evaluation, and for each time the model was asked to speak. Whatever is shown (progress lines, pictures, tables, a tracker in the browser) comes from those rows. Who makes the steps does not matter here; [the loop by hand](45_loop.ipynb) and [Trainer](47_finetune.ipynb) do, and both write through the `Recorder` below, so their runs can be laid side by side.
 
 # %%
 #| export

@@ -6,7 +6,7 @@
 #
 # > What surrounds the steps: data, plan, and what is left at the end, the same for whoever does the steps.
 #
-# Take the training itself away, and most of a training program is still there. It finds its data, decides how samples share a batch, refuses what cannot fit, goes on after a kill, keeps the best checkpoint, and sums up. All that stands here, once; what is told on the way stands in [the chapter on the history of a run](43_history.ipynb). The steps are done by an *engine*: the one of [the loop by hand](45_loop.ipynb), or [the Trainer](46_finetune.ipynb) of Hugging Face. An engine has a `name`, a `model`, the number of the `step` it has reached, the `best` step with its loss, and `learn`, which takes it to the end.
+# Take the training itself away, and most of a training program is still there. It finds its data, decides how samples share a batch, refuses what cannot fit, goes on after a kill, keeps the best checkpoint, and sums up. All that stands here, once; what is told on the way stands in [the chapter on the history of a run](43_history.ipynb). The steps are done by an *engine*: the one of [the loop by hand](45_loop.ipynb), or [the Trainer](47_finetune.ipynb) of Hugging Face. An engine has a `name`, a `model`, the number of the `step` it has reached, the `best` step with its loss, and `learn`, which takes it to the end.
 
 # %%
 #| export
@@ -377,7 +377,7 @@ def share_model(
 
 
 # %% [markdown]
-# [Fine-tuning](46_finetune.ipynb) lets it be chosen. Does each rank then hold a part only?
+# [Fine-tuning](47_finetune.ipynb) lets it be chosen. Does each rank then hold a part only?
 
 # %% tags=["example"]
 class Choosing(TrainConfig):
@@ -1003,4 +1003,4 @@ assert {"config.yaml", "metrics.jsonl", "summary.json", "audit.html", "adapter",
 }
 
 # %% [markdown]
-# What makes a run here are its settings and an engine; [the loop by hand](45_loop.ipynb) and [fine-tuning](46_finetune.ipynb) bring one each.
+# What makes a run here are its settings and an engine; [the loop by hand](45_loop.ipynb) and [fine-tuning](47_finetune.ipynb) bring one each.

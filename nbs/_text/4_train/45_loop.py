@@ -6,7 +6,7 @@
 #
 # > Everything that training is, on one page: batches, forward, loss, backward, accumulation, clipping, optimizer, schedule, evaluation, checkpoint, resume, ranks.
 #
-# A trainer from a library is a hundred settings deep, and when a run goes wrong one would like to have seen the thing itself once. Here it is: the same data, the same settings and the same records as in [fine-tuning](46_finetune.ipynb) with Trainer, and between them a loop that is written out. It trains an adapter or the whole model, on one device or many, is resumed after a kill, and gives, step for step, the numbers that Trainer gives. [Eight ways to train nothing](47_pitfalls.ipynb) break it, each of them found in real programs, and shows what that costs.
+# A trainer from a library is a hundred settings deep, and when a run goes wrong one would like to have seen the thing itself once. Here it is: the same data, the same settings and the same records as in [fine-tuning](47_finetune.ipynb) with Trainer, and between them a loop that is written out. It trains an adapter or the whole model, on one device or many, is resumed after a kill, and gives, step for step, the numbers that Trainer gives. [Eight ways to train nothing](48_pitfalls.ipynb) break it, each of them found in real programs, and shows what that costs.
 #
 # Left out is what belongs to Trainer: models in parts (FSDP). Each rank holds the whole model here.
 
@@ -43,6 +43,7 @@ max_grad_norm = 1.0  # gradients are scaled down to this norm
 packing = "auto"  # flat: end to end; rows: in rows of row_len; none: filled up; auto: flat where it does well
 row_len = 2048  # packing=rows: tokens of a row; batch sizes then count rows
 gradient_checkpointing = False  # recompute activations: less memory, about a third slower
+compile = "auto"  # on an accelerator: graph (record the step), layers (compile, too), none; auto: what pays
 save_total_limit = 3  # checkpoints to keep, the best one always
 seed = 42  # of the adapter, the order of samples and dropout
 resume = False  # go on from the last checkpoint of this run
@@ -279,7 +280,7 @@ len(parts), {name: tuple(value.shape) for name, value in parts[0].items() if has
 # %% [markdown]
 # ## The loop
 #
-# `train` is the page that this chapter is about. Read it from top to bottom: what comes before the first line and after the last one stands in [the chapter on the life of a run](44_lifecycle.ipynb), and what it calls is one line or one library function each. At the end, the best step is loaded.
+# `learn_from` and `train` are the page that this chapter is about. Read it from top to bottom: what comes before the first line and after the last one stands in [the chapter on the life of a run](44_lifecycle.ipynb), and what it calls is one line or one library function each. At the end, the best step is loaded.
 
 # %%
 #| export
@@ -288,28 +289,38 @@ class Loop(TrainState):
 
     name = "loop"
 
-    def train(self):
-        "From this step to the last."
+    def learn_from(
+        self,
+        parts: list,  # this rank's micro-batches of one step
+        weight: float,  # the loss weights of the global batch, added up
+    ) -> tuple:  # (this rank's part of the loss, norm of the gradient), both tensors
+        "One step: forward, backward, clipping, optimizer."
         import torch
 
+        loss = torch.zeros((), device=self.device)
+        # gradients of the micro-batches add up
+        for part in parts:
+            part_loss = weighted_loss(self.model, to_device(part, self.device), weight, self.job.recorder.hear)
+            part_loss.backward()
+            loss += part_loss.detach()
+        sum_gradients(self.parameters)  # and those of the ranks
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.job.config.max_grad_norm)
+        self.optimizer.step()
+        # once a step, not once a micro-batch
+        self.optimizer.zero_grad()
+        return loss, norm
+
+    def train(self):
+        "From this step to the last."
         recorder, length = self.job.recorder, self.job.length
         recorder.begin()
         self.model.train()
         for parts in self.batches():
-            weight, loss = recorder.count(parts), 0.0
+            weight = recorder.count(parts)
             recorder.step_begins()
-            # gradients of the micro-batches add up
-            for part in parts:
-                part_loss = weighted_loss(self.model, to_device(part, self.device), weight, recorder.hear)
-                part_loss.backward()
-                loss += part_loss.detach()
-            sum_gradients(self.parameters)  # and those of the ranks
-            norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.job.config.max_grad_norm)
-            rate = self.schedule.get_last_lr()[0]
-            self.optimizer.step()
+            rate = float(self.schedule.get_last_lr()[0])
+            loss, norm = self.learn_from(parts, weight)
             self.schedule.step()
-            # once a step, not once a micro-batch
-            self.optimizer.zero_grad()
             self.step += 1
             stop = recorder.step_ends(self.step)
             # for metrics.jsonl and the progress line
@@ -321,6 +332,10 @@ class Loop(TrainState):
                 save_checkpoint(self)
             if stop:
                 break
+
+    def optimizer_state(self) -> dict:
+        "What the optimizer remembers, as it is kept."
+        return self.optimizer.state_dict()
 
     def evaluate(self):
         "The held-out loss and its perplexity; the lowest so far is remembered."
@@ -373,7 +388,7 @@ def save_checkpoint(
         if loop.job.ranks.is_main:
             loop.model.save_pretrained(part)
             for name, what in (
-                ("optimizer", loop.optimizer.state_dict()),
+                ("optimizer", loop.optimizer_state()),
                 ("scheduler", loop.schedule.state_dict()),
                 ("random", states),
             ):

@@ -58,7 +58,7 @@ torch.manual_seed(0)
 # %% [markdown]
 # ## Something to publish
 #
-# The example is the tiny model, which reads bytes and knows nothing. It gets an adapter and twenty steps of plain training on the book's script, one scene each. That takes a second, and the numbers below are real: the loss on scenes it was not trained on, before and after. (How training is done properly is told in [fine-tuning](../4_train/46_finetune.ipynb).) What comes out lies in a folder as a run leaves it: `adapter/`, and `summary.json` with settings and results.
+# The example is the tiny model, which reads bytes and knows nothing. It gets an adapter and twenty steps of plain training on the book's script, one scene each. That takes a second, and the numbers below are real: the loss on scenes it was not trained on, before and after. (How training is done properly is told in [fine-tuning](../4_train/47_finetune.ipynb).) What comes out lies in a folder as a run leaves it: `adapter/`, and `summary.json` with settings and results.
 
 # %% tags=["example"]
 cpu, place = find_device("cpu", "float32"), Path(tempfile.mkdtemp())

@@ -275,12 +275,12 @@ def chapters_dir() -> Path:
 
 
 # %% [markdown]
-# People name a job in different ways, and all should work: `finetune`, `46_finetune`, or a path.
+# People name a job in different ways, and all should work: `finetune`, `47_finetune`, or a path.
 
 # %%
 #| export
 def find_chapter(
-    name: str,  # a job's name ("finetune"), a chapter's ("46_finetune"), or the path of any notebook
+    name: str,  # a job's name ("finetune"), a chapter's ("47_finetune"), or the path of any notebook
 ) -> Path:  # the notebook; FileNotFoundError if there is none
     "The notebook of a job."
     path = Path(name)

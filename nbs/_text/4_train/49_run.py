@@ -6,7 +6,7 @@
 #
 # > `finetune(data)` for Python callers; a finished run as an object that shows itself and lets its characters speak.
 #
-# [Fine-tuning](46_finetune.ipynb) is a job: settings in, a folder out. Whoever writes Python wants to hand over data and to get something to go on with. So this chapter puts a face on the job, and nothing beneath it is done anew: the settings have the names that they have on the command line, and what a call leaves is the same folder.
+# [Fine-tuning](47_finetune.ipynb) is a job: settings in, a folder out. Whoever writes Python wants to hand over data and to get something to go on with. So this chapter puts a face on the job, and nothing beneath it is done anew: the settings have the names that they have on the command line, and what a call leaves is the same folder.
 
 # %%
 #| export

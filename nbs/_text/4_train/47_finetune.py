@@ -8,7 +8,7 @@
 #
 # All parts are there: scenes, tokens with weights, a base model, an adapter, and what surrounds the steps of a run. The loop by hand showed the steps themselves. This chapter lets the Trainer of Hugging Face do them, which brings what a page of code leaves out: models that are spread over several devices, more ways to compute with less memory, and the experience of many users. It is told our loss, our batches and our evaluation, which count each token by its weight; everything else (records, progress, samples of text, a refusal to call a run healthy that learned nothing) is the same as for the loop.
 #
-# This chapter is the program. `simpsons-llm finetune`, `papermill nbs/4_train/46_finetune.ipynb out.ipynb -p max_steps 10` and "run all" do the same. `simpsons-llm launch -n 4 finetune` runs it once per rank; every cell below is reached by every rank.
+# This chapter is the program. `simpsons-llm finetune`, `papermill nbs/4_train/47_finetune.ipynb out.ipynb -p max_steps 10` and "run all" do the same. `simpsons-llm launch -n 4 finetune` runs it once per rank; every cell below is reached by every rank.
 
 # %% tags=["parameters"]
 data = "springfield"  # a folder that prepare wrote; or a script, which is then prepared with the defaults
@@ -43,6 +43,7 @@ max_grad_norm = 1.0  # gradients are scaled down to this norm
 packing = "auto"  # flat: end to end; rows: in rows of row_len; none: filled up; auto: flat where it does well
 row_len = 2048  # packing=rows: tokens of a row; batch sizes then count rows
 gradient_checkpointing = False  # recompute activations: less memory, about a third slower
+compile = "auto"  # on an accelerator: graph (record the step), layers (compile, too), none; auto: what pays
 save_total_limit = 3  # checkpoints to keep, the best one always
 seed = 42  # of the adapter, the order of samples and dropout
 resume = False  # go on from the last checkpoint of this run
@@ -78,6 +79,7 @@ from simpsons_llm.train.history import STATE, checkpoint_folder, new_checkpoint,
 from simpsons_llm.train.lifecycle import Job, run_job
 from simpsons_llm.train.loop import weighted_loss
 from simpsons_llm.train.sharding import fsdp_arguments, load_weights, sharded_trainer
+from simpsons_llm.train.speed import FastLoop, slow_because
 
 # %%
 #| hide
@@ -433,6 +435,30 @@ class TrainerEngine:
 
 
 # %% [markdown]
+# ## Which engine
+#
+# Both engines give the same numbers and go on from each other's checkpoints. On an accelerator [the fast loop](46_speed.ipynb) takes a fraction of the time, as long as one device holds the whole model. Trainer does the rest, and everything with `compile=none`: it is the reference.
+
+# %%
+#| export
+def engine_for(
+    job: Job,  # the run
+    model,  # the model, ready to be trained
+):  # a `FastLoop` where its steps can be recorded, else a `TrainerEngine`
+    "The engine of a run."
+    import torch
+
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    plain = job.config.compile == "none" or job.sharded or job.config.use_ipex
+    if plain or slow_because(job, torch.device(job.device.torch), trained):
+        return TrainerEngine(job, model)
+    return FastLoop(job, model)
+
+
+engine_for.name = TrainerEngine.name  # type: ignore[attr-defined]  # whose folder it is
+
+
+# %% [markdown]
 # ## The job
 
 # %%
@@ -444,7 +470,7 @@ def finetune(
     dict
 ):  # the summary, also written as summary.json; ValueError or a file error, in one sentence, if it cannot be done
     "Fine-tune a base model on prepared scenes; returns and writes the summary."
-    return run_job(config, TrainerEngine, made)
+    return run_job(config, engine_for, made)
 
 
 # %% [markdown]

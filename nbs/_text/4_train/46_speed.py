@@ -1,0 +1,303 @@
+# %%
+#| default_exp train.speed
+
+# %% [markdown]
+# # Where a step's time goes
+#
+# > The same loop, fast on an accelerator: rows of one length, layers compiled, the whole step recorded as a graph of the device.
+#
+# [The loop by hand](45_loop.ipynb) is right, and slow on a fast card: SmolLM2 with two scenes a step took 0.2 to 0.3 s there, whether the card could do a thousand tokens in that time or a million. It waits for the processor, which has thousands of small kernels to launch in each step. Two things help. A *compiler* makes few kernels of many. And a *recorded graph* launches what is left with one call. Both want shapes that never change, so rows are filled up to one length first. The loss, the gradients, the checkpoints and everything around the step stay those of the loop; where something is missing (no accelerator, several ranks, a model whose samples cannot lie end to end), the step is the loop's own.
+
+# %%
+#| export
+import time
+from typing import Any
+
+from simpsons_llm.data.packing import RowShape, base_of, fixed_row, row_shape
+from simpsons_llm.machine.distributed import in_group
+from simpsons_llm.machine.graphs import Recorded, graph_class
+from simpsons_llm.train.lifecycle import Job
+from simpsons_llm.train.loop import Loop
+
+# %%
+#| hide
+import torch
+
+from simpsons_llm.data.packing import EndToEnd, use_isolated
+from simpsons_llm.model.base import tiny_model
+from simpsons_llm.model.loss import token_losses
+
+
+# %% [markdown]
+# ## The loss of a filled-up row
+#
+# A row knows where something is learned (`keep`), which token comes there, and how much it counts. Logits are made for these places alone: for SmolLM2 they are a fifth of the arithmetic.
+
+# %%
+#| export
+def row_losses(
+    model,  # a causal language model with isolated attention
+    row: dict,  # what `fixed_row` made, on the model's device
+    longest: int,  # tokens of the longest sequence; known beforehand, so that nothing has to be read from the device
+):  # K losses in nats; those of places that were filled in mean nothing
+    "Negative log-probability of the learned tokens of a row."
+    import torch
+
+    out = model(
+        input_ids=row["input_ids"],
+        position_ids=row["position_ids"],
+        logits_to_keep=row["keep"],
+        use_cache=False,
+        cu_seq_lens_q=row["cu_seqlens"],
+        cu_seq_lens_k=row["cu_seqlens"],
+        max_length_q=longest,
+        max_length_k=longest,
+        seq_lens=row.get("seq_lens", (longest,)),
+    )
+    return torch.nn.functional.cross_entropy(out.logits[0].float(), row["targets"], reduction="none")
+
+
+# %% [markdown]
+# Filled up or not, the loss of each learned token is the same:
+
+# %% tags=["check"]
+model, _ = tiny_model()
+use_isolated(model)
+pair = [
+    {"input_ids": [5, 6, 7, 8, 9], "loss_weights": [1.0] * 5},
+    {"input_ids": [3, 4, 5], "loss_weights": [0, 0, 0.5]},
+]
+plain = EndToEnd(0)(pair)
+row = fixed_row(plain, RowShape(16, 6, 5, 8), 0)
+losses, weights = token_losses(model, plain)
+filled = row_losses(model, row, 5)
+assert torch.allclose(filled[: losses.numel()], losses[0], atol=1e-5) and row["weights"].sum() == weights.sum()
+assert torch.allclose((filled * row["weights"]).sum(), (losses * weights).sum(), atol=1e-5)
+
+
+# %% [markdown]
+# ## Compiled layers
+#
+# All layers of a model are the same program with other weights, so one of them is compiled, which takes seconds rather than the minute that a whole model takes.
+
+# %%
+#| export
+def compile_layers(
+    model,  # a transformers model, perhaps with an adapter
+) -> int:  # how many layers; 0: it has none that are known
+    "Compile the decoder layers of a model for one shape, in place."
+    import torch
+
+    inner: Any = base_of(model)
+    layers = getattr(getattr(inner, "model", inner), "layers", [])
+    for layer in layers:
+        layer.forward = torch.compile(layer.forward, dynamic=False)
+    return len(layers)
+
+
+# %% [markdown]
+# ## The fast loop
+#
+# What keeps a run from going this way is a reason in words, so that it can be told:
+
+# %%
+#| export
+MOST_TRAINED = 500_000_000  # parameters: beyond, a step is long enough, and copies of them would not fit
+COMPILE_S = 30.0  # about what compiling a layer takes, with its backward pass
+GAIN = 0.4  # share of a step that compiling saves, at least
+
+
+def slow_because(
+    job: Job,  # the run
+    device,  # a torch.device
+    trained: int,  # parameters that are trained
+) -> str:  # "" where a step can be recorded
+    "Why a run goes the loop's own way."
+    if graph_class(device) is None:
+        return f"{device.type} records no graphs"
+    if in_group():
+        return "several ranks exchange gradients in each step"
+    if not job.isolated:
+        return "samples of a batch do not lie end to end"
+    if trained > MOST_TRAINED:
+        return "so many parameters are trained that a step is long enough by itself"
+    return ""
+
+
+class FastLoop(Loop):
+    "The loop with its step recorded on the device."
+
+    def __init__(
+        self,
+        job: Job,  # the run
+        model,  # the model, ready to be trained
+    ):
+        super().__init__(job, model)
+        self.recorded: Recorded | None = None
+        self.update: Recorded | None = None
+        self.slow = slow_because(job, self.device, sum(p.numel() for p in self.parameters))
+        if not self.slow:
+            self.prepare(job)
+        elif job.ranks.is_main and self.device.type != "cpu":
+            print(f"steps are not recorded: {self.slow}")
+
+    def prepare(
+        self,
+        job: Job,  # the run
+    ):
+        "Find the shape of all rows, and tensors that stay where they are."
+        import torch
+
+        batches: list = []
+        steps, epoch = job.length.steps, 0
+        while len(batches) < steps * self.sampler.accumulation and epoch < 50:
+            self.sampler.set_epoch(epoch)
+            batches += [[max(i, -1 - i) for i in micro] for micro in self.sampler]
+            epoch += 1
+        items = self.loader.dataset.items
+        learned = [sum(w > 0 for w in x["loss_weights"]) for x in items]
+        if "lengths" in items[0]:  # rows of several samples: the longest of those counts
+            longest = max(max(x["lengths"]) for x in items)
+            shape = row_shape(batches, [len(x["input_ids"]) for x in items], learned)
+            most = max(sum(len(items[i]["lengths"]) for i in b) for b in batches)
+            self.shape = RowShape(shape.tokens, most + -(-shape.tokens // longest) + 1, longest, shape.learned)
+        else:
+            self.shape = row_shape(batches, self.sampler.lengths, learned)
+        n, on = self.shape, {"device": self.device}
+        self.row = {
+            "input_ids": torch.zeros(1, n.tokens, dtype=torch.long, **on),
+            "position_ids": torch.zeros(1, n.tokens, dtype=torch.long, **on),
+            "cu_seqlens": torch.full((n.sequences + 1,), n.tokens, dtype=torch.int32, **on),
+            "keep": torch.zeros(n.learned, dtype=torch.long, **on),
+            "targets": torch.zeros(n.learned, dtype=torch.long, **on),
+            "weights": torch.zeros(n.learned, **on),
+        }
+        self.share = torch.ones((), **on)  # 1 / loss weights of the step
+        if self.job.device.dtype == "bfloat16":  # a recording may not lean on what autocast keeps between calls
+            self.model.forward = torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)(
+                self.model.forward
+            )
+
+    def fill(
+        self,
+        part: dict,  # a micro-batch
+    ):
+        "Bring a micro-batch into the tensors that the recording reads."
+        made = fixed_row(part, self.shape, self.job.maker.tokenizer.pad_token_id)
+        for name, tensor in self.row.items():
+            tensor.copy_(made[name].pin_memory(), non_blocking=True)
+
+    def forward_backward(self):
+        "A micro-batch: its gradients are added to those that are there."
+        losses = row_losses(self.model, self.row, self.shape.longest)
+        loss = (losses * self.row["weights"]).sum() * self.share
+        loss.backward()
+        return loss.detach(), losses.detach()
+
+    def clip_and_step(self):
+        "The optimizer's part; gradients are zero afterwards."
+        import torch
+
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.job.config.max_grad_norm, foreach=True)
+        self.optimizer.step()
+        torch._foreach_zero_([p.grad for p in self.parameters])
+        return norm
+
+    def record(
+        self,
+        parts: list,  # micro-batches of the first step
+        weight: float,  # their loss weights, added up
+    ):
+        "Record the two halves of a step; parameters, optimizer and random numbers are as before."
+        import torch
+
+        begun, module = time.perf_counter(), torch.get_device_module(self.device)
+        for group in self.optimizer.param_groups:
+            group["capturable"], group["lr"] = True, torch.tensor(float(group["lr"]), device=self.device)
+        for state in self.optimizer.state.values():
+            state["step"] = state["step"].to(self.device)
+        kept = [p.detach().clone() for p in self.parameters]
+        old = {p: {k: v.clone() for k, v in s.items()} for p, s in self.optimizer.state.items()}
+        random = module.get_rng_state(self.device)
+        for p in self.parameters:
+            p.grad = torch.zeros_like(p)
+        self.fill(parts[0])
+        self.share.fill_(1 / weight)
+        self.recorded = Recorded(self.forward_backward, self.device)
+        self.update = Recorded(self.clip_and_step, self.device)
+        with torch.no_grad():
+            for p, k in zip(self.parameters, kept):
+                p.copy_(k)
+                p.grad.zero_()
+            for p, state in self.optimizer.state.items():
+                for name, value in state.items():
+                    value.copy_(old[p][name]) if p in old else value.zero_()
+        module.set_rng_state(random, self.device)
+        if self.job.ranks.is_main:
+            n, took_s = self.shape, time.perf_counter() - begun
+            print(f"step recorded in {took_s:.1f} s: rows of {n.tokens:,} tokens, {n.learned:,} of them learned")
+
+    def choose(
+        self,
+        parts: list,  # micro-batches of the first step
+        weight: float,  # their loss weights, added up
+    ):
+        "Record the step; compile its layers first where the steps that are left pay for it."
+        wish = self.job.config.compile
+        self.record(parts, weight)
+        if wish == "graph":
+            return
+        import torch
+
+        module, begun = torch.get_device_module(self.device), time.perf_counter()
+        for _ in range(3):
+            self.recorded()
+        module.synchronize(self.device)
+        step_s = (time.perf_counter() - begun) / 3 * len(parts)
+        for p in self.parameters:
+            p.grad.zero_()
+        gain_s = GAIN * step_s * (self.job.length.steps - self.step)
+        if wish == "auto" and gain_s < 2 * COMPILE_S:
+            print(
+                f"layers are not compiled: that would save about {gain_s:.0f} s of this run, and take {COMPILE_S:.0f}"
+            )
+            return
+        self.recorded = self.update = None
+        if compile_layers(self.model):
+            print("compiling the layers ...", flush=True)
+            self.record(parts, weight)
+
+    def learn_from(
+        self,
+        parts: list,  # this rank's micro-batches of one step
+        weight: float,  # the loss weights of the global batch, added up
+    ) -> tuple:  # (this rank's part of the loss, norm of the gradient), both tensors
+        "One step, recorded the first time."
+        if self.slow:
+            return super().learn_from(parts, weight)
+        import torch
+
+        if self.recorded is None:
+            self.choose(parts, weight)
+        self.share.fill_(1 / weight)
+        total = torch.zeros((), device=self.device)
+        for part in parts:
+            self.fill(part)
+            loss, losses = self.recorded()
+            self.job.recorder.hear(losses, self.row["weights"])
+            total += loss
+        return total, self.update()
+
+    def optimizer_state(self) -> dict:
+        "What the optimizer remembers, as the plain loop keeps it."
+        state = super().optimizer_state()
+        for group in state["param_groups"]:
+            group["lr"], group["capturable"] = float(group["lr"]), False
+        return state
+
+
+# %% [markdown]
+# Where nothing can be recorded, the fast loop is the loop:
+
+# %% tags=["check"]
+assert slow_because(None, torch.device("cpu"), 0) == "cpu records no graphs"

@@ -1,0 +1,123 @@
+"""Steps of the fast loop beside Trainer's on an accelerator, run by hand: `python tests/gpu_speed.py OUT [small large]`.
+
+Writes OUT/gpu_speed.jsonl, which the chapter on speed shows: one JSON line a run, of `finetune` as people call it, on
+models of random weights in the shapes of SmolLM2-135M (small) and open_llama_3b (large) and the book's script.
+"""
+
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+SMOL = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+}
+W3B = {
+    "hidden_size": 3200,
+    "intermediate_size": 8640,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 49152,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+}
+
+
+def make_base(shape, folder):
+    "A model of random weights, with the tokenizer of SmolLM2."
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+    from simpsons_llm.machine.device import find_device
+    from simpsons_llm.model.base import load_tokenizer
+
+    if (folder / "config.json").is_file():
+        return str(folder)
+    torch.manual_seed(0)
+    with find_device().torch:
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**shape), dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    given = os.environ.get("TOKENIZER")  # a folder, where SmolLM2 itself cannot be had
+    (AutoTokenizer.from_pretrained(given) if given else load_tokenizer("smollm2-135m")).save_pretrained(folder)
+    return str(folder)
+
+
+def one(out, name, base, steps, **given):
+    "One run, and what its metrics say."
+    import torch
+
+    from simpsons_llm.machine.job import read_jsonl
+    from simpsons_llm.train.finetune import FinetuneConfig, finetune
+
+    run = Path("/tmp/gpu_speed") / name.replace(" ", "_")
+    torch._dynamo.reset()
+    torch.accelerator.empty_cache()
+    begun = time.perf_counter()
+    settings = {"run": str(run), "base_model": base, "max_steps": steps, "eval_steps": steps, "sample_steps": 0}
+    try:
+        summary = finetune(FinetuneConfig(**settings | given))
+    except Exception as e:
+        row = {"name": name, "failed": f"{type(e).__name__}: {str(e)[:500]}"}
+        print(json.dumps(row), file=out, flush=True)
+        print(row, flush=True)
+        return
+    wall = time.perf_counter() - begun
+    rows = [r for r in read_jsonl(run / "metrics.jsonl") if "train_loss_nats" in r]
+    late = rows[len(rows) // 2 :]
+    times = [b["step_s"] - a["step_s"] for a, b in zip(late, late[1:])]
+    tokens = late[-1]["real_tokens"] - late[0]["real_tokens"]
+    row = {
+        "name": name,
+        "engine": summary["engine"],
+        "compile": given.get("compile", "auto"),
+        "steps": len(rows),
+        "ms a step": round(statistics.median(times) * 1e3, 2),
+        "tokens_per_s": round(tokens / sum(times)),
+        "real tokens a step": round(tokens / len(times)),
+        "first step_s": round(rows[0]["step_s"], 2),
+        "wall_s": round(wall, 1),
+        "peak_mem_gib": summary.get("peak_mem_gib"),
+        "losses": [r["train_loss_nats"] for r in (*rows[:6], rows[-1])],
+        "norms": [round(r["grad_norm"], 4) for r in rows[:3]],
+        "device": summary["device"],
+        "torch": torch.__version__,
+    }
+    print(json.dumps(row), file=out, flush=True)
+    print({k: v for k, v in row.items() if k not in ("device", "torch")}, flush=True)
+
+
+def main():
+    folder, which = Path(sys.argv[1]), sys.argv[2:] or ["small", "large"]
+    with open(folder / "gpu_speed.jsonl", "a") as out:
+        if "small" in which:
+            base = make_base(SMOL, Path("/tmp/gpu_speed/smol"))
+            one(out, "small 2 trainer", base, 24, compile="none")
+            for how in ("graph", "layers"):
+                one(out, f"small 2 {how}", base, 82, compile=how)
+            one(out, "small 2 seed 7", base, 12, compile="graph", seed=7)
+            one(out, "small 2 half", base, 24, compile="graph", eval_steps=12)
+            many = {"global_batch_size": 64, "micro_batch_size": 64}
+            one(out, "small 64 trainer", base, 10, compile="none", **many)
+            one(out, "small 64 layers", base, 20, compile="layers", **many)
+            one(out, "small 64 in four", base, 10, compile="graph", global_batch_size=64, micro_batch_size=16)
+        if "large" in which:
+            base = make_base(W3B, Path("/tmp/gpu_speed/w3b"))
+            many = {"global_batch_size": 32, "micro_batch_size": 32}
+            qk = {"r": 8, "lora_alpha": 16, "target_modules": "q_proj,k_proj"}
+            one(out, "large qk trainer", base, 8, compile="none", **many, **qk)
+            one(out, "large qk layers", base, 16, compile="layers", **many, **qk)
+            one(out, "large book layers", base, 16, compile="layers", **many)
+
+
+if __name__ == "__main__":
+    main()
