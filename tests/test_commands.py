@@ -112,6 +112,15 @@ def place(tmp_path, monkeypatch):
         shutil.copy2(script, name)
     said = [{"instruction": f"A: {i}?", "input": "B", "output": f"{i} it is, by chance."} for i in range(60)]
     Path("samples.json").write_text(json.dumps(said))
+    rows = [f"{i // 12 + 1},{('Ada', 'Otto')[i % 2]},Cup {i} of the morning is gone." for i in range(72)]
+    Path("lines.csv").write_text("\n".join(["Episode,Character,Line", *rows]))
+    rows = [
+        f"{i // 8 + 1:02d}/03/23, 09:{i % 8:02d} - {('Ada', 'A. B.')[i % 2]}: Cup {i} is gone, too." for i in range(72)
+    ]
+    Path("chat.txt").write_text("\n".join(rows))
+    rows = (f"Episode {i}\nAda: Cup {i} is gone, I fear.\nOtto: It is on shelf {i}, Ada.\n" for i in range(1, 7))
+    Path("my_script.txt").write_text("".join(rows))
+    Path("names.txt").write_text("Ada Byron = Ada\nOtto Brandt = A. B.\n")
     Path("params.yaml").write_text("max_steps: 2\nbase_model: tiny\n")
     Path("nbs").symlink_to(ROOT / "nbs")
     return tmp_path

@@ -314,9 +314,9 @@ def add_jobs():
     \b
     simpsons-llm prepare --script simpsons_script_lines.csv --out runs/data
     simpsons-llm prepare --script my.csv --speakers "Homer Simpson,Marge Simpson"
-    simpsons-llm prepare --script my.csv --speakers "Sammy Davis, Jr." --speakers Moe
+    simpsons-llm prepare --script my.csv --speakers "Homer Simpson" --speakers "Moe Szyslak"
     simpsons-llm prepare --script lines.csv --columns speaker=Character,text=Line,episode=Episode
-    simpsons-llm prepare --script chat.txt --scene-break 2h --aliases names.txt
+    simpsons-llm prepare --script chat.txt --split scene --scene-break 2h --aliases names.txt
     simpsons-llm prepare --script samples.json --split scene
     simpsons-llm prepare --script my.csv --export runs/data/messages.jsonl""",
             more=(export,),
