@@ -1,4 +1,4 @@
-"""Steps of the fast loop beside Trainer's on an accelerator, run by hand: `python tests/gpu_speed.py OUT [small large]`.
+"""The fast loop beside Trainer on an accelerator, run by hand: `python tests/gpu_speed.py OUT [small large resume]`.
 
 Writes OUT/gpu_speed.jsonl, which the chapter on speed shows: one JSON line a run, of `finetune` as people call it, on
 models of random weights in the shapes of SmolLM2-135M (small) and open_llama_3b (large) and the book's script.
@@ -6,6 +6,7 @@ models of random weights in the shapes of SmolLM2-135M (small) and open_llama_3b
 
 import json
 import os
+import shutil
 import statistics
 import sys
 import time
@@ -96,6 +97,34 @@ def one(out, name, base, steps, **given):
     print({k: v for k, v in row.items() if k not in ("device", "torch")}, flush=True)
 
 
+def resumed(out, base):
+    "A run with dropout that goes on from its middle, beside the same in one piece: the same numbers."
+    from simpsons_llm.machine.job import read_jsonl
+    from simpsons_llm.train.finetune import FinetuneConfig, finetune
+
+    whole, half, again = (Path("/tmp/gpu_speed") / n for n in ("whole", "half", "again"))
+    settings = {"base_model": base, "max_steps": 24, "eval_steps": 12, "sample_steps": 0, "lora_dropout": 0.05}
+    for how, dropout in (("graph", 0.05), ("graph", 0.0), ("layers", 0.0)):
+        settings["lora_dropout"] = dropout
+        for folder in (whole, half, again):
+            shutil.rmtree(folder, ignore_errors=True)
+        finetune(FinetuneConfig(run=str(whole), compile=how, **settings))
+        finetune(FinetuneConfig(run=str(again), compile=how, **settings))
+        shutil.copytree(whole, half)
+        shutil.rmtree(half / "checkpoints" / "checkpoint-24")
+        shutil.rmtree(half / "adapter")
+        (half / "summary.json").write_text(json.dumps({"status": "running"}))
+        finetune(FinetuneConfig(run=str(half), compile=how, resume=True, **settings))
+        found = [
+            [r["train_loss_nats"] for r in read_jsonl(f / "metrics.jsonl") if "train_loss_nats" in r]
+            for f in (whole, half, again)
+        ]
+        apart = [max(abs(a - b) for a, b in zip(found[0], other)) for other in found[1:]]
+        row = {"name": f"resumed, {how}, dropout {dropout}", "apart": apart[0], "apart in a second whole run": apart[1]}
+        print(json.dumps(row), file=out, flush=True)
+        print(row, flush=True)
+
+
 def main():
     folder, which = Path(sys.argv[1]), sys.argv[2:] or ["small", "large"]
     with open(folder / "gpu_speed.jsonl", "a") as out:
@@ -110,6 +139,19 @@ def main():
             one(out, "small 64 trainer", base, 10, compile="none", **many)
             one(out, "small 64 layers", base, 20, compile="layers", **many)
             one(out, "small 64 in four", base, 10, compile="graph", global_batch_size=64, micro_batch_size=16)
+        if "resume" in which:
+            resumed(out, make_base(SMOL, Path("/tmp/gpu_speed/smol")))
+        if "table" in which:  # a real table, of which a step of 64 scenes is always full
+            base, data = make_base(SMOL, Path("/tmp/gpu_speed/smol")), os.environ["TABLE"]
+            for n, how, steps in (
+                (2, "none", 20),
+                (2, "auto", 60),
+                (2, "layers", 60),
+                (64, "none", 8),
+                (64, "layers", 16),
+            ):
+                sizes = {"global_batch_size": n, "micro_batch_size": n}
+                one(out, f"table {n} {how}", base, steps, data=data, compile=how, epochs=9.0, **sizes)
         if "large" in which:
             base = make_base(W3B, Path("/tmp/gpu_speed/w3b"))
             many = {"global_batch_size": 32, "micro_batch_size": 32}

@@ -139,6 +139,7 @@ if demo:
 # | | [history](4_train/43_history.ipynb) | what a run tells: losses, perplexities, samples of text; here a tracker is added |
 # | | [lifecycle](4_train/44_lifecycle.ipynb) | what surrounds the steps: data, plan, resuming, summary |
 # | | [loop](4_train/45_loop.ipynb) | training written out: every line between data and adapter |
+# | | [speed](4_train/46_speed.ipynb) | the fast loop: rows of one length, compiled layers, a recorded step |
 # | | [finetune](4_train/47_finetune.ipynb) | fine-tuning with Trainer, on one device or many |
 # | | [pitfalls](4_train/48_pitfalls.ipynb) | eight ways to train nothing, each with its run |
 # | | [run](4_train/49_run.ipynb) | fine-tuning in one call, and what a run left |
@@ -153,6 +154,8 @@ if demo:
 # | | [job](9_machine/91_job.ipynb) | what a job is: settings, folders, locks, progress, provenance |
 # | | [distributed](9_machine/92_distributed.ipynb) | ranks that meet, wait for each other and add up; the doctor |
 # | | [cli](9_machine/93_cli.ipynb) | the command line |
+# | | [encodings](9_machine/94_encodings.ipynb) | from bytes to text, whatever wrote them |
+# | | [graphs](9_machine/95_graphs.ipynb) | work that a device has recorded |
 #
 # Chapters on conversations and on measures of a character are to come; their numbers are kept free. After a change: `.ci/book` formats the code, exports the modules and refreshes the text twins in `nbs/_text/`, which show changes of notebooks as plain text.
 

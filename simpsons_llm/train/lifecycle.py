@@ -443,6 +443,7 @@ MAY_CHANGE = (
     "backend",
     "group_timeout_s",
     "use_ipex",
+    "compile",
 )
 RESULTS = [
     "audit.html",

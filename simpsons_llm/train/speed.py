@@ -9,11 +9,12 @@ __all__ = ['MOST_TRAINED', 'COMPILE_S', 'GAIN', 'row_losses', 'compile_layers', 
 import time
 from typing import Any
 
-from ..data.packing import RowShape, base_of, fixed_row, row_shape
+from ..data.packing import RowShape, base_of, fixed_row, packs_well, row_shape
+from ..machine.device import synchronize
 from ..machine.distributed import in_group
 from ..machine.graphs import Recorded, graph_class
 from .lifecycle import Job
-from .loop import Loop
+from .loop import Loop, random_state, set_random_state
 
 # %% ../../nbs/4_train/46_speed.ipynb #46-05
 def row_losses(
@@ -47,7 +48,13 @@ def compile_layers(
     inner: Any = base_of(model)
     layers = getattr(getattr(inner, "model", inner), "layers", [])
     for layer in layers:
-        layer.forward = torch.compile(layer.forward, dynamic=False)
+        plain = layer.forward
+        compiled = torch.compile(plain, dynamic=False)
+
+        def forward(*args, _layer=layer, _plain=plain, _compiled=compiled, **kwargs):
+            return (_compiled if _layer.training else _plain)(*args, **kwargs)
+
+        layer.forward = forward
     return len(layers)
 
 # %% ../../nbs/4_train/46_speed.ipynb #46-11
@@ -68,6 +75,8 @@ def slow_because(
         return "several ranks exchange gradients in each step"
     if not job.isolated:
         return "samples of a batch do not lie end to end"
+    if device.type != "cpu" and not packs_well(job.device):
+        return "no attention kernel of the device takes all sequences of a row at once"
     if trained > MOST_TRAINED:
         return "so many parameters are trained that a step is long enough by itself"
     return ""
@@ -82,8 +91,9 @@ class FastLoop(Loop):
         model,  # the model, ready to be trained
     ):
         super().__init__(job, model)
-        self.recorded: Recorded | None = None
-        self.update: Recorded | None = None
+        self.recorded: Any = None  # `Recorded` forward and backward of a micro-batch
+        self.update: Any = None  # `Recorded` clipping and optimizer
+        self.on_device = self.device.type != "cpu"
         self.slow = slow_because(job, self.device, sum(p.numel() for p in self.parameters))
         if not self.slow:
             self.prepare(job)
@@ -103,7 +113,7 @@ class FastLoop(Loop):
             self.sampler.set_epoch(epoch)
             batches += [[max(i, -1 - i) for i in micro] for micro in self.sampler]
             epoch += 1
-        items = self.loader.dataset.items
+        items: Any = self.loader.dataset.items
         learned = [sum(w > 0 for w in x["loss_weights"]) for x in items]
         if "lengths" in items[0]:  # rows of several samples: the longest of those counts
             longest = max(max(x["lengths"]) for x in items)
@@ -112,8 +122,9 @@ class FastLoop(Loop):
             self.shape = RowShape(shape.tokens, most + -(-shape.tokens // longest) + 1, longest, shape.learned)
         else:
             self.shape = row_shape(batches, self.sampler.lengths, learned)
-        n, on = self.shape, {"device": self.device}
-        self.row = {
+        n: RowShape = self.shape
+        on: dict[str, Any] = {"device": self.device}
+        self.row: dict[str, Any] = {
             "input_ids": torch.zeros(1, n.tokens, dtype=torch.long, **on),
             "position_ids": torch.zeros(1, n.tokens, dtype=torch.long, **on),
             "cu_seqlens": torch.full((n.sequences + 1,), n.tokens, dtype=torch.int32, **on),
@@ -134,11 +145,14 @@ class FastLoop(Loop):
         "Bring a micro-batch into the tensors that the recording reads."
         made = fixed_row(part, self.shape, self.job.maker.tokenizer.pad_token_id)
         for name, tensor in self.row.items():
-            tensor.copy_(made[name].pin_memory(), non_blocking=True)
+            tensor.copy_(made[name].pin_memory() if self.on_device else made[name], non_blocking=True)
+        if not self.on_device:  # where no kernel takes all sequences at once, their lengths are needed
+            self.lens = made["seq_lens"]
 
     def forward_backward(self):
         "A micro-batch: its gradients are added to those that are there."
-        losses = row_losses(self.model, self.row, self.shape.longest)
+        row = self.row if self.on_device else {**self.row, "seq_lens": self.lens}
+        losses = row_losses(self.model, row, self.shape.longest)
         loss = (losses * self.row["weights"]).sum() * self.share
         loss.backward()
         return loss.detach(), losses.detach()
@@ -160,14 +174,14 @@ class FastLoop(Loop):
         "Record the two halves of a step; parameters, optimizer and random numbers are as before."
         import torch
 
-        begun, module = time.perf_counter(), torch.get_device_module(self.device)
-        for group in self.optimizer.param_groups:
+        begun = time.perf_counter()
+        for group in self.optimizer.param_groups if self.on_device else ():
             group["capturable"], group["lr"] = True, torch.tensor(float(group["lr"]), device=self.device)
         for state in self.optimizer.state.values():
             state["step"] = state["step"].to(self.device)
         kept = [p.detach().clone() for p in self.parameters]
         old = {p: {k: v.clone() for k, v in s.items()} for p, s in self.optimizer.state.items()}
-        random = module.get_rng_state(self.device)
+        random = random_state(self.device)
         for p in self.parameters:
             p.grad = torch.zeros_like(p)
         self.fill(parts[0])
@@ -181,7 +195,7 @@ class FastLoop(Loop):
             for p, state in self.optimizer.state.items():
                 for name, value in state.items():
                     value.copy_(old[p][name]) if p in old else value.zero_()
-        module.set_rng_state(random, self.device)
+        set_random_state(random, self.device)
         if self.job.ranks.is_main:
             n, took_s = self.shape, time.perf_counter() - begun
             print(f"step recorded in {took_s:.1f} s: rows of {n.tokens:,} tokens, {n.learned:,} of them learned")
@@ -196,12 +210,13 @@ class FastLoop(Loop):
         self.record(parts, weight)
         if wish == "graph":
             return
-        import torch
-
-        module, begun = torch.get_device_module(self.device), time.perf_counter()
+        random = random_state(self.device)
+        synchronize(self.job.device)
+        begun = time.perf_counter()
         for _ in range(3):
             self.recorded()
-        module.synchronize(self.device)
+        synchronize(self.job.device)
+        set_random_state(random, self.device)
         step_s = (time.perf_counter() - begun) / 3 * len(parts)
         for p in self.parameters:
             p.grad.zero_()
@@ -241,5 +256,5 @@ class FastLoop(Loop):
         "What the optimizer remembers, as the plain loop keeps it."
         state = super().optimizer_state()
         for group in state["param_groups"]:
-            group["lr"], group["capturable"] = float(group["lr"]), False
+            group["lr"], group["capturable"] = float(group["lr"]), False  # as the plain loop has them
         return state

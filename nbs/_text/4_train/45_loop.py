@@ -377,6 +377,18 @@ def random_state(
     }
 
 
+def set_random_state(
+    state: dict,  # what `random_state` gave
+    device,  # a torch.device
+):
+    "Let the random numbers go on from there."
+    import torch
+
+    torch.set_rng_state(state["cpu"])
+    if "device" in state and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state["device"], device)
+
+
 def save_checkpoint(
     loop: Loop,  # its step was just evaluated
 ):
@@ -432,10 +444,7 @@ def load_checkpoint(
     states = torch.load(at / "random.pt", weights_only=True) if (at / "random.pt").is_file() else []
     if len(states) != loop.job.ranks.world_size:
         return  # another number of ranks draws other numbers
-    mine = states[loop.job.ranks.rank]
-    torch.set_rng_state(mine["cpu"])
-    if "device" in mine and loop.device.type != "cpu":
-        torch.get_device_module(loop.device).set_rng_state(mine["device"], loop.device)
+    set_random_state(states[loop.job.ranks.rank], loop.device)
 
 
 # %% [markdown]

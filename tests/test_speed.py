@@ -1,0 +1,155 @@
+"The fast loop: rows of one length, and a recorded step, with a stand-in for a device's graphs, beside the plain loop."
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import TINY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simpsons_llm.data.packing import EndToEnd, RowShape, fixed_row, row_shape, use_isolated
+from simpsons_llm.machine.job import read_jsonl
+from simpsons_llm.model.base import tiny_model
+from simpsons_llm.model.loss import token_losses
+from simpsons_llm.train import finetune as F
+from simpsons_llm.train import speed
+from simpsons_llm.train.finetune import FinetuneConfig, engine_for, finetune
+from simpsons_llm.train.lifecycle import run_job
+from simpsons_llm.train.loop import Loop, LoopConfig
+from simpsons_llm.train.speed import FastLoop, row_losses
+
+
+class Played:
+    "What `Recorded` does, without a graph: the same work on the same tensors, three times before it counts."
+
+    made = 0
+
+    def __init__(self, work, device, warm=3):
+        self.work = work
+        Played.made += 1
+        for _ in range(warm):
+            work()
+
+    def __call__(self):
+        return self.work()
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    "A CPU that records."
+    monkeypatch.setattr(speed, "graph_class", lambda device: Played)
+    monkeypatch.setattr(speed, "Recorded", Played)
+    Played.made = 0
+
+
+def losses(run):
+    return [r["train_loss_nats"] for r in read_jsonl(run / "metrics.jsonl") if "train_loss_nats" in r]
+
+
+def trained(folder, **given):
+    "A run of the tiny model by `finetune`; its summary."
+    settings = {"data": "springfield", "run": str(folder), "max_steps": 8, "eval_steps": 4, **TINY, "sample_steps": 0}
+    return finetune(FinetuneConfig(**settings | given))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"compile": "graph"},
+        {"compile": "auto"},
+        {"compile": "graph", "global_batch_size": 4, "micro_batch_size": 2},
+        {"compile": "graph", "packing": "rows", "row_len": 1024},
+        {"compile": "graph", "mode": "full"},
+        {"compile": "graph", "recipe": "seed", "template": "script", "view": "rows", "lora_dropout": 0.0},
+    ],
+)
+def test_a_recorded_step_learns_what_trainer_learns(tmp_path, graphs, given, capsys):
+    fast = trained(tmp_path / "fast", **given)
+    assert fast["engine"] == "loop" and Played.made == 2
+    plain = trained(tmp_path / "plain", **given | {"compile": "none"})
+    assert plain["engine"] == "trainer"
+    assert losses(tmp_path / "fast") == pytest.approx(losses(tmp_path / "plain"), abs=2e-5)
+    assert fast["valid_loss_nats_best"] == pytest.approx(plain["valid_loss_nats_best"], abs=2e-5)
+    # a control: another seed learns something else
+    other = trained(tmp_path / "other", **given | {"seed": 7})
+    assert losses(tmp_path / "other") != pytest.approx(losses(tmp_path / "fast"), abs=1e-3) and other
+
+
+def test_a_resumed_run_goes_on_to_the_same_numbers(tmp_path, graphs):
+    "With dropout: the random numbers are those after the checkpoint, not those of the warming up."
+    trained(tmp_path / "whole", lora_dropout=0.1)
+    shutil.copytree(tmp_path / "whole", tmp_path / "half")
+    shutil.rmtree(tmp_path / "half" / "checkpoints" / "checkpoint-8")
+    shutil.rmtree(tmp_path / "half" / "adapter")
+    (tmp_path / "half" / "summary.json").write_text(json.dumps({"status": "running"}))
+    trained(tmp_path / "half", lora_dropout=0.1, resume=True)
+    assert losses(tmp_path / "half") == losses(tmp_path / "whole")
+
+
+def test_the_plain_engines_go_on_from_its_checkpoint(tmp_path, graphs):
+    trained(tmp_path / "fast")
+    kept = torch.load(tmp_path / "fast" / "checkpoints" / "checkpoint-8" / "optimizer.pt", weights_only=True)
+    assert all(isinstance(g["lr"], float) and not g["capturable"] for g in kept["param_groups"])
+    shutil.copytree(tmp_path / "fast", tmp_path / "plain")
+    shutil.rmtree(tmp_path / "plain" / "checkpoints" / "checkpoint-8")
+    (tmp_path / "plain" / "summary.json").write_text(json.dumps({"status": "running"}))
+    trained(tmp_path / "plain", resume=True, compile="none")
+    assert losses(tmp_path / "plain") == pytest.approx(losses(tmp_path / "fast"), abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    "why,change",
+    [
+        ("records no graphs", {"graph_class": lambda device: None}),
+        ("several ranks", {"in_group": lambda: True}),
+        ("so many parameters", {"MOST_TRAINED": 10}),
+    ],
+)
+def test_where_nothing_can_be_recorded_trainer_does_it(tmp_path, graphs, monkeypatch, why, change):
+    for name, value in change.items():
+        monkeypatch.setattr(speed, name, value)
+    job = F.Job.__new__(F.Job)
+    job.isolated = True
+    model = tiny_model()[0]
+    assert why in speed.slow_because(job, torch.device("cpu"), sum(p.numel() for p in model.parameters()))
+    if why != "several ranks":
+        assert trained(tmp_path / "run", max_steps=1)["engine"] == "trainer"
+
+
+def test_the_fast_loop_by_itself_is_the_loop_where_nothing_is_recorded(tmp_path):
+    config = {"data": "springfield", "max_steps": 3, "eval_steps": 3, **TINY, "sample_steps": 0}
+    for name, engine in (("fast", FastLoop), ("loop", Loop)):
+        run_job(LoopConfig(run=str(tmp_path / name), **config), engine)
+    assert losses(tmp_path / "fast") == losses(tmp_path / "loop")
+    assert engine_for.name == "trainer"
+
+
+SAMPLES = st.lists(st.integers(2, 40), min_size=1, max_size=5)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(SAMPLES, st.integers(0, 3), st.sampled_from([16, 64]))
+def test_filled_up_or_not_the_losses_are_the_same(lengths, more, step):
+    model, _ = tiny_model()
+    use_isolated(model)
+    made = torch.Generator().manual_seed(sum(lengths))
+    samples = [
+        {
+            "input_ids": torch.randint(3, 200, (n,), generator=made).tolist(),
+            "loss_weights": [float(w) for w in torch.randint(0, 2, (n - 1,), generator=made)] + [1.0],
+        }
+        for n in lengths
+    ]
+    learned = [sum(w > 0 for w in s["loss_weights"]) for s in samples]
+    shape = row_shape([list(range(len(lengths))), [0]], lengths, learned, step)
+    shape = RowShape(shape.tokens + more * step, shape.sequences + more * step, shape.longest, shape.learned)
+    for part in (samples, samples[:1]):
+        plain = EndToEnd(0)(part)
+        row = fixed_row(plain, shape, 0)
+        assert row["input_ids"].shape == (1, shape.tokens) and row["cu_seqlens"].shape == (shape.sequences + 1,)
+        assert sum(row["seq_lens"]) == shape.tokens and row["weights"].sum() == plain["loss_weights"].sum()
+        with torch.no_grad():
+            (want, weights), found = token_losses(model, plain), row_losses(model, row, shape.longest)
+        assert torch.allclose(found[row["weights"] > 0], want[weights > 0], atol=1e-4)
