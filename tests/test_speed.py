@@ -72,9 +72,9 @@ def test_a_recorded_step_learns_what_trainer_learns(tmp_path, graphs, given, cap
     assert plain["engine"] == "trainer"
     assert losses(tmp_path / "fast") == pytest.approx(losses(tmp_path / "plain"), abs=2e-5)
     assert fast["valid_loss_nats_best"] == pytest.approx(plain["valid_loss_nats_best"], abs=2e-5)
-    # a control: another seed learns something else
-    other = trained(tmp_path / "other", **given | {"seed": 7})
-    assert losses(tmp_path / "other") != pytest.approx(losses(tmp_path / "fast"), abs=1e-3) and other
+    if given == {"compile": "graph"}:  # a control: another seed learns something else
+        assert trained(tmp_path / "other", **given | {"seed": 7})
+        assert losses(tmp_path / "other") != pytest.approx(losses(tmp_path / "fast"), abs=1e-3)
 
 
 def test_a_resumed_run_goes_on_to_the_same_numbers(tmp_path, graphs):
