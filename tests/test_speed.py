@@ -149,6 +149,7 @@ def test_filled_up_or_not_the_losses_are_the_same(lengths, more, step):
         plain = EndToEnd(0)(part)
         row = fixed_row(plain, shape, 0)
         assert row["input_ids"].shape == (1, shape.tokens) and row["cu_seqlens"].shape == (shape.sequences + 1,)
+        assert max(row["seq_lens"]) <= shape.longest and row["cu_seqlens"][-1] == shape.tokens
         assert sum(row["seq_lens"]) == shape.tokens and row["weights"].sum() == plain["loss_weights"].sum()
         with torch.no_grad():
             (want, weights), found = token_losses(model, plain), row_losses(model, row, shape.longest)
