@@ -24,7 +24,7 @@ from simpsons_llm.train.speed import FastLoop, row_losses
 class Played:
     "What `Recorded` does, without a graph: the same work on the same tensors, three times before it counts."
 
-    made = 0
+    made, data = 0, ""
 
     def __init__(self, work, device, warm=3):
         self.work = work
@@ -34,6 +34,12 @@ class Played:
 
     def __call__(self):
         return self.work()
+
+
+@pytest.fixture(autouse=True)
+def short(data):
+    "What the runs of this file learn from."
+    Played.data = str(data)
 
 
 @pytest.fixture
@@ -50,7 +56,7 @@ def losses(run):
 
 def trained(folder, **given):
     "A run of the tiny model by `finetune`; its summary."
-    settings = {"data": "springfield", "run": str(folder), "max_steps": 8, "eval_steps": 4, **TINY, "sample_steps": 0}
+    settings = {"data": Played.data, "run": str(folder), "max_steps": 8, "eval_steps": 4, **TINY, "sample_steps": 0}
     return finetune(FinetuneConfig(**settings | given))
 
 
@@ -99,6 +105,25 @@ def test_the_plain_engines_go_on_from_its_checkpoint(tmp_path, graphs):
     assert losses(tmp_path / "plain") == pytest.approx(losses(tmp_path / "fast"), abs=2e-5)
 
 
+def test_a_recording_that_fails_costs_nothing(tmp_path, graphs, monkeypatch, capsys):
+    "Warmed up three times, then refused by the device: the run goes on as if nothing had been tried."
+
+    class Refused(Played):
+        def __init__(self, work, device, warm=3):
+            super().__init__(work, device, warm)
+            if Played.made == 2:
+                raise RuntimeError("operation not permitted when stream is capturing\nmore words")
+
+    monkeypatch.setattr(speed, "Recorded", Refused)
+    assert trained(tmp_path / "fast", lora_dropout=0.1)["engine"] == "loop"
+    assert "not recorded (RuntimeError: operation not permitted when stream is capturing)" in capsys.readouterr().out
+    run_job(
+        LoopConfig(run=str(tmp_path / "loop"), data=Played.data, max_steps=8, eval_steps=4, lora_dropout=0.1, **TINY),
+        Loop,
+    )
+    assert losses(tmp_path / "fast") == losses(tmp_path / "loop")
+
+
 @pytest.mark.parametrize(
     "why,change",
     [
@@ -111,15 +136,21 @@ def test_where_nothing_can_be_recorded_trainer_does_it(tmp_path, graphs, monkeyp
     for name, value in change.items():
         monkeypatch.setattr(speed, name, value)
     job = F.Job.__new__(F.Job)
-    job.isolated = True
+    job.isolated, job.config = True, FinetuneConfig(base_model="tiny")
     model = tiny_model()[0]
     assert why in speed.slow_because(job, torch.device("cpu"), sum(p.numel() for p in model.parameters()))
+    job.config = FinetuneConfig(base_model="tiny", gradient_checkpointing=True)
+    monkeypatch.undo()
+    monkeypatch.setattr(speed, "graph_class", lambda device: Played)
+    assert "computed again" in speed.slow_because(job, torch.device("cpu"), 0)
+    for name, value in change.items():
+        monkeypatch.setattr(speed, name, value)
     if why != "several ranks":
         assert trained(tmp_path / "run", max_steps=1)["engine"] == "trainer"
 
 
 def test_the_fast_loop_by_itself_is_the_loop_where_nothing_is_recorded(tmp_path):
-    config = {"data": "springfield", "max_steps": 3, "eval_steps": 3, **TINY, "sample_steps": 0}
+    config = {"data": Played.data, "max_steps": 3, "eval_steps": 3, **TINY, "sample_steps": 0}
     for name, engine in (("fast", FastLoop), ("loop", Loop)):
         run_job(LoopConfig(run=str(tmp_path / name), **config), engine)
     assert losses(tmp_path / "fast") == losses(tmp_path / "loop")

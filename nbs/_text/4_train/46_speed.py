@@ -131,6 +131,8 @@ def slow_because(
         return "samples of a batch do not lie end to end"
     if device.type != "cpu" and not packs_well(job.device):
         return "no attention kernel of the device takes all sequences of a row at once"
+    if job.config.gradient_checkpointing or job.config.quantization != "none":
+        return "activations that are computed again, and weights in 4 bits, were not tried in a recording"
     if trained > MOST_TRAINED:
         return "so many parameters are trained that a step is long enough by itself"
     return ""
@@ -240,16 +242,18 @@ class FastLoop(Loop):
             p.grad = torch.zeros_like(p)
         self.fill(parts[0])
         self.share.fill_(1 / weight)
-        self.recorded = Recorded(self.forward_backward, self.device)
-        self.update = Recorded(self.clip_and_step, self.device)
-        with torch.no_grad():
-            for p, k in zip(self.parameters, kept):
-                p.copy_(k)
-                p.grad.zero_()
-            for p, state in self.optimizer.state.items():
-                for name, value in state.items():
-                    value.copy_(old[p][name]) if p in old else value.zero_()
-        set_random_state(random, self.device)
+        try:
+            self.recorded = Recorded(self.forward_backward, self.device)
+            self.update = Recorded(self.clip_and_step, self.device)
+        finally:
+            with torch.no_grad():
+                for p, k in zip(self.parameters, kept):
+                    p.copy_(k)
+                    p.grad.zero_()
+                for p, state in self.optimizer.state.items():
+                    for name, value in state.items():
+                        value.copy_(old[p][name]) if p in old else value.zero_()
+            set_random_state(random, self.device)
         if self.job.ranks.is_main:
             n, took_s = self.shape, time.perf_counter() - begun
             print(f"step recorded in {took_s:.1f} s: rows of {n.tokens:,} tokens, {n.learned:,} of them learned")
@@ -296,7 +300,14 @@ class FastLoop(Loop):
         import torch
 
         if self.recorded is None:
-            self.choose(parts, weight)
+            try:
+                self.choose(parts, weight)
+            except RuntimeError as e:  # what the device or the compiler does not take; nothing was learned yet
+                self.slow = (
+                    f"{type(e).__name__}: {str(e).strip().splitlines()[0][:200]}" if str(e).strip() else "it failed"
+                )
+                print(f"steps are not recorded ({self.slow}); they are made one kernel at a time")
+                return super().learn_from(parts, weight)
         self.share.fill_(1 / weight)
         total = torch.zeros((), device=self.device)
         for part in parts:
