@@ -113,6 +113,8 @@ FAULTS = [Fault(*row) for row in (
      "languages.py -k command"),
     ("data.packing", "padding-has-weight", "kept[: len(at)] = at, ids[at + 1], weights[at + 1]",
      "kept[:] = at, ids[at + 1], 1.0", "speed.py -k filled_up"),
+    ("data.packing", "rows-are-cut", "require(room >= 0, ", "require(True, ", "speed.py -k filled_up"),
+    ("data.text", "joiners-go", 're.compile("[\\u200b\\u200e', 're.compile("[\\u200b-\\u200e', "typed.py -k joiners"),
     ("data.packing", "padding-runs-on", "lens.append(min(room, shape.longest))", "lens.append(room)",
      "speed.py -k filled_up"),
     ("train.speed", "warming-up-counts", "p.copy_(k)\n", "pass\n", "speed.py -k 'learns_what and given0'"),

@@ -136,6 +136,10 @@ def test_aliases_join_people_and_a_bad_row_is_named(tmp_path):
     (tmp_path / "names.txt").write_text("# people\nMarla Quill = Marla, MRS QUILL\n")
     data = prepare_data(tmp_path / "x.txt", ["Marla Quill"], aliases=str(tmp_path / "names.txt"), max_leak=1.0)
     assert data.report["all_speakers"] == {"Marla Quill": 10, "Otto": 5}
+    (tmp_path / "old.txt").write_bytes("Zoé Brandt = Otto, André".encode("cp1252"))
+    assert read_aliases(str(tmp_path / "old.txt"))["otto"] == "Zoé Brandt"
+    with pytest.raises(FileNotFoundError, match="no file of names at nowhere.txt"):
+        read_aliases("nowhere.txt")
     for text, says in (("Marla Quill", "row 1 of names.txt"), ("A = B\nC = B", "gives 'B' to 'C'")):
         (tmp_path / "names.txt").write_text(text)
         with pytest.raises(ValueError, match=says):

@@ -176,6 +176,8 @@ def test_filled_up_or_not_the_losses_are_the_same(lengths, more, step):
     learned = [sum(w > 0 for w in s["loss_weights"]) for s in samples]
     shape = row_shape([list(range(len(lengths))), [0]], lengths, learned, step)
     shape = RowShape(shape.tokens + more * step, shape.sequences + more * step, shape.longest, shape.learned)
+    with pytest.raises(ValueError, match="the run's longest"):  # never cut
+        fixed_row(EndToEnd(0)(samples), RowShape(sum(lengths) - 1, 99, 40, 999), 0)
     for part in (samples, samples[:1]):
         plain = EndToEnd(0)(part)
         row = fixed_row(plain, shape, 0)

@@ -173,6 +173,11 @@ def test_directions_are_left_out(row, said):
     assert rename(read_text(f"{TALK}{row}\n", "x")).speakers == {"Marge": 2, "Homer": 1}
 
 
+def test_unseen_marks_go_and_joiners_of_letters_stay():
+    said = "می\u200cخواهم بروم"
+    assert lines(f"\u200eMarge: \u2067{said}\u2069\nHomer:\u200b No.\n") == [("Marge", said), ("Homer", "No.")]
+
+
 def test_capitals_give_a_name_only_where_there_is_nothing_else():
     script = rename(read_text("MARGE: Is it on?\nMarge: It was.\nMARGE: Oh.\nHOMER: Mmm.\nMARGE: No.\n", "x"))
     assert script.speakers == {"Marge": 4, "HOMER": 1} and script.merged == {"Marge": {"MARGE": 3}}

@@ -29,6 +29,7 @@ from typing import ClassVar
 
 from .formats import READERS, read_script
 from .lines import Line, Scene, alike_names, measure, name_key
+from ..machine.encodings import decode
 from simpsons_llm.machine.job import (
     JobConfig,
     hold_folder,
@@ -182,7 +183,12 @@ def read_aliases(
 ) -> dict:  # other name's `name_key` -> name to use; ValueError naming the row that is not so
     "Other names of people."
     found: dict[str, str] = {}
-    for row, text in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines() if path else [], 1):
+    if path and not Path(path).is_file():
+        raise FileNotFoundError(
+            f"no file of names at {path}; give one with rows such as: Marla Quill = Marla, Mrs. Quill"
+        )
+    told = decode(Path(path).read_bytes(), Path(path).name)[0] if path else ""
+    for row, text in enumerate(told.splitlines(), 1):
         if not (text := text.strip()) or text[0] == "#":
             continue
         name, mark, others = (x.strip() for x in text.partition("="))

@@ -39,7 +39,7 @@ from simpsons_llm.data.lines import (
 )
 
 # %% ../../nbs/1_data/12_text.ipynb #12-05
-MARKS = re.compile("[\u200b-\u200f\u202a-\u202e\u2060\ufeff]")  # zero-width blanks, and marks of direction
+MARKS = re.compile("[\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")  # unseen, and no joiners of letters
 LISTED = r"(?:(?:[-+*•>:]|\d+[.)]|[^\w\s(\[{<\"“'‘*]{1,3})\s+|:+(?=\*))*"  # bullets, numbers, a picture or two
 BOLD = re.compile(LISTED + r"(\*{1,3}|_{1,3})(?=[^\s*])(.+?)(?<=[^\s*])\1\s*(.*)")
 TAGS = [

@@ -111,7 +111,7 @@ class FastLoop(Loop):
 
         batches: list = []
         steps, epoch = job.length.steps, 0
-        while len(batches) < steps * self.sampler.accumulation and epoch < 50:
+        while len(batches) < steps * self.sampler.accumulation:
             self.sampler.set_epoch(epoch)
             batches += [[max(i, -1 - i) for i in micro] for micro in self.sampler]
             epoch += 1

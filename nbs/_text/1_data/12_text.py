@@ -47,7 +47,7 @@ pd.set_option("display.max_colwidth", 110)
 
 # %%
 #| export
-MARKS = re.compile("[\u200b-\u200f\u202a-\u202e\u2060\ufeff]")  # zero-width blanks, and marks of direction
+MARKS = re.compile("[\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")  # unseen, and no joiners of letters
 LISTED = r"(?:(?:[-+*•>:]|\d+[.)]|[^\w\s(\[{<\"“'‘*]{1,3})\s+|:+(?=\*))*"  # bullets, numbers, a picture or two
 BOLD = re.compile(LISTED + r"(\*{1,3}|_{1,3})(?=[^\s*])(.+?)(?<=[^\s*])\1\s*(.*)")
 TAGS = [

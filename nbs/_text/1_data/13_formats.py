@@ -55,7 +55,7 @@ from simpsons_llm.data.tables import (
     read_records,
     read_table,
 )
-from simpsons_llm.data.text import cut_whole, read_fountain, read_play, read_screenplay, read_text
+from simpsons_llm.data.text import MARKS, cut_whole, read_fountain, read_play, read_screenplay, read_text
 from simpsons_llm.machine.encodings import decode, open_bytes
 from simpsons_llm.machine.job import collector_off, require
 
@@ -453,7 +453,6 @@ assert [x[2:4] for x in voices.lines] == [("Ada", "On?"), ("Otto", "Off.")] and 
 
 # %%
 #| export
-INVISIBLE = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
 DATE = (
     r"(?P<date>\d{1,4}[./-]\s?\d{1,2}[./-]\s?\d{1,4}\.?|\d{4}年\d{1,2}月\d{1,2}日|\d{4}년\s?\d{1,2}월\s?\d{1,2}일)"
     r"(?:,?\s+(?:(?:at|um|às|à|o|om|a|las|klo|kl\.|alle)\s+)*)"
@@ -506,7 +505,7 @@ def message_at(
 ) -> Message | None:  # None: it goes on with the message before, or is no chat
     "What begins with a date or a time."
     bare = row.replace("\u202f", " ").replace("\xa0", " ")
-    m = HEAD.match(INVISIBLE.sub("", bare[:80]).lstrip() + bare[80:])
+    m = HEAD.match(MARKS.sub("", bare[:80]).lstrip() + bare[80:])
     if not m:
         above = ABOVE.fullmatch(bare) if len(bare) < 90 else None
         return Message(above["date"] or "", above["time"], clean(above["name"]), "", True) if above else None
@@ -606,7 +605,7 @@ def read_chat(
     for i, row in enumerate(rows):
         m = heads.get(i)
         if m:
-            started, text_of = True, INVISIBLE.sub("", m.text).strip()
+            started, text_of = True, MARKS.sub("", m.text).strip()
             lost = not m.typed or GONE.fullmatch(text_of)
             newest = None
             if not m.name or m.name in odd or lost:
@@ -624,7 +623,7 @@ def read_chat(
         elif newest is None:
             tally.add("note", row)
         else:
-            newest.append(INVISIBLE.sub("", row))
+            newest.append(MARKS.sub("", row))
             tally.add("continuation", row)
     days, before = 0, 0.0
     for m, n, words in speech:

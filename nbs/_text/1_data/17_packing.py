@@ -496,6 +496,7 @@ def fixed_row(
 
     lens, ids, weights = list(batch["seq_lens"]), batch["input_ids"][0], batch["loss_weights"][0]
     room = shape.tokens - len(ids)
+    require(room >= 0, f"a row of {len(ids)} tokens was given; expected at most {shape.tokens}, the run's longest")
     while room > 0:
         lens.append(min(room, shape.longest))
         room -= lens[-1]
