@@ -130,9 +130,9 @@ if demo:
 # | | [variants](2_lora/22_variants.ipynb) | rsLoRA, DoRA, PiSSA, LoRA+, LoftQ, QLoRA; here a variant is added |
 # | **model** | [base](3_model/30_base.ipynb) | base models by name, loaded whole |
 # | | [adapter](3_model/31_adapter.ipynb) | adapters on, saved, loaded, merged |
-# | | [infer](3_model/32_infer.ipynb) | finishing a line, and how long it takes |
-# | | [loss](3_model/33_loss.ipynb) | the loss of a token, and of held-out lines |
-# | | [character](3_model/34_character.ipynb) | a model and a name: what one talks to |
+# | | [infer](3_model/33_infer.ipynb) | finishing a line, and how long it takes |
+# | | [loss](3_model/34_loss.ipynb) | the loss of a token, and of held-out lines |
+# | | [character](3_model/35_character.ipynb) | a model and a name: what one talks to |
 # | **train** | [config](4_train/40_config.ipynb) | two recipes, the settings of a run, its length, optimizer and learning rate |
 # | | [cost](4_train/41_cost.ipynb) | memory, arithmetic and time, told before the weights are loaded |
 # | | [sharding](4_train/42_sharding.ipynb) | models in parts, one on each rank |

@@ -241,7 +241,7 @@ f"from {before} to {shapes.device}: {sum(p.nbytes for p in shapes.parameters()) 
 
 
 # %% [markdown]
-# The step itself: the loss of [the chapter on evaluation](../3_model/33_loss.ipynb), backward, clipping, AdamW. The same function runs below with real numbers, to measure time.
+# The step itself: the loss of [the chapter on evaluation](../3_model/34_loss.ipynb), backward, clipping, AdamW. The same function runs below with real numbers, to measure time.
 
 # %%
 #| export

@@ -6,7 +6,7 @@
 #
 # > A model and a name: what one talks to.
 #
-# Whoever has trained a character wants to hear it, and not to carry model, tokenizer, template and notes from call to call. A `Character` holds them. It answers one line at a time, several times over, or piece by piece; what it is asked with is what it was trained with, since all of it goes through [finishing a line](32_infer.ipynb).
+# Whoever has trained a character wants to hear it, and not to carry model, tokenizer, template and notes from call to call. A `Character` holds them. It answers one line at a time, several times over, or piece by piece; what it is asked with is what it was trained with, since all of it goes through [finishing a line](33_infer.ipynb).
 
 # %%
 #| export
