@@ -10,7 +10,8 @@ from simpsons_llm.data.lines import Line, Scene
 from simpsons_llm.data.prompt import CHATML, TextMaker, prompt_ids, small_tokenizer
 from simpsons_llm.data.samples import row_samples
 from simpsons_llm.model.base import tiny_model
-from simpsons_llm.model.infer import Sampling, finish_lines, heldout_moments
+from simpsons_llm.model.decode import Sampling
+from simpsons_llm.model.infer import finish_lines, heldout_moments
 
 SCENE = read_script("springfield").scenes[0]
 REQUESTS = [(SCENE.location, SCENE.lines[:n], "Homer Simpson") for n in (6, 1, 3)]

@@ -16,7 +16,7 @@ from simpsons_llm.data.formats import read_script
 from simpsons_llm.data.prompt import CHATML, TextMaker, byte_tokenizer, prompt_ids, small_tokenizer
 from simpsons_llm.machine.device import find_device
 from simpsons_llm.model.base import SMOLLM2, load_base, load_gguf, load_tokenizer
-from simpsons_llm.model.infer import SAMPLING
+from simpsons_llm.model.decode import SAMPLING
 
 CPU, WHO = find_device("cpu", "float32"), "Homer Simpson"
 

@@ -16,7 +16,8 @@ from simpsons_llm.machine.cli import main
 from simpsons_llm.machine.device import find_device
 from simpsons_llm.model.adapter import add_adapter, save_adapter
 from simpsons_llm.model.base import TINY, load_base, load_gguf, tiny_model
-from simpsons_llm.model.infer import SAMPLING, InferConfig, infer
+from simpsons_llm.model.decode import SAMPLING
+from simpsons_llm.model.infer import InferConfig, infer
 
 CPU, WHO = find_device("cpu", "float32"), "Homer Simpson"
 small = test_ollama.small  # a fixture

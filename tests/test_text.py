@@ -34,8 +34,8 @@ from simpsons_llm.machine.device import Draws, find_device
 from simpsons_llm.machine.job import read_json, read_jsonl
 from simpsons_llm.model import infer as I
 from simpsons_llm.model.base import tiny_model
+from simpsons_llm.model.decode import Sampling
 from simpsons_llm.model.infer import (
-    Sampling,
     answer_text,
     before_after,
     bench_answer,
@@ -535,6 +535,7 @@ def test_a_reader_who_has_had_enough_ends_the_drawing(tiny):
 
 def test_a_program_may_end_while_a_reader_is_half_way():
     code = (
+        "from simpsons_llm.model.decode import Sampling\n"
         "from simpsons_llm.model.infer import *; from simpsons_llm.model.base import tiny_model; "
         "from simpsons_llm.data.prompt import TextMaker\n"
         "model, tokenizer = tiny_model()\n"

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['graph_class', 'Recorded']
 
-# %% ../../nbs/9_machine/95_graphs.ipynb #22ad299b
+# %% ../../nbs/9_machine/95_graphs.ipynb #95-02
 from collections.abc import Callable
 from typing import Any
 
 from .job import require
 
-# %% ../../nbs/9_machine/95_graphs.ipynb #4f244df2
+# %% ../../nbs/9_machine/95_graphs.ipynb #95-03
 def graph_class(
     device,  # a torch.device
 ):  # the device's class for recorded graphs; None if it has none
@@ -35,15 +35,19 @@ class Recorded:
 
         make, module = graph_class(device), torch.get_device_module(device)
         require(make, f"{device} records no graphs; use what the graph was to replace")
-        stream = module.Stream()
-        stream.wait_stream(module.current_stream())
-        with module.stream(stream):
-            for _ in range(warm):
-                work()
-        module.current_stream().wait_stream(stream)
-        self.graph = make()
-        with module.graph(self.graph):
-            self.out = work()
+        stream, kept = module.Stream(), torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)  # what autocast keeps between calls is gone when it ends
+        try:
+            stream.wait_stream(module.current_stream())
+            with module.stream(stream):
+                for _ in range(warm):
+                    work()
+            module.current_stream().wait_stream(stream)
+            self.graph = make()
+            with module.graph(self.graph):
+                self.out = work()
+        finally:
+            torch.set_autocast_cache_enabled(kept)
 
     def __call__(self):
         "Replay; the result is the tensors of the recording, with new numbers in them."

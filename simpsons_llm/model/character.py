@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MARKS', 'learned_speaker', 'Character']
 
-# %% ../../nbs/3_model/35_character.ipynb #34-02
+# %% ../../nbs/3_model/35_character.ipynb #35-02
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from ..machine.device import find_device
 from ..machine.job import require
 from .adapter import find_trained, load_tuned, merge
 from .base import load_base
-from .infer import SAMPLING, Sampling, finish_lines, lines_of, stream_line
+from .decode import SAMPLING, Sampling
+from .infer import finish_lines, lines_of, stream_line
 
-# %% ../../nbs/3_model/35_character.ipynb #34-05
+# %% ../../nbs/3_model/35_character.ipynb #35-05
 def learned_speaker(
     name: str,  # as somebody wrote it
     known: dict,  # name -> number of lines, of those that were learned; empty: not known

@@ -22,7 +22,8 @@ from ..data.prompt import TextMaker
 from ..machine.device import Device, Ranks, synchronize
 from ..machine.distributed import gather, group_ranks, on_main, total
 from ..machine.job import Progress, append_jsonl, read_jsonl, require, write_text
-from ..model.infer import Sampling, finish_lines, moment_row
+from ..model.decode import Sampling
+from ..model.infer import finish_lines, moment_row
 from .config import RunLength
 
 # %% ../../nbs/4_train/43_history.ipynb #43-05

@@ -97,7 +97,8 @@ class TrainState:
             (0, math.inf),
         )
         if device.dtype == "bfloat16":
-            model.forward = torch.autocast(device.type, torch.bfloat16)(model.forward)
+            # nothing is kept between calls: a recorded step may not lean on it, and a weight is used once in a pass
+            model.forward = torch.autocast(device.type, torch.bfloat16, cache_enabled=False)(model.forward)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         same_start(self.parameters)
         self.optimizer = make_optimizer(model, s["learning_rate"], config.lora_plus_ratio, fused=device.type != "cpu")

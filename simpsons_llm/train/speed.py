@@ -135,10 +135,6 @@ class FastLoop(Loop):
             "weights": torch.zeros(n.learned, **on),
         }
         self.share = torch.ones((), **on)  # 1 / loss weights of the step
-        if self.job.device.dtype == "bfloat16":  # a recording may not lean on what autocast keeps between calls
-            self.model.forward = torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)(
-                self.model.forward
-            )
 
     def fill(
         self,

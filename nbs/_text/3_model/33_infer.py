@@ -25,6 +25,8 @@ top_p = None  # draw from the best tokens that hold this much probability, 0..1;
 num_beams = None  # beams of beam search; book 1, seed 5
 repetition_penalty = None  # above 1: avoid what was said; book 1.05, seed 1.2
 answers = 1  # how many answers
+compile = "auto"  # auto: on an accelerator, record the step of a token; layers: compile it, too; none: neither
+quantization = "none"  # int8: weights in 8 bits, on a CPU: twice as fast after some seconds, a little less exact
 random_seed = 42  # of the sampling
 bench = False  # also measure the time of an answer
 out = ""  # folder for answers.json; empty: only show
@@ -33,13 +35,11 @@ dtype = "auto"  # bfloat16, float32; auto: as the device has it
 
 # %%
 #| export
-import difflib
 import statistics
-import sys
 import time
 import unicodedata
-from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 from simpsons_llm.data.lines import Line, Scene, parse_lines
 from simpsons_llm.data.prepare import known_speaker, load_data
@@ -48,6 +48,7 @@ from simpsons_llm.machine.device import Draws, find_device, synchronize
 from simpsons_llm.machine.job import JobConfig, hold_folder, open_folder, require, same_parameters, write_json
 from simpsons_llm.model.adapter import is_whole_model, load_tuned, merge, untuned
 from simpsons_llm.model.base import load_base
+from simpsons_llm.model.decode import DECODES, SAMPLING, Decoder, Sampling, decodes_here, in_8_bits
 
 # %%
 #| hide
@@ -59,88 +60,6 @@ from simpsons_llm.data.formats import read_script
 from simpsons_llm.data.prepare import split_scenes
 
 pd.set_option("display.max_colwidth", 110)
-
-
-# %% [markdown]
-# ## How words are drawn
-#
-# A language model gives each next token a probability. *Greedy* takes the best each time; small models then go round in circles. *Sampling* draws by lot. First, tokens that already stand in prompt or answer are made less likely (`repetition_penalty`; names in the scene are hit too). Then the odds are sharpened (`temperature` below 1), then the unlikely tail is cut (`top_k`, then `top_p`), then one token is drawn. `num_beams` keeps that many drafts at once and returns the likeliest; with sampling on, the drafts themselves are drawn. The seed used five beams. One of its settings is changed here: it allowed 100 tokens for prompt *and* answer, so a long prompt left no room to answer; here the answer alone may have 100.
-
-# %%
-#| export
-@dataclass(frozen=True)
-class Sampling:
-    "How an answer is drawn; the names are those of transformers' `generate`."
-
-    max_new_tokens: int = 60  # most tokens of an answer, 1 or more
-    do_sample: bool = True  # False: always the most likely token
-    temperature: float = 0.8  # above 0
-    top_k: int = 50  # 0: no limit
-    top_p: float = 0.95  # above 0, up to 1
-    num_beams: int = 1  # 1 or more
-    repetition_penalty: float = 1.05  # above 0; 1: none
-
-    def __post_init__(self):
-        for name in ("max_new_tokens", "top_k", "num_beams"):
-            n = getattr(self, name)
-            require(isinstance(n, int) and not isinstance(n, bool), f"{name}={n!r} was given; expected a whole number")
-        for name in ("temperature", "top_p", "repetition_penalty"):
-            x = getattr(self, name)
-            require(
-                isinstance(x, (int, float)) and not isinstance(x, bool), f"{name}={x!r} was given; expected a number"
-            )
-        require(self.max_new_tokens >= 1, f"max_new_tokens={self.max_new_tokens} was given; expected 1 or more")
-        require(
-            self.temperature > 0,
-            f"temperature={self.temperature} was given; expected a number above 0, or do_sample=False (greedy)",
-        )
-        require(0 < self.top_p <= 1, f"top_p={self.top_p} was given; expected a number above 0, up to 1")
-        require(
-            self.top_k >= 0 and self.num_beams >= 1 and self.repetition_penalty > 0,
-            f"expected top_k 0 or more, num_beams 1 or more and repetition_penalty above 0, given {self}",
-        )
-
-    def changed(
-        self,
-        **given,  # single settings by name
-    ) -> "Sampling":  # ValueError if there is no such setting, or it cannot be
-        "The same with some settings changed."
-        known = [f.name for f in fields(self)]
-        for name in given:
-            near = difflib.get_close_matches(name, known, n=2) or known
-            require(name in known, f"{name}={given[name]!r} was given; did you mean {' or '.join(near)}?")
-        return replace(self, **given)
-
-    def arguments(self) -> dict:
-        "For `generate`: without the settings that mean nothing when the best token is always taken."
-        return {k: v for k, v in asdict(self).items() if self.do_sample or k not in ("temperature", "top_k", "top_p")}
-
-
-# %% [markdown]
-# The book's settings, the seed's, and no lot at all:
-
-# %%
-#| export
-SAMPLING = {
-    "book": Sampling(),
-    "seed": Sampling(100, True, 0.8, 50, 0.9, 5, 1.2),
-    "greedy": Sampling(do_sample=False, repetition_penalty=1.0),
-}
-
-# %% [markdown]
-# What `generate` is called with. Greedy has no use for what shapes a lot:
-
-# %% tags=["example"]
-pd.DataFrame({name: pd.Series(preset.arguments(), dtype=object) for name, preset in SAMPLING.items()}).fillna("")
-
-# %% [markdown]
-# A name that is none is not swallowed:
-
-# %% tags=["example"]
-try:
-    Sampling().changed(temprature=1.2)
-except ValueError as e:
-    print(e)
 
 # %% [markdown]
 # ## The settings
@@ -170,6 +89,10 @@ class InferConfig(JobConfig):
     num_beams: "int | None" = None  # beams of beam search; book 1, seed 5
     repetition_penalty: "float | None" = None  # above 1: avoid what was said; book 1.05, seed 1.2
     answers: int = 1  # how many answers
+    compile: str = "auto"  # auto: on an accelerator, record the step of a token; layers: compile it, too; none: neither
+    quantization: str = (
+        "none"  # int8: weights in 8 bits, on a CPU: twice as fast after some seconds, a little less exact
+    )
     random_seed: int = 42  # of the sampling
     bench: bool = False  # also measure the time of an answer
     out: str = ""  # folder for answers.json; empty: only show
@@ -183,6 +106,13 @@ class InferConfig(JobConfig):
             f'speaker={self.speaker!r} was given; say who answers, e.g. --speaker "Homer Simpson"',
         )
         require(self.answers >= 1, f"answers={self.answers} was given; expected 1 or more")
+        require(self.compile in DECODES, f"compile={self.compile!r} was given; expected {', '.join(DECODES)}")
+        eight = {"none": False, "int8": True}
+        require(self.quantization in eight, f"quantization={self.quantization!r} was given; expected none or int8")
+        require(
+            not eight[self.quantization] or self.answers == 1 and self.settings().num_beams == 1,
+            "quantization=int8 was given with several answers or beams, which it makes slower; leave it out for those",
+        )
         require(0 <= self.random_seed < 2**64, f"random_seed={self.random_seed} was given; expected 0 to 2**64 - 1")
         self.settings()
 
@@ -210,6 +140,8 @@ for wrong in (
     dict(answers=0),
     dict(speaker=" "),
     dict(random_seed=2**64),
+    dict(compile="graphs"),
+    dict(quantization="int8", answers=2),
 ):
     try:
         InferConfig(**wrong)
@@ -338,26 +270,47 @@ def answer_text(
 
 
 # %% [markdown]
-# All answers of a batch are drawn at once, with the random numbers of a seed of their own ([the chapter on devices](../9_machine/90_device.ipynb)). Whoever calls finds the process's numbers as they were.
+# All answers of a batch are drawn at once by [the page that draws](32_decode.ipynb), or by `generate` where the page cannot do it, with the random numbers of a seed of their own ([the chapter on devices](../9_machine/90_device.ipynb)). Whoever calls finds the process's numbers as they were.
 
 # %%
 #| export
+def decoder_for(
+    model,  # a model, with or without adapter
+    maker: TextMaker,  # tokenizer and template of its training
+    batch: dict,  # what `ask_batch` gave
+    sampling: Sampling,  # how words are drawn
+    ends=None,  # tokens that end an answer; None: those of the template
+    how: str = "auto",  # one of DECODES: a recorded step, compiled layers as well, or neither
+    again: bool = False,  # there will be many prompts of this length
+) -> Decoder | None:  # None where `generate` has to do it: beams, and models that say why in `decodes_here`
+    "What draws the answers of a batch."
+    if sampling.num_beams > 1 or decodes_here(model):
+        return None
+    rows, length = batch["input_ids"].shape
+    ends = maker.stop_ids if ends is None else ends
+    return Decoder(model, rows, length, sampling, ends, maker.tokenizer.pad_token_id, how, again)
+
+
 def finish_lines(
     model,  # a model, with or without adapter
     maker: TextMaker,  # tokenizer and template of its training
     requests: list,  # (location, `Line`s before, speaker) for each answer
     sampling: Sampling = Sampling(),  # how words are drawn
     random_seed: int = 42,  # of the sampling, 0..2**64-1
+    how: str = "auto",  # how tokens are drawn, as in `decoder_for`
 ) -> list:  # one answer for each request
     "The next line of each request, all drawn in one batch."
     import torch
 
     batch = ask_batch(model, maker, requests, sampling)
+    decoder = decoder_for(model, maker, batch, sampling, how=how)
     with torch.no_grad(), Draws(model.device, random_seed):
-        out = model.generate(
-            **batch, **sampling.arguments(), eos_token_id=maker.stop_ids, pad_token_id=maker.tokenizer.pad_token_id
-        )
-    return [answer_text(maker.tokenizer, ids) for ids in out[:, batch["input_ids"].shape[1] :]]
+        if decoder:
+            drawn = decoder.answers(batch)
+        else:
+            ends = {"eos_token_id": maker.stop_ids, "pad_token_id": maker.tokenizer.pad_token_id}
+            drawn = model.generate(**batch, **sampling.arguments(), **ends)[:, batch["input_ids"].shape[1] :]
+    return [answer_text(maker.tokenizer, ids) for ids in drawn]
 
 
 # %% [markdown]
@@ -442,7 +395,7 @@ assert all("\n" not in a for a in again)
 # %% [markdown]
 # ## Piece by piece
 #
-# A chat wants words as they come. The streamer yields pieces of text while the model still draws. The model draws in a thread, and the reader takes the pieces in its own; both would use the same random numbers. So they take turns: the model goes on only while the reader waits for the next piece, with the numbers of its own seed, and stops as soon as it has one.
+# A chat wants words as they come. The page draws a token whenever it is asked for one, so the reader takes pieces of text, and the model waits while the reader reads. Between two pieces the random numbers are the reader's own. A token may be half a letter: a piece is given out when its letters are whole.
 
 # %%
 #| export
@@ -455,73 +408,35 @@ def stream_line(
     sampling: Sampling = Sampling(),  # how words are drawn; beams cannot be streamed
     random_seed: int = 42,  # of the sampling, 0..2**64-1
 ):  # yields pieces of text; together they are the answer, as `finish_lines` gives it
-    "The next line, piece by piece."
+    "The next line, piece by piece; in one piece where the model cannot be decoded here."
     require(sampling.num_beams == 1, "beams cannot be streamed; use num_beams=1")
     batch = ask_batch(model, maker, [(location, lines, speaker)], sampling)
-    with closing(in_turns(model, maker, batch, sampling, Draws(model.device, random_seed))) as pieces:
-        yield from spoken(pieces)
+    decoder = decoder_for(model, maker, batch, sampling)
+    if not decoder:
+        yield finish_lines(model, maker, [(location, lines, speaker)], sampling, random_seed)[0]
+        return
+    yield from spoken(pieces_of(maker.tokenizer, decoder.tokens(batch), Draws(model.device, random_seed)))
 
 
-# %% [markdown]
-# Two semaphores pass the turn: `go` to the model, `done` to the reader. A reader that has had enough sets `enough`; then the model stops at its next token, and nothing is left running.
-
-# %%
-#| export
-def in_turns(
-    model,  # a model, with or without adapter
-    maker: TextMaker,  # tokenizer and template of its training
-    batch: dict,  # what `ask_batch` gave for one request
-    sampling: Sampling,  # how words are drawn
+def pieces_of(
+    tokenizer,  # the tokenizer
+    tokens,  # draws a 1 x 1 tensor whenever it is asked
     draws: Draws,  # the numbers to draw with
-):  # yields what the model says, in pieces; whatever it raises is raised here
-    "A model that draws while the reader waits, and waits while the reader reads."
-    from threading import Event, Semaphore, Thread
-
-    import torch
-    from transformers import StoppingCriteriaList, TextStreamer
-
-    said, failed, enough, over, go, done = [], [], Event(), Event(), Semaphore(0), Semaphore(0)
-
-    class Waiting(TextStreamer):
-        def on_finalized_text(self, text, stream_end=False):
-            if text and not enough.is_set():
-                said.append(text)
-                done.release()
-                go.acquire()
-
-    ends = dict(eos_token_id=maker.stop_ids, pad_token_id=maker.tokenizer.pad_token_id)
-    streamer = Waiting(maker.tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    stop = StoppingCriteriaList(
-        [lambda ids, scores, **_: torch.full((ids.shape[0],), enough.is_set(), device=ids.device)]
-    )
-
-    def draw():
-        go.acquire()
-        try:
-            model.generate(**batch, **sampling.arguments(), **ends, streamer=streamer, stopping_criteria=stop)
-        except Exception as e:
-            failed.append(e)
-        finally:
-            over.set()
-            done.release()  # or the reader would wait for ever
-
-    thread = Thread(target=draw, daemon=True)  # a program may end while a reader is half-way
-    thread.start()
-    try:
-        while not over.is_set():
-            with draws:
-                go.release()
-                done.acquire()
-            if said:
-                yield said.pop()
-    finally:  # also when the reader has had enough
-        enough.set()
-        if not sys.is_finalizing():  # when the program ends, nothing is waited for any more
-            with draws:
-                go.release()
-                thread.join()
-    if failed:
-        raise failed[0]
+):  # yields text
+    "What a model says, in pieces of whole letters."
+    ids: list[int] = []
+    told = ""
+    while True:
+        with draws:
+            token = next(tokens, None)
+        if token is not None:
+            ids.append(int(token))
+        text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if token is None or not text.endswith("\ufffd"):
+            yield text[len(told) :]
+            told = text
+        if token is None:
+            return
 
 
 # %% [markdown]
@@ -561,24 +476,30 @@ def bench_answer(
     runs: int = 12,  # runs that count, 2 or more
     warmups: int = 3,  # runs before them
     device=None,  # the `Device`; None: found
-) -> dict:  # runs, tokens, mean_s, min_s, max_s, stdev_s, tokens_per_s
-    "Seconds for one answer: mean, minimum, maximum, deviation."
+    rows: int = 1,  # the same request so many times at once
+    how: str = "auto",  # how tokens are drawn, as in `decoder_for`; recording and compiling are not timed
+) -> dict:  # runs, tokens (of a row), mean_s, min_s, max_s, stdev_s, tokens_per_s (of all rows)
+    "Seconds for an answer: mean, minimum, maximum, deviation."
     import torch
 
     require(runs >= 2, f"runs={runs} was given; expected 2 or more, to have a deviation")
     device, seconds = device or find_device(), []
-    batch, drawn = (
-        ask_batch(model, maker, [request], sampling),
-        {**sampling.arguments(), "min_new_tokens": sampling.max_new_tokens},
-    )
+    batch = ask_batch(model, maker, [request] * rows, sampling)
+    decoder = decoder_for(model, maker, batch, sampling, (), how, again=True)
+    exactly = {**sampling.arguments(), "min_new_tokens": sampling.max_new_tokens}
     for i in range(warmups + runs):
         with torch.no_grad(), Draws(model.device, i):
             synchronize(device)
             start = time.perf_counter()
-            model.generate(**batch, **drawn, pad_token_id=maker.tokenizer.pad_token_id)
+            if decoder:
+                drawn = decoder.answers(batch)
+            else:
+                drawn = model.generate(**batch, **exactly, pad_token_id=maker.tokenizer.pad_token_id)
+                drawn = drawn[:, batch["input_ids"].shape[1] :]
             synchronize(device)
             if i >= warmups:
                 seconds.append(time.perf_counter() - start)
+        require(drawn.shape == (rows, sampling.max_new_tokens), f"{drawn.shape} tokens were drawn")
     return {
         "runs": runs,
         "tokens": sampling.max_new_tokens,
@@ -586,7 +507,7 @@ def bench_answer(
         "min_s": min(seconds),
         "max_s": max(seconds),
         "stdev_s": statistics.stdev(seconds),
-        "tokens_per_s": sampling.max_new_tokens / statistics.mean(seconds),
+        "tokens_per_s": rows * sampling.max_new_tokens / statistics.mean(seconds),
     }
 
 
@@ -777,17 +698,26 @@ def answer(
         )
     if tuned:
         model = merge(model)
+    if config.quantization == "int8":
+        require(
+            (device.type, device.dtype) == ("cpu", "float32"),
+            f"quantization=int8 was given for {device.type} in {device.dtype}; it is for a CPU in float32 "
+            "(--device cpu --dtype float32)",
+        )
+        model = in_8_bits(model)
     request = (config.location, lines_of(config.prompt), speaker)
     result = {
         "speaker": speaker,
-        "answers": finish_lines(model, maker, [request] * config.answers, config.settings(), config.random_seed),
+        "answers": finish_lines(
+            model, maker, [request] * config.answers, config.settings(), config.random_seed, config.compile
+        ),
         **result,
     }
     if config.bench:
         result["timing"] = {
             "device": device.name,
             "dtype": device.dtype,
-            **bench_answer(model, maker, request, config.settings(), device=device),
+            **bench_answer(model, maker, request, config.settings(), device=device, how=config.compile),
         }
     return result
 

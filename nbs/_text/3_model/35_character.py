@@ -19,7 +19,8 @@ from simpsons_llm.machine.device import find_device
 from simpsons_llm.machine.job import require
 from simpsons_llm.model.adapter import find_trained, load_tuned, merge
 from simpsons_llm.model.base import load_base
-from simpsons_llm.model.infer import SAMPLING, Sampling, finish_lines, lines_of, stream_line
+from simpsons_llm.model.decode import SAMPLING, Sampling
+from simpsons_llm.model.infer import finish_lines, lines_of, stream_line
 
 # %%
 #| hide

@@ -25,7 +25,8 @@ from simpsons_llm.data.prompt import TextMaker
 from simpsons_llm.machine.device import Device, Ranks, synchronize
 from simpsons_llm.machine.distributed import gather, group_ranks, on_main, total
 from simpsons_llm.machine.job import Progress, append_jsonl, read_jsonl, require, write_text
-from simpsons_llm.model.infer import Sampling, finish_lines, moment_row
+from simpsons_llm.model.decode import Sampling
+from simpsons_llm.model.infer import finish_lines, moment_row
 from simpsons_llm.train.config import RunLength
 
 # %%

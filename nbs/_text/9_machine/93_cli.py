@@ -425,7 +425,7 @@ def export(
     simpsons-llm export runs/x --out runs/x/export
     simpsons-llm export runs/x --dtype bfloat16
     simpsons-llm export runs/x --gguf q8_0 --speaker "Homer Simpson" --out homer"""
-    from simpsons_llm.model.infer import SAMPLING
+    from simpsons_llm.model.decode import SAMPLING
     from simpsons_llm.talk.publish import export as publish
     from simpsons_llm.talk.publish import export_text
 

@@ -41,15 +41,19 @@ class Recorded:
 
         make, module = graph_class(device), torch.get_device_module(device)
         require(make, f"{device} records no graphs; use what the graph was to replace")
-        stream = module.Stream()
-        stream.wait_stream(module.current_stream())
-        with module.stream(stream):
-            for _ in range(warm):
-                work()
-        module.current_stream().wait_stream(stream)
-        self.graph = make()
-        with module.graph(self.graph):
-            self.out = work()
+        stream, kept = module.Stream(), torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)  # what autocast keeps between calls is gone when it ends
+        try:
+            stream.wait_stream(module.current_stream())
+            with module.stream(stream):
+                for _ in range(warm):
+                    work()
+            module.current_stream().wait_stream(stream)
+            self.graph = make()
+            with module.graph(self.graph):
+                self.out = work()
+        finally:
+            torch.set_autocast_cache_enabled(kept)
 
     def __call__(self):
         "Replay; the result is the tensors of the recording, with new numbers in them."
