@@ -127,26 +127,86 @@ def test_a_recording_that_fails_costs_nothing(tmp_path, graphs, monkeypatch, cap
 @pytest.mark.parametrize(
     "why,change",
     [
-        ("records no graphs", {"graph_class": lambda device: None}),
+        ("a CPU does not wait", {"graph_class": lambda device: None}),
         ("several ranks", {"in_group": lambda: True}),
-        ("so many parameters", {"MOST_TRAINED": 10}),
+        ("4 bits", {}),
     ],
 )
-def test_where_nothing_can_be_recorded_trainer_does_it(tmp_path, graphs, monkeypatch, why, change):
+def test_where_nothing_can_be_gained_trainer_does_it(tmp_path, graphs, monkeypatch, why, change):
     for name, value in change.items():
         monkeypatch.setattr(speed, name, value)
     job = F.Job.__new__(F.Job)
     job.isolated, job.config = True, FinetuneConfig(base_model="tiny")
-    model = tiny_model()[0]
-    assert why in speed.slow_because(job, torch.device("cpu"), sum(p.numel() for p in model.parameters()))
-    job.config = FinetuneConfig(base_model="tiny", gradient_checkpointing=True)
-    monkeypatch.undo()
-    monkeypatch.setattr(speed, "graph_class", lambda device: Played)
-    assert "computed again" in speed.slow_because(job, torch.device("cpu"), 0)
+    if why == "4 bits":
+        job.config = FinetuneConfig(base_model="tiny", quantization="nf4")
+    assert why in speed.slow_because(job, torch.device("cpu"))
+    if why == "a CPU does not wait":
+        assert trained(tmp_path / "run", max_steps=1)["engine"] == "trainer"
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    "How often a layer was compiled, where compiling is played."
+    calls = []
+
+    def compile_(function, dynamic=None):
+        calls.append(function)
+        return lambda *args, **kwargs: function(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "why,given,change",
+    [
+        ("computed again", {"gradient_checkpointing": True}, {}),
+        ("so many parameters", {"mode": "full"}, {"MOST_TRAINED": 10}),
+        ("so many parameters", {"global_batch_size": 4, "micro_batch_size": 2}, {"MOST_TRAINED": 10}),
+    ],
+)
+def test_a_step_that_is_compiled_and_not_recorded_learns_the_same(
+    tmp_path, graphs, compiled, monkeypatch, capsys, why, given, change
+):
     for name, value in change.items():
         monkeypatch.setattr(speed, name, value)
-    if why != "several ranks":
-        assert trained(tmp_path / "run", max_steps=1)["engine"] == "trainer"
+    fast = trained(tmp_path / "fast", compile="layers", **given)
+    assert fast["engine"] == "loop" and Played.made == 0 and len(compiled) == 2  # the tiny model has two layers
+    assert "step compiled" in capsys.readouterr().out
+    trained(tmp_path / "plain", **given | {"compile": "none"})
+    assert losses(tmp_path / "fast") == pytest.approx(losses(tmp_path / "plain"), abs=2e-5)
+    assert trained(tmp_path / "graph", max_steps=1, compile="graph", **given)["engine"] == "trainer"
+    compiled.clear()
+    assert trained(tmp_path / "auto", max_steps=2, **given)["engine"] == "loop" and not compiled  # two steps do not pay
+    monkeypatch.setattr(speed, "COMPILE_S", 1e-6)
+    assert trained(tmp_path / "pays", max_steps=2, **given)["engine"] == "loop" and len(compiled) == 2
+
+
+def test_a_compiler_that_fails_leaves_the_recorded_step(tmp_path, graphs, monkeypatch, capsys):
+    "And the layers as they were."
+
+    def compile_(function, dynamic=None):
+        def broken(*args, **kwargs):
+            raise RuntimeError("no compiler was found\nand more")
+
+        return broken
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    trained(tmp_path / "fast", compile="layers", lora_dropout=0.1)
+    assert "layers are not compiled (RuntimeError: no compiler was found)" in capsys.readouterr().out
+    monkeypatch.undo()
+    monkeypatch.setattr(speed, "graph_class", lambda device: Played)
+    monkeypatch.setattr(speed, "Recorded", Played)
+    trained(tmp_path / "graph", compile="graph", lora_dropout=0.1)
+    assert losses(tmp_path / "fast") == losses(tmp_path / "graph")
+
+
+def test_what_a_recording_holds_is_let_go(tmp_path, graphs, monkeypatch):
+    kept = []
+    old = FastLoop.make_step
+    monkeypatch.setattr(FastLoop, "make_step", lambda self, compiled: (kept.append(self), old(self, compiled)))
+    trained(tmp_path / "fast")
+    assert kept[0].recorded is kept[0].update is None and all(p.grad is None for p in kept[0].parameters)
 
 
 def test_the_fast_loop_by_itself_is_the_loop_where_nothing_is_recorded(tmp_path):

@@ -20,7 +20,7 @@ from .history import STATE, checkpoint_folder, new_checkpoint, thin_out
 from .lifecycle import Job, run_job
 from .loop import weighted_loss
 from .sharding import fsdp_arguments, load_weights, sharded_trainer
-from .speed import FastLoop, slow_because
+from .speed import FastLoop, slow_because, unrecorded_because
 
 # %% ../../nbs/4_train/47_finetune.ipynb #47-08
 SHARDINGS = ("auto", "none", "fsdp")
@@ -315,15 +315,14 @@ class TrainerEngine:
 def engine_for(
     job: Job,  # the run
     model,  # the model, ready to be trained
-):  # a `FastLoop` where its steps can be recorded, else a `TrainerEngine`
+):  # a `FastLoop` where its steps can be recorded or compiled, else a `TrainerEngine`
     "The engine of a run."
     import torch
 
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    device, trained = torch.device(job.device.torch), sum(p.numel() for p in model.parameters() if p.requires_grad)
     plain = job.config.compile == "none" or job.sharded or job.config.use_ipex
-    if plain or slow_because(job, torch.device(job.device.torch), trained):
-        return TrainerEngine(job, model)
-    return FastLoop(job, model)
+    only_graph = job.config.compile == "graph" and unrecorded_because(job, device, trained)
+    return TrainerEngine(job, model) if plain or only_graph or slow_because(job, device) else FastLoop(job, model)
 
 
 engine_for.name = TrainerEngine.name  # type: ignore[attr-defined]  # whose folder it is

@@ -119,16 +119,19 @@ class TrainState:
         torch.manual_seed(config.seed)  # dropout
 
     def batches(self):
-        "For each step that is left, this rank's micro-batches."
-        while self.step < self.job.length.steps:
-            epoch, done = divmod(self.step, self.job.length.epoch_steps)
+        "For each step that is left, this rank's micro-batches; they may be asked for before the step is made."
+        at = self.step
+        while at < self.job.length.steps:
+            epoch, done = divmod(at, self.job.length.epoch_steps)
             self.loader.set_epoch(epoch)
             micro = iter(self.loader)
             for number, step in enumerate(self.sampler.steps()):
                 parts = list(islice(micro, len(step)))
-                if number >= done:
-                    yield parts
-                if self.step >= self.job.length.steps:
+                if number < done:
+                    continue
+                yield parts
+                at += 1
+                if at >= self.job.length.steps:
                     return
 
 # %% ../../nbs/4_train/45_loop.ipynb #45-22
@@ -163,11 +166,14 @@ class Loop(TrainState):
         recorder, length = self.job.recorder, self.job.length
         recorder.begin()
         self.model.train()
-        for parts in self.batches():
+        batches = self.batches()
+        parts = next(batches, None)
+        while parts:
             weight = recorder.count(parts)
             recorder.step_begins()
             rate = float(self.schedule.get_last_lr()[0])
             loss, norm = self.learn_from(parts, weight)
+            parts = next(batches, None)  # made while the device is at work
             self.schedule.step()
             self.step += 1
             stop = recorder.step_ends(self.step)

@@ -88,58 +88,76 @@ assert torch.allclose((filled * row["weights"]).sum(), (losses * weights).sum(),
 #| export
 def compile_layers(
     model,  # a transformers model, perhaps with an adapter
-) -> int:  # how many layers; 0: it has none that are known
+) -> list:  # what was changed: (layer, its forward before); empty: it has no layers that are known
     "Compile the decoder layers of a model for one shape, in place."
     import torch
 
     inner: Any = base_of(model)
-    layers = getattr(getattr(inner, "model", inner), "layers", [])
-    for layer in layers:
-        plain = layer.forward
+    changed = [(layer, layer.forward) for layer in getattr(getattr(inner, "model", inner), "layers", [])]
+    for layer, plain in changed:
         compiled = torch.compile(plain, dynamic=False)
 
         def forward(*args, _layer=layer, _plain=plain, _compiled=compiled, **kwargs):
             return (_compiled if _layer.training else _plain)(*args, **kwargs)
 
         layer.forward = forward
-    return len(layers)
+    return changed
 
 
 # %% [markdown]
 # ## The fast loop
 #
-# What keeps a run from going this way is a reason in words, so that it can be told:
+# What keeps a run from going this way is a reason in words, so that it can be told. Some runs can be compiled and not recorded: a step that computes its activations again asks for random states in its middle, and a step that trains billions of parameters takes so long that its launches are hidden, while the copies that a recording needs would not fit.
 
 # %%
 #| export
-MOST_TRAINED = 500_000_000  # parameters: beyond, a step is long enough, and copies of them would not fit
-COMPILE_S = 30.0  # about what compiling a layer takes, with its backward pass
+MOST_TRAINED = 500_000_000  # parameters; beyond, a step is not recorded
+COMPILE_S = 15.0  # about what compiling a layer takes, with its backward pass
 GAIN = 0.4  # share of a step that compiling saves, at least
 
 
 def slow_because(
     job: Job,  # the run
     device,  # a torch.device
-    trained: int,  # parameters that are trained
-) -> str:  # "" where a step can be recorded
+) -> str:  # "" where a run can be made faster than by the plain loop
     "Why a run goes the loop's own way."
-    if graph_class(device) is None:
-        return f"{device.type} records no graphs"
+    if device.type == "cpu" and not graph_class(device):
+        return "a CPU does not wait for launches"
     if in_group():
         return "several ranks exchange gradients in each step"
     if not job.isolated:
         return "samples of a batch do not lie end to end"
     if device.type != "cpu" and not packs_well(job.device):
         return "no attention kernel of the device takes all sequences of a row at once"
-    if job.config.gradient_checkpointing or job.config.quantization != "none":
-        return "activations that are computed again, and weights in 4 bits, were not tried in a recording"
+    if job.config.quantization != "none":
+        return "weights in 4 bits were not tried in a recording"
+    return ""
+
+
+def unrecorded_because(
+    job: Job,  # the run
+    device,  # a torch.device
+    trained: int,  # parameters that are trained
+) -> str:  # "" where a step can be recorded
+    "Why a run that can be fast is compiled at most."
+    if graph_class(device) is None:
+        return f"{device.type} records no graphs"
+    if job.config.gradient_checkpointing:
+        return "activations are computed again"
     if trained > MOST_TRAINED:
         return "so many parameters are trained that a step is long enough by itself"
     return ""
 
 
+def told_error(
+    error: Exception,  # of a device or a compiler
+) -> str:  # one line
+    "An error in short."
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['it failed'])[0][:200]}"
+
+
 class FastLoop(Loop):
-    "The loop with its step recorded on the device."
+    "The loop with rows of one length, compiled layers, and its step recorded on the device."
 
     def __init__(
         self,
@@ -147,24 +165,24 @@ class FastLoop(Loop):
         model,  # the model, ready to be trained
     ):
         super().__init__(job, model)
-        self.recorded: Any = None  # `Recorded` forward and backward of a micro-batch
-        self.update: Any = None  # `Recorded` clipping and optimizer
+        self.recorded: Any = None  # forward and backward of a micro-batch
+        self.update: Any = None  # clipping and optimizer
         self.on_device = self.device.type != "cpu"
-        self.slow = slow_because(job, self.device, sum(p.numel() for p in self.parameters))
+        self.slow = slow_because(job, self.device)
+        self.unrecorded = unrecorded_because(job, self.device, sum(p.numel() for p in self.parameters))
+        if self.unrecorded and job.config.compile == "graph":
+            self.slow = self.slow or self.unrecorded
         if not self.slow:
-            self.prepare(job)
-        elif job.ranks.is_main and self.device.type != "cpu":
-            print(f"steps are not recorded: {self.slow}")
+            self.prepare()
+        if job.ranks.is_main and self.on_device and (self.slow or self.unrecorded):
+            print(f"steps are not recorded: {self.slow or self.unrecorded}")
 
-    def prepare(
-        self,
-        job: Job,  # the run
-    ):
+    def prepare(self):
         "Find the shape of all rows, and tensors that stay where they are."
         import torch
 
         batches: list = []
-        steps, epoch = job.length.steps, 0
+        steps, epoch = self.job.length.steps, 0
         while len(batches) < steps * self.sampler.accumulation:
             self.sampler.set_epoch(epoch)
             batches += [[max(i, -1 - i) for i in micro] for micro in self.sampler]
@@ -190,16 +208,23 @@ class FastLoop(Loop):
         }
         self.share = torch.ones((), **on)  # 1 / loss weights of the step
 
+    def batches(self):
+        "For each step that is left, this rank's micro-batches, their rows made where the device can fetch them."
+        for parts in super().batches():
+            for part in parts if not self.slow else ():
+                made = fixed_row(part, self.shape, self.job.maker.tokenizer.pad_token_id)
+                part["row"] = {k: v.pin_memory() if self.on_device and k in self.row else v for k, v in made.items()}
+            yield parts
+
     def fill(
         self,
         part: dict,  # a micro-batch
     ):
         "Bring a micro-batch into the tensors that the recording reads."
-        made = fixed_row(part, self.shape, self.job.maker.tokenizer.pad_token_id)
         for name, tensor in self.row.items():
-            tensor.copy_(made[name].pin_memory() if self.on_device else made[name], non_blocking=True)
+            tensor.copy_(part["row"][name], non_blocking=True)
         if not self.on_device:  # where no kernel takes all sequences at once, their lengths are needed
-            self.lens = made["seq_lens"]
+            self.lens = part["row"]["seq_lens"]
 
     def forward_backward(self):
         "A micro-batch: its gradients are added to those that are there."
@@ -218,26 +243,17 @@ class FastLoop(Loop):
         torch._foreach_zero_([p.grad for p in self.parameters])
         return norm
 
-    def record(
-        self,
-        parts: list,  # micro-batches of the first step
-        weight: float,  # their loss weights, added up
-    ):
+    def record(self):
         "Record the two halves of a step; parameters, optimizer and random numbers are as before."
         import torch
 
         begun = time.perf_counter()
         for group in self.optimizer.param_groups if self.on_device else ():
-            group["capturable"], group["lr"] = True, torch.tensor(float(group["lr"]), device=self.device)
+            group["capturable"], group["lr"] = True, torch.as_tensor(float(group["lr"]), device=self.device)
         for state in self.optimizer.state.values():
             state["step"] = state["step"].to(self.device)
         kept = [p.detach().clone() for p in self.parameters]
         old = {p: {k: v.clone() for k, v in s.items()} for p, s in self.optimizer.state.items()}
-        random = random_state(self.device)
-        for p in self.parameters:
-            p.grad = torch.zeros_like(p)
-        self.fill(parts[0])
-        self.share.fill_(1 / weight)
         try:
             self.recorded = Recorded(self.forward_backward, self.device)
             self.update = Recorded(self.clip_and_step, self.device)
@@ -245,65 +261,106 @@ class FastLoop(Loop):
             with torch.no_grad():
                 for p, k in zip(self.parameters, kept):
                     p.copy_(k)
-                    p.grad.zero_()
                 for p, state in self.optimizer.state.items():
                     for name, value in state.items():
                         value.copy_(old[p][name]) if p in old else value.zero_()
-            set_random_state(random, self.device)
+        self.say_recorded(begun)
+
+    def say_recorded(
+        self,
+        begun: float,  # `time.perf_counter()` when it began
+    ):
+        "Tell that the step is ready."
         if self.job.ranks.is_main:
-            n, took_s = self.shape, time.perf_counter() - begun
-            print(f"step recorded in {took_s:.1f} s: rows of {n.tokens:,} tokens, {n.learned:,} of them learned")
+            n, took_s, how = self.shape, time.perf_counter() - begun, "recorded" if not self.unrecorded else "compiled"
+            print(
+                f"step {how} in {took_s:.1f} s: rows of {n.tokens:,} tokens, {n.learned:,} of them learned", flush=True
+            )
+
+    def make_step(
+        self,
+        compiled: bool,  # its layers, too
+    ):
+        "Make the two halves of a step ready. Where that fails, layers are as before."
+        layers = compile_layers(self.model) if compiled else []
+        try:
+            if self.unrecorded:
+                begun = time.perf_counter()
+                self.forward_backward()
+                self.recorded, self.update = self.forward_backward, self.clip_and_step
+                self.say_recorded(begun)
+            else:
+                self.record()
+        except Exception:
+            for layer, plain in layers:
+                layer.forward = plain
+            self.recorded = self.update = None
+            raise
+
+    def seconds(self) -> float:  # of one micro-batch
+        "How long forward and backward take."
+        self.recorded()
+        synchronize(self.job.device)
+        begun = time.perf_counter()
+        for _ in range(3):
+            self.recorded()
+        synchronize(self.job.device)
+        return (time.perf_counter() - begun) / 3
 
     def choose(
         self,
         parts: list,  # micro-batches of the first step
         weight: float,  # their loss weights, added up
     ):
-        "Record the step; compile its layers first where the steps that are left pay for it."
-        wish = self.job.config.compile
-        self.record(parts, weight)
-        if wish == "graph":
-            return
-        random = random_state(self.device)
-        synchronize(self.job.device)
-        begun = time.perf_counter()
-        for _ in range(3):
-            self.recorded()
-        synchronize(self.job.device)
-        set_random_state(random, self.device)
-        step_s = (time.perf_counter() - begun) / 3 * len(parts)
+        "Make the step: recorded; compiled as well where the steps that are left pay for it. Nothing is learned here."
+        import torch
+
+        wish, random = self.job.config.compile, random_state(self.device)
         for p in self.parameters:
-            p.grad.zero_()
-        gain_s = GAIN * step_s * (self.job.length.steps - self.step)
-        if wish == "auto" and gain_s < 2 * COMPILE_S:
-            print(
-                f"layers are not compiled: that would save about {gain_s:.0f} s of this run, and take {COMPILE_S:.0f}"
-            )
-            return
-        self.recorded = self.update = None
-        if compile_layers(self.model):
-            print("compiling the layers ...", flush=True)
-            self.record(parts, weight)
+            p.grad = torch.zeros_like(p)
+        self.fill(parts[0])
+        self.share.fill_(1 / weight)
+        try:
+            compiled = wish == "layers"
+            if wish == "auto":
+                self.make_step(False)
+                gain_s = GAIN * self.seconds() * len(parts) * (self.job.length.steps - self.step)
+                compiled = gain_s > 2 * COMPILE_S
+                if not compiled and self.job.ranks.is_main:
+                    cost = f"take {COMPILE_S:.0f}"
+                    print(f"layers are not compiled: that would save about {gain_s:.0f} s of this run, and {cost}")
+            if compiled:
+                self.recorded = self.update = None
+                print("compiling the layers ...", flush=True)
+            if compiled or wish == "graph":
+                try:
+                    self.make_step(compiled)
+                except RuntimeError as e:
+                    if not compiled or self.unrecorded:
+                        raise
+                    print(f"layers are not compiled ({told_error(e)})")
+                    self.make_step(False)
+        finally:
+            set_random_state(random, self.device)
+            for p in self.parameters:
+                p.grad.zero_()
 
     def learn_from(
         self,
         parts: list,  # this rank's micro-batches of one step
         weight: float,  # the loss weights of the global batch, added up
     ) -> tuple:  # (this rank's part of the loss, norm of the gradient), both tensors
-        "One step, recorded the first time."
-        if self.slow:
-            return super().learn_from(parts, weight)
+        "One step, made ready the first time."
         import torch
 
-        if self.recorded is None:
+        if self.recorded is None and not self.slow:
             try:
                 self.choose(parts, weight)
             except RuntimeError as e:  # what the device or the compiler does not take; nothing was learned yet
-                self.slow = (
-                    f"{type(e).__name__}: {str(e).strip().splitlines()[0][:200]}" if str(e).strip() else "it failed"
-                )
+                self.slow = told_error(e)
                 print(f"steps are not recorded ({self.slow}); they are made one kernel at a time")
-                return super().learn_from(parts, weight)
+        if self.slow:
+            return super().learn_from([{k: v for k, v in part.items() if k != "row"} for part in parts], weight)
         self.share.fill_(1 / weight)
         total = torch.zeros((), device=self.device)
         for part in parts:
@@ -312,6 +369,15 @@ class FastLoop(Loop):
             self.job.recorder.hear(losses, self.row["weights"])
             total += loss
         return total, self.update()
+
+    def train(self):
+        "From this step to the last; what the recording held is let go."
+        try:
+            super().train()
+        finally:
+            self.recorded = self.update = None
+            for p in self.parameters:
+                p.grad = None
 
     def optimizer_state(self) -> dict:
         "What the optimizer remembers, as the plain loop keeps it."
@@ -325,7 +391,7 @@ class FastLoop(Loop):
 # Where nothing can be recorded, the fast loop is the loop:
 
 # %% tags=["check"]
-assert slow_because(None, torch.device("cpu"), 0) == "cpu records no graphs"
+assert slow_because(None, torch.device("cpu")) == "a CPU does not wait for launches"
 
 # %% [markdown]
 # ## Measured
