@@ -4,6 +4,7 @@ Writes OUT/gpu_speed.jsonl, which the chapter on speed shows: one JSON line a ru
 models of random weights in the shapes of SmolLM2-135M (small) and open_llama_3b (large) and the book's script.
 """
 
+import gc
 import json
 import os
 import shutil
@@ -54,20 +55,33 @@ def make_base(shape, folder):
 
 
 def one(out, name, base, steps, **given):
-    "One run, and what its metrics say."
+    "One run, and what its metrics say; a step's time is from the end of one to the end of the next, data and all."
     import torch
 
     from simpsons_llm.machine.job import read_jsonl
     from simpsons_llm.train.finetune import FinetuneConfig, finetune
+    from simpsons_llm.train.history import Recorder
 
     run = Path("/tmp/gpu_speed") / name.replace(" ", "_")
+    shutil.rmtree(run, ignore_errors=True)
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    gc.collect()
     torch.accelerator.empty_cache()
+    ends, learned = [], Recorder.learned
+
+    def clocked(self, step, *args):
+        learned(self, step, *args)
+        ends.append((time.perf_counter(), torch._dynamo.utils.counters["stats"]["unique_graphs"]))
+
+    Recorder.learned = clocked
     begun = time.perf_counter()
     settings = {"run": str(run), "base_model": base, "max_steps": steps, "eval_steps": steps, "sample_steps": 0}
     try:
         summary = finetune(FinetuneConfig(**settings | given))
+        Recorder.learned = learned
     except Exception as e:
+        Recorder.learned = learned
         row = {"name": name, "failed": f"{type(e).__name__}: {str(e)[:500]}"}
         print(json.dumps(row), file=out, flush=True)
         print(row, flush=True)
@@ -75,8 +89,10 @@ def one(out, name, base, steps, **given):
     wall = time.perf_counter() - begun
     rows = [r for r in read_jsonl(run / "metrics.jsonl") if "train_loss_nats" in r]
     late = rows[len(rows) // 2 :]
-    times = [b["step_s"] - a["step_s"] for a, b in zip(late, late[1:])]
+    clock = ends[len(rows) // 2 :]
+    times = [b[0] - a[0] for a, b in zip(clock, clock[1:])]
     tokens = late[-1]["real_tokens"] - late[0]["real_tokens"]
+    counted = torch._dynamo.utils.counters
     row = {
         "name": name,
         "engine": summary["engine"],
@@ -88,6 +104,8 @@ def one(out, name, base, steps, **given):
         "first step_s": round(rows[0]["step_s"], 2),
         "wall_s": round(wall, 1),
         "peak_mem_gib": summary.get("peak_mem_gib"),
+        "graph breaks": sum(counted["graph_break"].values()),
+        "compiled after the second step": ends[-1][1] - ends[1][1],
         "losses": [r["train_loss_nats"] for r in (*rows[:6], rows[-1])],
         "norms": [round(r["grad_norm"], 4) for r in rows[:3]],
         "device": summary["device"],

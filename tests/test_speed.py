@@ -1,7 +1,11 @@
 "The fast loop: rows of one length, and a recorded step, with a stand-in for a device's graphs, beside the plain loop."
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simpsons_llm.data.packing import EndToEnd, RowShape, fixed_row, row_shape, use_isolated
+from simpsons_llm.machine.distributed import free_port
 from simpsons_llm.machine.job import read_jsonl
 from simpsons_llm.model.base import tiny_model
 from simpsons_llm.model.loss import token_losses
@@ -128,7 +133,6 @@ def test_a_recording_that_fails_costs_nothing(tmp_path, graphs, monkeypatch, cap
     "why,change",
     [
         ("a CPU does not wait", {"graph_class": lambda device: None}),
-        ("several ranks", {"in_group": lambda: True}),
         ("4 bits", {}),
     ],
 )
@@ -160,19 +164,21 @@ def compiled(monkeypatch):
 @pytest.mark.parametrize(
     "why,given,change",
     [
-        ("computed again", {"gradient_checkpointing": True}, {}),
+        ("", {"gradient_checkpointing": True}, {}),
         ("so many parameters", {"mode": "full"}, {"MOST_TRAINED": 10}),
         ("so many parameters", {"global_batch_size": 4, "micro_batch_size": 2}, {"MOST_TRAINED": 10}),
     ],
 )
-def test_a_step_that_is_compiled_and_not_recorded_learns_the_same(
+def test_a_step_that_is_recorded_only_when_compiled_or_not_at_all_learns_the_same(
     tmp_path, graphs, compiled, monkeypatch, capsys, why, given, change
 ):
     for name, value in change.items():
         monkeypatch.setattr(speed, name, value)
     fast = trained(tmp_path / "fast", compile="layers", **given)
-    assert fast["engine"] == "loop" and Played.made == 0 and len(compiled) == 2  # the tiny model has two layers
-    assert "step compiled" in capsys.readouterr().out
+    # the tiny model has two layers; compiled, what is computed again can be recorded
+    assert fast["engine"] == "loop" and Played.made == (0 if why else 2) and len(compiled) == 2
+    said = capsys.readouterr().out
+    assert f"; not recorded: {why}" in said if why else "step compiled and recorded" in said
     trained(tmp_path / "plain", **given | {"compile": "none"})
     assert losses(tmp_path / "fast") == pytest.approx(losses(tmp_path / "plain"), abs=2e-5)
     assert trained(tmp_path / "graph", max_steps=1, compile="graph", **given)["engine"] == "trainer"
@@ -207,6 +213,36 @@ def test_what_a_recording_holds_is_let_go(tmp_path, graphs, monkeypatch):
     monkeypatch.setattr(FastLoop, "make_step", lambda self, compiled: (kept.append(self), old(self, compiled)))
     trained(tmp_path / "fast")
     assert kept[0].recorded is kept[0].update is None and all(p.grad is None for p in kept[0].parameters)
+
+
+RANK = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+from test_speed import Played
+from simpsons_llm.train import speed
+from simpsons_llm.train.finetune import FinetuneConfig, finetune
+speed.graph_class, speed.Recorded = lambda device: Played, Played
+finetune(FinetuneConfig(**{settings!r}))
+assert Played.made == 2
+"""
+
+
+def test_two_ranks_record_their_steps_and_learn_what_one_learns(tmp_path, graphs):
+    sizes = {"global_batch_size": 4, "micro_batch_size": 1, "max_steps": 4, "eval_steps": 4}
+    trained(tmp_path / "one", **sizes)
+    settings = {"data": Played.data, "run": str(tmp_path / "two"), **TINY, "sample_steps": 0, **sizes}
+    code = RANK.format(tests=str(Path(__file__).parent), settings=settings)
+    port = str(free_port())
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], env={**os.environ, **group, "RANK": str(r), "LOCAL_RANK": str(r)}
+        )
+        for r in range(2)
+    ]
+    assert [r.wait(120) for r in ranks] == [0, 0]
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=2e-5)
 
 
 def test_the_fast_loop_by_itself_is_the_loop_where_nothing_is_recorded(tmp_path):

@@ -11,14 +11,17 @@
 # %%
 #| export
 import time
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 from simpsons_llm.data.packing import RowShape, base_of, fixed_row, packs_well, row_shape
 from simpsons_llm.machine.device import synchronize
-from simpsons_llm.machine.distributed import in_group
+from simpsons_llm.machine.distributed import gather
 from simpsons_llm.machine.graphs import Recorded, graph_class
 from simpsons_llm.train.lifecycle import Job
-from simpsons_llm.train.loop import Loop, random_state, set_random_state
+from simpsons_llm.train.loop import Loop, random_state, set_random_state, sum_gradients
 
 # %%
 #| hide
@@ -86,28 +89,39 @@ assert torch.allclose((filled * row["weights"]).sum(), (losses * weights).sum(),
 
 # %%
 #| export
-def compile_layers(
+@contextmanager
+def compiled_layers(
     model,  # a transformers model, perhaps with an adapter
-) -> list:  # what was changed: (layer, its forward before); empty: it has no layers that are known
-    "Compile the decoder layers of a model for one shape, in place."
+):  # RuntimeError if its layers are not known
+    """The decoder layers of a model compiled for one shape, for the length of a `with` block.
+
+    Where a layer computes its activations again, the compiler is told, and leaves out what the backward pass has no
+    use for: of a frozen projection, its result."""
     import torch
 
     inner: Any = base_of(model)
-    changed = [(layer, layer.forward) for layer in getattr(getattr(inner, "model", inner), "layers", [])]
-    for layer, plain in changed:
-        compiled = torch.compile(plain, dynamic=False)
+    layers = list(getattr(getattr(inner, "model", inner), "layers", []))
+    if not layers:
+        raise RuntimeError("its layers are not where they usually are")
+    with ExitStack() as back:
+        for layer in layers:
+            plain = work = layer.forward
+            if getattr(layer, "gradient_checkpointing", False):
+                work = partial(torch.utils.checkpoint.checkpoint, plain, use_reentrant=False)
+                back.enter_context(patch.object(layer, "gradient_checkpointing", False))
+            compiled = torch.compile(work, dynamic=False)
 
-        def forward(*args, _layer=layer, _plain=plain, _compiled=compiled, **kwargs):
-            return (_compiled if _layer.training else _plain)(*args, **kwargs)
+            def forward(*args, _layer=layer, _plain=plain, _compiled=compiled, **kwargs):
+                return (_compiled if _layer.training else _plain)(*args, **kwargs)
 
-        layer.forward = forward
-    return changed
+            back.enter_context(patch.object(layer, "forward", forward))
+        yield
 
 
 # %% [markdown]
 # ## The fast loop
 #
-# What keeps a run from going this way is a reason in words, so that it can be told. Some runs can be compiled and not recorded: a step that computes its activations again asks for random states in its middle, and a step that trains billions of parameters takes so long that its launches are hidden, while the copies that a recording needs would not fit.
+# What keeps a run from going this way is a reason in words, so that it can be told. Some steps are not recorded: one that trains billions of parameters takes so long that its launches are hidden, while the copies that a recording needs would not fit; and one that computes its activations again asks for random states in its middle, unless it is compiled. Of several ranks each records its own two halves, and between them the gradients are exchanged as in the plain loop.
 
 # %%
 #| export
@@ -123,8 +137,6 @@ def slow_because(
     "Why a run goes the loop's own way."
     if device.type == "cpu" and not graph_class(device):
         return "a CPU does not wait for launches"
-    if in_group():
-        return "several ranks exchange gradients in each step"
     if not job.isolated:
         return "samples of a batch do not lie end to end"
     if device.type != "cpu" and not packs_well(job.device):
@@ -138,11 +150,12 @@ def unrecorded_because(
     job: Job,  # the run
     device,  # a torch.device
     trained: int,  # parameters that are trained
+    compiled: bool = False,  # whether its layers are compiled
 ) -> str:  # "" where a step can be recorded
-    "Why a run that can be fast is compiled at most."
+    "Why a run that can be fast is not recorded."
     if graph_class(device) is None:
         return f"{device.type} records no graphs"
-    if job.config.gradient_checkpointing:
+    if job.config.gradient_checkpointing and not compiled:
         return "activations are computed again"
     if trained > MOST_TRAINED:
         return "so many parameters are trained that a step is long enough by itself"
@@ -168,14 +181,21 @@ class FastLoop(Loop):
         self.recorded: Any = None  # forward and backward of a micro-batch
         self.update: Any = None  # clipping and optimizer
         self.on_device = self.device.type != "cpu"
+        self.compiled = ExitStack()  # while it is open
         self.slow = slow_because(job, self.device)
-        self.unrecorded = unrecorded_because(job, self.device, sum(p.numel() for p in self.parameters))
-        if self.unrecorded and job.config.compile == "graph":
-            self.slow = self.slow or self.unrecorded
+        if job.config.compile == "graph":
+            self.slow = self.slow or self.unrecorded(False)
         if not self.slow:
             self.prepare()
-        if job.ranks.is_main and self.on_device and (self.slow or self.unrecorded):
-            print(f"steps are not recorded: {self.slow or self.unrecorded}")
+        elif job.ranks.is_main and self.on_device:
+            print(f"steps are not recorded: {self.slow}")
+
+    def unrecorded(
+        self,
+        compiled: bool,  # whether the layers are compiled
+    ) -> str:
+        "Why the step is not recorded, or nothing."
+        return unrecorded_because(self.job, self.device, sum(p.numel() for p in self.parameters), compiled)
 
     def prepare(self):
         "Find the shape of all rows, and tensors that stay where they are."
@@ -247,7 +267,6 @@ class FastLoop(Loop):
         "Record the two halves of a step; parameters, optimizer and random numbers are as before."
         import torch
 
-        begun = time.perf_counter()
         for group in self.optimizer.param_groups if self.on_device else ():
             group["capturable"], group["lr"] = True, torch.as_tensor(float(group["lr"]), device=self.device)
         for state in self.optimizer.state.values():
@@ -264,38 +283,31 @@ class FastLoop(Loop):
                 for p, state in self.optimizer.state.items():
                     for name, value in state.items():
                         value.copy_(old[p][name]) if p in old else value.zero_()
-        self.say_recorded(begun)
-
-    def say_recorded(
-        self,
-        begun: float,  # `time.perf_counter()` when it began
-    ):
-        "Tell that the step is ready."
-        if self.job.ranks.is_main:
-            n, took_s, how = self.shape, time.perf_counter() - begun, "recorded" if not self.unrecorded else "compiled"
-            print(
-                f"step {how} in {took_s:.1f} s: rows of {n.tokens:,} tokens, {n.learned:,} of them learned", flush=True
-            )
 
     def make_step(
         self,
         compiled: bool,  # its layers, too
     ):
         "Make the two halves of a step ready. Where that fails, layers are as before."
-        layers = compile_layers(self.model) if compiled else []
+        begun, self.recorded, self.update = time.perf_counter(), None, None
         try:
-            if self.unrecorded:
-                begun = time.perf_counter()
+            if compiled:
+                self.compiled.enter_context(compiled_layers(self.model))
+            if why := self.unrecorded(compiled):
                 self.forward_backward()
                 self.recorded, self.update = self.forward_backward, self.clip_and_step
-                self.say_recorded(begun)
             else:
                 self.record()
         except Exception:
-            for layer, plain in layers:
-                layer.forward = plain
-            self.recorded = self.update = None
+            self.compiled.close()
             raise
+        if self.job.ranks.is_main:
+            n, what = self.shape, "compiled" * compiled + " and " * (compiled and not why) + "recorded" * (not why)
+            print(
+                f"step {what or 'tried'} in {time.perf_counter() - begun:.1f} s: rows of {n.tokens:,} tokens, "
+                f"{n.learned:,} of them learned" + f"; not recorded: {why}" * bool(why),
+                flush=True,
+            )
 
     def seconds(self) -> float:  # of one micro-batch
         "How long forward and backward take."
@@ -323,20 +335,25 @@ class FastLoop(Loop):
         try:
             compiled = wish == "layers"
             if wish == "auto":
-                self.make_step(False)
-                gain_s = GAIN * self.seconds() * len(parts) * (self.job.length.steps - self.step)
-                compiled = gain_s > 2 * COMPILE_S
+                gain_s, trouble = 0.0, None
+                try:
+                    self.make_step(False)
+                    gain_s = GAIN * self.seconds() * len(parts) * (self.job.length.steps - self.step)
+                except RuntimeError as e:
+                    trouble = e
+                compiled = gather(gain_s > 2 * COMPILE_S)[0]  # all ranks are here, whatever happened to one
+                if trouble:
+                    raise trouble
                 if not compiled and self.job.ranks.is_main:
                     cost = f"take {COMPILE_S:.0f}"
                     print(f"layers are not compiled: that would save about {gain_s:.0f} s of this run, and {cost}")
-            if compiled:
-                self.recorded = self.update = None
+            if compiled and self.job.ranks.is_main:
                 print("compiling the layers ...", flush=True)
             if compiled or wish == "graph":
                 try:
                     self.make_step(compiled)
                 except RuntimeError as e:
-                    if not compiled or self.unrecorded:
+                    if not compiled or self.unrecorded(False):
                         raise
                     print(f"layers are not compiled ({told_error(e)})")
                     self.make_step(False)
@@ -368,6 +385,7 @@ class FastLoop(Loop):
             loss, losses = self.recorded()
             self.job.recorder.hear(losses, self.row["weights"])
             total += loss
+        sum_gradients(self.parameters)
         return total, self.update()
 
     def train(self):
@@ -376,6 +394,7 @@ class FastLoop(Loop):
             super().train()
         finally:
             self.recorded = self.update = None
+            self.compiled.close()
             for p in self.parameters:
                 p.grad = None
 
