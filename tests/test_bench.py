@@ -1,5 +1,7 @@
 "Tables to measure with, and which of several runs counts."
 
+import pytest
+
 import simpsons_llm.bench.preparation as B
 from simpsons_llm.data.formats import read_script
 
@@ -28,5 +30,11 @@ def test_the_run_in_the_middle_counts(monkeypatch):
         }
 
 
-def test_a_ratio_above_one_means_that_ours_is_less():
+def test_a_ratio_above_one_means_that_ours_is_better():
     assert B.bench_row("x", 2.0, 6.0)["ratio"] == 3.0 and B.bench_row("x", 2.0)["ratio"] is None
+    assert B.bench_row("x", 6.0, 2.0, "tokens/s", better="more")["ratio"] == 3.0
+    assert B.bench_row("x", 6.0, 2.0, better="neither")["ratio"] is None
+    # nothing to divide by, or not reached
+    assert B.bench_row("x", 0.0, 6.0)["ratio"] is None and B.bench_row("x", None, 6.0)["ratio"] is None
+    with pytest.raises(ValueError, match="expected less, more or neither"):
+        B.bench_row("x", 1.0, 2.0, better="tokens/s")
