@@ -354,7 +354,7 @@ def bench_train(
         row("peak memory", "peak_mem_gib", "GiB", "less"),
     ]
 
-# %% ../../nbs/8_bench/81_training.ipynb #81-31
+# %% ../../nbs/8_bench/81_training.ipynb #81-36
 def same_lines(
     scenes: list,  # held-out `Scene`s
     makers: list,  # `TextMaker`s of one tokenizer, with the script or alpaca template
@@ -392,7 +392,7 @@ def same_lines(
         made = [made[round(k * (len(made) - 1) / max(1, most - 1))] for k in range(most)]
     return [list(form) for form in zip(*made)]
 
-# %% ../../nbs/8_bench/81_training.ipynb #81-36
+# %% ../../nbs/8_bench/81_training.ipynb #81-41
 class Watch:
     "A clock that can be stopped."
 
@@ -429,7 +429,7 @@ def score_row(
     "One point of a curve."
     return {"side": side, "step": step, "train_s": round(train_s, 3), "tokens": tokens, "loss_nats": loss}
 
-# %% ../../nbs/8_bench/81_training.ipynb #81-38
+# %% ../../nbs/8_bench/81_training.ipynb #81-43
 def seed_quality(
     data: str,  # a script, or a folder that prepare wrote
     base_model: str,  # a hub id, folder or short name
@@ -491,7 +491,7 @@ def seed_quality(
         trainer.train()
     return {"curve": curve, "lines": len(samples), "scored_tokens": sum(x.learned for x in samples)}
 
-# %% ../../nbs/8_bench/81_training.ipynb #81-40
+# %% ../../nbs/8_bench/81_training.ipynb #81-45
 class GoalRecorder(Recorder):
     "A recorder that keeps a curve, and ends the run at a loss."
 
@@ -550,7 +550,7 @@ def ours_quality(
         run_job(config, with_recorder(GoalRecorder, change), made)
     return {"curve": curve, "lines": len(scored), "scored_tokens": sum(x.learned for x in scored)}
 
-# %% ../../nbs/8_bench/81_training.ipynb #81-42
+# %% ../../nbs/8_bench/81_training.ipynb #81-47
 def first_at(
     curve: list,  # what `score_row` made, in order
     goal: float,  # nats per token
@@ -596,7 +596,7 @@ def quality_rows(
         rows.append(bench_row(f"{name}: {what}", a, b, "nats", device, better="neither"))
     return rows
 
-# %% ../../nbs/8_bench/81_training.ipynb #81-46
+# %% ../../nbs/8_bench/81_training.ipynb #81-51
 FIXED = ("data", "run", "base_model", "recipe", "device", "eval_steps", "sample_steps", "resume")
 
 
@@ -645,7 +645,7 @@ def bench_quality(
     curves = [{**r, **facts} for side in (ours, seed) for r in side["curve"]]
     return quality_rows(ours["curve"], seed["curve"], name, where.name), curves
 
-# %% ../../nbs/8_bench/81_training.ipynb #81-48
+# %% ../../nbs/8_bench/81_training.ipynb #81-53
 def plot_quality(
     curves: list,  # what `bench_quality` gave
     ax=None,  # matplotlib axes; None: make some

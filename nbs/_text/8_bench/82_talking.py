@@ -30,8 +30,11 @@ from simpsons_llm.model.infer import SAMPLING, Sampling, ask_batch, bench_answer
 
 # %%
 #| hide
+import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+
+from simpsons_llm.machine.job import chapters_dir, read_jsonl
 
 
 # %% [markdown]
@@ -274,6 +277,13 @@ assert short[2]["ratio"] == short[2]["seed"] / short[2]["ours"]
 # at once is faster than one after the other
 assert all(math.isfinite(r["ratio"]) for r in short) and short[1]["ours"] > short[0]["ours"]
 
+# %% [markdown]
+# What a kept record holds of longer runs (`simpsons-llm bench infer --json bench.json`), if there is one:
+
+# %% tags=["example"]
+kept = pd.DataFrame(read_jsonl(chapters_dir() / "_results" / "bench.jsonl"))
+kept[kept.name.str.startswith("talk ")].drop(columns="versions").round(3)
+
 
 # %% [markdown]
 # What costs the seed its time? Five drafts are five times the arithmetic, and the adapter is a second, small product beside each of the large ones. Passes through the model and products in one pass, counted:
@@ -300,6 +310,7 @@ counts = {
 ax = pd.Series(counts).plot.barh(figsize=(6.4, 1.8), color=["#4f86c6", "#c9c9c9", "#f2c500"])
 ax.set_xlabel("products of matrices in one pass of the tiny model")
 ax.spines[["top", "right"]].set_visible(False)
+plt.show()
 counts
 
 # %% tags=["check"]
