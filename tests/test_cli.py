@@ -342,7 +342,7 @@ def test_a_benchmark_writes_its_rows(tmp_path, monkeypatch, capsys):
     assert main(["bench", "prepare", "--lines", "1000", "--base-model", "tiny", "--json", "out/bench.json"]) == 0
     rows = json.loads((tmp_path / "out/bench.json").read_text())
     assert (
-        all(set(r) == {"name", "ours", "seed", "ratio", "unit", "device", "versions"} for r in rows)
+        all(set(r) == {"name", "ours", "seed", "peer", "ratio", "unit", "device", "versions"} for r in rows)
         and rows[0]["unit"] == "s"
     )
     assert (

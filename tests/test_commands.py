@@ -82,9 +82,7 @@ def short(command):
         "demo": [*tiny, "--max-minutes", "0.02"],
     }
     if job == "bench":
-        return words + (
-            [] if "costs" in words else ["--base-model", "tiny", "--lines", "1000"] if "prepare" in words else QUICK
-        )
+        return words + SHORT_BENCH.get(words[words.index("bench") + 1], [])
     if job in ("run", "launch", "rank", "papermill") and any("finetune" in w for w in words):
         return (
             words
@@ -94,7 +92,14 @@ def short(command):
     return words + more.get(job, [])
 
 
-QUICK = ["--device", "cpu", "--sizes", "1,64", "--dtypes", "float32", "--warmup", "0", "--repeats", "1"]
+TINY = ["--base-model", "tiny", "--device", "cpu"]
+SHORT_BENCH = {
+    "prepare": ["--base-model", "tiny", "--lines", "1000"],
+    "collectives": "--device cpu --sizes 1,64 --dtypes float32 --warmup 0 --repeats 1".split(),
+    "train": [*TINY, "--seconds", "0.2"],
+    "quality": [*TINY, *"--seed-steps 1 --scores 1 --lines 4 -p max_steps 2".split()],
+    "infer": [*TINY, "--prompts", "2", "--tokens", "4"],
+}
 
 
 def understood(words):

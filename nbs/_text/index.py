@@ -149,7 +149,9 @@ if demo:
 # | | [execute](7_ranks/71_execute.ipynb) | a chapter under papermill |
 # | | [launch](7_ranks/72_launch.ipynb) | the same once per rank, on any launcher: here ranks start |
 # | | [xpu](7_ranks/74_xpu.ipynb) | Intel GPUs, a manual |
-# | **bench** | [preparation](8_bench/80_preparation.ipynb) | ours beside the seed's way, measured |
+# | **bench** | [preparation](8_bench/80_preparation.ipynb) | ours beside the seed's way, measured: data |
+# | | [training](8_bench/81_training.ipynb) | lines learned in a second, and seconds to the same result |
+# | | [talking](8_bench/82_talking.ipynb) | words in a second, one answer and many |
 # | **machine** | [device](9_machine/90_device.ipynb) | what am I running on: accelerator, number format, ranks |
 # | | [job](9_machine/91_job.ipynb) | what a job is: settings, folders, locks, progress, provenance |
 # | | [distributed](9_machine/92_distributed.ipynb) | ranks that meet, wait for each other and add up; the doctor |

@@ -165,23 +165,28 @@ def median_of(
 # %% ../../nbs/8_bench/80_preparation.ipynb #80-14
 def bench_row(
     name: str,  # what was measured
-    ours: float,  # the book's way
+    ours: float | None,  # the book's way; None: it did not get there
     seed: float | None = None,  # the seed's way; None: not measured
-    unit: str = "s",  # unit of both
+    unit: str = "s",  # unit of all sides
     device: str = "cpu",  # the device's name
-) -> dict:  # name, ours, seed, ratio (seed / ours: how many times less), unit, device, versions
+    peer: float | None = None,  # what a careful user of the libraries gets; None: not measured
+    better: str = "less",  # what is better, less or more; neither: the sides are not to be compared
+) -> dict:  # name, ours, seed, peer, ratio (how many times better ours is than the seed's), unit, device, versions
     "One result, ours beside the seed's."
+    require(better in ("less", "more", "neither"), f"better={better!r} was given; expected less, more or neither")
+    above, below = {"less": (seed, ours), "more": (ours, seed)}.get(better, (None, None))
     return {
         "name": name,
         "ours": ours,
         "seed": seed,
-        "ratio": seed / ours if seed is not None and ours else None,
+        "peer": peer,
+        "ratio": above / below if above is not None and below else None,
         "unit": unit,
         "device": device,
         "versions": provenance(),
     }
 
-# %% ../../nbs/8_bench/80_preparation.ipynb #80-15
+# %% ../../nbs/8_bench/80_preparation.ipynb #80-18
 def bench_prepare(
     lines: int = 158_000,  # rows of the table
     base_model: str = "smollm2-135m",  # whose tokenizer
@@ -234,7 +239,7 @@ def bench_prepare(
             ]
     return rows
 
-# %% ../../nbs/8_bench/80_preparation.ipynb #80-25
+# %% ../../nbs/8_bench/80_preparation.ipynb #80-28
 def settings_to_cost(
     device_type: str,  # "cpu": sizes for a laptop; else for a large GPU
 ) -> dict:  # name -> (base model, `Recipe`)
@@ -340,7 +345,7 @@ def cost_of(
         "flop_per_token": told.flop_per_token,
     }
 
-# %% ../../nbs/8_bench/80_preparation.ipynb #80-26
+# %% ../../nbs/8_bench/80_preparation.ipynb #80-29
 def bench_costs(
     device: str = "auto",  # xpu, cuda or cpu; auto: the best there is
     only: str = "",  # settings whose name has this in it; "": all

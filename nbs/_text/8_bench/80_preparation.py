@@ -6,7 +6,7 @@
 #
 # > Ours beside the seed's way, both measured in one run, and only results that were really obtained.
 #
-# "Fast" means nothing without a second number. Each benchmark here does the same work twice on the same machine, the book's way and the way of the project that it carries on, and reports the ratio. Each side runs in a process of its own, so that neither warms up the other and the memory of each is known. The preparation of data comes first; then predictions are held against what they predicted.
+# "Fast" means nothing without a second number. Each benchmark here does the same work twice on the same machine, the book's way and the way of the project that it carries on, and reports the ratio. Each side runs in a process of its own, so that neither warms up the other and the memory of each is known. The preparation of data comes first; then predictions are held against what they predicted. [Training](81_training.ipynb) and [talking](82_talking.ipynb) have chapters of their own.
 
 # %%
 #| export
@@ -211,27 +211,47 @@ def median_of(
 
 
 # %% [markdown]
-# Every benchmark reports in the same rows, which `--json FILE` writes down:
+# Every benchmark reports in the same rows, which `--json FILE` writes down. Of seconds and of memory less is better, of tokens in a second more; the ratio says in either case how many times better ours is than the seed's. Some numbers are only told, such as the seconds of steps that do not learn the same.
 
 # %%
 #| export
 def bench_row(
     name: str,  # what was measured
-    ours: float,  # the book's way
+    ours: float | None,  # the book's way; None: it did not get there
     seed: float | None = None,  # the seed's way; None: not measured
-    unit: str = "s",  # unit of both
+    unit: str = "s",  # unit of all sides
     device: str = "cpu",  # the device's name
-) -> dict:  # name, ours, seed, ratio (seed / ours: how many times less), unit, device, versions
+    peer: float | None = None,  # what a careful user of the libraries gets; None: not measured
+    better: str = "less",  # what is better, less or more; neither: the sides are not to be compared
+) -> dict:  # name, ours, seed, peer, ratio (how many times better ours is than the seed's), unit, device, versions
     "One result, ours beside the seed's."
+    require(better in ("less", "more", "neither"), f"better={better!r} was given; expected less, more or neither")
+    above, below = {"less": (seed, ours), "more": (ours, seed)}.get(better, (None, None))
     return {
         "name": name,
         "ours": ours,
         "seed": seed,
-        "ratio": seed / ours if seed is not None and ours else None,
+        "peer": peer,
+        "ratio": above / below if above is not None and below else None,
         "unit": unit,
         "device": device,
         "versions": provenance(),
     }
+
+
+# %% [markdown]
+# Three seconds beside six, and twenty tokens a second beside ten, are both twice as good:
+
+# %% tags=["example"]
+pair = [
+    bench_row("a job", 3.0, 6.0),
+    bench_row("its speed", 20.0, 10.0, "tokens/s", peer=15.0, better="more"),
+    bench_row("a step of it", 0.5, 9.0, better="neither"),
+]
+pd.DataFrame(pair).drop(columns="versions")
+
+# %% tags=["check"]
+assert [r["ratio"] for r in pair] == [2.0, 2.0, None] and bench_row("never", None, 6.0)["ratio"] is None
 
 
 # %%
@@ -294,10 +314,11 @@ def bench_prepare(
 
 # %% tags=["example"]
 short = bench_prepare(2000, "tiny")
-pd.DataFrame(short).drop(columns="versions").round(3)
+pd.DataFrame(short).drop(columns=["versions", "peer"]).round(3)
 
 # %% tags=["check"]
-assert all(set(r) == {"name", "ours", "seed", "ratio", "unit", "device", "versions"} and r["ours"] > 0 for r in short)
+facts = {"name", "ours", "seed", "peer", "ratio", "unit", "device", "versions"}
+assert all(set(r) == facts and r["ours"] > 0 for r in short)
 assert short[0]["ratio"] == short[0]["seed"] / short[0]["ours"] > 1
 
 # %% [markdown]
@@ -311,7 +332,7 @@ full = bench_prepare(sizes=(10_000, 30_000, 100_000, 300_000, 1_000_000))
 
 # %%
 #| eval: false
-table = pd.DataFrame(full).drop(columns="versions")
+table = pd.DataFrame(full).drop(columns=["versions", "peer"])
 table[table.seed.notna() | ~table.name.str.contains("1,000 rows|0,000 rows: peak")].round(3)
 
 # %% [markdown]

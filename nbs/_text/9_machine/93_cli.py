@@ -11,6 +11,7 @@
 # %%
 #| export
 import inspect
+import json
 import re
 import sys
 import traceback
@@ -27,7 +28,6 @@ from simpsons_llm.ranks.execute import JobError, exit_code
 # %%
 #| hide
 import io
-import json
 import subprocess
 import tempfile
 from contextlib import chdir, redirect_stderr, redirect_stdout
@@ -727,7 +727,9 @@ bench = typer.Typer(
     help="Measure the book's way beside the seed's way, and predictions beside what they predict.",
 )
 app.add_typer(bench, name="bench")
-JSON_FILE = typer.Option("--json", help="file for the results: rows of name, ours, seed, ratio, unit, device, versions")
+JSON_FILE = typer.Option(
+    "--json", help="file for the results: rows of name, ours, seed, peer, ratio, unit, device, versions"
+)
 
 
 def show_bench(
@@ -737,8 +739,10 @@ def show_bench(
     "Results as a table, and as JSON."
     from rich.table import Table
 
+    # who measured no peer needs no column for one
+    sides = ("ours", "seed", "peer") if any(r.get("peer") is not None for r in rows) else ("ours", "seed")
     table = Table(box=None)
-    for name in ("", "ours", "seed", "ratio", "unit"):
+    for name in ("", *sides, "ratio", "unit"):
         table.add_column(name, justify="left" if name in ("", "unit") else "right", overflow="fold")
 
     def number(x):
@@ -747,8 +751,7 @@ def show_bench(
     for r in rows:
         table.add_row(
             r["name"],
-            number(r["ours"]),
-            number(r["seed"]),
+            *(number(r[side]) for side in sides),
             number(r["ratio"]) + " x" * (r["ratio"] is not None),
             r["unit"],
         )
@@ -793,8 +796,140 @@ def bench_prepare(
 
 
 # %% tags=["example"]
-show_bench([{"name": "tokens of a made-up table", "ours": 12.5, "seed": 50.0, "ratio": 4.0, "unit": "s"}], None)
+made_up = {"name": "tokens of a made-up table", "ours": 12.5, "seed": 50.0, "peer": None, "ratio": 4.0, "unit": "s"}
+show_bench([made_up], None)
+show_bench([made_up | {"peer": 14.0}], None)
 refusal("bench", "prepare", "--sizes", "many")
+
+# %% [markdown]
+# Training and talking have a benchmark each, and so has the time that training takes to the same result.
+
+# %%
+#| export
+DATA = typer.Option(help="a script file, or a folder that prepare wrote")
+BASE_MODEL = typer.Option(help="a hub id, folder or short name")
+RECIPE = typer.Option(help="of our side: book or seed")
+DEVICE = typer.Option(help="xpu, cuda or cpu; auto: the best there is")
+
+
+@bench.command("train")
+def bench_train(
+    data: Annotated[str, DATA] = "springfield",
+    base_model: Annotated[str, BASE_MODEL] = "smollm2-135m",
+    recipe: Annotated[str, RECIPE] = "book",
+    micro_batch_size: Annotated[
+        int | None, typer.Option(help="of our side: samples at once, and at least so many a step; empty: the recipe's")
+    ] = None,
+    compile: Annotated[
+        str, typer.Option(help="of our side, on an accelerator: graph, layers, none; auto: what pays in a long run")
+    ] = "auto",
+    seconds: Annotated[
+        float | None, typer.Option(help="how long steps of each side are timed; empty: 60 on a CPU, else 20")
+    ] = None,
+    device: Annotated[str, DEVICE] = "auto",
+    peer: Annotated[bool, typer.Option(help="on an accelerator: also Trainer with our samples")] = True,
+    file: Annotated[str | None, JSON_FILE] = None,
+):
+    """Training: learned lines and tokens in a second, a step's time and memory, ours beside the seed's way.
+    Each side runs for its seconds, and a few first steps that are not timed.
+
+    \b
+    simpsons-llm bench train
+    simpsons-llm bench train --seconds 40 --json train.json
+    simpsons-llm bench train --base-model openlm-research/open_llama_3b --recipe seed --micro-batch-size 64
+    simpsons-llm bench train --data runs/data --micro-batch-size 16 --compile layers"""
+    from simpsons_llm.bench.training import bench_train as measure
+
+    show_bench(measure(data, base_model, recipe, micro_batch_size, compile, seconds, device, peer), file)
+
+
+@bench.command("quality")
+def bench_quality(
+    data: Annotated[str, DATA] = "springfield",
+    base_model: Annotated[str, BASE_MODEL] = "smollm2-135m",
+    recipe: Annotated[str, RECIPE] = "book",
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-p",
+            "--parameter",
+            metavar="NAME VALUE",
+            help="a setting of finetune for our side; may be given several times",
+        ),
+    ] = None,
+    seed_steps: Annotated[
+        int | None, typer.Option(help="optimizer steps of the seed's side, of 128 rows each; empty: its three epochs")
+    ] = None,
+    scores: Annotated[int, typer.Option(help="how often each side is scored, 1 or more")] = 20,
+    lines: Annotated[
+        int | None, typer.Option(help="validation lines that are scored; 0: all; empty: 48 on a CPU, else all")
+    ] = None,
+    device: Annotated[str, DEVICE] = "auto",
+    file: Annotated[str | None, JSON_FILE] = None,
+    curve: Annotated[str | None, typer.Option(help="file for the scores of both sides, a JSON object a line")] = None,
+    plot: Annotated[str | None, typer.Option(help="file for the picture, such as quality.png")] = None,
+):
+    """Training to the same result: seconds and tokens until ours is as good as the seed's best, on the same lines.
+    Minutes on an accelerator; hours on a CPU, unless the seed's steps are few.
+
+    \b
+    simpsons-llm bench quality
+    simpsons-llm bench quality --seed-steps 4 --lines 24 --json quality.json
+    simpsons-llm bench quality --curve quality.jsonl --plot quality.png
+    simpsons-llm bench quality -p learning_rate 1e-3 -p global_batch_size 8 -p micro_batch_size 8"""
+    from simpsons_llm.bench.training import bench_quality as measure
+    from simpsons_llm.bench.training import plot_quality
+    from simpsons_llm.machine.job import open_folder, write_text
+
+    rows, scored = measure(
+        data, base_model, recipe, typed_parameters(parameter, None), seed_steps, scores, lines, device
+    )
+    show_bench(rows, file)
+    if curve:
+        write_text(open_folder(Path(curve).parent) / Path(curve).name, "".join(json.dumps(r) + "\n" for r in scored))
+        print(f"scores: {curve}")
+    if plot:
+        plot_quality(scored).figure.savefig(open_folder(Path(plot).parent) / Path(plot).name, dpi=110)
+        print(f"picture: {plot}")
+
+
+@bench.command("infer")
+def bench_infer(
+    adapter: Annotated[
+        str, typer.Option(help="a run's folder, such as runs/x; empty: a fresh adapter on the base model")
+    ] = "",
+    base_model: Annotated[str, BASE_MODEL] = "smollm2-135m",
+    prompts: Annotated[
+        int | None, typer.Option(help="questions at once, besides the one alone; empty: 8 on a CPU, else 64")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="of each answer, the same on all sides, 2 or more")] = 60,
+    runs: Annotated[int | None, typer.Option(help="timed runs of each, 2 or more; empty: 2 on a CPU, else 12")] = None,
+    device: Annotated[str, DEVICE] = "auto",
+    file: Annotated[str | None, JSON_FILE] = None,
+):
+    """Talking: tokens in a second for one question and for many at once, ours beside the seed's way (five beams,
+    the adapter beside the weights) and that of transformers. Minutes.
+
+    \b
+    simpsons-llm bench infer
+    simpsons-llm bench infer --prompts 16 --tokens 40 --json infer.json
+    simpsons-llm bench infer --adapter runs/x"""
+    from simpsons_llm.bench.talking import bench_infer as measure
+
+    show_bench(measure(adapter, base_model, prompts, tokens, runs, device), file)
+
+
+# %% [markdown]
+# What cannot be measured is refused before a process is started:
+
+# %% tags=["example"]
+for words in (
+    ("train", "--seconds", "0"),
+    ("train", "--recipe", "seed", "--micro-batch-size", "12"),
+    ("quality", "-p", "learning_rat=1e-3"),
+    ("infer", "--adapter", "nowhere"),
+):
+    print(refusal("bench", *words, "--device", "cpu"))
 
 # %% [markdown]
 # Now that results can be written, `runs` has all that it needs. One run is done, another has just begun:
