@@ -282,12 +282,14 @@ def test_the_seed_talks_with_beams_and_ours_merged(monkeypatch):
 
     monkeypatch.setattr(K, "generate_exactly", spy(K.generate_exactly))
     monkeypatch.setattr(K, "finish_lines", spy(K.finish_lines))
+    monkeypatch.setattr(K, "bench_answer", spy(K.bench_answer))
     for side, beams, adapter in (("seed", 5, True), ("peer", 1, True), ("ours", 1, False)):
         calls.clear()
         found = K.talk_side(side, "", "tiny", 3, 6, 2, "cpu")
         assert {c[0] for c in calls} == {adapter} and {c[1] for c in calls} == {1, 3}
         assert {(c[2].num_beams, c[2].max_new_tokens) for c in calls} == {(beams, 6)}
         assert found["one"] > 0 and found["many"] > 0 and found["first_s"] > 0
+        assert ("one_faster" in found) == (side == "ours") and "many_faster" not in found
     with pytest.raises(ValueError, match="expected ours, seed, peer"):
         K.talk_side("theirs", "", "tiny", 3, 6, 2, "cpu")
 

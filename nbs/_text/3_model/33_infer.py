@@ -471,20 +471,19 @@ assert first + "".join(reader) == finish_lines(base, maker, [ragged[1]], short)[
 def bench_answer(
     model,  # a model, with or without adapter
     maker: TextMaker,  # tokenizer and template
-    request: tuple,  # (location, `Line`s before, speaker)
+    requests: list,  # (location, `Line`s before, speaker) for each answer; all are drawn at once
     sampling: Sampling = Sampling(),  # how words are drawn; exactly max_new_tokens are
     runs: int = 12,  # runs that count, 2 or more
     warmups: int = 3,  # runs before them
     device=None,  # the `Device`; None: found
-    rows: int = 1,  # the same request so many times at once
     how: str = "auto",  # how tokens are drawn, as in `decoder_for`; recording and compiling are not timed
-) -> dict:  # runs, tokens (of a row), mean_s, min_s, max_s, stdev_s, tokens_per_s (of all rows)
+) -> dict:  # runs, tokens (of a row), mean_s, min_s, max_s, stdev_s, tokens_per_s (of all answers)
     "Seconds for an answer: mean, minimum, maximum, deviation."
     import torch
 
     require(runs >= 2, f"runs={runs} was given; expected 2 or more, to have a deviation")
     device, seconds = device or find_device(), []
-    batch = ask_batch(model, maker, [request] * rows, sampling)
+    batch, rows = ask_batch(model, maker, requests, sampling), len(requests)
     decoder = decoder_for(model, maker, batch, sampling, (), how, again=True)
     exactly = {**sampling.arguments(), "min_new_tokens": sampling.max_new_tokens}
     for i in range(warmups + runs):
@@ -518,7 +517,7 @@ def bench_answer(
 timing = bench_answer(
     tiny,
     TextMaker(bytes_tokenizer),
-    ("Home", lines_of("Marge: Dinner!"), "Homer"),
+    [("Home", lines_of("Marge: Dinner!"), "Homer")],
     Sampling(max_new_tokens=5),
     runs=3,
     warmups=1,
@@ -717,7 +716,7 @@ def answer(
         result["timing"] = {
             "device": device.name,
             "dtype": device.dtype,
-            **bench_answer(model, maker, request, config.settings(), device=device, how=config.compile),
+            **bench_answer(model, maker, [request], config.settings(), device=device, how=config.compile),
         }
     return result
 
