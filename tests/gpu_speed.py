@@ -1,9 +1,13 @@
 """The fast loop beside Trainer on an accelerator, run by hand: `python tests/gpu_speed.py OUT [small large resume]`.
 
+With TABLE=FILE also `table`. `python tests/gpu_speed.py nbs/_results predict table large` needs no accelerator: the
+memory that is predicted for the runs of a record, beside what was measured.
+
 Writes OUT/gpu_speed.jsonl, which the chapter on speed shows: one JSON line a run, of `finetune` as people call it, on
 models of random weights in the shapes of SmolLM2-135M (small) and open_llama_3b (large) and the book's script.
 """
 
+import gc
 import json
 import os
 import shutil
@@ -62,7 +66,9 @@ def one(out, name, base, steps, **given):
 
     run = Path("/tmp/gpu_speed") / name.replace(" ", "_")
     torch._dynamo.reset()
+    gc.collect()  # an engine's parts know each other: without this, the model before stays and counts
     torch.accelerator.empty_cache()
+    left_gib = torch.accelerator.memory_allocated() / 2**30
     begun = time.perf_counter()
     settings = {"run": str(run), "base_model": base, "max_steps": steps, "eval_steps": steps, "sample_steps": 0}
     try:
@@ -88,6 +94,9 @@ def one(out, name, base, steps, **given):
         "first step_s": round(rows[0]["step_s"], 2),
         "wall_s": round(wall, 1),
         "peak_mem_gib": summary.get("peak_mem_gib"),
+        "predicted_gib": summary["predicted"]["peak_mem_gib"],
+        "left_gib": left_gib,  # in use before the run; 0 but for libraries
+        "wall_s of": summary.get("wall_s"),
         "losses": [r["train_loss_nats"] for r in (*rows[:6], rows[-1])],
         "norms": [round(r["grad_norm"], 4) for r in rows[:3]],
         "device": summary["device"],
@@ -95,6 +104,36 @@ def one(out, name, base, steps, **given):
     }
     print(json.dumps(row), file=out, flush=True)
     print({k: v for k, v in row.items() if k not in ("device", "torch")}, flush=True)
+
+
+def predicted(record, name, shape, **given):
+    "What a run would take, beside what a record says of it; the device does not have to be here."
+    from dataclasses import replace
+
+    from transformers import LlamaConfig
+
+    from simpsons_llm.data.prompt import TextMaker
+    from simpsons_llm.machine.device import find_device
+    from simpsons_llm.machine.job import read_jsonl
+    from simpsons_llm.model.base import load_tokenizer
+    from simpsons_llm.train.cost import on_rank
+    from simpsons_llm.train.finetune import FinetuneConfig
+    from simpsons_llm.train.lifecycle import make_samples, records_steps, run_data, step_recipe
+
+    card = replace(find_device("cpu"), type="cuda", dtype="bfloat16", memory_gib=139.8)
+    config = FinetuneConfig(base_model="tiny", **given)  # its name counts for nothing here
+    parts, report, _ = run_data(config)
+    samples = make_samples(config, TextMaker(load_tokenizer("smollm2-135m"), "script"), parts, report, keep=False)[0]
+    recipe = step_recipe(config, samples["train"], True)
+    told = on_rank(LlamaConfig(**shape), recipe, card, recorded=records_steps(config, True, card))
+    row = next((r for r in read_jsonl(record) if r["name"] == name), None)
+    if not row:
+        return
+    print(
+        f"{name:18} {recipe.tokens:6,} tokens, {recipe.learned:6,} learned: {told.peak_mem_gib:7.3f} GiB predicted, "
+        f"{row['peak_mem_gib']:7.3f} measured (there before: {row.get('left_gib', float('nan')):.3f}); "
+        f"ratio {told.peak_mem_gib / row['peak_mem_gib']:.3f}"
+    )
 
 
 def resumed(out, base):
@@ -125,40 +164,41 @@ def resumed(out, base):
         print(row, flush=True)
 
 
+def runs(which):
+    "(name, shape, steps, settings) of each run of a group."
+    many = {n: {"global_batch_size": n, "micro_batch_size": n} for n in (2, 32, 64)}
+    if which == "small":
+        yield "small 2 trainer", SMOL, 24, {"compile": "none"}
+        for how in ("graph", "layers"):
+            yield f"small 2 {how}", SMOL, 82, {"compile": how}
+        yield "small 2 seed 7", SMOL, 12, {"compile": "graph", "seed": 7}
+        yield "small 2 half", SMOL, 24, {"compile": "graph", "eval_steps": 12}
+        yield "small 64 trainer", SMOL, 10, {"compile": "none", **many[64]}
+        yield "small 64 layers", SMOL, 20, {"compile": "layers", **many[64]}
+        yield "small 64 in four", SMOL, 10, {"compile": "graph", "global_batch_size": 64, "micro_batch_size": 16}
+    if which == "table":  # a real table, of which a step of 64 scenes is always full
+        of = {"data": os.environ["TABLE"], "epochs": 9.0}
+        for n, how, steps in ((2, "none", 20), (2, "auto", 60), (2, "layers", 60), (64, "none", 8), (64, "layers", 16)):
+            yield f"table {n} {how}", SMOL, steps, {"compile": how, **many[n], **of}
+    if which == "large":
+        qk = {"r": 8, "lora_alpha": 16, "target_modules": "q_proj,k_proj"}
+        yield "large qk trainer", W3B, 8, {"compile": "none", **many[32], **qk}
+        yield "large qk layers", W3B, 16, {"compile": "layers", **many[32], **qk}
+        yield "large book layers", W3B, 16, {"compile": "layers", **many[32]}
+
+
 def main():
     folder, which = Path(sys.argv[1]), sys.argv[2:] or ["small", "large"]
+    if which[0] == "predict":
+        for name, shape, steps, given in (run for group in which[1:] for run in runs(group)):
+            predicted(folder / "gpu_speed.jsonl", name, shape, max_steps=steps, **given)
+        return
+    bases = {id(SMOL): "smol", id(W3B): "w3b"}
     with open(folder / "gpu_speed.jsonl", "a") as out:
-        if "small" in which:
-            base = make_base(SMOL, Path("/tmp/gpu_speed/smol"))
-            one(out, "small 2 trainer", base, 24, compile="none")
-            for how in ("graph", "layers"):
-                one(out, f"small 2 {how}", base, 82, compile=how)
-            one(out, "small 2 seed 7", base, 12, compile="graph", seed=7)
-            one(out, "small 2 half", base, 24, compile="graph", eval_steps=12)
-            many = {"global_batch_size": 64, "micro_batch_size": 64}
-            one(out, "small 64 trainer", base, 10, compile="none", **many)
-            one(out, "small 64 layers", base, 20, compile="layers", **many)
-            one(out, "small 64 in four", base, 10, compile="graph", global_batch_size=64, micro_batch_size=16)
         if "resume" in which:
             resumed(out, make_base(SMOL, Path("/tmp/gpu_speed/smol")))
-        if "table" in which:  # a real table, of which a step of 64 scenes is always full
-            base, data = make_base(SMOL, Path("/tmp/gpu_speed/smol")), os.environ["TABLE"]
-            for n, how, steps in (
-                (2, "none", 20),
-                (2, "auto", 60),
-                (2, "layers", 60),
-                (64, "none", 8),
-                (64, "layers", 16),
-            ):
-                sizes = {"global_batch_size": n, "micro_batch_size": n}
-                one(out, f"table {n} {how}", base, steps, data=data, compile=how, epochs=9.0, **sizes)
-        if "large" in which:
-            base = make_base(W3B, Path("/tmp/gpu_speed/w3b"))
-            many = {"global_batch_size": 32, "micro_batch_size": 32}
-            qk = {"r": 8, "lora_alpha": 16, "target_modules": "q_proj,k_proj"}
-            one(out, "large qk trainer", base, 8, compile="none", **many, **qk)
-            one(out, "large qk layers", base, 16, compile="layers", **many, **qk)
-            one(out, "large book layers", base, 16, compile="layers", **many)
+        for name, shape, steps, given in (run for group in which for run in runs(group)):
+            one(out, name, make_base(shape, Path("/tmp/gpu_speed") / bases[id(shape)]), steps, **given)
 
 
 if __name__ == "__main__":

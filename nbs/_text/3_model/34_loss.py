@@ -214,7 +214,7 @@ pd.DataFrame(
 #
 # Scoring is done over and over: before training, on the way, at the end. It keeps nothing for a backward pass, so an accelerator has room for many more samples than in training, and with a few samples at once it would wait for the processor most of the time. What is limited is the number of tokens (those that are filled up are computed as well), and the number of positions with logits. For each of these come a number in 16 bits from the model, a copy in 32, and the logarithm of its probability in 32: ten bytes for each word of the vocabulary. With 49,152 tokens, 2,184 positions make 1 GiB.
 #
-# A CPU gains nothing from more samples at once: it computes all the time, and larger tensors fit worse into its caches (SmolLM2 on two cores: the last section has the numbers).
+# A CPU gains nothing from more samples at once: it computes all the time, and larger tensors fit worse into its caches. SmolLM2 on two cores (AMD EPYC, 30 November 2026) spent 17.2, 16.8, 17.0 and 18.9 processor seconds on the 11 validation scenes, 1, 2, 4 and 11 at once. There it stays at the size of the training.
 
 # %%
 #| export
