@@ -722,22 +722,19 @@ def count_scoring(
     batch = replace(recipe, seq_lens=(longest,) * n, gradient_checkpointing=False)
     learned = min(limit.positions if recipe.packed else limit.positions // n, batch.shape[1] - 1)
 
-    def peak(layers):
-        model = build(short_config(config, layers), batch, device.dtype, "meta").eval()
-        if not can_isolate(model):
-            use_isolated(model)
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            model, live = without_numbers(model, where), live_memory()
-            for t in (*model.parameters(), *model.buffers()):
-                live.add(t)
-            weights = live.now
-            with live, torch.autocast(where.type, torch.bfloat16, enabled=device.dtype == "bfloat16"):
-                losses, _ = token_losses(model, make_batch(replace(batch, learned=max(learned, 1)), where))
-                del losses
-            return {"peak": live.peak - weights}
-
-    layers = config.num_hidden_layers
-    return extrapolate({k: peak(k) for k in depths(layers, 1, 2)}, layers)["peak"]
+    # the second layer still has the input of the first beside it; further ones need no more
+    model = build(short_config(config, min(2, config.num_hidden_layers)), batch, device.dtype, "meta").eval()
+    if not can_isolate(model):
+        use_isolated(model)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        model, live = without_numbers(model, where), live_memory()
+        for t in (*model.parameters(), *model.buffers()):
+            live.add(t)
+        weights, made = live.now, make_batch(replace(batch, learned=max(learned, 1)), where)
+        with live, torch.autocast(where.type, torch.bfloat16, enabled=device.dtype == "bfloat16"):
+            token_losses(model, made)
+    # copies of trained weights in 16 bits, which autocast keeps
+    return live.peak - weights + (2 * parameter_counts(config, recipe)[0] if device.dtype == "bfloat16" else 0)
 
 
 def limit_scoring(
