@@ -275,21 +275,17 @@ def score_batches(
 
 
 # %% [markdown]
-# The seven samples of above, as a CPU would score them two by two, and in at most 1,500 tokens, end to end and filled up. (The shortest come first, so that little is filled up.)
+# The samples of above, two by two as a CPU may score them, and in at most 2,500 tokens, end to end and filled up. The shortest come first, so that little is filled up:
 
 # %% tags=["example"]
-ordered = sorted(scored(samples), key=lambda s: len(s["input_ids"]))
-pd.Series(
-    {
-        f"{limit}": [len(b) for b in score_batches(ordered, limit, packed=packed)]
-        for limit, packed in (
-            (ScoreLimit(samples=2), True),
-            (ScoreLimit(tokens=1500), True),
-            (ScoreLimit(tokens=1500), False),
-        )
-    },
-    name="samples of each batch",
-).to_frame()
+ordered, most = sorted(scored(samples), key=lambda s: len(s["input_ids"])), ScoreLimit(tokens=2500)
+print("tokens:", *[len(s["input_ids"]) for s in ordered])
+ways = {
+    "two by two": score_batches(ordered, ScoreLimit(samples=2), packed=True),
+    "2,500 tokens, end to end": score_batches(ordered, most, packed=True),
+    "2,500 tokens, filled up": score_batches(ordered, most, packed=False),
+}
+pd.Series({way: [len(b) for b in batches] for way, batches in ways.items()}, name="samples of each batch").to_frame()
 
 
 # %% [markdown]
