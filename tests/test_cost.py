@@ -20,6 +20,7 @@ from simpsons_llm.train.cost import (
     live_memory,
     make_batch,
     milder,
+    on_rank,
     parameter_counts,
     recorded_step,
     require_room,
@@ -307,8 +308,9 @@ def test_the_largest_size_that_fits_is_found_with_few_questions(number):
         assert found == max([n for n in sizes if n <= most], default=1) and len(asked) <= 5
 
 
-def test_a_recorded_step_keeps_gradients_and_a_copy():
+def test_a_recorded_step_keeps_gradients_and_a_copy(monkeypatch):
     "And whoever trains too much for that is not asked for it."
+    monkeypatch.setattr("simpsons_llm.train.cost.peak_memory_gib", lambda device: 0.0)
     from simpsons_llm.train.speed import MOST_TRAINED
 
     assert MOST_RECORDED == MOST_TRAINED
@@ -318,6 +320,7 @@ def test_a_recorded_step_keeps_gradients_and_a_copy():
     assert recorded_step(told, recipe).peak_mem_gib == pytest.approx(told.peak_mem_gib + 2 * gib)
     twice = replace(recipe, gradient_accumulation_steps=2)
     assert recorded_step(told, twice).peak_mem_gib == pytest.approx(told.peak_mem_gib + gib)
+    assert on_rank(TINY, recipe, CPU, recorded=True).peak_mem_gib > on_rank(TINY, recipe, CPU).peak_mem_gib + 1.9 * gib
     assert recorded_step(replace(told, trainable=MOST_TRAINED + 1), recipe).peak_mem_gib == told.peak_mem_gib
 
 

@@ -268,3 +268,19 @@ def test_a_run_goes_on_with_another_size_at_once(data, tmp_path, monkeypatch):
     assert yaml.safe_load((tmp_path / "x" / "config.yaml").read_text())["micro_batch_size"] == 2
     (tmp_path / "x" / "summary.json").write_text('{"status": "running"}')
     assert finetune(FinetuneConfig(**settings, resume=True))["settings"]["micro_batch_size"] == 1
+
+
+def test_a_recording_is_told_where_there_will_be_one(data, card):
+    "Of one rank, samples end to end, unless it is switched off; how many are scored at once minds it, too."
+    settings = {"mode": "full", "micro_batch_size": 16}
+    plain, told = (planned(data, card, compile=how, **settings).told for how in ("none", "auto"))
+    # of several micro-batches, one set of gradients is counted already
+    assert told.peak_mem_gib == pytest.approx(plain.peak_mem_gib + plain.gradients_gib, rel=1e-6)
+    several = planned(data, card, Ranks(0, 0, 2, 2, "played"), sharding="none", **settings)
+    assert several.told.peak_mem_gib == pytest.approx(plain.peak_mem_gib + plain.gradients_gib, rel=1e-3)
+    filled = planned(data, card, packing="none", compile="none", **settings).told
+    assert planned(data, card, packing="none", **settings).told == filled
+    # a card that is full with the recording leaves one sample at once
+    tight = replace(card, memory_gib=told.peak_mem_gib / 0.95 + 1e-6)
+    small = planned(data, tight, **settings).limit
+    assert small.tokens < planned(data, card, **settings).limit.tokens

@@ -92,7 +92,7 @@ class TrainConfig(JobConfig):
     max_steps: "int | None" = None  # optimizer steps; overrules epochs
     max_minutes: "float | None" = None  # stop at the next step after so many minutes, with what was learned so far
     # both come at the end of each epoch and of the run, too
-    eval_steps: "int | None" = None  # optimizer steps between evaluations and checkpoints; book 1 to 4 a run, seed 50
+    eval_steps: "int | None" = None  # optimizer steps between evaluations and checkpoints; book 4 a run, seed 50
     sample_steps: "int | None" = None  # optimizer steps between samples of text; 0: none; None: with each evaluation
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
     # how the samples of a batch lie; auto looks at the model and the device
