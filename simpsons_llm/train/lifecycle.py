@@ -218,12 +218,14 @@ class Job:
         with self.autocast():
             return text_samples(self.engine.model, self.maker, self.moments)
 
-    def fingerprint(self) -> list:  # (sum, norm) of each trained parameter, or of this rank's part of it
+    def fingerprint(self) -> list:  # (sum, norm) of each trained parameter; nothing of a model in parts
         "Two numbers by which weights are known again."
         import torch
 
+        # what a rank holds of such a model at the moment depends on what was computed last
+        if self.sharded:
+            return []
         parts = [p.detach() for p in self.engine.model.parameters() if p.requires_grad]
-        parts = [p.to_local() if hasattr(p, "to_local") else p for p in parts]
         sums = [torch.stack([p.sum(dtype=widest(p.device)), p.float().norm()]).cpu() for p in parts]
         return torch.stack(sums).double().tolist()
 

@@ -393,7 +393,7 @@ small = RunLength(steps=10, epoch_steps=5, eval_steps=3, sample_steps=4, warmup_
 pd.DataFrame({k: ["e" * small.evaluates(k), "s" * small.samples(k)] for k in range(1, 11)}, index=["held out", "text"])
 
 # %% [markdown]
-# How often? Scoring a token is a forward pass, 0.44 of what training on it takes (SmolLM2 with an adapter on two cores, measured in a default run), so a small script can be looked at longer than it is learned from. With 4 evaluations on 11 scenes beside 82 that were learned, scoring took 25 % of a run, and 32 % with the test scenes. Hence the rule: six tokens are scored for ten that are trained on, at most, which stays below a fifth of the time. What must be scored comes first: the base, and if asked for the test scenes, twice. What is left is for evaluations on the way, four at most and one at least. It depends on the data alone, never on a clock, so a run stays the same wherever it runs.
+# How often? Scoring a token is a forward pass, 0.44 of what training on it takes (SmolLM2 with an adapter on two cores, measured in a default run), so a small script can be looked at longer than it is learned from. With 4 evaluations on 11 scenes beside 82 that were learned, scoring took 25 % of a run, and 32 % with the test scenes. Hence the rule: six tokens are scored for ten that are trained on, at most, which stays below a fifth of the time (measured on two cores of an AMD EPYC, 30 November 2026: 19 %, with test scenes 16 %). What must be scored comes first: the base, and if asked for the test scenes, twice. What is left is for evaluations on the way, four at most and one at least. It depends on the data alone, never on a clock, so a run stays the same wherever it runs.
 
 # %%
 #| export
