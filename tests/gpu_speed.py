@@ -1,4 +1,7 @@
-"""The fast loop beside Trainer on an accelerator, run by hand: `python tests/gpu_speed.py OUT [small large resume]`.
+"""The fast loop beside Trainer on an accelerator, run by hand: `python tests/gpu_speed.py OUT [small large where resume]`.
+
+With TABLE=FILE also `table`. `python tests/gpu_speed.py nbs/_results predict table large` needs no accelerator: the
+memory that is predicted for the runs of a record, beside what was measured.
 
 Writes OUT/gpu_speed.jsonl, which the chapter on speed shows: one JSON line a run, of `finetune` as people call it, on
 models of random weights in the shapes of SmolLM2-135M (small) and open_llama_3b (large) and the book's script.
@@ -66,8 +69,9 @@ def one(out, name, base, steps, **given):
     shutil.rmtree(run, ignore_errors=True)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    gc.collect()
+    gc.collect()  # an engine's parts know each other: without this, the model before stays and counts
     torch.accelerator.empty_cache()
+    left_gib = torch.accelerator.memory_allocated() / 2**30
     ends, learned = [], Recorder.learned
 
     def clocked(self, step, *args):
@@ -106,6 +110,9 @@ def one(out, name, base, steps, **given):
         "peak_mem_gib": summary.get("peak_mem_gib"),
         "graph breaks": sum(counted["graph_break"].values()),
         "compiled after the second step": ends[-1][1] - ends[1][1],
+        "predicted_gib": summary["predicted"]["peak_mem_gib"],
+        "left_gib": left_gib,  # in use before the run; 0 but for libraries
+        "wall_s of": summary.get("wall_s"),
         "losses": [r["train_loss_nats"] for r in (*rows[:6], rows[-1])],
         "norms": [round(r["grad_norm"], 4) for r in rows[:3]],
         "device": summary["device"],
@@ -113,6 +120,36 @@ def one(out, name, base, steps, **given):
     }
     print(json.dumps(row), file=out, flush=True)
     print({k: v for k, v in row.items() if k not in ("device", "torch")}, flush=True)
+
+
+def predicted(record, name, shape, **given):
+    "What a run would take, beside what a record says of it; the device does not have to be here."
+    from dataclasses import replace
+
+    from transformers import LlamaConfig
+
+    from simpsons_llm.data.prompt import TextMaker
+    from simpsons_llm.machine.device import find_device
+    from simpsons_llm.machine.job import read_jsonl
+    from simpsons_llm.model.base import load_tokenizer
+    from simpsons_llm.train.cost import on_rank
+    from simpsons_llm.train.finetune import FinetuneConfig
+    from simpsons_llm.train.lifecycle import make_samples, records_steps, run_data, step_recipe
+
+    card = replace(find_device("cpu"), type="cuda", dtype="bfloat16", memory_gib=139.8)
+    config = FinetuneConfig(base_model="tiny", **given)  # its name counts for nothing here
+    parts, report, _ = run_data(config)
+    samples = make_samples(config, TextMaker(load_tokenizer("smollm2-135m"), "script"), parts, report, keep=False)[0]
+    recipe = step_recipe(config, samples["train"], True)
+    told = on_rank(LlamaConfig(**shape), recipe, card, recorded=records_steps(config, True, card))
+    row = next((r for r in read_jsonl(record) if r["name"] == name), None)
+    if not row:
+        return
+    print(
+        f"{name:18} {recipe.tokens:6,} tokens, {recipe.learned:6,} learned: {told.peak_mem_gib:7.3f} GiB predicted, "
+        f"{row['peak_mem_gib']:7.3f} measured (there before: {row.get('left_gib', float('nan')):.3f}); "
+        f"ratio {told.peak_mem_gib / row['peak_mem_gib']:.3f}"
+    )
 
 
 def resumed(out, base):
@@ -143,40 +180,132 @@ def resumed(out, base):
         print(row, flush=True)
 
 
+def runs(which):
+    "(name, shape, steps, settings) of each run of a group; TABLE is a folder that prepare wrote."
+    table = {"data": os.environ.get("TABLE", "springfield"), "epochs": 99.0}
+    many = {n: {"global_batch_size": n, "micro_batch_size": n} for n in (2, 32, 64, 128)}
+    seed = {**table, **many[128], "recipe": "seed", "view": "rows"}
+    if which == "small":  # SmolLM2's shape, scenes of a real table
+        for n, how, steps in (
+            (2, "none", 20),
+            (2, "graph", 60),
+            (2, "layers", 60),
+            (64, "none", 8),
+            (64, "layers", 16),
+        ):
+            yield f"small {n} {how}", SMOL, steps, {"compile": how, **many[n], **table}
+        yield "small 2 seed 7", SMOL, 12, {"compile": "graph", "seed": 7, **table}
+        yield "small 64 in four", SMOL, 10, {"compile": "graph", **many[64], "micro_batch_size": 16, **table}
+    if which == "large":  # the predecessor's shape: q and k, 128 rows a step
+        yield "large seed none", W3B, 6, {"compile": "none", **seed}
+        yield "large seed layers", W3B, 10, {"compile": "layers", **seed}
+        yield "large seed checkpointing", W3B, 8, {"compile": "layers", "gradient_checkpointing": True, **seed}
+        yield "large book layers", W3B, 12, {"compile": "layers", **many[32], **table}
+        yield "large full layers", W3B, 8, {"compile": "layers", "mode": "full", **seed, "micro_batch_size": 32}
+
+
+KINDS = {
+    "matrix products": ("nvjet", "gemm", "gemv", "splitk", "cutlass", "cublas"),
+    "attention": ("flash", "fmha", "attn", "attention"),
+    "optimizer": ("multi_tensor", "adam", "lpnorm"),
+    "copies": ("memcpy", "memset", "copy_kernel"),
+}
+
+
+def kind_of(kernel):
+    "What a kernel does, by its name; attention before products, since it is made of them."
+    name = kernel.lower()
+    for kind in ("attention", "optimizer", "matrix products", "copies"):
+        if any(word in name for word in KINDS[kind]):
+            return kind
+    return "elementwise"
+
+
+def where_time_goes(out, name, base, steps, **given):
+    "One step, profiled: the milliseconds of its kernels by kind, how many there are, and how long the device waits."
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from simpsons_llm.train.finetune import FinetuneConfig, finetune
+    from simpsons_llm.train.history import Meter
+
+    torch._dynamo.reset()
+    gc.collect()
+    torch.accelerator.empty_cache()
+    begins, ends, found = Meter.step_begins, Meter.step_ends, {"at": 0}
+
+    def on_begin(self):
+        begins(self)
+        found["at"] += 1
+        if found["at"] == steps - 1:
+            found["profile"] = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
+            found["profile"].__enter__()
+        found["since"] = time.perf_counter()
+
+    def on_end(self, step):
+        if found["at"] == steps - 2:  # the step before, without a profiler
+            torch.accelerator.synchronize()
+            found["step_ms"] = 1e3 * (time.perf_counter() - found["since"])
+        if found["at"] == steps - 1:
+            found["waits"] = found["profile"]  # what follows, reading the loss, is not in the step
+            torch.accelerator.synchronize()
+            found["profile"].__exit__(None, None, None)
+        return ends(self, step)
+
+    Meter.step_begins, Meter.step_ends = on_begin, on_end
+    run = Path("/tmp/gpu_speed") / name.replace(" ", "_")
+    shutil.rmtree(run, ignore_errors=True)
+    try:
+        finetune(
+            FinetuneConfig(run=str(run), base_model=base, max_steps=steps, eval_steps=steps, sample_steps=0, **given)
+        )
+    except Exception as e:
+        print({"name": name, "failed": str(e)[:300]}, flush=True)
+        return
+    finally:
+        Meter.step_begins, Meter.step_ends = begins, ends
+    events = found["profile"].key_averages()
+    kinds: dict = {}
+    for e in events:
+        if e.device_type.name == "CUDA" and e.self_device_time_total:
+            kind = kinds.setdefault(kind_of(e.key), [0.0, 0])
+            kind[0] += e.self_device_time_total / 1e3
+            kind[1] += e.count
+    reads = sum(e.count for e in events if e.key == "aten::_local_scalar_dense")
+    row = {
+        "name": f"where {name}",
+        "step_ms": round(found["step_ms"], 2),
+        "kernel_ms": {k: round(v[0], 3) for k, v in kinds.items()},
+        "kernels": {k: v[1] for k, v in kinds.items()},
+        "numbers read by the host": reads,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        "torch": torch.__version__,
+    }
+    print(json.dumps(row), file=out, flush=True)
+    print(row, flush=True)
+
+
 def main():
     folder, which = Path(sys.argv[1]), sys.argv[2:] or ["small", "large"]
+    if which[0] == "predict":
+        for name, shape, steps, given in (run for group in which[1:] for run in runs(group)):
+            predicted(folder / "gpu_speed.jsonl", name, shape, max_steps=steps, **given)
+        return
+    bases = {id(SMOL): "smol", id(W3B): "w3b"}
     with open(folder / "gpu_speed.jsonl", "a") as out:
-        if "small" in which:
-            base = make_base(SMOL, Path("/tmp/gpu_speed/smol"))
-            one(out, "small 2 trainer", base, 24, compile="none")
-            for how in ("graph", "layers"):
-                one(out, f"small 2 {how}", base, 82, compile=how)
-            one(out, "small 2 seed 7", base, 12, compile="graph", seed=7)
-            one(out, "small 2 half", base, 24, compile="graph", eval_steps=12)
-            many = {"global_batch_size": 64, "micro_batch_size": 64}
-            one(out, "small 64 trainer", base, 10, compile="none", **many)
-            one(out, "small 64 layers", base, 20, compile="layers", **many)
-            one(out, "small 64 in four", base, 10, compile="graph", global_batch_size=64, micro_batch_size=16)
         if "resume" in which:
             resumed(out, make_base(SMOL, Path("/tmp/gpu_speed/smol")))
-        if "table" in which:  # a real table, of which a step of 64 scenes is always full
-            base, data = make_base(SMOL, Path("/tmp/gpu_speed/smol")), os.environ["TABLE"]
-            for n, how, steps in (
-                (2, "none", 20),
-                (2, "auto", 60),
-                (2, "layers", 60),
-                (64, "none", 8),
-                (64, "layers", 16),
-            ):
-                sizes = {"global_batch_size": n, "micro_batch_size": n}
-                one(out, f"table {n} {how}", base, steps, data=data, compile=how, epochs=9.0, **sizes)
-        if "large" in which:
-            base = make_base(W3B, Path("/tmp/gpu_speed/w3b"))
-            many = {"global_batch_size": 32, "micro_batch_size": 32}
-            qk = {"r": 8, "lora_alpha": 16, "target_modules": "q_proj,k_proj"}
-            one(out, "large qk trainer", base, 8, compile="none", **many, **qk)
-            one(out, "large qk layers", base, 16, compile="layers", **many, **qk)
-            one(out, "large book layers", base, 16, compile="layers", **many)
+        for name, shape, steps, given in (run for group in which for run in runs(group)):
+            one(out, name, make_base(shape, Path("/tmp/gpu_speed") / bases[id(shape)]), steps, **given)
+        if "where" in which:
+            table = {"data": os.environ.get("TABLE", "springfield"), "epochs": 99.0}
+            for how in ("none", "graph", "layers"):
+                base = make_base(SMOL, Path("/tmp/gpu_speed/smol"))
+                where_time_goes(out, f"small 2 {how}", base, 9, compile=how, **table)
+            rows = {"recipe": "seed", "view": "rows", "global_batch_size": 128, "micro_batch_size": 128, **table}
+            for how in ("none", "layers"):
+                base = make_base(W3B, Path("/tmp/gpu_speed/w3b"))
+                where_time_goes(out, f"large seed {how}", base, 6, compile=how, **rows)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from simpsons_llm.train.config import TrainConfig, make_optimizer, make_schedule, run_length
+from simpsons_llm.train.config import SCORED, TrainConfig, evaluations, make_optimizer, make_schedule, run_length
 
 
 @pytest.mark.parametrize(
@@ -89,3 +89,15 @@ def test_batch_sizes_fit_any_number_of_ranks(given, world_size, sizes):
 def test_batch_sizes_that_were_asked_for_and_cannot_be(given):
     with pytest.raises(ValueError, match="was given with 4 ranks.*use a multiple of"):
         TrainConfig(**given).for_ranks(4)
+
+
+@pytest.mark.parametrize("test", [0, 4895])
+@pytest.mark.parametrize("trained", [10_000, 35_499, 60_000, 100_000, 10**7])
+def test_scoring_stays_a_small_part_of_a_run(trained, test):
+    "Base, evaluations and test scenes together; as many evaluations as that allows, and one at least."
+    n, valid = evaluations(trained, 4840, test), 4840
+    assert 1 <= n <= 4
+    assert n == 1 or (n + 1) * valid + 2 * test <= SCORED * trained
+    assert n == 4 or (n + 2) * valid + 2 * test > SCORED * trained
+    assert run_length(TrainConfig(), 82, looks=n).eval_steps == -(-41 // n)
+    assert run_length(TrainConfig(eval_steps=5), 82, looks=n).eval_steps == 5  # what was asked for stays

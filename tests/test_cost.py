@@ -9,14 +9,20 @@ from simpsons_llm.lora.layer import LoRASettings
 from simpsons_llm.machine.device import find_device
 from simpsons_llm.model.base import load_config
 from simpsons_llm.train.cost import (
+    MOST_RECORDED,
     Recipe,
     count,
+    count_scoring,
     count_step,
     estimate,
+    largest_within,
+    limit_scoring,
     live_memory,
     make_batch,
     milder,
+    on_rank,
     parameter_counts,
+    recorded_step,
     require_room,
     room_gib,
     short_config,
@@ -254,3 +260,69 @@ def test_four_bits_are_counted_as_they_are(tmp_path):
         and told["weights"] == pytest.approx(weights, rel=0.03)
         and told["peak"] == pytest.approx(live.peak, rel=0.03)
     )
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_scoring_is_counted_as_it_is(packed):
+    "The peak of scoring with numbers, tensor by tensor, beside the count."
+    from simpsons_llm.model.loss import ScoreLimit, token_losses
+    from simpsons_llm.train.cost import build
+
+    recipe, limit = Recipe(seq_lens=(100, 60), packed=packed), ScoreLimit(tokens=400, positions=200)
+    told = count_scoring(deep(3), recipe, CPU, limit)
+    model, live = build(deep(3), recipe, "float32", torch.device("cpu")).eval(), live_memory()
+    for t in (*model.parameters(), *model.buffers()):
+        live.add(t)
+    weights, learned = live.now, 200 if packed else 50
+    with live, torch.no_grad():
+        token_losses(
+            model, make_batch(Recipe(seq_lens=(100,) * 4, learned=learned, packed=packed), torch.device("cpu"))
+        )
+    assert told == pytest.approx(live.peak - weights, rel=0.02)
+    # four times as much at once needs about four times as much
+    more = count_scoring(deep(3), recipe, CPU, ScoreLimit(tokens=1600, positions=800))
+    assert 3 * told < more < 4.1 * told
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("lens", [(30,), (600, 500), (600,) * 64])
+def test_scoring_never_needs_more_than_training(lens, packed):
+    "On a small micro-batch less is scored at once; on a large one as much as the chapter on evaluation allows."
+    from simpsons_llm.model.loss import default_limit
+
+    card, recipe = replace(CPU, type="cuda", dtype="bfloat16", memory_gib=80.0), Recipe(seq_lens=lens, packed=packed)
+    told = estimate(TINY, recipe, card)
+    limit, room = limit_scoring(TINY, recipe, told, card), told.peak_mem_gib - told.weights_gib - told.optimizer_gib
+    assert count_scoring(TINY, recipe, card, limit) <= room * 2**30 or limit.tokens < 2 * max(lens)
+    assert (limit == default_limit(TINY.vocab_size)) == (len(lens) == 64)
+    # where a recording keeps its memory, what is left counts
+    assert limit_scoring(TINY, recipe, told, card, room_gib=0.0).tokens < 2 * max(lens)
+
+
+@pytest.mark.parametrize("number", [1, 2, 6, 96, 128])
+def test_the_largest_size_that_fits_is_found_with_few_questions(number):
+    sizes, asked = [n for n in range(1, number + 1) if number % n == 0], []
+    for most in range(number + 2):
+        asked.clear()
+        found = largest_within(sizes, lambda n: asked.append(n) or float(n), most)
+        assert found == max([n for n in sizes if n <= most], default=1) and len(asked) <= 5
+
+
+def test_a_recorded_step_keeps_gradients_and_a_copy(monkeypatch):
+    "And whoever trains too much for that is not asked for it."
+    monkeypatch.setattr("simpsons_llm.train.cost.peak_memory_gib", lambda device: 0.0)
+    recipe = Recipe(lora=None, seq_lens=(64,))
+    told = estimate(TINY, recipe, CPU)
+    gib = told.gradients_gib
+    assert recorded_step(told, recipe).peak_mem_gib == pytest.approx(told.peak_mem_gib + 2 * gib)
+    twice = replace(recipe, gradient_accumulation_steps=2)
+    assert recorded_step(told, twice).peak_mem_gib == pytest.approx(told.peak_mem_gib + gib)
+    assert on_rank(TINY, recipe, CPU, recorded=True).peak_mem_gib > on_rank(TINY, recipe, CPU).peak_mem_gib + 1.9 * gib
+    assert recorded_step(replace(told, trainable=MOST_RECORDED + 1), recipe).peak_mem_gib == told.peak_mem_gib
+
+
+def test_a_device_that_is_not_here_is_counted_all_the_same():
+    "In its number format; tensors are as large as there."
+    card = replace(CPU, type="cuda", dtype="bfloat16", memory_gib=80.0)
+    told, here = (estimate(TINY, Recipe(seq_lens=(120, 80)), d) for d in (card, replace(CPU, dtype="bfloat16")))
+    assert told.in_use_gib == 0 and told.peak_mem_gib == pytest.approx(here.peak_mem_gib - here.in_use_gib, rel=1e-3)

@@ -75,3 +75,91 @@ def test_ranks_score_each_sample_once(world_size, monkeypatch):
 def test_nothing_to_score_is_refused():
     with pytest.raises(ValueError, match="no held-out token"):
         E.heldout_loss(llama(), [Sample([5, 6, 7], [0.0, 0.5, 0.5])], 0)
+
+
+LIMITS = [
+    E.ScoreLimit(samples=1),
+    E.ScoreLimit(tokens=60),
+    E.ScoreLimit(positions=9),
+    E.ScoreLimit(tokens=1),
+    E.ScoreLimit(),
+]
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+@pytest.mark.parametrize("limit", LIMITS, ids=str)
+def test_however_many_at_once_the_loss_is_the_same(limit, isolated):
+    loss, count = by_hand(llama(), samples())
+    assert E.heldout_loss(llama(isolated), samples(), 0, limit=limit) == pytest.approx(loss / count, abs=1e-5)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("limit", LIMITS, ids=str)
+def test_batches_keep_to_the_limit_or_are_one_sample(limit, packed):
+    "Counted anew, from the batch that the collator makes: filled-up tokens and logits included."
+    from simpsons_llm.data.packing import EndToEnd
+
+    some = E.scored(samples(9))
+    batches = E.score_batches(some, limit, packed)
+    assert [s for b in batches for s in b] == some
+    for batch, following in zip(batches, [*batches[1:], None]):
+        sizes = []
+        for tried in (batch, [*batch, following[0]] if following else None):
+            if tried:
+                made = (EndToEnd if packed else E.PadRight)(0)(tried)
+                kept = (made["loss_weights"][:, 1:] > 0).any(0).sum() * len(made["input_ids"])
+                sizes.append((len(tried), made["input_ids"].numel(), int(kept)))
+        most = (limit.samples, limit.tokens, limit.positions)
+        assert len(batch) == 1 or all(n <= m for n, m in zip(sizes[0], most))
+        # and no smaller than they have to be
+        assert not following or any(n > m for n, m in zip(sizes[1], most))
+
+
+def test_an_accelerator_takes_what_its_memory_has_room_for():
+    "The logits of a large vocabulary need room; what a run has found counts; batch_size is for a CPU."
+    from types import SimpleNamespace
+
+    for vocabulary in (32_000, 49_152, 128_256, 262_144):
+        most = E.default_limit(vocabulary)
+        assert 0.99 * 2**30 < most.positions * vocabulary * 10 <= 2**30 and most.tokens == 16_384
+    assert E.default_limit(10**9).positions == 1
+    model = llama()
+    assert E.score_limit(model, 3) == E.ScoreLimit(samples=3)
+    there = SimpleNamespace(device=torch.device("cuda"), get_input_embeddings=model.get_input_embeddings)
+    assert E.score_limit(there, 3) == E.default_limit(50)
+    there.score_limit = E.ScoreLimit(tokens=7)
+    assert E.score_limit(there, 3).tokens == 7
+
+
+def test_nothing_is_read_from_the_device_until_all_is_scored(monkeypatch):
+    "A number that is read makes the host wait; one reading, after the last batch."
+    read, forwards, cpu, losses = [], [], torch.Tensor.cpu, E.token_losses
+    monkeypatch.setattr(E, "token_losses", lambda *given: forwards.append(1) or losses(*given))
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda t: read.append(len(forwards)) or cpu(t))
+    E.heldout_loss(llama(), samples(), 0, 1)
+    assert read == [7]
+
+
+@pytest.mark.parametrize("kind", ["cpu", "xpu"])
+def test_sums_of_many_batches_lose_nothing(kind, monkeypatch):
+    "Also where a device has no numbers of 64 bits: sums of batches are added up in 64 on the host."
+    told = torch.full((1, 1), 1 + 2**-20)
+    monkeypatch.setattr(E, "token_losses", lambda model, batch: (told, torch.ones(1, 1)))
+    monkeypatch.setattr(E, "widest", lambda device: {"cpu": torch.float64, "xpu": torch.float32}[kind])
+    many = [Sample([5, 6], [0.0, 1.0])] * 3000
+    assert E.heldout_loss(llama(), many, 0, 1) == pytest.approx(told.item(), abs=1e-9)
+    assert E.widest(torch.device(kind)) is (torch.float64 if kind == "cpu" else torch.float32)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+def test_ranks_share_samples_evenly_and_tell_how_far_all_are(world_size, monkeypatch):
+    "With room for everything at once, each takes its part of the samples; eight ranks of seven samples, too."
+    counts, told = [], []
+    for rank in range(world_size):
+        done = []
+        monkeypatch.setattr(E, "group_ranks", lambda: Ranks(rank, 0, world_size, 1, "group"))
+        monkeypatch.setattr(E, "total", lambda *sums: counts.append(sums[1]) or [1.0, 1.0])
+        E.heldout_loss(llama(), samples(), 0, progress=done.append, limit=E.ScoreLimit())
+        told.append(done)
+    assert told == [[7]] * world_size
+    assert sum(counts) == by_hand(llama(), samples())[1] and sum(n > 0 for n in counts) == min(world_size, 7)

@@ -59,3 +59,34 @@ def test_perplexity_of_an_epoch_is_that_of_its_tokens(tmp_path):
     ]
     assert recorder.train_perplexity(2) == pytest.approx(torch.tensor((10 * 7.0 + 10 * 5.0) / 20).exp().item())
     assert recorder.train_perplexity(4) == pytest.approx(torch.tensor((90 * 2.0 + 10 * 4.0) / 100).exp().item())
+
+
+def test_the_parts_of_a_run_add_up_to_the_whole(monkeypatch, tmp_path):
+    "Two steps, an evaluation, text, a checkpoint: each second goes where it was spent, and nothing is lost."
+    now = [100.0]
+
+    def spend(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(H.time, "perf_counter", lambda: now[0])
+    watch = H.Stopwatch("load")
+    spend(7)
+    length = run_length(TrainConfig(max_steps=2, eval_steps=2), 4)
+    recorder = H.Recorder(
+        Ranks(), find_device("cpu", "float32"), length, tmp_path, lambda: spend(3) or [], watch=watch, fingerprint=list
+    )
+    recorder.begin()
+    for step in (1, 2):
+        spend(0.5)  # batches are made
+        recorder.step_begins()
+        spend(10)
+        recorder.step_ends(step)
+        recorder.learned(step, 1.0, 1.0, 1e-3)
+        recorder.speak(step)
+    spend(5)
+    recorder.evaluated(2, 1.0)
+    spend(2)
+    assert watch.read() == {"load": 7, "train": 21, "score": 5, "speak": 3, "save": 2, "other": 0}
+    assert sum(watch.read().values()) == now[0] - 100
+    with pytest.raises(ValueError, match="part='test' was given"):
+        watch.turn_to("test")

@@ -108,7 +108,7 @@ def test_speakers_that_are_none_are_not_everyone(speakers):
 
 
 def test_results_show_themselves(data, tmp_path):
-    run = finetune(data, tmp_path / "x", **QUICK)
+    run = finetune(data, tmp_path / "x", eval_steps=1, **QUICK)
     told = estimate(data, **QUICK)
     for thing in (data, run, run.summary, told):
         html = thing._repr_html_()

@@ -372,7 +372,8 @@ def test_costs_of_several_ranks_count_what_they_exchange_and_what_loading_takes(
     from simpsons_llm.machine.device import Ranks, find_device
 
     monkeypatch.setattr(L, "on_main", lambda ranks, do: do())
-    big = dict(data=data, mode="full", max_steps=1, global_batch_size=4, **{**TINY, "max_seq_len": 200})
+    # whole epochs: the same pairs meet in micro-batches of two, whatever the global batch
+    big = dict(data=data, mode="full", epochs=1, global_batch_size=4, **{**TINY, "max_seq_len": 200})
 
     cpu = find_device("cpu")
 

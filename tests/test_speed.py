@@ -165,8 +165,8 @@ def compiled(monkeypatch):
     "why,given,change",
     [
         ("", {"gradient_checkpointing": True}, {}),
-        ("so many parameters", {"mode": "full"}, {"MOST_TRAINED": 10}),
-        ("so many parameters", {"global_batch_size": 4, "micro_batch_size": 2}, {"MOST_TRAINED": 10}),
+        ("so many parameters", {"mode": "full"}, {"MOST_RECORDED": 10}),
+        ("so many parameters", {"global_batch_size": 4, "micro_batch_size": 2}, {"MOST_RECORDED": 10}),
     ],
 )
 def test_a_step_that_is_recorded_only_when_compiled_or_not_at_all_learns_the_same(

@@ -42,7 +42,7 @@ run = finetune(data, run=out, base_model=base_model, max_minutes=max_minutes, sc
 run
 
 # %% [markdown]
-# The *held-out loss* says how surprised the model is by lines that it never learned from: less is better. It was measured on the way, and the step at which it was least was kept:
+# The *held-out loss* says how surprised the model is by lines that it never learned from: less is better. It was measured before and at the end (of a longer run also on the way), and the step at which it was least was kept:
 
 # %%
 run.plot();

@@ -12,7 +12,10 @@
 
 # %%
 #| export
-from simpsons_llm.data.packing import EndToEnd, packed_inputs, require_learning, to_device
+import sys
+from dataclasses import dataclass
+
+from simpsons_llm.data.packing import EndToEnd, base_of, packed_inputs, require_learning, to_device
 from simpsons_llm.machine.distributed import group_ranks, total
 from simpsons_llm.machine.job import require
 
@@ -206,41 +209,134 @@ pd.DataFrame(
     }
 ).rename_axis("weight").fillna(0).astype(int)
 
-
 # %% [markdown]
-# Several processes share the samples, batch by batch in turn; what they add up is the two sums, so that the mean is the same for any number of them.
+# ## As many at once as there is room for
+#
+# Scoring is done over and over: before training, on the way, at the end. It keeps nothing for a backward pass, so an accelerator has room for many more samples than in training, and with a few samples at once it would wait for the processor most of the time. What is limited is the number of tokens (those that are filled up are computed as well), and the number of positions with logits. For each of these come a number in 16 bits from the model, a copy in 32, and the logarithm of its probability in 32: ten bytes for each word of the vocabulary. With 49,152 tokens, 2,184 positions make 1 GiB.
+#
+# A CPU gains nothing from more samples at once: it computes all the time, and larger tensors fit worse into its caches. SmolLM2 on two cores (AMD EPYC, 30 November 2026) spent 17.2, 16.8, 17.0 and 18.9 processor seconds on the 11 validation scenes, 1, 2, 4 and 11 at once. There it stays at the size of the training.
 
 # %%
 #| export
+SCORE_TOKENS = 16_384  # at once on an accelerator, filled-up ones counted
+SCORE_BYTES = 2**30  # of logits and their copies at once, on an accelerator
+LOGIT_BYTES = 10  # a logit: 2 as the model gives it, 4 in fp32, 4 as a logarithm of probability
+
+
+@dataclass(frozen=True)
+class ScoreLimit:
+    "How much is scored at once; one sample always is."
+
+    samples: int = sys.maxsize  # 1 or more
+    tokens: int = sys.maxsize  # what is filled up included
+    positions: int = sys.maxsize  # with logits, over all samples
+
+
+def default_limit(
+    vocabulary: int,  # tokens of the model's vocabulary
+) -> ScoreLimit:
+    "How much an accelerator scores at once."
+    return ScoreLimit(tokens=SCORE_TOKENS, positions=max(1, SCORE_BYTES // (LOGIT_BYTES * vocabulary)))
+
+
+def score_limit(
+    model,  # a causal language model
+    batch_size: int,  # samples at once on a CPU
+) -> ScoreLimit:
+    "How much of held-out samples a model's device takes at once."
+    if model.device.type == "cpu":
+        return ScoreLimit(samples=batch_size)
+    # what a run has found, with the memory of training in mind
+    found = getattr(base_of(model), "score_limit", None)
+    return found or default_limit(model.get_input_embeddings().weight.shape[0])
+
+
+def score_batches(
+    samples: list,  # what `scored` gave
+    limit: ScoreLimit,  # how much at once
+    packed: bool,  # end to end; False: filled up to the longest
+) -> list:  # lists of samples, none of them empty
+    "Samples in batches that keep to a limit, in their order."
+    batches: list = []
+    at: set = set()  # where a batch has logits
+    longest = tokens = positions = 0
+    for s in samples:
+        n, learned = len(s["input_ids"]), {t for t, w in enumerate(s["loss_weights"]) if w > 0 and t > 0}
+        size = len(batches[-1]) + 1 if batches else 1
+        # filled up, each sample has logits wherever one of them learns
+        more = (tokens + n, positions + len(learned)) if packed else (size * max(longest, n), size * len(at | learned))
+        if batches and size <= limit.samples and more[0] <= limit.tokens and more[1] <= limit.positions:
+            batches[-1].append(s)
+            longest, at, (tokens, positions) = max(longest, n), at | learned, more
+        else:
+            batches.append([s])
+            longest, at, tokens, positions = n, learned, n, len(learned)
+    return batches
+
+
+# %% [markdown]
+# The samples of above, two by two as a CPU may score them, and in at most 2,500 tokens, end to end and filled up. The shortest come first, so that little is filled up:
+
+# %% tags=["example"]
+ordered, most = sorted(scored(samples), key=lambda s: len(s["input_ids"])), ScoreLimit(tokens=2500)
+print("tokens:", *[len(s["input_ids"]) for s in ordered])
+ways = {
+    "two by two": score_batches(ordered, ScoreLimit(samples=2), packed=True),
+    "2,500 tokens, end to end": score_batches(ordered, most, packed=True),
+    "2,500 tokens, filled up": score_batches(ordered, most, packed=False),
+}
+pd.Series({way: [len(b) for b in batches] for way, batches in ways.items()}, name="samples of each batch").to_frame()
+
+
+# %% [markdown]
+# Several processes share the samples: the first of them takes the first sample, the second one the second, and so on around, and each makes batches of its own. What they add up is the two sums, so that the mean is the same for any number of them. Reading a number from a device means waiting for it. So the sums of batches stay there, and are read when all is done.
+
+# %%
+#| export
+def widest(
+    device,  # a torch.device
+):  # a torch.dtype
+    "What sums are added up in: 64 bits, where a device has them for sure."
+    import torch
+
+    return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
+
+
 def heldout_loss(
     model,  # a causal language model
     samples: list,  # `Sample`s
     pad_id: int,  # the padding token
-    batch_size: int = 4,  # samples at once
+    batch_size: int = 4,  # samples at once on a CPU; an accelerator takes what it has room for
     progress=None,  # called with the number of samples done
+    limit: ScoreLimit | None = None,  # how much at once; None: what `score_limit` says
 ) -> float:  # nats per learned token
     """Mean negative log-probability of the held-out tokens to learn.
 
     In a group of ranks, each scores a part, and all must call it."""
     import torch
 
-    was_training, loss, count, ranks = model.training, 0.0, 0, group_ranks()
-    collate, ordered = collator(model, pad_id), sorted(scored(samples), key=lambda s: len(s["input_ids"]))
+    was_training, ranks, collate = model.training, group_ranks(), collator(model, pad_id)
+    ordered = sorted(scored(samples), key=lambda s: len(s["input_ids"]))
     require(ordered, "no held-out token is to be learned; check the speakers of the data")
+    limit, packed = limit or score_limit(model, batch_size), isinstance(collate, EndToEnd)
+    shares = [score_batches(ordered[k :: ranks.world_size], limit, packed) for k in range(ranks.world_size)]
+    mine, longest = shares[ranks.rank], max(shares, key=len)
+    sums, count = [], 0
     model.eval()
-    parts = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
     with torch.no_grad():
-        for turn in range(0, len(parts), ranks.world_size):
-            mine = turn + ranks.rank
-            # a rank without a part of its own computes one again, so that all take as many turns, and does not count it
-            part = parts[mine if mine < len(parts) else turn]
-            losses, weights = token_losses(model, to_device(collate(part), model.device))
-            if mine < len(parts):
-                loss += losses[weights == 1].cpu().double().sum().item()
-                count += int((weights == 1).sum())
+        for turn, other in enumerate(longest):
+            # all ranks take as many turns; one without a batch of its own computes another's, and does not count it
+            batch = collate(mine[turn] if turn < len(mine) else other)
+            learned = batch["loss_weights"][:, 1:] == 1
+            keep = learned.any(0).nonzero().squeeze(1)
+            losses, weights = token_losses(model, to_device({**batch, "keep": keep}, model.device))
+            if turn < len(mine):
+                sums.append(losses.where(weights == 1, 0.0).sum(dtype=widest(model.device)))
+                count += int(learned.sum())
             if progress:
-                progress(min(len(ordered), (turn + ranks.world_size) * batch_size))
+                progress(sum(len(b) for share in shares for b in share[: turn + 1]))
     model.train(was_training)
+    loss = torch.stack(sums).cpu().double().sum().item() if sums else 0.0
     loss, count = total(loss, count)
     return loss / count
 

@@ -31,7 +31,7 @@ from simpsons_llm.machine.device import (
 from simpsons_llm.machine.job import in_process, require
 from simpsons_llm.model.adapter import add_adapter, recompute_activations
 from simpsons_llm.model.base import load_config, shape_of, short_config
-from simpsons_llm.model.loss import token_losses
+from simpsons_llm.model.loss import ScoreLimit, default_limit, token_losses
 from simpsons_llm.train.config import make_optimizer
 
 if TYPE_CHECKING:
@@ -309,6 +309,16 @@ make_batch(Recipe(seq_lens=(3, 2), learned=3), "cpu")
 
 # %%
 #| export
+def counted_on(
+    device: Device,  # what is asked about
+):  # a torch.device: its own, or the CPU where this machine has no such device, whose tensors are as large
+    "Where tensors without numbers live."
+    import torch
+
+    here = torch.accelerator.current_accelerator(check_available=True)
+    return device.torch if here is not None and here.type == device.type else torch.device("cpu")
+
+
 def count_step(
     config,  # a transformers configuration
     recipe: Recipe,  # what a step does
@@ -325,14 +335,15 @@ def count_step(
     # the same without boundaries; the library's own way builds a mask where it sees no numbers
     if not can_isolate(model):
         use_isolated(model)
+    where = counted_on(device)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = without_numbers(model, device.torch)
+        model = without_numbers(model, where)
         live, flops = live_memory(), FlopCounterMode(display=False)
         for t in (*model.parameters(), *model.buffers()):
             live.add(t)
         trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
         weights = live.now
-        optimizer, batch = make_optimizer(model, 1e-5, fused=device.type != "cpu"), make_batch(recipe, device.torch)
+        optimizer, batch = make_optimizer(model, 1e-5, fused=device.type != "cpu"), make_batch(recipe, where)
         with live:
             with flops:
                 micro_step(model, batch, device.dtype)
@@ -832,6 +843,33 @@ assert (
 )
 {n: round(in_parts(whole, n).peak_mem_gib, 2) for n in (1, 2, 4, 8)}  # ranks -> GiB of one of them
 
+# %% [markdown]
+# ### A step that is recorded
+#
+# [The chapter on speed](46_speed.ipynb) records a step as a graph of the device. Then the gradients stay where they are, from step to step; and while it is recorded, a copy of what is trained is kept, so that recording changes nothing. For an adapter that is little; for half a billion parameters, the most that is recorded, it is 4 GiB. Rows are filled up to the longest of the run, which is the micro-batch that is counted anyway.
+
+# %%
+#| export
+MOST_RECORDED = 500_000_000  # parameters that are trained; a step of more is not recorded
+
+
+def recorded_step(
+    told: Estimate,  # what `estimate` told of a step that is not recorded
+    recipe: Recipe,  # the same step
+) -> Estimate:
+    "An estimate for a step that is recorded."
+    if told.trainable > MOST_RECORDED:
+        return told
+    # of several micro-batches, the gradients are counted already
+    more = 1 + (recipe.gradient_accumulation_steps == 1)
+    return replace(told, peak_mem_gib=told.peak_mem_gib + more * told.gradients_gib)
+
+
+# %% tags=["check"]
+once, twice = (recorded_step(whole, Recipe(gradient_accumulation_steps=n)) for n in (1, 2))
+assert once.peak_mem_gib == whole.peak_mem_gib + 2 and twice.peak_mem_gib == whole.peak_mem_gib + 1
+assert recorded_step(replace(whole, trainable=MOST_RECORDED + 1), Recipe()).peak_mem_gib == whole.peak_mem_gib
+
 
 # %% [markdown]
 # ## Will it fit, and what would make it fit?
@@ -896,18 +934,32 @@ def milder(
     return [(words, r) for words, r, possible in (*ways, *short) if possible]
 
 
+def on_rank(
+    config,  # a transformers configuration
+    recipe: Recipe,  # what a step does
+    device: Device,  # where
+    parts: int = 1,  # ranks that share weights, gradients and optimizer, 1 or more
+    exchange: str = "none",  # how ranks that hold the whole model each exchange gradients, one of EXCHANGES
+    recorded: bool = False,  # the step is recorded: `recorded_step`
+) -> Estimate:
+    "What a step costs on one of several ranks."
+    told = exchanged(in_parts(estimate(config, recipe, device), parts), exchange)
+    return recorded_step(told, recipe) if recorded else told
+
+
 def require_room(
     model,  # a transformers configuration, or a name
     recipe: Recipe,  # what a step does
     device: Device,  # where; its `memory_gib` is the limit
     parts: int = 1,  # ranks that share weights, gradients and optimizer, 1 or more
     exchange: str = "none",  # how ranks that hold the whole model each exchange gradients, one of EXCHANGES
+    recorded: bool = False,  # the step is recorded: `recorded_step`
 ) -> Estimate:  # the estimate; ValueError, with a setting that would fit, where the run cannot
     "Refuse a run that cannot fit."
     config = load_config(model, device.type) if isinstance(model, str) else model
 
     def tell(r):
-        return exchanged(in_parts(estimate(config, r, device), parts), exchange)
+        return on_rank(config, r, device, parts, exchange, recorded)
 
     told = tell(recipe)
     if told.peak_mem_gib <= room_gib(device):
@@ -935,6 +987,115 @@ for recipe in (Recipe(lora=None, **two), Recipe(seq_lens=(512,) * 4)):
         print(e, end="\n\n")
 assert all("GiB" in text and "would fit" in text for text in said)
 assert require_room(SMOLLM2, Recipe(**two), laptop).peak_mem_gib < 16
+
+# %% [markdown]
+# ## What else fits
+#
+# How many samples at once should a rank compute? As many as there is room for: an accelerator is faster with more, and what is learned is the same, since the global batch stays. Room means some three fifths of the memory. The rest is for the rounding of the allocator, for scoring, for text that is sampled, and for programs beside this one. More samples never need less, so not all sizes have to be tried: the largest first, then by halves.
+
+# %%
+#| export
+COMFORT = 0.6  # of an accelerator's memory, for a step whose micro-batch is chosen here
+
+
+def largest_within(
+    sizes: list,  # rising
+    peak_gib,  # called with a size; gives GiB, which rise, too
+    room_gib: float,  # GiB
+) -> int:  # the first where none fits
+    "The largest size that fits."
+    if len(sizes) == 1 or peak_gib(sizes[-1]) <= room_gib:
+        return sizes[-1]
+    fits, fails = 0, len(sizes) - 1
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        fits, fails = (middle, fails) if peak_gib(sizes[middle]) <= room_gib else (fits, middle)
+    return sizes[fits]
+
+
+# %% [markdown]
+# Sizes that divide 128, half a GiB each, in 40 GiB: asked four times.
+
+# %% tags=["check"]
+asked: list = []
+sizes = [2**k for k in range(8)]
+assert largest_within(sizes, lambda n: asked.append(n) or n / 2, 40) == 64 and len(asked) <= 4
+assert largest_within(sizes, lambda n: n / 2, 0.1) == 1 and largest_within(sizes, lambda n: n / 2, 99) == 128
+assert all(
+    largest_within([1, 2, 3, 6], lambda n: n, most) == max(k for k in (1, 2, 3, 6) if k <= most) for most in range(1, 9)
+)
+asked
+
+
+# %% [markdown]
+# Scoring must not need more than training does, or a run would fail at its first evaluation. Nothing is kept for a backward pass, so the peak is that of a layer, or of the logits, however many layers there are. It is counted as above, for as much as [the chapter on evaluation](../3_model/34_loss.ipynb) wants at once, and halved until it fits.
+
+# %%
+#| export
+def count_scoring(
+    config,  # a transformers configuration
+    recipe: Recipe,  # adapter and packing are used, and the longest of its samples
+    device: Device,  # where, and in which number format
+    limit: ScoreLimit,  # how much at once
+) -> float:  # bytes on top of weights
+    "Memory for scoring as much as is allowed at once, counted without doing it."
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    longest, where = max(recipe.seq_lens), counted_on(device)
+    n = max(1, limit.tokens // longest)
+    batch = replace(recipe, seq_lens=(longest,) * n, gradient_checkpointing=False)
+    learned = min(limit.positions if recipe.packed else limit.positions // n, batch.shape[1] - 1)
+
+    # the second layer still has the input of the first beside it; further ones need no more
+    model = build(short_config(config, min(2, config.num_hidden_layers)), batch, device.dtype, "meta").eval()
+    if not can_isolate(model):
+        use_isolated(model)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        model, live = without_numbers(model, where), live_memory()
+        for t in (*model.parameters(), *model.buffers()):
+            live.add(t)
+        weights, made = live.now, make_batch(replace(batch, learned=max(learned, 1)), where)
+        with live, torch.autocast(where.type, torch.bfloat16, enabled=device.dtype == "bfloat16"):
+            token_losses(model, made)
+    # copies of trained weights in 16 bits, which autocast keeps
+    return live.peak - weights + (2 * parameter_counts(config, recipe)[0] if device.dtype == "bfloat16" else 0)
+
+
+def limit_scoring(
+    config,  # a transformers configuration
+    recipe: Recipe,  # the training step
+    told: Estimate,  # what it costs on this rank
+    device: Device,  # where, and in which number format; no CPU
+    room_gib: float = math.inf,  # GiB; no more than this, whatever training takes
+) -> ScoreLimit:
+    "How much is scored at once, so that it needs no more memory than training does."
+    # gradients may stay while it is scored, and the optimizer's averages do
+    kept = told.in_use_gib + told.weights_gib + told.optimizer_gib + told.gradients_gib
+    room = min(told.peak_mem_gib - kept, room_gib) * 2**30
+    limit = default_limit(config.get_text_config().vocab_size)
+    while max(limit.tokens // max(recipe.seq_lens), 1) > 1 and count_scoring(config, recipe, device, limit) > room:
+        limit = replace(limit, tokens=limit.tokens // 2, positions=limit.positions // 2)
+    return limit
+
+
+# %% [markdown]
+# SmolLM2 on an accelerator: what training takes on top of what stays, and what scoring takes.
+
+# %% tags=["check"]
+card = replace(cpu, type="cuda", dtype="bfloat16", memory_gib=80.0)
+config, rows = load_config(SMOLLM2), []
+for n in (1, 2, 16):
+    recipe = Recipe(seq_lens=(512,) * n)
+    told = estimate(config, recipe, card)
+    limit = limit_scoring(config, recipe, told, card)
+    room = told.peak_mem_gib - told.weights_gib - told.optimizer_gib - told.gradients_gib
+    need = count_scoring(config, recipe, card, limit) / 2**30
+    rows.append(
+        {"samples of 512 tokens": n, "training, GiB": room, "scoring, GiB": need, "tokens at once": limit.tokens}
+    )
+    assert need <= room
+pd.DataFrame(rows).set_index("samples of 512 tokens").round(2)
 
 # %% [markdown]
 # Time is not shown here, since it takes a run to compare it with: the finetune chapter sets both beside what it measured, and [the chapter on benchmarks](../8_bench/80_preparation.ipynb) has the table over models, ranks, targets, lengths, batches, checkpointing and full fine-tuning.

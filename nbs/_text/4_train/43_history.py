@@ -167,6 +167,68 @@ def open_tracker(
 
 
 # %% [markdown]
+# ## Where the time goes
+#
+# A run of a small model may spend more time on being looked at than on learning, and nobody notices. So a *stopwatch* runs all the time, for one part at a time: whoever begins with something else turns it over. Whatever is not named goes to the part that ran before, so the parts add up to the whole.
+
+# %%
+#| export
+PARTS = ("load", "train", "score", "speak", "save", "other")
+
+
+class Stopwatch:
+    "Wall time of a run, by what it went into."
+
+    def __init__(
+        self,
+        part: str = "other",  # one of PARTS, runs first
+    ):
+        self.spent, self.part, self.since = dict.fromkeys(PARTS, 0.0), part, time.perf_counter()
+
+    def turn_to(
+        self,
+        part: str,  # one of PARTS; runs from now on
+    ) -> str:  # the one that ran until now
+        "Another part begins."
+        require(part in PARTS, f"part={part!r} was given; expected {', '.join(PARTS)}")
+        now, before = time.perf_counter(), self.part
+        self.spent[before] += now - self.since
+        self.part, self.since = part, now
+        return before
+
+    @contextmanager
+    def during(
+        self,
+        part: str,  # one of PARTS; runs for as long as the block does
+    ):
+        "A part in the middle of another one."
+        before = self.turn_to(part)
+        try:
+            yield
+        finally:
+            self.turn_to(before)
+
+    def read(self) -> dict:  # part -> seconds, all of PARTS
+        "Seconds of each part until now."
+        self.turn_to(self.part)
+        return dict(self.spent)
+
+
+# %% [markdown]
+# A moment of training, a longer one of scoring in the middle of it:
+
+# %% tags=["check"]
+begun, watch = time.perf_counter(), Stopwatch("train")
+with watch.during("score"):
+    time.sleep(0.1)
+time.sleep(0.02)
+parts = watch.read()
+assert parts["score"] >= 0.1 > 0.06 > parts["train"] >= 0.02 and watch.part == "train"
+assert abs(sum(parts.values()) - (time.perf_counter() - begun)) < 0.01
+{part: round(s, 2) for part, s in parts.items()}
+
+
+# %% [markdown]
 # ## Counting
 #
 # How many tokens, how many of them learned, in how many seconds? Two kinds of learned tokens are told apart by name: `learned_tokens` are those of the characters to learn, at full weight; `context_tokens` are those of everybody else's lines, which count a little (`context_weight`). For one character of many the second kind can be several times the first. The meter looks at each step's micro-batches before they are computed, and adds up over all ranks. It works out the weight by which a step's loss is divided, since that is a sum over the global batch too. Steps are timed without evaluations; work that a device still has in its queue is waited for. And it knows when the time that was allowed is up.
@@ -181,6 +243,7 @@ class Meter:
     device: Device  # the device: its work is waited for before the clock is read
     length: RunLength  # what happens when
     max_minutes: float | None = field(default=None, kw_only=True)  # time limit in minutes; None: no limit
+    watch: Stopwatch = field(default_factory=Stopwatch, kw_only=True)  # of the whole run
     real_tokens: int = field(default=0, init=False)  # tokens that went through the model, on all ranks
     learned_tokens: int = field(default=0, init=False)  # of them, those that were learned at full weight
     context_tokens: int = field(default=0, init=False)  # and those that were learned at less
@@ -194,6 +257,7 @@ class Meter:
 
     def begin(self):
         "Start the clock, and the telling of progress."
+        self.watch.turn_to("train")
         self.begun, self.begun_tokens, self.begun_s = time.perf_counter(), self.real_tokens, self.step_s
         most_s = 60 * self.max_minutes if self.max_minutes else None
         self.progress = Progress(self.length.steps, "train", every_s=5, show=self.ranks.is_main, most_s=most_s)
@@ -203,6 +267,7 @@ class Meter:
         parts: list,  # this rank's micro-batches of one step
     ) -> float:  # the loss weights of the global batch, added up over all ranks
         "Count the tokens of a step before it is made. All ranks must call it."
+        self.watch.turn_to("train")
         weights = [p["loss_weights"][:, 1:] for p in parts]
         own: list = [
             sum(int(p["lengths"].sum()) for p, w in zip(parts, weights) if w.any()),
@@ -226,6 +291,7 @@ class Meter:
 
     def step_begins(self):
         "The first micro-batch follows."
+        self.watch.turn_to("train")
         synchronize(self.device)
         self.since = time.perf_counter()
 
@@ -271,7 +337,9 @@ class Recorder(Meter):
     run: Path  # the run's folder
     say: Callable[[], list]  # called for samples of text; gives rows
     tracker: Tracker | None = None  # what `open_tracker` gave
+    fingerprint: Callable[[], list] = list  # called when the held-out loss was measured; tells weights apart
     rows: list = field(default_factory=list, init=False)  # of metrics.jsonl
+    fingerprints: dict = field(default_factory=dict, init=False)  # step -> what it gave
 
     def write(
         self,
@@ -348,6 +416,9 @@ class Recorder(Meter):
                 ),
                 flush=True,
             )
+        self.fingerprints[step] = self.fingerprint()
+        # a checkpoint follows
+        self.watch.turn_to("save")
 
     def train_perplexity(
         self,
@@ -368,7 +439,11 @@ class Recorder(Meter):
         step: int,  # 0..steps
     ):
         "Let the model speak if text is due after this step, and write it down. All ranks must call it."
-        rows = self.say() if self.length.samples(step) else []
+        with self.watch.during("speak"):
+            rows = self.say() if self.length.samples(step) else []
+        # both engines score after they have let the model speak
+        if step and (self.stopped_early or self.length.evaluates(step)):
+            self.watch.turn_to("score")
         if not rows:
             return
         self.write(step, samples=rows)

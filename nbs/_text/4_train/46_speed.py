@@ -20,6 +20,7 @@ from simpsons_llm.data.packing import RowShape, base_of, fixed_row, packs_well, 
 from simpsons_llm.machine.device import synchronize
 from simpsons_llm.machine.distributed import gather
 from simpsons_llm.machine.graphs import Recorded, graph_class
+from simpsons_llm.train.cost import MOST_RECORDED
 from simpsons_llm.train.lifecycle import Job
 from simpsons_llm.train.loop import Loop, random_state, set_random_state, sum_gradients
 
@@ -125,7 +126,6 @@ def compiled_layers(
 
 # %%
 #| export
-MOST_TRAINED = 500_000_000  # parameters; beyond, a step is not recorded
 COMPILE_S = 15.0  # about what compiling a layer takes, with its backward pass
 GAIN = 0.4  # share of a step that compiling saves, at least
 
@@ -157,7 +157,7 @@ def unrecorded_because(
         return f"{device.type} records no graphs"
     if job.config.gradient_checkpointing and not compiled:
         return "activations are computed again"
-    if trained > MOST_TRAINED:
+    if trained > MOST_RECORDED:
         return "so many parameters are trained that a step is long enough by itself"
     return ""
 
