@@ -1,4 +1,4 @@
-"""The fast loop beside Trainer on an accelerator, run by hand: `python tests/gpu_speed.py OUT [small large where resume]`.
+"""The fast loop beside Trainer on an accelerator, by hand: `python tests/gpu_speed.py OUT [small large where resume]`.
 
 With TABLE=FILE also `table`. `python tests/gpu_speed.py nbs/_results predict table large` needs no accelerator: the
 memory that is predicted for the runs of a record, beside what was measured.
@@ -194,7 +194,6 @@ def runs(which):
             (64, "layers", 16),
         ):
             yield f"small {n} {how}", SMOL, steps, {"compile": how, **many[n], **table}
-        yield "small 2 seed 7", SMOL, 12, {"compile": "graph", "seed": 7, **table}
         yield "small 64 in four", SMOL, 10, {"compile": "graph", **many[64], "micro_batch_size": 16, **table}
     if which == "large":  # the predecessor's shape: q and k, 128 rows a step
         yield "large seed none", W3B, 6, {"compile": "none", **seed}

@@ -276,8 +276,12 @@ def test_a_recording_is_told_where_there_will_be_one(data, card):
     plain, told = (planned(data, card, compile=how, **settings).told for how in ("none", "auto"))
     # of several micro-batches, one set of gradients is counted already
     assert told.peak_mem_gib == pytest.approx(plain.peak_mem_gib + plain.gradients_gib, rel=1e-6)
-    several = planned(data, card, Ranks(0, 0, 2, 2, "played"), sharding="none", **settings)
-    assert several.told.peak_mem_gib == pytest.approx(plain.peak_mem_gib + plain.gradients_gib, rel=1e-3)
+    # what two ranks exchange comes on top
+    two = [
+        planned(data, card, Ranks(0, 0, 2, 2, "played"), sharding="none", compile=c, **settings)
+        for c in ("none", "auto")
+    ]
+    assert two[1].told.peak_mem_gib > two[0].told.peak_mem_gib > plain.peak_mem_gib + 0.9 * plain.gradients_gib
     filled = planned(data, card, packing="none", compile="none", **settings).told
     assert planned(data, card, packing="none", **settings).told == filled
     # a card that is full with the recording leaves one sample at once
