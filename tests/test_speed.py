@@ -13,6 +13,7 @@ from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simpsons_llm.data import packing
 from simpsons_llm.data.packing import EndToEnd, RowShape, fixed_row, row_shape, use_isolated
 from simpsons_llm.machine.distributed import free_port
 from simpsons_llm.machine.job import read_jsonl
@@ -31,7 +32,7 @@ class Played:
 
     made, data = 0, ""
 
-    def __init__(self, work, device, warm=3):
+    def __init__(self, work, device, warm=3, beside=None):
         self.work = work
         Played.made += 1
         for _ in range(warm):
@@ -88,6 +89,38 @@ def test_a_recorded_step_learns_what_trainer_learns(tmp_path, graphs, given, cap
         assert losses(tmp_path / "other") != pytest.approx(losses(tmp_path / "fast"), abs=1e-3)
 
 
+def test_rows_of_several_lengths_learn_what_trainer_learns(tmp_path, graphs, monkeypatch, capsys):
+    "Each length is recorded, and each micro-batch goes into the shortest that has room."
+    monkeypatch.setattr(packing, "LEAST_TOKENS", 1)
+    filled, sizes = [], {"global_batch_size": 3, "micro_batch_size": 3, "max_steps": 9, "eval_steps": 9}
+    fill = FastLoop.fill
+    monkeypatch.setattr(FastLoop, "fill", lambda self, row: (filled.append((self, row["shape"])), fill(self, row))[1])
+    trained(tmp_path / "fast", compile="graph", **sizes)
+    shapes = filled[0][0].shapes
+    assert 1 < len(shapes) <= 3 and Played.made == len(shapes) + 1 and {k for _, k in filled} == set(range(len(shapes)))
+    assert " or ".join(f"{n.tokens:,}" for n in shapes) in capsys.readouterr().out
+    trained(tmp_path / "plain", compile="none", **sizes)
+    assert losses(tmp_path / "fast") == pytest.approx(losses(tmp_path / "plain"), abs=2e-5)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.lists(st.integers(2, 900), min_size=1, max_size=12), min_size=1, max_size=12), st.integers(1, 3))
+def test_every_micro_batch_has_room_in_the_shape_that_it_is_given(batches, most):
+    lengths = [n for b in batches for n in b]
+    ends = [0, *torch.tensor([len(b) for b in batches]).cumsum(0).tolist()]
+    indices = [list(range(a, b)) for a, b in zip(ends, ends[1:])]
+    learned = [n // 2 for n in lengths]
+    shapes = packing.row_shapes(indices, lengths, learned, most)
+    assert len(shapes) <= most and [n.tokens for n in shapes] == sorted({n.tokens for n in shapes})
+    assert shapes[-1].tokens == row_shape(indices, lengths, learned).tokens
+    for b in batches:
+        shape = next(n for n in shapes if n.tokens >= sum(b))
+        samples = [{"input_ids": [5] * n, "loss_weights": [0.0] * (n - n // 2) + [1.0] * (n // 2)} for n in b]
+        assert fixed_row(EndToEnd(0)(samples), shape, 0)["input_ids"].shape == (1, shape.tokens)
+    padded = [sum(next(n.tokens for n in s if n.tokens >= sum(b)) for b in batches) for s in (shapes, shapes[-1:])]
+    assert padded[0] <= padded[1]
+
+
 def test_a_resumed_run_goes_on_to_the_same_numbers(tmp_path, graphs):
     "With dropout: the random numbers are those after the checkpoint, not those of the warming up."
     trained(tmp_path / "whole", lora_dropout=0.1)
@@ -114,7 +147,7 @@ def test_a_recording_that_fails_costs_nothing(tmp_path, graphs, monkeypatch, cap
     "Warmed up three times, then refused by the device: the run goes on as if nothing had been tried."
 
     class Refused(Played):
-        def __init__(self, work, device, warm=3):
+        def __init__(self, work, device, warm=3, beside=None):
             super().__init__(work, device, warm)
             if Played.made == 2:
                 raise RuntimeError("operation not permitted when stream is capturing\nmore words")
@@ -212,7 +245,7 @@ def test_what_a_recording_holds_is_let_go(tmp_path, graphs, monkeypatch):
     old = FastLoop.make_step
     monkeypatch.setattr(FastLoop, "make_step", lambda self, compiled: (kept.append(self), old(self, compiled)))
     trained(tmp_path / "fast")
-    assert kept[0].recorded is kept[0].update is None and all(p.grad is None for p in kept[0].parameters)
+    assert kept[0].recorded == {} and kept[0].update is None and all(p.grad is None for p in kept[0].parameters)
 
 
 RANK = """
@@ -220,11 +253,13 @@ import sys
 sys.path.insert(0, {tests!r})
 import torch
 from test_speed import Played
+from simpsons_llm.machine.distributed import end_process
 from simpsons_llm.train import speed
 from simpsons_llm.train.finetune import FinetuneConfig, finetune
 speed.graph_class, speed.Recorded = lambda device: Played, Played
 finetune(FinetuneConfig(**{settings!r}))
 assert Played.made == 2
+end_process()
 """
 
 

@@ -30,6 +30,7 @@ class Recorded:
         work: Callable[[], Any],  # reads and writes tensors that stay where they are; gives tensors, or a tuple of them
         device,  # a torch.device that has graphs
         warm: int = 3,  # calls before it is recorded: whatever is made once must be made by then
+        beside: "Recorded | None" = None,  # shares its memory: what one gave is gone when the other was replayed
     ):
         import torch
 
@@ -44,7 +45,7 @@ class Recorded:
                     work()
             module.current_stream().wait_stream(stream)
             self.graph = make()
-            with module.graph(self.graph):
+            with module.graph(self.graph, **({"pool": beside.graph.pool()} if beside else {})):
                 self.out = work()
         finally:
             torch.set_autocast_cache_enabled(kept)

@@ -14,6 +14,7 @@ import inspect
 from array import array
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 
 from simpsons_llm.machine.job import require
 
@@ -486,6 +487,34 @@ def row_shape(
     return RowShape(tokens, max(map(len, batches)) + padding + 1, longest, most(learned))
 
 
+LEAST_TOKENS = 4096  # of the longest row; shorter rows are padded for next to nothing
+LEAST_SAVED = 0.02  # of all tokens; another shape that saves less is not worth its recording
+
+
+def row_shapes(
+    batches: list,  # for each micro-batch of a run, the indices of its samples
+    lengths: list,  # tokens of each sample
+    learned: list,  # tokens of each sample that have a loss weight
+    most: int = 3,  # shapes, 1 or more
+    step: int = 64,  # sizes are multiples of this
+) -> list:  # of `RowShape`, the shortest first; a micro-batch goes into the first that has room for its tokens
+    "A few lengths of rows, so that little is filled up: the last micro-batch of an epoch may be a short one."
+    sizes = [-(-sum(lengths[i] for i in b) // step) * step for b in batches]
+    ordered, best, chosen = sorted(sizes), len(sizes) * max(sizes), (max(sizes),)
+    if max(sizes) >= LEAST_TOKENS:
+        # some forty sizes to choose from
+        some = sorted({ordered[k * (len(ordered) - 1) // 40] for k in range(41)} - {max(sizes)})
+        for count in range(1, most):
+            for ends in combinations(some, count):
+                filled = sum(next((e for e in ends if e >= n), max(sizes)) for n in sizes)
+                if filled < best - LEAST_SAVED * sum(sizes) * (count + 1 - len(chosen)):
+                    best, chosen = filled, (*ends, max(sizes))
+    groups: dict = {end: [] for end in chosen}
+    for n, b in zip(sizes, batches):
+        groups[next(end for end in chosen if end >= n)].append(b)
+    return [row_shape(group, lengths, learned, step) for group in groups.values()]
+
+
 def fixed_row(
     batch: dict,  # what `EndToEnd` made, on the CPU
     shape: RowShape,  # what to fill up to
@@ -517,6 +546,20 @@ def fixed_row(
         "weights": kept,
     }
 
+
+# %% [markdown]
+# Five micro-batches of about 8,000 tokens and a sixth, the rest of the epoch, of 500. With one shape for all, a sixth of the work is padding; with two it is nearly none:
+
+# %% tags=["example"]
+epoch = [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10]]
+tokens = [4000, 3900, 4100, 3800, 4000, 4000, 3900, 4050, 3950, 4000, 500]
+for most in (1, 2):
+    shapes = row_shapes(epoch, tokens, [n // 2 for n in tokens], most)
+    print(f"{most} at most:", [(s.tokens, s.learned) for s in shapes])
+
+# %% tags=["check"]
+assert [s.tokens for s in row_shapes(epoch, tokens, tokens, 3)] == [512, 8000]
+assert len(row_shapes(epoch, [n // 10 for n in tokens], tokens, 3)) == 1  # short rows are left alone
 
 # %% [markdown]
 # Two samples of five and three tokens in a row of eight, filled up to sixteen:

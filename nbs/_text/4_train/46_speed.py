@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 from unittest.mock import patch
 
-from simpsons_llm.data.packing import RowShape, base_of, fixed_row, packs_well, row_shape
+from simpsons_llm.data.packing import EndToEnd, RowShape, base_of, fixed_row, packs_well, row_shape, row_shapes
 from simpsons_llm.machine.device import synchronize
 from simpsons_llm.machine.distributed import gather
 from simpsons_llm.machine.graphs import Recorded, graph_class
@@ -30,7 +30,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
-from simpsons_llm.data.packing import EndToEnd, use_isolated
+from simpsons_llm.data.packing import use_isolated
 from simpsons_llm.machine.job import chapters_dir, read_jsonl
 from simpsons_llm.model.base import tiny_model
 from simpsons_llm.model.loss import token_losses
@@ -93,8 +93,9 @@ assert torch.allclose((filled * row["weights"]).sum(), (losses * weights).sum(),
 @contextmanager
 def compiled_layers(
     model,  # a transformers model, perhaps with an adapter
+    dynamic: bool = False,  # for rows of several lengths
 ):  # RuntimeError if its layers are not known
-    """The decoder layers of a model compiled for one shape, for the length of a `with` block.
+    """The decoder layers of a model compiled, for the length of a `with` block.
 
     Where a layer computes its activations again, the compiler is told, and leaves out what the backward pass has no
     use for: of a frozen projection, its result."""
@@ -110,7 +111,7 @@ def compiled_layers(
             if getattr(layer, "gradient_checkpointing", False):
                 work = partial(torch.utils.checkpoint.checkpoint, plain, use_reentrant=False)
                 back.enter_context(patch.object(layer, "gradient_checkpointing", False))
-            compiled = torch.compile(work, dynamic=False)
+            compiled = torch.compile(work, dynamic=dynamic)
 
             def forward(*args, _layer=layer, _plain=plain, _compiled=compiled, **kwargs):
                 return (_compiled if _layer.training else _plain)(*args, **kwargs)
@@ -178,7 +179,7 @@ class FastLoop(Loop):
         model,  # the model, ready to be trained
     ):
         super().__init__(job, model)
-        self.recorded: Any = None  # forward and backward of a micro-batch
+        self.recorded: dict = {}  # shape -> forward and backward of a micro-batch
         self.update: Any = None  # clipping and optimizer
         self.on_device = self.device.type != "cpu"
         self.compiled = ExitStack()  # while it is open
@@ -198,7 +199,7 @@ class FastLoop(Loop):
         return unrecorded_because(self.job, self.device, sum(p.numel() for p in self.parameters), compiled)
 
     def prepare(self):
-        "Find the shape of all rows, and tensors that stay where they are."
+        "Find the shapes of all rows, and tensors that stay where they are."
         import torch
 
         batches: list = []
@@ -213,44 +214,62 @@ class FastLoop(Loop):
             longest = max(max(x["lengths"]) for x in items)
             shape = row_shape(batches, [len(x["input_ids"]) for x in items], learned)
             most = max(sum(len(items[i]["lengths"]) for i in b) for b in batches)
-            self.shape = RowShape(shape.tokens, most + -(-shape.tokens // longest) + 1, longest, shape.learned)
+            self.shapes = [RowShape(shape.tokens, most + -(-shape.tokens // longest) + 1, longest, shape.learned)]
         else:
-            self.shape = row_shape(batches, self.sampler.lengths, learned)
-        n: RowShape = self.shape
+            self.shapes = row_shapes(batches, self.sampler.lengths, learned)
         on: dict[str, Any] = {"device": self.device}
-        self.row: dict[str, Any] = {
-            "input_ids": torch.zeros(1, n.tokens, dtype=torch.long, **on),
-            "position_ids": torch.zeros(1, n.tokens, dtype=torch.long, **on),
-            "cu_seqlens": torch.full((n.sequences + 1,), n.tokens, dtype=torch.int32, **on),
-            "keep": torch.zeros(n.learned, dtype=torch.long, **on),
-            "targets": torch.zeros(n.learned, dtype=torch.long, **on),
-            "weights": torch.zeros(n.learned, **on),
-        }
+        self.rows: list[dict[str, Any]] = [
+            {
+                "input_ids": torch.zeros(1, n.tokens, dtype=torch.long, **on),
+                "position_ids": torch.zeros(1, n.tokens, dtype=torch.long, **on),
+                "cu_seqlens": torch.full((n.sequences + 1,), n.tokens, dtype=torch.int32, **on),
+                "keep": torch.zeros(n.learned, dtype=torch.long, **on),
+                "targets": torch.zeros(n.learned, dtype=torch.long, **on),
+                "weights": torch.zeros(n.learned, **on),
+            }
+            for n in self.shapes
+        ]
+        self.lens: list = [()] * len(self.shapes)
         self.share = torch.ones((), **on)  # 1 / loss weights of the step
 
+    def row_of(
+        self,
+        part: dict,  # what `EndToEnd` made
+        at: int | None = None,  # which shape; None: the first that has room
+    ) -> dict:
+        "A micro-batch in its shape, where the device can fetch it."
+        if at is None:
+            at = next(k for k, n in enumerate(self.shapes) if n.tokens >= part["input_ids"].shape[1])
+        made = fixed_row(part, self.shapes[at], self.job.maker.tokenizer.pad_token_id)
+        pinned = {k: v.pin_memory() if self.on_device and k in self.rows[0] else v for k, v in made.items()}
+        return {**pinned, "shape": at}
+
     def batches(self):
-        "For each step that is left, this rank's micro-batches, their rows made where the device can fetch them."
+        "For each step that is left, this rank's micro-batches, with their rows."
         for parts in super().batches():
             for part in parts if not self.slow else ():
-                made = fixed_row(part, self.shape, self.job.maker.tokenizer.pad_token_id)
-                part["row"] = {k: v.pin_memory() if self.on_device and k in self.row else v for k, v in made.items()}
+                part["row"] = self.row_of(part)
             yield parts
 
     def fill(
         self,
-        part: dict,  # a micro-batch
+        row: dict,  # what `row_of` made
     ):
         "Bring a micro-batch into the tensors that the recording reads."
-        for name, tensor in self.row.items():
-            tensor.copy_(part["row"][name], non_blocking=True)
-        if not self.on_device:  # where no kernel takes all sequences at once, their lengths are needed
-            self.lens = part["row"]["seq_lens"]
+        for name, tensor in self.rows[row["shape"]].items():
+            tensor.copy_(row[name], non_blocking=True)
+        self.lens[row["shape"]] = row["seq_lens"]
 
-    def forward_backward(self):
+    def forward_backward(
+        self,
+        at: int,  # which shape
+    ):
         "A micro-batch: its gradients are added to those that are there."
-        row = self.row if self.on_device else {**self.row, "seq_lens": self.lens}
-        losses = row_losses(self.model, row, self.shape.longest)
-        loss = (losses * self.row["weights"]).sum() * self.share
+        row = self.rows[at]
+        # where no kernel takes all sequences at once, their lengths are needed
+        more = {} if self.on_device else {"seq_lens": self.lens[at]}
+        losses = row_losses(self.model, {**row, **more}, self.shapes[at].longest)
+        loss = (losses * row["weights"]).sum() * self.share
         loss.backward()
         return loss.detach(), losses.detach()
 
@@ -274,7 +293,10 @@ class FastLoop(Loop):
         kept = [p.detach().clone() for p in self.parameters]
         old = {p: {k: v.clone() for k, v in s.items()} for p, s in self.optimizer.state.items()}
         try:
-            self.recorded = Recorded(self.forward_backward, self.device)
+            # the longest first: the others have room in its memory
+            for at in reversed(range(len(self.shapes))):
+                work, beside = partial(self.forward_backward, at), next(iter(self.recorded.values()), None)
+                self.recorded[at] = Recorded(work, self.device, beside=beside)
             self.update = Recorded(self.clip_and_step, self.device)
         finally:
             with torch.no_grad():
@@ -289,33 +311,38 @@ class FastLoop(Loop):
         compiled: bool,  # its layers, too
     ):
         "Make the two halves of a step ready. Where that fails, layers are as before."
-        begun, self.recorded, self.update = time.perf_counter(), None, None
+        begun, self.recorded, self.update = time.perf_counter(), {}, None
         try:
             if compiled:
-                self.compiled.enter_context(compiled_layers(self.model))
+                self.compiled.enter_context(compiled_layers(self.model, dynamic=len(self.shapes) > 1))
             if why := self.unrecorded(compiled):
-                self.forward_backward()
-                self.recorded, self.update = self.forward_backward, self.clip_and_step
+                for at in range(len(self.shapes)):
+                    self.forward_backward(at)
+                    self.recorded[at] = partial(self.forward_backward, at)
+                self.update = self.clip_and_step
             else:
                 self.record()
         except Exception:
             self.compiled.close()
+            self.recorded = {}
             raise
         if self.job.ranks.is_main:
-            n, what = self.shape, "compiled" * compiled + " and " * (compiled and not why) + "recorded" * (not why)
+            rows = " or ".join(f"{n.tokens:,}" for n in self.shapes)
+            what = "compiled" * compiled + " and " * (compiled and not why) + "recorded" * (not why)
             print(
-                f"step {what or 'tried'} in {time.perf_counter() - begun:.1f} s: rows of {n.tokens:,} tokens, "
-                f"{n.learned:,} of them learned" + f"; not recorded: {why}" * bool(why),
+                f"step {what or 'tried'} in {time.perf_counter() - begun:.1f} s: rows of {rows} tokens, "
+                f"up to {self.shapes[-1].learned:,} of them learned" + f"; not recorded: {why}" * bool(why),
                 flush=True,
             )
 
     def seconds(self) -> float:  # of one micro-batch
-        "How long forward and backward take."
-        self.recorded()
+        "How long forward and backward of the longest row take."
+        longest = self.recorded[len(self.shapes) - 1]
+        longest()
         synchronize(self.job.device)
         begun = time.perf_counter()
         for _ in range(3):
-            self.recorded()
+            longest()
         synchronize(self.job.device)
         return (time.perf_counter() - begun) / 3
 
@@ -330,7 +357,9 @@ class FastLoop(Loop):
         wish, random = self.job.config.compile, random_state(self.device)
         for p in self.parameters:
             p.grad = torch.zeros_like(p)
-        self.fill(parts[0])
+        tokens = {"input_ids": [0, 0], "loss_weights": [1.0, 1.0]}
+        for at in range(len(self.shapes)):  # any numbers will do
+            self.fill(self.row_of(EndToEnd(0)([tokens]), at))
         self.share.fill_(1 / weight)
         try:
             compiled = wish == "layers"
@@ -370,7 +399,7 @@ class FastLoop(Loop):
         "One step, made ready the first time."
         import torch
 
-        if self.recorded is None and not self.slow:
+        if not self.recorded and not self.slow:
             try:
                 self.choose(parts, weight)
             except RuntimeError as e:  # what the device or the compiler does not take; nothing was learned yet
@@ -381,9 +410,10 @@ class FastLoop(Loop):
         self.share.fill_(1 / weight)
         total = torch.zeros((), device=self.device)
         for part in parts:
-            self.fill(part)
-            loss, losses = self.recorded()
-            self.job.recorder.hear(losses, self.row["weights"])
+            at = part["row"]["shape"]
+            self.fill(part["row"])
+            loss, losses = self.recorded[at]()
+            self.job.recorder.hear(losses, self.rows[at]["weights"])
             total += loss
         sum_gradients(self.parameters)
         return total, self.update()
@@ -393,7 +423,7 @@ class FastLoop(Loop):
         try:
             super().train()
         finally:
-            self.recorded = self.update = None
+            self.recorded, self.update = {}, None
             self.compiled.close()
             for p in self.parameters:
                 p.grad = None
