@@ -111,7 +111,7 @@ def talk_side(
     if side == "ours" or side == "peer" and where.type != "cpu":
         model = merge(model).eval()
     sampling = SAMPLING["seed" if side == "seed" else "book"].changed(max_new_tokens=tokens)
-    more = {"cache_implementation": "static"} if side == "peer" and where.type != "cpu" else {}
+    static = {"cache_implementation": "static"} if side == "peer" and where.type != "cpu" else {}
     one, many = some_requests(1), some_requests(prompts)
     label, progress = {"ours": "the book's way", "seed": "the seed's way", "peer": "transformers"}[side], None
 
@@ -119,7 +119,7 @@ def talk_side(
         if side == "ours":
             finish_lines(model, endless(maker), requests, sampling, i)
         else:
-            generate_exactly(model, maker, requests, sampling, i, **more)
+            generate_exactly(model, maker, requests, sampling, i, **(static if requests is one else {}))
 
     def timed(requests, i):
         synchronize(where)
@@ -134,12 +134,15 @@ def talk_side(
     first_s = timed(one, 0)
     print(f"{label}: {first_s:.1f} s; {runs} more, then {runs} times {prompts} at once", flush=True)
     if side == "ours":
-        return {"first_s": first_s, **ours_timed(model, maker, one, many, sampling, runs, where)}
+        found = {"first_s": first_s, **ours_timed(model, maker, one, many, sampling, runs, where)}
+        print(f"{label}: " + ", ".join(f"{k} {v:,.1f}" for k, v in found.items()), flush=True)
+        return found
     timed(one, 0)
     alone = tokens / statistics.mean(timed(one, i) for i in range(runs))
+    print(f"{label}: {alone:,.1f} tokens/s", flush=True)
     progress = Progress(runs, f"{label}, {prompts} at once", "runs", every_s=5)
     if where.type != "cpu":
-        timed(many, 0)  # another shape: compiled again
+        timed(many, 0)  # another shape
     seconds = statistics.mean(timed(many, i) for i in range(1, runs + 1))
     return {"first_s": first_s, "one": alone, "many": prompts * tokens / seconds}
 

@@ -10,6 +10,7 @@ import difflib
 import warnings
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from types import FunctionType
 from typing import Any
 from unittest.mock import patch
 
@@ -280,18 +281,25 @@ def in_8_bits(
     "Linear layers that hold a byte per weight."
     import torch
 
-    product = torch.compile(lambda weight, scale, x: (weight.float() @ x) * scale, dynamic=False)
+    def product(weight, scale, x):
+        return (weight.float() @ x) * scale
+
+    programs: dict = {}  # one for each size; a compiler gives up on a function that it has compiled for many
 
     class Linear8(torch.nn.Module):
         def __init__(self, linear):
             super().__init__()
+            if linear.weight.shape not in programs:
+                alike = FunctionType(product.__code__.replace(), product.__globals__)
+                programs[linear.weight.shape] = torch.compile(alike, dynamic=False)
+            self.product = programs[linear.weight.shape]
             self.scale = linear.weight.detach().abs().amax(1).clamp(min=1e-12) / 127
             self.weight = torch.round(linear.weight.detach() / self.scale[:, None]).to(torch.int8)
             self.bias = linear.bias
 
         def forward(self, x):
             if x.numel() == x.shape[-1]:
-                out = product(self.weight, self.scale, x.flatten()).view(*x.shape[:-1], -1)
+                out = self.product(self.weight, self.scale, x.flatten()).view(*x.shape[:-1], -1)
                 return out if self.bias is None else out + self.bias
             return torch.nn.functional.linear(x, self.weight.float() * self.scale[:, None], self.bias)
 

@@ -20,7 +20,7 @@ from .cost import MOST_RECORDED
 from .lifecycle import Job
 from .loop import Loop, random_state, set_random_state, sum_gradients
 
-# %% ../../nbs/4_train/46_speed.ipynb #46-05
+# %% ../../nbs/4_train/46_speed.ipynb #46-09
 def row_losses(
     model,  # a causal language model with isolated attention
     row: dict,  # what `fixed_row` made, on the model's device
@@ -42,7 +42,7 @@ def row_losses(
     )
     return torch.nn.functional.cross_entropy(out.logits[0].float(), row["targets"], reduction="none")
 
-# %% ../../nbs/4_train/46_speed.ipynb #46-09
+# %% ../../nbs/4_train/46_speed.ipynb #46-13
 @contextmanager
 def compiled_layers(
     model,  # a transformers model, perhaps with an adapter
@@ -72,7 +72,7 @@ def compiled_layers(
             back.enter_context(patch.object(layer, "forward", forward))
         yield
 
-# %% ../../nbs/4_train/46_speed.ipynb #46-11
+# %% ../../nbs/4_train/46_speed.ipynb #46-15
 COMPILE_S = 15.0  # about what compiling a layer takes, with its backward pass
 GAIN = 0.4  # share of a step that compiling saves, at least
 

@@ -14,6 +14,7 @@ import difflib
 import warnings
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from types import FunctionType
 from typing import Any
 from unittest.mock import patch
 
@@ -24,6 +25,8 @@ from simpsons_llm.machine.job import require
 
 # %%
 #| hide
+
+import time
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -424,18 +427,25 @@ def in_8_bits(
     "Linear layers that hold a byte per weight."
     import torch
 
-    product = torch.compile(lambda weight, scale, x: (weight.float() @ x) * scale, dynamic=False)
+    def product(weight, scale, x):
+        return (weight.float() @ x) * scale
+
+    programs: dict = {}  # one for each size; a compiler gives up on a function that it has compiled for many
 
     class Linear8(torch.nn.Module):
         def __init__(self, linear):
             super().__init__()
+            if linear.weight.shape not in programs:
+                alike = FunctionType(product.__code__.replace(), product.__globals__)
+                programs[linear.weight.shape] = torch.compile(alike, dynamic=False)
+            self.product = programs[linear.weight.shape]
             self.scale = linear.weight.detach().abs().amax(1).clamp(min=1e-12) / 127
             self.weight = torch.round(linear.weight.detach() / self.scale[:, None]).to(torch.int8)
             self.bias = linear.bias
 
         def forward(self, x):
             if x.numel() == x.shape[-1]:
-                out = product(self.weight, self.scale, x.flatten()).view(*x.shape[:-1], -1)
+                out = self.product(self.weight, self.scale, x.flatten()).view(*x.shape[:-1], -1)
                 return out if self.bias is None else out + self.bias
             return torch.nn.functional.linear(x, self.weight.float() * self.scale[:, None], self.bias)
 
@@ -464,3 +474,44 @@ with torch.no_grad():
     last = tiny(ids[:, -1:], position_ids=torch.tensor([[29]])).logits  # one token: the compiled product
     assert torch.allclose(last, load_base("tiny", cpu)[0].eval()(ids[:, -1:]).logits, atol=0.2 * full.std().item())
     assert sum(m.weight.dtype == torch.int8 for m in tiny.modules() if type(m).__name__ == "Linear8") > 5
+
+
+# %% [markdown]
+# ## What it brings here
+#
+# SmolLM2 on this machine's processor, a greedy answer of 24 tokens, with the adapter's absence (a merged model) on all sides: transformers' `generate`, the page, and the page with weights in 8 bits. How many times as fast as `generate`? On an accelerator the recorded and the compiled step come on top; [the benchmark of talking](../8_bench/82_talking.ipynb) has both, beside the predecessor's way.
+
+# %% tags=["example"]
+def seconds(work):
+    "Of the fastest of three calls, after one that does not count."
+    times = []
+    for _ in range(4):
+        begun = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begun)
+    return min(times[1:])
+
+
+if where.type == "cpu":
+    one = {name: tensor[:1] for name, tensor in batch.items()}
+    plain = SAMPLING["greedy"].changed(max_new_tokens=24)
+    ask = {**one, **plain.arguments(), "min_new_tokens": 24, "pad_token_id": tokenizer.pad_token_id}
+
+    def page(model):
+        drawing = Decoder(model, 1, one["input_ids"].shape[1], plain, pad_id=tokenizer.pad_token_id)
+        return lambda: drawing.answers(one)
+
+    took = {"generate": seconds(lambda: model.generate(**ask)), "the page": seconds(page(model))}
+    took["8 bits"] = seconds(page(in_8_bits(model)))
+    ratios = pd.Series({name: took["generate"] / s for name, s in took.items()})
+    ax = ratios.plot.barh(figsize=(6.4, 1.8), color=["#c9c9c9", "#4f86c6", "#f2c500"])
+    ax.set_xlabel("times as fast as generate")
+    ax.invert_yaxis()
+    ax.spines[["top", "right"]].set_visible(False)
+    plt.show()
+    print(ratios.round(2).to_dict())
+
+# %% [markdown]
+# A processor that reads weights is not waited for by anybody, so the page alone changes little; a quarter of the bytes does. (Unless threads are told to sleep between two loops, by `OMP_WAIT_POLICY=PASSIVE`: then each of two hundred short products waits for a thread to wake up.)
+#
+# You can now draw an answer by hand, say why a small model is slow on a fast card, and what three ways there are against it: fewer launches, fewer kernels, fewer bytes.

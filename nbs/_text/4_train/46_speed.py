@@ -27,6 +27,7 @@ from simpsons_llm.train.loop import Loop, random_state, set_random_state, sum_gr
 # %%
 #| hide
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 
@@ -34,6 +35,54 @@ from simpsons_llm.data.packing import use_isolated
 from simpsons_llm.machine.job import chapters_dir, read_jsonl
 from simpsons_llm.model.base import tiny_model
 from simpsons_llm.model.loss import token_losses
+
+# %% [markdown]
+# ## Waiting, or computing?
+#
+# One step of SmolLM2 with two scenes on one H200, and where its milliseconds go: kernels by kind, and the time in which the device does nothing. The record was made by `tests/gpu_speed.py` with PyTorch's profiler.
+
+# %% tags=["example"]
+record = pd.DataFrame(read_jsonl(chapters_dir() / "_results" / "gpu_speed.jsonl")).set_index("name")
+profiled = record[record["kernel_ms"].notna()]
+kinds = ["matrix products", "attention", "elementwise", "copies", "optimizer"]
+spent = pd.DataFrame(list(profiled["kernel_ms"]), index=profiled.index.str.removeprefix("where "))[kinds].fillna(0)
+spent["waiting"] = (profiled["step_ms"].to_numpy() - spent.sum(axis=1)).clip(lower=0)
+colors = ["#4f86c6", "#1f5fa8", "#f2c500", "#c0504d", "#8064a2", "#e4e4e4"]
+ax = spent.plot.barh(stacked=True, figsize=(7, 0.5 * len(spent) + 1.2), color=colors)
+ax.invert_yaxis()
+ax.set(xlabel="ms a step", ylabel="")
+ax.legend(frameon=False, fontsize=8, ncols=3)
+ax.spines[["top", "right"]].set_visible(False)
+plt.show()
+kernels = [sum(filter(pd.notna, k.values())) for k in profiled["kernels"]]
+spent.assign(kernels=kernels, busy=1 - spent["waiting"] / spent.sum(axis=1)).round(2)
+
+# %% [markdown]
+# Without a recording the device is busy for a sixteenth of the step; the rest is the processor telling it what to do, some 8,000 times. That is *launch-bound*: a step takes as long whether it holds five hundred tokens or five thousand. A step of three billion parameters and 25,000 tokens is *compute-bound*: launches are hidden behind products that take milliseconds each. One picture shows both. The slanted lines are steps that take a fixed time whatever they hold; the flat ones are what the matrix products alone would allow (4 operations for each parameter and token, since frozen weights need no gradient, at 790 TFLOP/s, measured on this card). A run lies under the lower of its two lines.
+
+# %% tags=["example"]
+runs = record[record["real tokens a step"].notna() & record.index.str.match("small|large seed (none|layers)$")]
+flops = {"small": 4 * 134.5e6, "large": 4 * 3.54e9}  # a token: 4 times the parameters of all products
+ax = plt.subplots(figsize=(7, 3.8), layout="constrained")[1]
+tokens = np.array([200, 100_000])
+for size, color in (("small", "#c0504d"), ("large", "#1f5fa8")):
+    ax.axhline(790e12 / flops[size], color=color, lw=1)
+    ax.text(210, 790e12 / flops[size] * 1.1, f"{size}: products alone", color=color, fontsize=8)
+for how, mark, style in (("none", "o", ":"), ("graph", "s", "-."), ("layers", "D", "--")):
+    some = runs[runs["compile"].eq(how) | runs.index.str.endswith(how)]
+    small = some[some.index.str.startswith("small 2 ")]
+    if len(small):
+        ms = small["ms a step"].iloc[0]
+        ax.plot(tokens, 1e3 * tokens / ms, style, color="grey", lw=1, label=f"{ms:,.0f} ms a step")
+    for name, r in some.iterrows():
+        color = "#c0504d" if name.startswith("small") else "#1f5fa8"
+        ax.plot(r["real tokens a step"], r["tokens_per_s"], mark, color=color)
+for how, mark in (("Trainer", "o"), ("recorded", "s"), ("compiled and recorded", "D")):
+    ax.plot([], [], mark, color="k", label=how)
+ax.set(xscale="log", yscale="log", xlabel="real tokens of a step", ylabel="tokens/s", ylim=(1e3, 3e6), xlim=(200, 1e5))
+ax.legend(frameon=False, fontsize=8, ncols=2, loc="lower right")
+ax.spines[["top", "right"]].set_visible(False)
+plt.show()
 
 
 # %% [markdown]
@@ -445,54 +494,80 @@ assert slow_because(None, torch.device("cpu")) == "a CPU does not wait for launc
 # %% [markdown]
 # ## Measured
 #
-# What each step of the way brings, by `finetune` as people call it, on one H200 (PyTorch 2.11, 30 November 2026): models of random weights in the shape of SmolLM2-135M, with scenes of a real script table, and of open_llama_3b, with the book's script. `none` is Trainer with the same samples end to end; `auto` on such a short run records, and does not compile. Tokens are real ones; filled-up places are not counted. The script is `tests/gpu_speed.py`.
+# What each step of the way brings, by `finetune` as people call it, on one H200 (PyTorch 2.11, 30 November 2026): models of random weights in the shapes of SmolLM2-135M and open_llama_3b, and a real script table. `small` has 2 or 64 scenes a step and the book's recipe. `large seed` is the predecessor's shape, rank 8 on query and key and 128 rows a step; `large book` has the book's recipe with 32 scenes, `large full` trains all weights. `none` is Trainer with the same samples end to end. Tokens are real ones, filled-up places are not counted, and a step lasts from the end of the one before to its own, the making of its batch included. The script is `tests/gpu_speed.py`.
 
-# %%
-record = pd.DataFrame(read_jsonl(chapters_dir() / "_results" / "gpu_speed.jsonl"))
-runs = record[record["ms a step"].notna()].set_index("name")
-columns = ["engine", "compile", "real tokens a step", "ms a step", "tokens_per_s", "first step_s", "peak_mem_gib"]
-runs[columns].round({"peak_mem_gib": 1})
+# %% tags=["example"]
+columns = ["engine", "real tokens a step", "ms a step", "tokens_per_s", "first step_s", "peak_mem_gib"]
+timed = record[record["ms a step"].notna()]
+timed[columns].round({"peak_mem_gib": 1, "ms a step": 1})
 
 # %% [markdown]
+# The `peer` rows are a plain loop on the same rows, written for this one model with nothing around it: packed rows, one compiled function for a layer, fused projections. For the predecessor's shape `finetune` is as fast. For the whole model it is behind, by rows that were filled up to the longest (rows of a few lengths came later and are not in this record) and by weights in 32 bits where the peer trains in 16.
+#
 # How many times as fast as Trainer?
 
-# %%
+# %% tags=["example"]
 ways = {
-    "SmolLM2, 2 scenes": ["table 2 none", "table 2 auto", "table 2 layers"],
-    "SmolLM2, 64 scenes": ["table 64 none", "table 64 layers"],
-    "3 billion, q and k": ["large qk trainer", "large qk layers"],
+    "SmolLM2, 2 scenes": ["small 2 none", "small 2 graph", "small 2 layers"],
+    "SmolLM2, 64 scenes": ["small 64 none", "small 64 layers"],
+    "3 billion, q and k": ["large seed none", "large seed layers", "large seed checkpointing"],
 }
-speed = runs["tokens_per_s"]
-ratios = {name: [speed[w] / speed[rows[0]] for w in rows] for name, rows in ways.items()}
-ax = plt.subplots(figsize=(7, 3), layout="constrained")[1]
-colors = {"trainer": "#c9c9c9", "graph": "#f2c500", "layers": "#4f86c6"}
-at, places = 0, []
+speed = timed["tokens_per_s"]
+ax = plt.subplots(figsize=(7, 3.2), layout="constrained")[1]
+shades = {"none": "#c9c9c9", "graph": "#f2c500", "layers": "#4f86c6", "checkpointing": "#8064a2"}
+at, places = 0.0, []
 for name, rows in ways.items():
-    for w, ratio in zip(rows, ratios[name]):
-        kind = {"none": "trainer", "trainer": "trainer", "auto": "graph"}.get(w.split()[-1], "layers")
-        ax.barh(at, ratio, color=colors[kind])
-        ax.text(ratio * 1.05, at, f"{ratio:.1f} x, {speed[w]:,.0f} tokens/s", va="center", fontsize=8)
+    for w in rows:
+        kind, ratio = w.split()[-1], speed[w] / speed[rows[0]]
+        ax.barh(at, ratio, color=shades[kind])
+        ax.text(ratio * 1.05, at, f"{ratio:.2f} x, {speed[w]:,.0f} tokens/s", va="center", fontsize=8)
         places.append((at, f"{name}: {kind}"))
         at -= 1
     at -= 0.6
 ax.set_yticks(*zip(*places))
-ax.set(xscale="log", xlim=(0.8, 120), xlabel="times as fast as Trainer on the same samples")
+ax.set(xscale="log", xlim=(0.8, 150), xlabel="times as fast as Trainer on the same samples")
 ax.spines[["top", "right"]].set_visible(False)
 plt.show()
 
-# %% [markdown]
-# A small model gains most, since it did least: its step was launches. A large one computes most of the time, and gains from the compiler alone. The gain depends on the processor beside the card: on a fast one Trainer waits less.
-#
-# The numbers that are learned are the same. Losses of the first steps differ by what bf16 rounds; and a run that goes on from its middle is as far from the run in one piece as a second run in one piece is (the device adds up in another order each time):
-
-# %%
-first = {w: runs.loc[w, "losses"][0] for rows in ways.values() for w in rows}
-print({name: round(max(first[w] for w in rows) - min(first[w] for w in rows), 5) for name, rows in ways.items()})
-record[record["apart"].notna()].set_index("name")[["apart", "apart in a second whole run"]].round(5)
+# %% tags=["check"]
+new = timed[timed["graph breaks"].notna()]  # each layer is one program, and nothing is compiled in the middle of a run
+assert (new["graph breaks"] == 0).all() and (new["compiled after the second step"] == 0).all() and len(new) >= 5
+assert speed["large seed layers"] >= speed["peer, large seed"]
+assert timed.loc["large seed checkpointing", "peak_mem_gib"] < timed.loc["large seed layers", "peak_mem_gib"] / 3
 
 # %% [markdown]
-# ## What is left
+# A small model gains most, since it did least: its step was launches. A large one computes most of the time, and gains from the compiler, which also keeps fewer numbers for the backward pass (68 GiB in place of 86). Activations that are computed again cost little more than a quarter of the speed, since the compiler leaves out of the second computation what the backward pass has no use for; they leave a fifth of the memory. The gain depends on the processor beside the card: on a fast one Trainer waits less.
 #
-# Not done here: several ranks (the exchange of gradients would have to be recorded, too), devices without an attention kernel that takes all sequences at once (XPU among them: its graphs were not tried), models that are trained in full beyond half a billion parameters. There Trainer goes on as before. Rows of one length waste what is filled up, most where a step has few scenes of unlike length, and the short last batch of an epoch costs as much as a full one.
+# The numbers that are learned are the same. Losses of the first steps differ by what bf16 rounds:
+
+# %% tags=["example"]
+first = {w: record.loc[w, "losses"][:3] for rows in ways.values() for w in rows}
+pd.DataFrame(first, index=["step 1", "step 2", "step 3"]).T.round(4)
+
+# %% [markdown]
+# A run that goes on from its middle is as far from the run in one piece as a second run in one piece is (the device adds up in another order each time; on a CPU stand-in the two are equal to the last bit):
+
+# %% tags=["example"]
+record[record["apart"].notna()][["apart", "apart in a second whole run"]].round(5)
+
+# %% [markdown]
+# ## What was tried and left
+#
+# - *Letting the compiler try many sizes of blocks* (`coordinate_descent_tuning`): 39,442 instead of 39,283 tokens/s in one run with the large model, for 36 s of compiling instead of 14. Not worth it.
+# - *Eager checkpointing of compiled layers*, each computed again as a whole: 26,408 tokens/s where the compiler, told of it, gives 28,159.
+# - *Several ranks* record their own halves of a step and exchange gradients between them. That was tried with processes on a CPU, where recordings are played; not on several cards.
+# - XPU: its graphs are asked for like CUDA's, and were not tried; without an attention kernel that takes all sequences at once, Trainer goes on there as before.
 #
 # You can now tell a step that computes from one that waits, and say what a recording needs: fixed shapes, fixed places, and nothing read back in the middle.
+
+# %% [markdown]
+# ### Exercises
+#
+# 1. A step of 270 ms consists of 8,000 kernels that take 22 ms in all. How fast does the processor launch, and what would a step take if its 8,000 kernels were one recording?
+# 2. Rows of an epoch have 8,000 tokens but for the last, which has 500; there are six. What share of the work is padding with one shape, and with two?
+
+# %% tags=["check"]
+launch_us = 270e3 / 8000  # about 34 microseconds each; recorded, the step takes its 22 ms
+assert 30 < launch_us < 40
+one, two = 1 - (5 * 8000 + 500) / (6 * 8000), 1 - (5 * 8000 + 500) / (5 * 8000 + 512)
+print(f"{launch_us:.0f} microseconds a launch; padding {one:.1%} with one shape, {two:.1%} with two")

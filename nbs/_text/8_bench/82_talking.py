@@ -146,7 +146,7 @@ assert set(ranks) == {8} and len(ranks) == 4
 # %% [markdown]
 # ## Three sides
 #
-# *seed*: the adapter beside the weights, `generate` with five beams and the seed's settings. *peer*: what a careful user of transformers gets; on an accelerator the merged model with a static cache, for which `generate` compiles by itself, on a CPU plain `generate` with the adapter beside the weights. *ours*: the merged model, asked by the book, and then in [the faster way that it offers](../3_model/32_decode.ipynb): compiled on an accelerator, with weights in 8 bits on a CPU. All draw words by lot. What comes first (loading, and then recording or compiling) is not in the tokens per second, but the time of the first answer is told.
+# *seed*: the adapter beside the weights, `generate` with five beams and the seed's settings. *peer*: what a careful user of transformers gets; on an accelerator the merged model, one question with a static cache, for which `generate` compiles by itself (many at once without, since that compiles for minutes), on a CPU plain `generate` with the adapter beside the weights. *ours*: the merged model, asked by the book, and then in [the faster way that it offers](../3_model/32_decode.ipynb): compiled on an accelerator, with weights in 8 bits on a CPU. All draw words by lot. What comes first (loading, and then recording or compiling) is not in the tokens per second, but the time of the first answer is told.
 
 # %%
 #| export
@@ -191,7 +191,7 @@ def talk_side(
     if side == "ours" or side == "peer" and where.type != "cpu":
         model = merge(model).eval()
     sampling = SAMPLING["seed" if side == "seed" else "book"].changed(max_new_tokens=tokens)
-    more = {"cache_implementation": "static"} if side == "peer" and where.type != "cpu" else {}
+    static = {"cache_implementation": "static"} if side == "peer" and where.type != "cpu" else {}
     one, many = some_requests(1), some_requests(prompts)
     label, progress = {"ours": "the book's way", "seed": "the seed's way", "peer": "transformers"}[side], None
 
@@ -199,7 +199,7 @@ def talk_side(
         if side == "ours":
             finish_lines(model, endless(maker), requests, sampling, i)
         else:
-            generate_exactly(model, maker, requests, sampling, i, **more)
+            generate_exactly(model, maker, requests, sampling, i, **(static if requests is one else {}))
 
     def timed(requests, i):
         synchronize(where)
@@ -214,12 +214,15 @@ def talk_side(
     first_s = timed(one, 0)
     print(f"{label}: {first_s:.1f} s; {runs} more, then {runs} times {prompts} at once", flush=True)
     if side == "ours":
-        return {"first_s": first_s, **ours_timed(model, maker, one, many, sampling, runs, where)}
+        found = {"first_s": first_s, **ours_timed(model, maker, one, many, sampling, runs, where)}
+        print(f"{label}: " + ", ".join(f"{k} {v:,.1f}" for k, v in found.items()), flush=True)
+        return found
     timed(one, 0)
     alone = tokens / statistics.mean(timed(one, i) for i in range(runs))
+    print(f"{label}: {alone:,.1f} tokens/s", flush=True)
     progress = Progress(runs, f"{label}, {prompts} at once", "runs", every_s=5)
     if where.type != "cpu":
-        timed(many, 0)  # another shape: compiled again
+        timed(many, 0)  # another shape
     seconds = statistics.mean(timed(many, i) for i in range(1, runs + 1))
     return {"first_s": first_s, "one": alone, "many": prompts * tokens / seconds}
 
