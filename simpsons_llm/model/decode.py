@@ -291,7 +291,9 @@ def in_8_bits(
             super().__init__()
             if linear.weight.shape not in programs:
                 alike = FunctionType(product.__code__.replace(), product.__globals__)
-                programs[linear.weight.shape] = torch.compile(alike, dynamic=False)
+                # a small product is over before a second thread has woken up
+                alone = {"cpp.threads": 1} if linear.weight.numel() < 2**22 else {}
+                programs[linear.weight.shape] = torch.compile(alike, dynamic=False, options=alone)
             self.product = programs[linear.weight.shape]
             self.scale = linear.weight.detach().abs().amax(1).clamp(min=1e-12) / 127
             self.weight = torch.round(linear.weight.detach() / self.scale[:, None]).to(torch.int8)

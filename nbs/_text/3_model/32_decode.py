@@ -437,7 +437,9 @@ def in_8_bits(
             super().__init__()
             if linear.weight.shape not in programs:
                 alike = FunctionType(product.__code__.replace(), product.__globals__)
-                programs[linear.weight.shape] = torch.compile(alike, dynamic=False)
+                # a small product is over before a second thread has woken up
+                alone = {"cpp.threads": 1} if linear.weight.numel() < 2**22 else {}
+                programs[linear.weight.shape] = torch.compile(alike, dynamic=False, options=alone)
             self.product = programs[linear.weight.shape]
             self.scale = linear.weight.detach().abs().amax(1).clamp(min=1e-12) / 127
             self.weight = torch.round(linear.weight.detach() / self.scale[:, None]).to(torch.int8)
@@ -512,6 +514,6 @@ if where.type == "cpu":
     print(ratios.round(2).to_dict())
 
 # %% [markdown]
-# A processor that reads weights is not waited for by anybody, so the page alone changes little; a quarter of the bytes does. (Unless threads are told to sleep between two loops, by `OMP_WAIT_POLICY=PASSIVE`: then each of two hundred short products waits for a thread to wake up.)
+# A processor that reads weights is not waited for by anybody, so the page alone changes little; a quarter of the bytes does.
 #
 # You can now draw an answer by hand, say why a small model is slow on a fast card, and what three ways there are against it: fewer launches, fewer kernels, fewer bytes.
