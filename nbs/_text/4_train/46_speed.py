@@ -257,6 +257,7 @@ class FastLoop(Loop):
             self.sampler.set_epoch(epoch)
             batches += [[max(i, -1 - i) for i in micro] for micro in self.sampler]
             epoch += 1
+        batches = batches[: steps * self.sampler.accumulation]
         items: Any = self.loader.dataset.items
         learned = [sum(w > 0 for w in x["loss_weights"]) for x in items]
         if "lengths" in items[0]:  # rows of several samples: the longest of those counts
@@ -406,8 +407,8 @@ class FastLoop(Loop):
         wish, random = self.job.config.compile, random_state(self.device)
         for p in self.parameters:
             p.grad = torch.zeros_like(p)
-        tokens = {"input_ids": [0, 0], "loss_weights": [1.0, 1.0]}
-        for at in range(len(self.shapes)):  # any numbers will do
+        tokens = {"input_ids": [1, 1], "loss_weights": [1.0, 1.0]}  # any will do
+        for at in range(len(self.shapes)):
             self.fill(self.row_of(EndToEnd(0)([tokens]), at))
         self.share.fill_(1 / weight)
         try:
