@@ -80,7 +80,7 @@ def trained(folder, **given):
 )
 def test_a_recorded_step_learns_what_trainer_learns(tmp_path, graphs, given, capsys):
     fast = trained(tmp_path / "fast", **given)
-    assert fast["engine"] == "loop" and Played.made == 2
+    assert fast["engine"] == "loop" and Played.made >= 2
     plain = trained(tmp_path / "plain", **given | {"compile": "none"})
     assert plain["engine"] == "trainer"
     assert losses(tmp_path / "fast") == pytest.approx(losses(tmp_path / "plain"), abs=2e-5)
