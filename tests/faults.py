@@ -258,8 +258,6 @@ FAULTS = [Fault(*row) for row in (
      "cost.py -k 'device_used or compiler_keeps'"),
     ("train.cost", "another-cut", "partition_fn=min_cut_rematerialization_partition,\n", "",
      "cost.py -k 'device_used or compiler_keeps'"),
-    ("train.cost", "halves-hold-what-they-were-given", "Interpreter(graph).boxed_run(args)",
-     "Interpreter(graph).run(*args)", "cost.py -k device_used"),
     ("train.cost", "masks-of-numbers", "            mask_in_bytes(model)\n", "            pass\n",
      "cost.py -k 'dropout or device_used'"),
     ("train.cost", "no-word-of-the-compiler", 'replace(recipe, compile="layers"), recipe.compile == "graph"),',

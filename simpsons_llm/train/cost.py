@@ -326,16 +326,18 @@ def count_step(
     micro_steps = min(2, recipe.gradient_accumulation_steps) if recipe.compile == "none" else 2
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = without_numbers(model, where)
+        one = recipe
         if where.type != device.type:
             mask_in_bytes(model)
+            # an accelerator's attention kernel takes all sequences of a row at once: one will do
+            one = replace(recipe, seq_lens=(recipe.tokens,)) if recipe.packed else recipe
         live, flops = live_memory(), FlopCounterMode(display=False)
         for t in (*model.parameters(), *model.buffers()):
             live.add(t)
         trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
         weights = live.now
-        optimizer, batch = make_optimizer(model, 1e-5, fused=device.type != "cpu"), make_batch(recipe, where)
-        if cut:  # traced before anything is counted; the attention kernel takes all sequences at once, so one will do
-            batch = make_batch(replace(recipe, seq_lens=(recipe.tokens,)), where)
+        optimizer, batch = make_optimizer(model, 1e-5, fused=device.type != "cpu"), make_batch(one, where)
+        if cut:  # traced before anything is counted
             cut_layers(model)
             micro_step(model, batch, device.dtype)
             optimizer.zero_grad()
@@ -679,7 +681,7 @@ def recorded_step(
         return told
     return replace(told, peak_mem_gib=told.peak_mem_gib + told.gradients_gib)
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-62
+# %% ../../nbs/4_train/41_cost.ipynb #41-63
 def room_gib(
     device: Device,  # its `memory_gib` counts
 ) -> float:  # GiB; inf where the system does not say
@@ -776,7 +778,7 @@ def require_room(
         + (f"it would fit with {helps}" if helps else "no setting of this model would fit; use a smaller base model")
     )
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-66
+# %% ../../nbs/4_train/41_cost.ipynb #41-67
 COMFORT = 0.6  # of an accelerator's memory, for a step whose micro-batch is chosen here
 
 
@@ -794,7 +796,7 @@ def largest_within(
         fits, fails = (middle, fails) if peak_gib(sizes[middle]) <= room_gib else (fits, middle)
     return sizes[fits]
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-70
+# %% ../../nbs/4_train/41_cost.ipynb #41-71
 def count_scoring(
     config,  # a transformers configuration
     recipe: Recipe,  # adapter and packing are used, and the longest of its samples

@@ -414,16 +414,18 @@ def count_step(
     micro_steps = min(2, recipe.gradient_accumulation_steps) if recipe.compile == "none" else 2
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = without_numbers(model, where)
+        one = recipe
         if where.type != device.type:
             mask_in_bytes(model)
+            # an accelerator's attention kernel takes all sequences of a row at once: one will do
+            one = replace(recipe, seq_lens=(recipe.tokens,)) if recipe.packed else recipe
         live, flops = live_memory(), FlopCounterMode(display=False)
         for t in (*model.parameters(), *model.buffers()):
             live.add(t)
         trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
         weights = live.now
-        optimizer, batch = make_optimizer(model, 1e-5, fused=device.type != "cpu"), make_batch(recipe, where)
-        if cut:  # traced before anything is counted; the attention kernel takes all sequences at once, so one will do
-            batch = make_batch(replace(recipe, seq_lens=(recipe.tokens,)), where)
+        optimizer, batch = make_optimizer(model, 1e-5, fused=device.type != "cpu"), make_batch(one, where)
+        if cut:  # traced before anything is counted
             cut_layers(model)
             micro_step(model, batch, device.dtype)
             optimizer.zero_grad()
@@ -966,7 +968,7 @@ assert recorded_step(replace(whole, trainable=MOST_RECORDED + 1), graph).peak_me
 
 
 # %% [markdown]
-# Is what compiled layers keep told rightly? One H200 says what it used, for a model of open_llama_3b's shape in three ways of training: the predecessor's adapter on query and key with 128 rows at once, the book's with 32 scenes, and all weights. The first row is Trainer, without a compiler; with checkpointing only the input of each layer is kept, so that the compiler has little to leave out. `uncompiled` is what would have been told without asking the partitioner.
+# Is what compiled layers keep told rightly? One H200 says what it used, for a model of open_llama_3b's shape in three ways of training: the predecessor's adapter on query and key with 128 rows at once, the book's with 32 scenes, and all weights. The first row is Trainer, without a compiler. What was in use before a run is taken off, and `uncompiled` is what would be told without asking the partitioner.
 
 # %% tags=["example"]
 def beside(row):
@@ -982,9 +984,12 @@ found = pd.DataFrame({row["name"]: beside(row) for row in kept}).T
 print(", ".join(str(kept[0][k]) for k in ("device", "torch", "date")))
 found.round(2)
 
+# %% [markdown]
+# Compiled, the first adapter's step needs 67 GiB in place of 86, and is told within 1 %, like the others; without the partitioner the prediction would be 14 to 31 % too high. With checkpointing only the input of each layer is kept, so the compiler has little to leave out; there the plain count stands, 5 % too high. This table was counted on a CPU, which does not fill up heads of 100 numbers to 104, as the card's attention kernel wants them: counted on the card, Trainer's row says 85.8. Compiled layers are asked on a CPU everywhere.
+
 # %% tags=["check"]
 layers = [row["name"] for row in kept if row["recipe"]["compile"] == "layers"]
-assert found["predicted / measured"].between(0.95, 1.08).all() and len(layers) >= 4
+assert found["predicted / measured"].between(0.98, 1.05).all() and len(layers) >= 4
 assert found.loc["large seed layers", "uncompiled"] > 1.2 * found.loc["large seed layers", "measured"]
 
 
