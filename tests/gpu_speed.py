@@ -125,6 +125,7 @@ def one(out, name, base, steps, **given):
 def predicted(record, name, shape, **given):
     "What a run would take, beside what a record says of it; the device does not have to be here."
     from dataclasses import replace
+    from unittest.mock import patch
 
     from transformers import LlamaConfig
 
@@ -134,14 +135,16 @@ def predicted(record, name, shape, **given):
     from simpsons_llm.model.base import load_tokenizer
     from simpsons_llm.train.cost import on_rank
     from simpsons_llm.train.finetune import FinetuneConfig
-    from simpsons_llm.train.lifecycle import make_samples, records_steps, run_data, step_recipe
+    from simpsons_llm.train.lifecycle import make_samples, run_data, step_recipe
 
     card = replace(find_device("cpu"), type="cuda", dtype="bfloat16", memory_gib=139.8)
     config = FinetuneConfig(base_model="tiny", **given)  # its name counts for nothing here
     parts, report, _ = run_data(config)
-    samples = make_samples(config, TextMaker(load_tokenizer("smollm2-135m"), "script"), parts, report, keep=False)[0]
-    recipe = step_recipe(config, samples["train"], True)
-    told = on_rank(LlamaConfig(**shape), recipe, card, recorded=records_steps(config, True, card))
+    maker = TextMaker(load_tokenizer("smollm2-135m"), config.resolved()["template"])
+    samples = make_samples(config, maker, parts, report, keep=False)[0]
+    with patch("simpsons_llm.train.lifecycle.packs_well", lambda device: True):
+        recipe = step_recipe(config, samples["train"], True, device=card)
+    told = on_rank(LlamaConfig(**shape), recipe, card)
     row = next((r for r in read_jsonl(record) if r["name"] == name), None)
     if not row:
         return

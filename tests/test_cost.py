@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from simpsons_llm.data.packing import base_of
 from simpsons_llm.lora.layer import LoRASettings
 from simpsons_llm.machine.device import find_device
+from simpsons_llm.machine.job import chapters_dir, read_jsonl
 from simpsons_llm.model.base import load_config
 from simpsons_llm.train.cost import (
-    MOST_RECORDED,
     Recipe,
     count,
     count_scoring,
@@ -22,7 +23,6 @@ from simpsons_llm.train.cost import (
     milder,
     on_rank,
     parameter_counts,
-    recorded_step,
     require_room,
     room_gib,
     short_config,
@@ -47,10 +47,14 @@ RECIPES = {
     "checkpointing": Recipe(seq_lens=(120, 80), gradient_checkpointing=True),
     "full": Recipe(lora=None, seq_lens=(64, 64)),
     "accumulated": Recipe(lora=None, seq_lens=(64,), gradient_accumulation_steps=3),
+    "compiled": Recipe(seq_lens=(200,), compile="layers"),
+    "compiled, dropout": Recipe(lora=LoRASettings(4, 8, 0.1, "q_proj,k_proj"), seq_lens=(200,), compile="layers"),
+    "compiled, full": Recipe(lora=None, seq_lens=(200,), compile="layers"),
 }
+CARD = replace(CPU, type="cuda", name="a card", dtype="bfloat16", memory_gib=80.0)
 
 
-@pytest.mark.parametrize("name", ["flat", "dora", "checkpointing", "accumulated"])
+@pytest.mark.parametrize("name", ["flat", "dora", "checkpointing", "accumulated", "compiled", "compiled, full"])
 def test_few_layers_tell_all(name):
     "Counted with two and three layers, or with all five: the same."
     whole, told = count_step(deep(5), RECIPES[name], CPU), count(deep(5), RECIPES[name], CPU)
@@ -103,6 +107,92 @@ def test_counts_are_those_of_a_real_step(name):
     for k in real:
         assert told[k] == pytest.approx(real[k], rel=0.02), k
     assert saved <= told["activations"] * 1.001 and saved > 0.75 * told["activations"]
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if "compiled" in name])
+def test_compiled_layers_keep_what_the_compiler_keeps(name):
+    "Counted, beside what autograd says of layers that were compiled, with numbers: the same bytes."
+    from simpsons_llm.train.cost import build, micro_step
+
+    recipe, where, saved = RECIPES[name], torch.device("cpu"), {}
+    told, plain = (count_step(deep(3), replace(recipe, compile=how), CPU) for how in ("layers", "graph"))
+    model, batch = build(deep(3), recipe, "float32", where), make_batch(recipe, where)
+    torch._dynamo.reset()
+    for layer in base_of(model).model.layers:
+        # the compiler's own way, but for the kernels
+        layer.forward = torch.compile(layer.forward, backend="aot_eager_decomp_partition", dynamic=False)
+    micro_step(model, batch, "float32")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+
+    def keep(t):
+        saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        micro_step(model, batch, "float32")
+    own = [*model.parameters(), *model.buffers(), *[v for v in batch.values() if hasattr(v, "untyped_storage")]]
+    for t in own:
+        saved.pop(t.untyped_storage().data_ptr(), None)
+    # the loss itself is alive, too
+    assert told["activations"] == sum(saved.values()) + 4
+    assert told["activations"] < 0.9 * plain["activations"]
+    assert all(told[k] == plain[k] for k in ("weights", "gradients", "optimizer", "flop"))
+
+
+RECORD = read_jsonl(chapters_dir() / "_results" / "compiled_memory.jsonl")
+
+
+@pytest.mark.parametrize("row", RECORD, ids=[row["name"] for row in RECORD])
+def test_what_is_told_is_what_a_device_used(row):
+    "Counted without that device; what was in use before the run is not the step's."
+    from transformers import LlamaConfig
+
+    recipe, measured = Recipe(**row["recipe"]), row["peak_mem_gib"] - row["left_gib"]
+    told = on_rank(LlamaConfig(**row["shape"]), recipe, CARD)
+    close = 0.06 if recipe.gradient_checkpointing else 0.02
+    assert told.peak_mem_gib == pytest.approx(measured, rel=close) and told.in_use_gib == 0
+
+
+def test_layers_that_cannot_be_cut_are_counted_as_they_are(monkeypatch):
+    def fail(model):
+        raise RuntimeError("another version")
+
+    recipe = RECIPES["compiled"]
+    plain, compiled = (count(TINY, replace(recipe, compile=how), CARD) for how in ("graph", "layers"))
+    monkeypatch.setattr("simpsons_llm.train.cost.cut_layers", fail)
+    assert count(TINY, recipe, CARD) == plain and compiled["peak"] < plain["peak"]
+    # layers that are not where they usually are will not be compiled either
+    monkeypatch.setattr("simpsons_llm.train.cost.cut_layers", lambda model: None)
+    assert count(TINY, recipe, CARD) == plain
+
+
+def test_the_mask_of_dropout_takes_a_byte_on_an_accelerator():
+    "Also where a CPU stands in for it; a CPU itself keeps numbers."
+    shape = {"seq_lens": (200,), "compile": "none"}
+    kept = {
+        (d.type, p): count_step(TINY, Recipe(lora=LoRASettings(4, 8, p, "q_proj"), **shape), d)["activations"]
+        for d in (CARD, CPU)
+        for p in (0.0, 0.1)
+    }
+    # nothing before the first layer is trained, so that only the second keeps its mask
+    assert TINY.num_hidden_layers == 2
+    numbers = 200 * TINY.hidden_size
+    assert [kept[d, 0.1] - kept[d, 0.0] for d in ("cuda", "cpu")] == [numbers, 4 * numbers]
+
+
+def test_what_fits_only_compiled_is_told_so():
+    recipe = Recipe(seq_lens=(400,) * 8, compile="graph")
+    told, compiled = (on_rank(TINY, replace(recipe, compile=how), CARD).peak_mem_gib for how in ("graph", "layers"))
+    assert compiled < 0.9 * told
+    tight = replace(CARD, memory_gib=(told + compiled) / 2 / 0.95)
+    with pytest.raises(ValueError, match="would fit with compile=layers$"):
+        require_room(TINY, recipe, tight)
+    assert require_room(TINY, replace(recipe, compile="layers"), tight).peak_mem_gib == compiled
+    # whoever switched it off is not asked to
+    with pytest.raises(ValueError, match="would fit with micro_batch_size=1$"):
+        require_room(TINY, replace(recipe, compile="none"), tight)
+    nf4 = [r for words, r in milder(recipe) if "nf4" in words]
+    assert nf4 and all(r.compile == "none" for r in nf4)
 
 
 def test_each_setting_moves_the_cost_the_right_way():
@@ -194,6 +284,9 @@ def test_ranks_that_share_a_model_share_all_but_activations():
         (dict(seq_lens=(0,)), "seq_lens"),
         (dict(gradient_accumulation_steps=0), "gradient_accumulation_steps"),
         (dict(lora=None, quantization="nf4"), "4-bit"),
+        (dict(compile="auto"), "compile='auto'"),
+        (dict(compile="graph", packed=False), "end to end"),
+        (dict(compile="layers", quantization="nf4"), "quantization=none"),
     ],
 )
 def test_impossible_recipes(wrong, said):
@@ -290,7 +383,7 @@ def test_scoring_never_needs_more_than_training(lens, packed):
     "On a small micro-batch less is scored at once; on a large one as much as the chapter on evaluation allows."
     from simpsons_llm.model.loss import default_limit
 
-    card, recipe = replace(CPU, type="cuda", dtype="bfloat16", memory_gib=80.0), Recipe(seq_lens=lens, packed=packed)
+    card, recipe = CARD, Recipe(seq_lens=lens, packed=packed)
     told = estimate(TINY, recipe, card)
     limit, room = limit_scoring(TINY, recipe, told, card), told.peak_mem_gib - told.weights_gib - told.optimizer_gib
     assert count_scoring(TINY, recipe, card, limit) <= room * 2**30 or limit.tokens < 2 * max(lens)
@@ -309,20 +402,22 @@ def test_the_largest_size_that_fits_is_found_with_few_questions(number):
 
 
 def test_a_recorded_step_keeps_gradients_and_a_copy(monkeypatch):
-    "And whoever trains too much for that is not asked for it."
+    "And whoever trains too much for that keeps the gradients only."
     monkeypatch.setattr("simpsons_llm.train.cost.peak_memory_gib", lambda device: 0.0)
-    recipe = Recipe(lora=None, seq_lens=(64,))
-    told = estimate(TINY, recipe, CPU)
-    gib = told.gradients_gib
-    assert recorded_step(told, recipe).peak_mem_gib == pytest.approx(told.peak_mem_gib + 2 * gib)
-    twice = replace(recipe, gradient_accumulation_steps=2)
-    assert recorded_step(told, twice).peak_mem_gib == pytest.approx(told.peak_mem_gib + gib)
-    assert on_rank(TINY, recipe, CPU, recorded=True).peak_mem_gib > on_rank(TINY, recipe, CPU).peak_mem_gib + 1.9 * gib
-    assert recorded_step(replace(told, trainable=MOST_RECORDED + 1), recipe).peak_mem_gib == told.peak_mem_gib
+    # so long that the gradients come when the activations are still there
+    recipe = Recipe(lora=None, seq_lens=(600,))
+    plain, twice = (estimate(TINY, replace(recipe, gradient_accumulation_steps=n), CPU) for n in (1, 2))
+    gib, graph = plain.gradients_gib, replace(recipe, compile="graph")
+    assert plain.peak_mem_gib + 0.5 * gib < twice.peak_mem_gib < plain.peak_mem_gib + 1.01 * gib
+    kept = estimate(TINY, graph, CPU)
+    assert kept.peak_mem_gib == pytest.approx(twice.peak_mem_gib) and kept.tokens == plain.tokens
+    assert on_rank(TINY, graph, CPU).peak_mem_gib == pytest.approx(twice.peak_mem_gib + gib)
+    assert on_rank(TINY, recipe, CPU) == plain
+    monkeypatch.setattr("simpsons_llm.train.cost.MOST_RECORDED", plain.trainable - 1)
+    assert on_rank(TINY, graph, CPU).peak_mem_gib == pytest.approx(twice.peak_mem_gib)
 
 
 def test_a_device_that_is_not_here_is_counted_all_the_same():
     "In its number format; tensors are as large as there."
-    card = replace(CPU, type="cuda", dtype="bfloat16", memory_gib=80.0)
-    told, here = (estimate(TINY, Recipe(seq_lens=(120, 80)), d) for d in (card, replace(CPU, dtype="bfloat16")))
+    told, here = (estimate(TINY, Recipe(seq_lens=(120, 80)), d) for d in (CARD, replace(CPU, dtype="bfloat16")))
     assert told.in_use_gib == 0 and told.peak_mem_gib == pytest.approx(here.peak_mem_gib - here.in_use_gib, rel=1e-3)

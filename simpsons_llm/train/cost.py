@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['NF4_BYTES', 'DEPTHS', 'EXCHANGES', 'MOST_RECORDED', 'COMFORT', 'book_lora', 'Recipe', 'live_memory', 'build',
-           'without_numbers', 'make_batch', 'micro_step', 'update', 'counted_on', 'count_step', 'depths', 'extrapolate',
-           'count', 'squeezed', 'measure_steps', 'measure_alone', 'measure', 'Estimate', 'parameter_counts', 'estimate',
-           'with_time', 'plot_memory', 'exchanged', 'in_parts', 'recorded_step', 'room_gib', 'milder', 'on_rank',
-           'require_room', 'largest_within', 'count_scoring', 'limit_scoring']
+           'without_numbers', 'make_batch', 'micro_step', 'update', 'cut_layers', 'mask_in_bytes', 'counted_on',
+           'count_step', 'depths', 'extrapolate', 'count', 'squeezed', 'measure_steps', 'measure_alone', 'measure',
+           'Estimate', 'parameter_counts', 'estimate', 'with_time', 'plot_memory', 'exchanged', 'in_parts',
+           'recorded_step', 'room_gib', 'milder', 'on_rank', 'require_room', 'largest_within', 'count_scoring',
+           'limit_scoring']
 
 # %% ../../nbs/4_train/41_cost.ipynb #41-02
 import gc
@@ -16,9 +17,10 @@ import math
 import time
 import weakref
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from ..data.packing import can_isolate, use_isolated
+from ..data.packing import base_of, can_isolate, use_isolated
 from simpsons_llm.machine.device import (
     Device,
     find_device,
@@ -56,6 +58,7 @@ class Recipe:
     gradient_accumulation_steps: int = 1  # micro-batches of one optimizer step
     gradient_checkpointing: bool = False  # compute activations again instead of keeping them
     quantization: str = "none"  # none; nf4: the base's linear layers in 4 bits
+    compile: str = "none"  # as the chapter on speed does steps: graph (recorded), layers (compiled, too), none
 
     def __post_init__(self):
         object.__setattr__(self, "seq_lens", tuple(self.seq_lens))
@@ -75,6 +78,14 @@ class Recipe:
             self.lora or self.quantization == "none",
             "quantization=nf4 was given without an adapter; "
             "4-bit weights cannot be trained, so give LoRA settings or quantization=none",
+        )
+        require(
+            self.compile in ("none", "graph", "layers"),
+            f"compile={self.compile!r} was given; expected none, graph, layers",
+        )
+        require(
+            self.compile == "none" or self.packed and self.quantization == "none",
+            f"compile={self.compile} was given; it needs samples end to end (packed) and quantization=none",
         )
 
     @property
@@ -230,6 +241,56 @@ def update(
     optimizer.zero_grad()
 
 # %% ../../nbs/4_train/41_cost.ipynb #41-20
+def cut_layers(
+    model,  # with tensors that have no numbers, perhaps with an adapter; inside FakeTensorMode
+):
+    "From now on each decoder layer keeps what it would keep compiled; where no layers are found, nothing changes."
+    from functorch.compile import aot_function, min_cut_rematerialization_partition
+    from torch._inductor.decomposition import select_decomp_table
+    from torch.func import functional_call
+    from torch.fx import Interpreter
+    from torch.nn import Module
+
+    def run(graph, args):
+        return Interpreter(graph).boxed_run(args)
+
+    def by_operation(graph, _):
+        half: Any = partial(run, graph)
+        half._boxed_call = True  # it takes a list and empties it, so that each tensor goes when it was used last
+        return half
+
+    def cut(layer):
+        plain = Module()
+        plain.layer, plain.forward = layer, layer.forward
+        weights = {**dict(plain.named_parameters()), **dict(plain.named_buffers())}
+        halves = aot_function(
+            lambda weights, args, kwargs: functional_call(plain, weights, args, kwargs),
+            by_operation,
+            by_operation,
+            partition_fn=min_cut_rematerialization_partition,
+            decompositions=select_decomp_table(),
+        )
+        layer.forward = lambda *args, **kwargs: halves(weights, args, kwargs)
+
+    inner = base_of(model)
+    for layer in getattr(getattr(inner, "model", inner), "layers", []):
+        cut(layer)
+
+
+def mask_in_bytes(
+    model,  # a model whose tensors have no numbers
+):
+    "Dropout that keeps its mask as an accelerator does, a byte for each number, on a CPU that stands in for one."
+    import torch
+
+    def draw(x, p):
+        return torch.native_dropout(x, p, True)[0]
+
+    dropouts: list[Any] = [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+    for module in dropouts:
+        module.forward = partial(draw, p=module.p)
+
+# %% ../../nbs/4_train/41_cost.ipynb #41-22
 def counted_on(
     device: Device,  # what is asked about
 ):  # a torch.device: its own, or the CPU where this machine has no such device, whose tensors are as large
@@ -247,7 +308,9 @@ def count_step(
 ) -> dict:  # bytes of weights, gradients, optimizer, activations and peak; flop of a micro-batch
     """Memory and arithmetic of a step, counted without doing it.
 
-    Activations are what is alive after the forward pass. Attention is left out of flop."""
+    Activations are what is alive after the forward pass. Attention is left out of flop. Where layers are compiled and
+    computed again (checkpointing), they are counted as if they were not compiled: then they hardly differ."""
+    import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -256,21 +319,34 @@ def count_step(
     # the same without boundaries; the library's own way builds a mask where it sees no numbers
     if not can_isolate(model):
         use_isolated(model)
-    where = counted_on(device)
+    cut = recipe.compile == "layers" and not recipe.gradient_checkpointing
+    # a CPU can be asked everywhere
+    where = torch.device("cpu") if cut else counted_on(device)
+    # steps that may be recorded clear their gradients and keep them: as if there had been a micro-batch before
+    micro_steps = min(2, recipe.gradient_accumulation_steps) if recipe.compile == "none" else 2
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = without_numbers(model, where)
+        one = recipe
+        if where.type != device.type:
+            mask_in_bytes(model)
+            # an accelerator's attention kernel takes all sequences of a row at once: one will do
+            one = replace(recipe, seq_lens=(recipe.tokens,)) if recipe.packed else recipe
         live, flops = live_memory(), FlopCounterMode(display=False)
         for t in (*model.parameters(), *model.buffers()):
             live.add(t)
         trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
         weights = live.now
-        optimizer, batch = make_optimizer(model, 1e-5, fused=device.type != "cpu"), make_batch(recipe, where)
+        optimizer, batch = make_optimizer(model, 1e-5, fused=device.type != "cpu"), make_batch(one, where)
+        if cut:  # traced before anything is counted
+            cut_layers(model)
+            micro_step(model, batch, device.dtype)
+            optimizer.zero_grad()
         with live:
             with flops:
                 micro_step(model, batch, device.dtype)
             update(model, optimizer)
             averages, live.peak = sum(v.nbytes for state in optimizer.state.values() for v in state.values()), live.now
-            for _ in range(min(2, recipe.gradient_accumulation_steps)):
+            for _ in range(micro_steps):
                 before = live.now
                 micro_step(model, batch, device.dtype, lambda: found.update(activations=live.now - before))
             update(model, optimizer)
@@ -288,7 +364,7 @@ def count_step(
             **found,
         }
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-24
+# %% ../../nbs/4_train/41_cost.ipynb #41-26
 def depths(
     layers: int,  # of the whole model
     few: int,  # layers of a short model
@@ -312,13 +388,26 @@ def count(
     recipe: Recipe,  # what a step does
     device: Device,  # where, and in which number format
 ) -> dict:  # as `count_step`, for all layers
-    "A step of the whole model, counted with one and two of its layers."
+    """A step of the whole model, counted with one and two of its layers.
+
+    Layers that cannot be cut as a compiler would do it are counted as they are: that is more."""
     layers = config.num_hidden_layers
-    found = extrapolate({n: count_step(short_config(config, n), recipe, device) for n in depths(layers, 1, 2)}, layers)
+
+    def by_layers(recipe):
+        return extrapolate(
+            {n: count_step(short_config(config, n), recipe, device) for n in depths(layers, 1, 2)}, layers
+        )
+
+    try:
+        found = by_layers(recipe)
+    except Exception:
+        if recipe.compile != "layers":
+            raise
+        found = by_layers(replace(recipe, compile="graph"))
     saved = squeezed(config, device.dtype) if recipe.quantization == "nf4" else 0
     return {**found, "weights": found["weights"] - saved, "peak": found["peak"] - saved}
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-28
+# %% ../../nbs/4_train/41_cost.ipynb #41-30
 # a weight in 4 bits, for each 64 a scale in 8 bits, for each 256 of those a number in 32
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
@@ -333,7 +422,7 @@ def squeezed(
     numbers = sum(rows * columns for rows, columns in find_targets(shape_of(config), "all-linear").values())
     return numbers * ((2 if dtype == "bfloat16" else 4) - NF4_BYTES)
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-31
+# %% ../../nbs/4_train/41_cost.ipynb #41-33
 DEPTHS = (2, 10)  # layers of the two models that are measured
 
 
@@ -411,7 +500,7 @@ def measure(
             getattr(torch, device.type).empty_cache()
     return extrapolate(found, layers)
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-35
+# %% ../../nbs/4_train/41_cost.ipynb #41-37
 @dataclass(frozen=True)
 class Estimate:
     "What a training step will cost, on one rank."
@@ -448,7 +537,7 @@ class Estimate:
             }
         return out
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-37
+# %% ../../nbs/4_train/41_cost.ipynb #41-39
 def parameter_counts(
     config,  # a transformers configuration
     recipe: Recipe,  # its adapter is used
@@ -515,7 +604,7 @@ def with_time(
         tflop_per_s=told.flop_per_token * told.tokens / step_s / 1e12,
     )
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-41
+# %% ../../nbs/4_train/41_cost.ipynb #41-43
 def plot_memory(
     estimates: dict,  # name -> `Estimate`
     ax=None,  # matplotlib axes; None: make some
@@ -549,7 +638,7 @@ def plot_memory(
     ax.figure.tight_layout()
     return ax
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-46
+# %% ../../nbs/4_train/41_cost.ipynb #41-48
 EXCHANGES = ("none", "buckets", "flat")
 
 
@@ -570,7 +659,7 @@ def exchanged(
     }
     return replace(told, peak_mem_gib=peak[how])
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-51
+# %% ../../nbs/4_train/41_cost.ipynb #41-53
 def in_parts(
     told: Estimate,  # what `estimate` told of the whole model
     parts: int,  # ranks that share it, 1 or more
@@ -579,22 +668,20 @@ def in_parts(
     kept = {n: getattr(told, n) / parts for n in ("weights_gib", "gradients_gib", "optimizer_gib")}
     return replace(told, **kept, peak_mem_gib=told.peak_mem_gib - sum(getattr(told, n) - k for n, k in kept.items()))
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-54
+# %% ../../nbs/4_train/41_cost.ipynb #41-56
 MOST_RECORDED = 500_000_000  # parameters that are trained; a step of more is not recorded
 
 
 def recorded_step(
-    told: Estimate,  # what `estimate` told of a step that is not recorded
+    told: Estimate,  # what `estimate` told
     recipe: Recipe,  # the same step
 ) -> Estimate:
-    "An estimate for a step that is recorded."
-    if told.trainable > MOST_RECORDED:
+    "An estimate with the copy that recording needs, where the step may be recorded."
+    if recipe.compile == "none" or told.trainable > MOST_RECORDED:
         return told
-    # of several micro-batches, the gradients are counted already
-    more = 1 + (recipe.gradient_accumulation_steps == 1)
-    return replace(told, peak_mem_gib=told.peak_mem_gib + more * told.gradients_gib)
+    return replace(told, peak_mem_gib=told.peak_mem_gib + told.gradients_gib)
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-57
+# %% ../../nbs/4_train/41_cost.ipynb #41-63
 def room_gib(
     device: Device,  # its `memory_gib` counts
 ) -> float:  # GiB; inf where the system does not say
@@ -617,7 +704,13 @@ def milder(
     )
     lora = recipe.lora or book_lora()
     ways = [
+        ("compile=layers", replace(recipe, compile="layers"), recipe.compile == "graph"),
         ("micro_batch_size=1", single, n > 1),
+        (
+            "compile=layers and micro_batch_size=1",
+            replace(single, compile="layers"),
+            n > 1 and recipe.compile == "graph",
+        ),
         (
             "gradient_checkpointing=true",
             replace(recipe, gradient_checkpointing=True),
@@ -636,7 +729,7 @@ def milder(
         ),
         (
             "quantization=nf4, micro_batch_size=1 and gradient_checkpointing=true",
-            replace(single, lora=lora, gradient_checkpointing=True, quantization="nf4"),
+            replace(single, lora=lora, gradient_checkpointing=True, quantization="nf4", compile="none"),
             recipe.quantization == "none",
         ),
     ]
@@ -657,11 +750,9 @@ def on_rank(
     device: Device,  # where
     parts: int = 1,  # ranks that share weights, gradients and optimizer, 1 or more
     exchange: str = "none",  # how ranks that hold the whole model each exchange gradients, one of EXCHANGES
-    recorded: bool = False,  # the step is recorded: `recorded_step`
 ) -> Estimate:
     "What a step costs on one of several ranks."
-    told = exchanged(in_parts(estimate(config, recipe, device), parts), exchange)
-    return recorded_step(told, recipe) if recorded else told
+    return recorded_step(exchanged(in_parts(estimate(config, recipe, device), parts), exchange), recipe)
 
 
 def require_room(
@@ -670,13 +761,12 @@ def require_room(
     device: Device,  # where; its `memory_gib` is the limit
     parts: int = 1,  # ranks that share weights, gradients and optimizer, 1 or more
     exchange: str = "none",  # how ranks that hold the whole model each exchange gradients, one of EXCHANGES
-    recorded: bool = False,  # the step is recorded: `recorded_step`
 ) -> Estimate:  # the estimate; ValueError, with a setting that would fit, where the run cannot
     "Refuse a run that cannot fit."
     config = load_config(model, device.type) if isinstance(model, str) else model
 
     def tell(r):
-        return on_rank(config, r, device, parts, exchange, recorded)
+        return on_rank(config, r, device, parts, exchange)
 
     told = tell(recipe)
     if told.peak_mem_gib <= room_gib(device):
@@ -688,7 +778,7 @@ def require_room(
         + (f"it would fit with {helps}" if helps else "no setting of this model would fit; use a smaller base model")
     )
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-61
+# %% ../../nbs/4_train/41_cost.ipynb #41-67
 COMFORT = 0.6  # of an accelerator's memory, for a step whose micro-batch is chosen here
 
 
@@ -706,7 +796,7 @@ def largest_within(
         fits, fails = (middle, fails) if peak_gib(sizes[middle]) <= room_gib else (fits, middle)
     return sizes[fits]
 
-# %% ../../nbs/4_train/41_cost.ipynb #41-65
+# %% ../../nbs/4_train/41_cost.ipynb #41-71
 def count_scoring(
     config,  # a transformers configuration
     recipe: Recipe,  # adapter and packing are used, and the longest of its samples

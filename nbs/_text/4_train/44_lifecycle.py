@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from simpsons_llm.data.batches import accumulation_steps, global_batches
 from simpsons_llm.data.dataset import cache_key, kept_samples
-from simpsons_llm.data.packing import PackedRows, base_of, can_isolate, leaks_between, packs_well
+from simpsons_llm.data.packing import PackedRows, base_of, can_isolate, leaks_between, packs_well, row_shape
 from simpsons_llm.data.prepare import PrepareConfig, Prepared, load_data, read_and_split, write_prepared
 from simpsons_llm.data.prompt import TextMaker
 from simpsons_llm.data.samples import audit, row_samples, scene_samples, write_audit
@@ -324,9 +324,8 @@ def plan(
         config = choose_micro_batch(config, shape, samples["train"], isolated, device, ranks.world_size)
     length = run_length(config, len(items), looks(config, samples, len(items)))
     moments = heldout_moments(parts["valid"], (report["speakers"] or list(report["all_speakers"]))[:3], most_scenes=1)
-    recipe = step_recipe(config, samples["train"], isolated, ranks.world_size)
-    recorded = records_steps(config, isolated, device)
-    told, sharded = share_model(config, shape, recipe, device, ranks.world_size, recorded)
+    recipe = step_recipe(config, samples["train"], isolated, ranks.world_size, device)
+    told, sharded = share_model(config, shape, recipe, device, ranks.world_size)
     if sharded:
         require_host(told, ranks, memory_gib("cpu"))
     if free and ranks.is_main:
@@ -335,7 +334,7 @@ def plan(
     limit = None
     if device.type != "cpu":
         # the memory of a recording is not given back in between
-        room = max(room_gib(device) - told.peak_mem_gib, 0.0) if recorded else math.inf
+        room = max(room_gib(device) - told.peak_mem_gib, 0.0) if recipe.compile != "none" else math.inf
         limit = limit_scoring(shape, recipe, told, device, room)
     return Job(
         config,
@@ -418,18 +417,18 @@ def share_model(
     recipe: Recipe,  # the training step
     device: Device,  # where it runs
     world_size: int = 1,  # ranks
-    recorded: bool = False,  # the step is recorded
 ) -> tuple:  # (the `Estimate` for one rank, whether each holds only a part); ValueError where neither fits
     "Choose how ranks share the model."
     want = config.sharding if world_size > 1 and config.quantization == "none" else "none"
     if want == "none" or want == "auto" and config.mode == "lora":
         try:
             exchange = config.exchange if world_size > 1 else "none"
-            return require_room(shape, recipe, device, exchange=exchange, recorded=recorded), False
+            return require_room(shape, recipe, device, exchange=exchange), False
         except ValueError:
             if want == "none":
                 raise
-    return require_room(shape, recipe, device, world_size), True
+    # the plain loop does the steps of a model in parts
+    return require_room(shape, replace(recipe, compile="none"), device, world_size), True
 
 
 # %% [markdown]
@@ -496,7 +495,7 @@ except ValueError as e:
 
 
 # %% [markdown]
-# What a step costs is decided by its largest micro-batch. Which samples meet in one is known beforehand: their order comes from the random seed. So the largest of the run is looked up, over all its steps and all ranks. (The largest that could be, of the longest samples, is half as large again for a script of scenes of all lengths, and would refuse runs that fit.) [The chapter on costs](41_cost.ipynb) counts it, and refuses a run that cannot fit while nothing has been loaded yet.
+# What a step costs is decided by its largest micro-batch. Which samples meet in one is known beforehand: their order comes from the random seed. So the largest of the run is looked up, over all its steps and all ranks. (The largest that could be, of the longest samples, is half as large again for a script of scenes of all lengths, and would refuse runs that fit.) Steps that are recorded have rows of whole multiples of 64 tokens. [The chapter on costs](41_cost.ipynb) counts it, and refuses a run that cannot fit while nothing has been loaded yet.
 
 # %%
 #| export
@@ -521,20 +520,39 @@ def largest_micro_batch(
     return tuple(lengths[i] for i in max(found, key=tokens)), max(sum(learned[i] for i in part) for part in found)
 
 
+def fast_steps(
+    config: TrainConfig,  # the settings
+    isolated: bool,  # samples of a batch end to end
+    device: Device,  # where it runs
+) -> str:  # graph, layers, or none
+    "How the chapter on speed may do the steps, as far as memory is concerned: what `Recipe` calls `compile`."
+    plain = config.compile == "none" or config.quantization != "none"
+    uncompiled = config.gradient_checkpointing and config.compile == "graph"
+    if not isolated or device.type == "cpu" or plain or uncompiled or not packs_well(device):
+        return "none"
+    # `auto` records a step that is not compiled first, and compiles where that pays
+    return "layers" if config.compile == "layers" else "graph"
+
+
 def step_recipe(
     config: TrainConfig,  # the settings
     samples: list,  # training `Sample`s
     isolated: bool,  # samples of a batch end to end
     world_size: int = 1,  # ranks
+    device: Device | None = None,  # where it runs; None: steps are done by the plain loop
     largest: bool = True,  # the largest micro-batch; False: one of average size
 ) -> Recipe:  # for `estimate`
     "A run's training step, as the chapter on costs describes it."
     s = config.resolved()
-    n = min(s["micro_batch_size"], len(samples))
+    n, how = min(s["micro_batch_size"], len(samples)), fast_steps(config, isolated, device) if device else "none"
     if config.packing == "rows":
         lengths, learned = (config.row_len,) * n, config.row_len * n
     elif largest:
         lengths, learned = largest_micro_batch(config, samples, isolated)
+        if how != "none":  # rows are filled up
+            row = row_shape([[0]], [sum(lengths)], [learned])
+            lengths += tuple(n for n in (row.tokens - sum(lengths),) if n)
+            learned = row.learned
     else:
         lengths = (round(sum(len(x.input_ids) for x in samples) / len(samples)),) * n
         learned = n * round(sum(x.weighted for x in samples) / len(samples))
@@ -546,6 +564,7 @@ def step_recipe(
         accumulation_steps(s["global_batch_size"], s["micro_batch_size"], world_size),
         config.gradient_checkpointing,
         config.quantization,
+        how,
     )
 
 
@@ -566,17 +585,6 @@ f"the longest of all: {tuple(lengths[:2])}"
 
 # %%
 #| export
-def records_steps(
-    config: TrainConfig,  # the settings
-    isolated: bool,  # samples of a batch end to end
-    device: Device,  # where it runs
-) -> bool:
-    "Whether steps may be recorded, as the chapter on speed does it: then a little more memory is needed."
-    plain = config.compile == "none" or config.quantization != "none"
-    uncompiled = config.gradient_checkpointing and config.compile == "graph"
-    return isolated and device.type != "cpu" and not plain and not uncompiled
-
-
 def choose_micro_batch(
     config: TrainConfig,  # the settings, without micro_batch_size
     shape,  # the base model's transformers configuration
@@ -590,30 +598,32 @@ def choose_micro_batch(
     if device.type == "cpu" or math.isnan(device.memory_gib) or more:
         return config
     sizes = [n for n in range(1, each + 1) if each % n == 0]
-    recorded = records_steps(config, isolated, device)
 
     def sized(n):
         return replace(config, micro_batch_size=n)
 
-    def recipe(n):
-        return step_recipe(sized(n), samples, isolated, world_size)
+    def recipe(n, on=device):
+        return step_recipe(sized(n), samples, isolated, world_size, on)
 
-    # one sample at once tells how the model is shared
+    # one sample at once tells how the model is shared; the plain loop does the steps of a model in parts
     sharded = world_size > 1 and share_model(config, shape, recipe(1), device, world_size)[1]
     ways = (world_size, "none") if sharded else (1, config.exchange if world_size > 1 else "none")
     found = largest_within(
         sizes,
-        lambda n: on_rank(shape, recipe(n), device, *ways, recorded).peak_mem_gib,
+        lambda n: on_rank(shape, recipe(n, None if sharded else device), device, *ways).peak_mem_gib,
         COMFORT * device.memory_gib,
     )
     return sized(min(gather(found)))
 
 
 # %% [markdown]
-# The same before any run, for `simpsons-llm estimate`: how much, how long, and on what it rests. The tokens of an epoch are those of the real samples.
+# The same before any run, for `simpsons-llm estimate`: how much, how long, and on what it rests. The tokens of an epoch are those of the real samples. With `compile=auto` a step is recorded before anything is compiled, so what is told, and refused, is the step that is not compiled. Where compiled layers would take much less, that is told beside it; `compile=layers` compiles from the first step.
 
 # %%
 #| export
+TELL_BOTH = 0.9  # a step whose layers are compiled is told, too, where it needs less than this share
+
+
 def costs(
     config: TrainConfig,  # the settings
     made: Prepared | None = None,  # the data itself, not written yet; None: what the settings name
@@ -627,9 +637,15 @@ def costs(
     assert told.tokens_per_s is not None  # it was measured just now
     steps = job.length.steps
     tokens = steps * average.tokens * average.gradient_accumulation_steps
+    step = told.table()
+    recipe = step_recipe(job.config, job.samples["train"], job.isolated, device=device)
+    if recipe.compile == "graph" and not job.sharded:
+        compiled = on_rank(job.shape, replace(recipe, compile="layers"), device).peak_mem_gib
+        if compiled < TELL_BOTH * told.peak_mem_gib:
+            step["peak memory, compile=layers"] = f"{compiled:.3f} GiB"
     return {
         f"{job.base} on {device.name} ({device.dtype}), {job.layout}": {},
-        "the largest step:": told.table(),
+        "the largest step:": step,
         "the run:": {
             "steps": f"{steps:,}",
             "tokens": f"{tokens:,}",
@@ -645,7 +661,7 @@ def estimate_run(
     return with_time(
         job.told,
         job.shape,
-        step_recipe(job.config, job.samples["train"], job.isolated, job.ranks.world_size),
+        step_recipe(job.config, job.samples["train"], job.isolated, job.ranks.world_size, job.device),
         job.device,
     )
 
