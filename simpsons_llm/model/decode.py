@@ -292,7 +292,7 @@ def in_8_bits(
             if linear.weight.shape not in programs:
                 alike = FunctionType(product.__code__.replace(), product.__globals__)
                 # a small product is over before a second thread has woken up
-                alone = {"cpp.threads": 1} if linear.weight.numel() < 2**22 else {}
+                alone: dict[str, Any] = {"cpp.threads": 1} if linear.weight.numel() < 2**22 else {}
                 programs[linear.weight.shape] = torch.compile(alike, dynamic=False, options=alone)
             self.product = programs[linear.weight.shape]
             self.scale = linear.weight.detach().abs().amax(1).clamp(min=1e-12) / 127

@@ -26,7 +26,7 @@ num_beams = None  # beams of beam search; book 1, seed 5
 repetition_penalty = None  # above 1: avoid what was said; book 1.05, seed 1.2
 answers = 1  # how many answers
 compile = "auto"  # auto: on an accelerator, record the step of a token; layers: compile it, too; none: neither
-quantization = "none"  # int8: weights in 8 bits, on a CPU: twice as fast after some seconds, a little less exact
+quantization = "none"  # int8: weights in 8 bits, on a CPU: twice as fast, a little less exact
 random_seed = 42  # of the sampling
 bench = False  # also measure the time of an answer
 out = ""  # folder for answers.json; empty: only show
@@ -90,9 +90,7 @@ class InferConfig(JobConfig):
     repetition_penalty: "float | None" = None  # above 1: avoid what was said; book 1.05, seed 1.2
     answers: int = 1  # how many answers
     compile: str = "auto"  # auto: on an accelerator, record the step of a token; layers: compile it, too; none: neither
-    quantization: str = (
-        "none"  # int8: weights in 8 bits, on a CPU: twice as fast after some seconds, a little less exact
-    )
+    quantization: str = "none"  # int8: weights in 8 bits, on a CPU: twice as fast, a little less exact
     random_seed: int = 42  # of the sampling
     bench: bool = False  # also measure the time of an answer
     out: str = ""  # folder for answers.json; empty: only show
