@@ -497,6 +497,21 @@ FAULTS = [Fault(*row) for row in (
     ("model.character", "anybody-of-a-run", "learned_speaker(name, known) if name else", "name if name else",
      "library.py -k another"),
     ("machine.job", "more-left-than-allowed", "if self.most_s is not None:", "if False:", "chapter:9_machine/91_job"),
+    ("machine.job", "libraries-in-sight", "        gc.freeze()\n", "", "start.py -k training"),
+    ("machine.job", "models-out-of-sight", "if all(name in sys.modules for name in names):", "if False:",
+     "start.py -k in_sight"),
+    ("model.adapter", "trainer-for-an-answer", "    load_libraries()\n", "    from transformers import Trainer\n",
+     "start.py -k training"),
+    ("data.dataset", "datasets-for-kept-samples", "    parts = []\n", "    import datasets\n\n    parts = []\n",
+     "start.py -k neither"),
+    ("train.lifecycle", "tokenizer-loaded-twice", ", config.quantization, job.maker.tokenizer)",
+     ", config.quantization)", "start.py -k once"),
+    ("model.base", "hashed-each-time", "    folder = cache_dir() / SMOLLM2\n",
+     "    folder = cache_dir() / SMOLLM2\n    sha256(folder / \"config.json\")\n", "start.py -k hashed"),
+    ("model.base", "header-read-four-times", "kept, names = cache(Reader),", "kept, names = Reader,",
+     "ollama.py -k read_once"),
+    ("model.base", "names-for-each-part", "cache(gguf.get_tensor_name_map)\n", "gguf.get_tensor_name_map\n",
+     "ollama.py -k read_once"),
 )]
 # fmt: on
 

@@ -103,6 +103,23 @@ def test_a_gguf_file_is_held_against_its_model(small, tmp_path):
         O.check_gguf(tmp_path / "bos.gguf", folder, False, "f32")
 
 
+def test_a_gguf_file_is_read_once(small, monkeypatch):
+    import gguf
+
+    model, tokenizer, file, folder = small
+    made = []
+    for kind in (gguf.GGUFReader, gguf.TensorNameMap):
+        begin = kind.__init__
+        monkeypatch.setattr(
+            kind, "__init__", lambda self, *a, begin=begin, kind=kind: (made.append(kind.__name__), begin(self, *a))[1]
+        )
+    theirs = gguf.GGUFReader
+    again, t = load_gguf(file, "float32")
+    assert sorted(made) == ["GGUFReader", "TensorNameMap"] and gguf.GGUFReader is theirs
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    assert t("Homer Simpson: D'oh!\n").input_ids == tokenizer("Homer Simpson: D'oh!\n").input_ids
+
+
 def converter(folder, does):
     "A stand-in for llama.cpp's script."
     folder.mkdir(exist_ok=True)

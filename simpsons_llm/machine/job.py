@@ -6,9 +6,9 @@
 __all__ = ['LINES', 'LOCK', 'HELD', 'BEAT_S', 'SILENT_S', 'whole', 'coerce', 'JobConfig', 'require', 'field_help',
            'settings_text', 'chapters_dir', 'find_chapter', 'read_json', 'parameters_of', 'same_parameters',
            'open_folder', 'cache_dir', 'write_text', 'write_json', 'append_jsonl', 'read_jsonl', 'set_aside',
-           'format_seconds', 'watched_cell', 'tell', 'Progress', 'collector_off', 'Facts', 'text_frame', 'own_place',
-           'user_name', 'own_process', 'is_alive', 'read_lock', 'lock_is_held', 'owner_text', 'make_lock', 'take_lock',
-           'join_lock', 'hold_folder', 'sha256', 'git_revision', 'provenance', 'in_process', 'answer_call']
+           'format_seconds', 'watched_cell', 'tell', 'Progress', 'collector_off', 'import_all', 'Facts', 'text_frame',
+           'own_place', 'user_name', 'own_process', 'is_alive', 'read_lock', 'lock_is_held', 'owner_text', 'make_lock',
+           'take_lock', 'join_lock', 'hold_folder', 'sha256', 'git_revision', 'provenance', 'in_process', 'answer_call']
 
 # %% ../../nbs/9_machine/91_job.ipynb #91-02
 import ast
@@ -415,6 +415,18 @@ def collector_off():
         gc.enable() if was_on else None
 
 # %% ../../nbs/9_machine/91_job.ipynb #91-53
+def import_all(
+    *names: str,  # of modules
+):
+    "Import large libraries, and keep the collector from looking for garbage among what they made."
+    if all(name in sys.modules for name in names):
+        return
+    with collector_off():
+        for name in names:
+            importlib.import_module(name)
+        gc.freeze()
+
+# %% ../../nbs/9_machine/91_job.ipynb #91-57
 class Facts(dict):
     "Named results: a dict that shows itself, whose entries are attributes too."
 
@@ -443,7 +455,7 @@ class Facts(dict):
         )
         return f"<table>{''.join(cells)}</table>"
 
-# %% ../../nbs/9_machine/91_job.ipynb #91-55
+# %% ../../nbs/9_machine/91_job.ipynb #91-59
 def text_frame(
     rows,  # what a pandas frame is made of
     **how,  # and its other arguments
@@ -467,7 +479,7 @@ def text_frame(
 
     return Whole(rows, **how)
 
-# %% ../../nbs/9_machine/91_job.ipynb #91-60
+# %% ../../nbs/9_machine/91_job.ipynb #91-64
 # the file, and the variable that tells processes below which locks are held for them
 LOCK, HELD = ".lock", "SIMPSONS_LLM_HELD"
 # so often the owner touches its lock; so long a silent one from another machine is believed, in seconds
@@ -514,7 +526,7 @@ def is_alive(
     except psutil.Error:
         return False
 
-# %% ../../nbs/9_machine/91_job.ipynb #91-61
+# %% ../../nbs/9_machine/91_job.ipynb #91-65
 def read_lock(
     path: Path,  # a lock file
 ) -> tuple:  # (what its owner wrote, seconds since it was touched); ({}, age) if that cannot be read
@@ -551,7 +563,7 @@ def owner_text(
         f"since {format_seconds(max(0, time.time() - note['since']))}"
     )
 
-# %% ../../nbs/9_machine/91_job.ipynb #91-62
+# %% ../../nbs/9_machine/91_job.ipynb #91-66
 def make_lock(
     path: Path,  # the lock file
     note: dict,  # what to write into it
@@ -594,7 +606,7 @@ def take_lock(
         aside.unlink()
         print(f"{folder}: {owner_text(found)}, left a lock behind and is gone; the folder is taken over", flush=True)
 
-# %% ../../nbs/9_machine/91_job.ipynb #91-63
+# %% ../../nbs/9_machine/91_job.ipynb #91-67
 def join_lock(
     path: Path,  # a lock that a process above holds
 ):
@@ -655,7 +667,7 @@ def hold_folder(
             with suppress(OSError):
                 made.rmdir()  # only an empty one goes
 
-# %% ../../nbs/9_machine/91_job.ipynb #91-68
+# %% ../../nbs/9_machine/91_job.ipynb #91-72
 def sha256(
     path,  # a file
 ) -> str:  # 64 hexadecimal digits
@@ -666,7 +678,7 @@ def sha256(
             h.update(piece)
     return h.hexdigest()
 
-# %% ../../nbs/9_machine/91_job.ipynb #91-70
+# %% ../../nbs/9_machine/91_job.ipynb #91-74
 def git_revision() -> str | None:
     "The revision of the checkout this package runs from, with `+` if files differ from it; None outside a checkout."
     root = Path(simpsons_llm.__file__).resolve().parent.parent
@@ -699,7 +711,7 @@ def provenance() -> dict:
     names = ("simpsons_llm", "torch", "transformers", "peft", "accelerate", "datasets")
     return {"python": platform.python_version(), **{n: version(n) for n in names}, "revision": git_revision()}
 
-# %% ../../nbs/9_machine/91_job.ipynb #91-74
+# %% ../../nbs/9_machine/91_job.ipynb #91-78
 def in_process(
     function: str,  # "module:function" of this package
     **arguments,  # its arguments, plain data

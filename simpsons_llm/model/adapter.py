@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..machine.device import Device, find_device
 from ..machine.job import open_folder, read_json, require, write_json
-from .base import load_base, readable, require_whole
+from .base import load_base, load_libraries, readable, require_whole
 
 # %% ../../nbs/3_model/31_adapter.ipynb #31-05
 def add_adapter(
@@ -161,6 +161,7 @@ def load_adapter(
     base_model: str | None = None,  # another name for the same base; None: as the notes say
 ) -> tuple:  # (PEFT model in evaluation mode, tokenizer, notes); ValueError if the adapter does not fit
     "Base model and adapter, ready to answer."
+    load_libraries()
     from peft import PeftModel, get_peft_model_state_dict
 
     notes, saved = adapter_notes(folder), weight_shapes(Path(folder) / "adapter_model.safetensors")

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SMOLLM2', 'TINY', 'OPEN_LLAMA', 'OLD_BUFFERS', 'WHEEL', 'QUANTIZATIONS', 'SHAPES', 'Base', 'some_of', 'require_whole',
            'damaged', 'readable', 'load_whole', 'reshaped_in_four_bits', 'dropped_tensors', 'installed_gguf',
-           'fetch_gguf', 'smollm2_folder', 'load_gguf', 'in_hub_cache', 'hub_reachable', 'find_base', 'tiny_model',
-           'separate_padding', 'local_source', 'where_from', 'load_tokenizer', 'nf4_config', 'load_base', 'load_config',
-           'shape_of', 'short_config', 'narrow_config', 'sketch_of', 'ask_by_doing']
+           'fetch_gguf', 'smollm2_folder', 'load_libraries', 'gguf_once', 'load_gguf', 'in_hub_cache', 'hub_reachable',
+           'find_base', 'tiny_model', 'separate_padding', 'local_source', 'where_from', 'load_tokenizer', 'nf4_config',
+           'load_base', 'load_config', 'shape_of', 'short_config', 'narrow_config', 'sketch_of', 'ask_by_doing']
 
 # %% ../../nbs/3_model/30_base.ipynb #30-02
 import copy
@@ -18,16 +18,18 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import patch
 
 from ..data.packing import leaks_between, reads_ahead
 from ..data.prompt import byte_tokenizer
 from ..machine.device import Device, Draws
-from ..machine.job import cache_dir, open_folder, require, sha256
+from ..machine.job import cache_dir, collector_off, import_all, open_folder, require, sha256
 
 # %% ../../nbs/3_model/30_base.ipynb #30-05
 SMOLLM2, TINY, OPEN_LLAMA = "smollm2-135m", "tiny", "openlm-research/open_llama_3b"
@@ -270,12 +272,37 @@ def smollm2_folder() -> Path:
         making.rename(folder)
     return folder
 
-# %% ../../nbs/3_model/30_base.ipynb #30-33
+# %% ../../nbs/3_model/30_base.ipynb #30-34
+def load_libraries():
+    "Import what every model needs, before there is one."
+    import_all("torch", "transformers.modeling_utils", "peft")
+
+# %% ../../nbs/3_model/30_base.ipynb #30-36
+@contextmanager
+def gguf_once():
+    "In the block, a GGUF file's header is read once, and quickly; so is the table of its names."
+    import gguf
+    import numpy as np
+
+    class Reader(gguf.GGUFReader):
+        # small slices of a memory map take long; a view of it is the same bytes
+        data = property(lambda self: self.view, lambda self, mapped: setattr(self, "view", np.asarray(mapped)))
+
+    kept, names = cache(Reader), cache(gguf.get_tensor_name_map)
+    with (
+        patch.object(gguf, "GGUFReader", lambda path, *how: kept(os.path.realpath(path), *how)),
+        patch.object(gguf, "get_tensor_name_map", names),
+        collector_off(),
+    ):
+        yield
+
+# %% ../../nbs/3_model/30_base.ipynb #30-37
 def load_gguf(
     path,  # a GGUF file
     dtype: str,  # "float32" or "bfloat16"
 ) -> tuple:  # (model, tokenizer); errors as `load_whole`
     "A GGUF file's weights as ordinary numbers."
+    load_libraries()
     import torch
     from transformers import AutoTokenizer
     from transformers.utils import logging
@@ -286,7 +313,7 @@ def load_gguf(
         Path(path).name,
         "fetch or make it again, or use the folder of a model",
     )
-    with redirect_stderr(io.StringIO()):  # a progress bar that cannot be switched off
+    with gguf_once(), redirect_stderr(io.StringIO()):  # a progress bar that cannot be switched off
         model = load_whole(folder, f"the GGUF file {path}", advice, gguf_file=name, dtype=getattr(torch, dtype))
         with readable(f"the tokenizer of {path}", advice):
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
@@ -298,7 +325,7 @@ def load_gguf(
         del model.config.quantization_config
     return model, tokenizer
 
-# %% ../../nbs/3_model/30_base.ipynb #30-35
+# %% ../../nbs/3_model/30_base.ipynb #30-39
 def in_hub_cache(
     hub_id: str,  # "owner/name"
 ) -> bool:  # whether its configuration and weights are on this machine
@@ -332,7 +359,7 @@ def hub_reachable() -> bool:
         return False
     return True
 
-# %% ../../nbs/3_model/30_base.ipynb #30-38
+# %% ../../nbs/3_model/30_base.ipynb #30-42
 def find_base(
     name: str,  # see the table above
     device_type: str = "cpu",  # "xpu", "cuda" or "cpu": decides what `auto` means
@@ -364,7 +391,7 @@ def find_base(
         f"or a hub id such as {OPEN_LLAMA}"
     )
 
-# %% ../../nbs/3_model/30_base.ipynb #30-41
+# %% ../../nbs/3_model/30_base.ipynb #30-45
 def tiny_model():
     "A random Llama of 2 layers and width 64 with its byte tokenizer, the same each time."
     import torch
@@ -386,7 +413,7 @@ def tiny_model():
     with Draws(torch.device("cpu"), 0):
         return LlamaForCausalLM(config), tokenizer
 
-# %% ../../nbs/3_model/30_base.ipynb #30-45
+# %% ../../nbs/3_model/30_base.ipynb #30-49
 def separate_padding(
     tokenizer,  # a transformers tokenizer
 ):  # the same, padding with another token than the one that ends answers
@@ -399,16 +426,17 @@ def separate_padding(
             for t in (tokenizer.unk_token, *tokenizer.all_special_tokens)
             if t and t not in (tokenizer.eos_token, tokenizer.bos_token)
         ]
+        known = tokenizer.get_vocab()
         others += [
             t
             for t in ("<pad>", "<|endoftext|>", "<unk>", "<|finetune_right_pad_id|>")
-            if t in tokenizer.get_vocab() and t != tokenizer.eos_token
+            if t in known and t != tokenizer.eos_token
         ]
         require(others, "the tokenizer has no token to pad with besides its end token; add one and resize the model")
         tokenizer.pad_token = others[0]
     return tokenizer
 
-# %% ../../nbs/3_model/30_base.ipynb #30-47
+# %% ../../nbs/3_model/30_base.ipynb #30-51
 def local_source(
     base: Base,  # a base model that is a folder or on the hub
 ) -> str:  # a folder, or a hub id to download; OSError if neither can be had
@@ -436,16 +464,17 @@ def load_tokenizer(
     name: str,  # as for `load_base`
 ):  # the tokenizer, with a padding token of its own; FileNotFoundError if it cannot be had
     "The tokenizer of a base model, without its weights."
+    load_libraries()
     from transformers import AutoTokenizer
 
     base = find_base(name)
     if base.kind == "tiny":
         return byte_tokenizer()
-    with readable(f"the tokenizer of {name}", base.advice):
+    with readable(f"the tokenizer of {name}", base.advice), gguf_once() if base.kind == "gguf" else nullcontext():
         tokenizer = AutoTokenizer.from_pretrained(**where_from(base))
     return separate_padding(tokenizer)
 
-# %% ../../nbs/3_model/30_base.ipynb #30-50
+# %% ../../nbs/3_model/30_base.ipynb #30-54
 QUANTIZATIONS = ("none", "nf4")
 
 
@@ -474,13 +503,15 @@ def nf4_config(
         bnb_4bit_compute_dtype=getattr(torch, dtype),
     )
 
-# %% ../../nbs/3_model/30_base.ipynb #30-51
+# %% ../../nbs/3_model/30_base.ipynb #30-55
 def load_base(
     name: str,  # see the table above
     device: Device,  # where to put it, and in which number format
     quantization: str = "none",  # none; nf4: the linear layers in 4 bits, for a base that stays frozen
+    tokenizer=None,  # what `load_tokenizer` gave for this name; None: it is loaded too
 ) -> tuple:  # (model, tokenizer); FileNotFoundError if it is not there, ValueError if not whole or not quantisable
     "A base model, ready on the device."
+    load_libraries()
     import torch
     from transformers import AutoTokenizer
     from transformers.utils import logging
@@ -496,23 +527,25 @@ def load_base(
         if quantization == "none"
         else dict(quantization_config=nf4_config(base, device.dtype), device_map={"": device.torch})
     )
+    own = None
     if base.kind == "tiny":
-        model, tokenizer = tiny_model()
+        model, own = tiny_model()
     elif base.kind == "gguf":
-        model, tokenizer = load_gguf(base.source, device.dtype)
+        model, own = load_gguf(base.source, device.dtype)
     else:
         what = f"the base model {name}"
         with readable(what, base.advice):
             source = local_source(base)
         model = load_whole(source, what, base.advice, dtype=dtype, **packed)
         with readable(f"the tokenizer of {name}", base.advice):
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            own = AutoTokenizer.from_pretrained(source) if tokenizer is None else None
+    tokenizer = own if tokenizer is None else tokenizer
     model.config._name_or_path = model.name_or_path = base.name
     model.origin = base.origin
     model.generation_config.pad_token_id = model.config.pad_token_id = separate_padding(tokenizer).pad_token_id
     return model if packed else model.to(device.torch, dtype), tokenizer
 
-# %% ../../nbs/3_model/30_base.ipynb #30-57
+# %% ../../nbs/3_model/30_base.ipynb #30-61
 SHAPES = {
     OPEN_LLAMA: dict(
         hidden_size=3200,
@@ -532,20 +565,24 @@ def load_config(
     device_type: str = "cpu",  # decides what `auto` means
 ):  # the transformers configuration: widths, layers, vocabulary; FileNotFoundError if it cannot be had
     "A base model's shape, without its weights."
+    load_libraries()
     from transformers import AutoConfig, LlamaConfig
 
     base = find_base(name, device_type)
     if base.kind == "tiny":
         return tiny_model()[0].config
     try:
-        with readable(f"the configuration of {name}", base.advice):
+        with (
+            readable(f"the configuration of {name}", base.advice),
+            gguf_once() if base.kind == "gguf" else nullcontext(),
+        ):
             return AutoConfig.from_pretrained(**where_from(base))
     except FileNotFoundError:
         if base.source in SHAPES:
             return LlamaConfig(**SHAPES[base.source])
         raise
 
-# %% ../../nbs/3_model/30_base.ipynb #30-60
+# %% ../../nbs/3_model/30_base.ipynb #30-64
 def shape_of(
     config,  # a transformers configuration
     dtype=None,  # torch dtype of its tensors; None: as the configuration says
@@ -570,7 +607,7 @@ def short_config(
             setattr(short, name, value[:layers])
     return short
 
-# %% ../../nbs/3_model/30_base.ipynb #30-64
+# %% ../../nbs/3_model/30_base.ipynb #30-68
 def narrow_config(
     config,  # a transformers configuration
 ):  # the same with a short vocabulary, narrow feed-forward layers and short windows

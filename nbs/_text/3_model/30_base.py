@@ -18,22 +18,23 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import patch
 
 from simpsons_llm.data.packing import leaks_between, reads_ahead
 from simpsons_llm.data.prompt import byte_tokenizer
 from simpsons_llm.machine.device import Device, Draws
-from simpsons_llm.machine.job import cache_dir, open_folder, require, sha256
+from simpsons_llm.machine.job import cache_dir, collector_off, import_all, open_folder, require, sha256
 
 # %%
 #| hide
 from time import perf_counter
 from types import SimpleNamespace
-from unittest.mock import patch
 
 import pandas as pd
 import torch
@@ -408,7 +409,7 @@ with tempfile.TemporaryDirectory() as folder, patch.object(subprocess, "run", re
 
 
 # %% [markdown]
-# Reading a GGUF file takes transformers many seconds, most of them spent on the vocabulary. So the weights are kept a second time in the ordinary form, which loads at once (measured below). Several processes may ask at once; a lock lets one of them do the work.
+# Unpacking a GGUF file takes seconds, many of them spent on the vocabulary. So the weights are kept a second time in the ordinary form, which loads at once (measured below). Several processes may ask at once; a lock lets one of them do the work.
 
 # %%
 #| export
@@ -440,6 +441,40 @@ def smollm2_folder() -> Path:
     return folder
 
 
+# %% [markdown]
+# All that loads something here begins with the large libraries, imported as the chapter on [jobs](../9_machine/91_job.ipynb) does it.
+
+# %%
+#| export
+def load_libraries():
+    "Import what every model needs, before there is one."
+    import_all("torch", "transformers.modeling_utils", "peft")
+
+
+# %% [markdown]
+# Left to themselves, the libraries read the header of the file, with its 49,000 tokens, once for each thing that they want to know from it, make the table of tensor names anew for each of the model's 400 parts, and slice the file 600,000 times in a way that suits large slices. A reader that is kept, a table that is kept, and a plain view of the file do the same in a sixth of the time.
+
+# %%
+#| export
+@contextmanager
+def gguf_once():
+    "In the block, a GGUF file's header is read once, and quickly; so is the table of its names."
+    import gguf
+    import numpy as np
+
+    class Reader(gguf.GGUFReader):
+        # small slices of a memory map take long; a view of it is the same bytes
+        data = property(lambda self: self.view, lambda self, mapped: setattr(self, "view", np.asarray(mapped)))
+
+    kept, names = cache(Reader), cache(gguf.get_tensor_name_map)
+    with (
+        patch.object(gguf, "GGUFReader", lambda path, *how: kept(os.path.realpath(path), *how)),
+        patch.object(gguf, "get_tensor_name_map", names),
+        collector_off(),
+    ):
+        yield
+
+
 # %%
 #| export
 def load_gguf(
@@ -447,6 +482,7 @@ def load_gguf(
     dtype: str,  # "float32" or "bfloat16"
 ) -> tuple:  # (model, tokenizer); errors as `load_whole`
     "A GGUF file's weights as ordinary numbers."
+    load_libraries()
     import torch
     from transformers import AutoTokenizer
     from transformers.utils import logging
@@ -457,7 +493,7 @@ def load_gguf(
         Path(path).name,
         "fetch or make it again, or use the folder of a model",
     )
-    with redirect_stderr(io.StringIO()):  # a progress bar that cannot be switched off
+    with gguf_once(), redirect_stderr(io.StringIO()):  # a progress bar that cannot be switched off
         model = load_whole(folder, f"the GGUF file {path}", advice, gguf_file=name, dtype=getattr(torch, dtype))
         with readable(f"the tokenizer of {path}", advice):
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
@@ -617,10 +653,11 @@ def separate_padding(
             for t in (tokenizer.unk_token, *tokenizer.all_special_tokens)
             if t and t not in (tokenizer.eos_token, tokenizer.bos_token)
         ]
+        known = tokenizer.get_vocab()
         others += [
             t
             for t in ("<pad>", "<|endoftext|>", "<unk>", "<|finetune_right_pad_id|>")
-            if t in tokenizer.get_vocab() and t != tokenizer.eos_token
+            if t in known and t != tokenizer.eos_token
         ]
         require(others, "the tokenizer has no token to pad with besides its end token; add one and resize the model")
         tokenizer.pad_token = others[0]
@@ -663,12 +700,13 @@ def load_tokenizer(
     name: str,  # as for `load_base`
 ):  # the tokenizer, with a padding token of its own; FileNotFoundError if it cannot be had
     "The tokenizer of a base model, without its weights."
+    load_libraries()
     from transformers import AutoTokenizer
 
     base = find_base(name)
     if base.kind == "tiny":
         return byte_tokenizer()
-    with readable(f"the tokenizer of {name}", base.advice):
+    with readable(f"the tokenizer of {name}", base.advice), gguf_once() if base.kind == "gguf" else nullcontext():
         tokenizer = AutoTokenizer.from_pretrained(**where_from(base))
     return separate_padding(tokenizer)
 
@@ -718,8 +756,10 @@ def load_base(
     name: str,  # see the table above
     device: Device,  # where to put it, and in which number format
     quantization: str = "none",  # none; nf4: the linear layers in 4 bits, for a base that stays frozen
+    tokenizer=None,  # what `load_tokenizer` gave for this name; None: it is loaded too
 ) -> tuple:  # (model, tokenizer); FileNotFoundError if it is not there, ValueError if not whole or not quantisable
     "A base model, ready on the device."
+    load_libraries()
     import torch
     from transformers import AutoTokenizer
     from transformers.utils import logging
@@ -735,17 +775,19 @@ def load_base(
         if quantization == "none"
         else dict(quantization_config=nf4_config(base, device.dtype), device_map={"": device.torch})
     )
+    own = None
     if base.kind == "tiny":
-        model, tokenizer = tiny_model()
+        model, own = tiny_model()
     elif base.kind == "gguf":
-        model, tokenizer = load_gguf(base.source, device.dtype)
+        model, own = load_gguf(base.source, device.dtype)
     else:
         what = f"the base model {name}"
         with readable(what, base.advice):
             source = local_source(base)
         model = load_whole(source, what, base.advice, dtype=dtype, **packed)
         with readable(f"the tokenizer of {name}", base.advice):
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            own = AutoTokenizer.from_pretrained(source) if tokenizer is None else None
+    tokenizer = own if tokenizer is None else tokenizer
     model.config._name_or_path = model.name_or_path = base.name
     model.origin = base.origin
     model.generation_config.pad_token_id = model.config.pad_token_id = separate_padding(tokenizer).pad_token_id
@@ -807,13 +849,17 @@ def load_config(
     device_type: str = "cpu",  # decides what `auto` means
 ):  # the transformers configuration: widths, layers, vocabulary; FileNotFoundError if it cannot be had
     "A base model's shape, without its weights."
+    load_libraries()
     from transformers import AutoConfig, LlamaConfig
 
     base = find_base(name, device_type)
     if base.kind == "tiny":
         return tiny_model()[0].config
     try:
-        with readable(f"the configuration of {name}", base.advice):
+        with (
+            readable(f"the configuration of {name}", base.advice),
+            gguf_once() if base.kind == "gguf" else nullcontext(),
+        ):
             return AutoConfig.from_pretrained(**where_from(base))
     except FileNotFoundError:
         if base.source in SHAPES:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from simpsons_llm.machine.device import Device, find_device
 from simpsons_llm.machine.job import open_folder, read_json, require, write_json
-from simpsons_llm.model.base import load_base, readable, require_whole
+from simpsons_llm.model.base import load_base, load_libraries, readable, require_whole
 
 # %%
 #| hide
@@ -318,6 +318,7 @@ def load_adapter(
     base_model: str | None = None,  # another name for the same base; None: as the notes say
 ) -> tuple:  # (PEFT model in evaluation mode, tokenizer, notes); ValueError if the adapter does not fit
     "Base model and adapter, ready to answer."
+    load_libraries()
     from peft import PeftModel, get_peft_model_state_dict
 
     notes, saved = adapter_notes(folder), weight_shapes(Path(folder) / "adapter_model.safetensors")

@@ -887,7 +887,8 @@ def begin_run(
     config, run, ranks, watch = job.config, job.run, job.ranks, watch or Stopwatch("load")
     # a sharded model goes to the devices in parts
     where = replace(job.device, type="cpu", index=0) if job.sharded else job.device
-    model, _ = load_base(job.base, where if config.lora else replace(where, dtype="float32"), config.quantization)
+    where = where if config.lora else replace(where, dtype="float32")
+    model, _ = load_base(job.base, where, config.quantization, job.maker.tokenizer)
     found = {
         "base_source": model.origin,
         "data_sha256": job.report["data_sha256"],

@@ -659,6 +659,53 @@ assert gc.isenabled()
 
 
 # %% [markdown]
+# The large libraries bring some 600,000 objects that stay until the end. Each full look for garbage goes over all of them, which takes a quarter of a second, and loading a model gives rise to several. So they are imported without it, and afterwards put where it does not look. What is alive at that moment is never looked at again, hence only the first time counts, before there is any model.
+
+# %%
+#| export
+def import_all(
+    *names: str,  # of modules
+):
+    "Import large libraries, and keep the collector from looking for garbage among what they made."
+    if all(name in sys.modules for name in names):
+        return
+    with collector_off():
+        for name in names:
+            importlib.import_module(name)
+        gc.freeze()
+
+
+# %% tags=["check"]
+before = gc.get_freeze_count()
+import_all("json", "gc")
+assert gc.get_freeze_count() == before  # nothing new: what lives here stays in sight
+with patch.dict(sys.modules):
+    sys.modules.pop("this", None)
+    import_all("json", "this")
+    assert "this" in sys.modules and gc.get_freeze_count() > before and gc.isenabled()
+gc.unfreeze()
+
+
+# %% [markdown]
+# What commands do before their work, then (SmolLM2 on two cores of an AMD EPYC, PyTorch 2.13, 30 November 2026; processor seconds, the least of several runs in turn with the program as it was before):
+#
+# | | before | now |
+# |---|---|---|
+# | `finetune`, to its first step: imports | 2.5 | 2.4 |
+# | - looking for garbage | 0.9 | 0.1 |
+# | - asking the model, and a sketch of it, whether packed samples stay apart | 1.1 | 1.1 |
+# | - counting the memory of a step | 0.6 | 0.6 |
+# | - tokenizer, weights and adapter | 0.6 | 0.4 |
+# | - script, samples, the rest | 0.2 | 0.2 |
+# | `infer`, one answer: imports | 2.2 | 2.1 |
+# | - looking for garbage | 0.7 | 0.1 |
+# | - weights, adapter, merging | 0.8 | 0.7 |
+# | - the answer | 1.1 | 1.1 |
+# | the first time: unpacking the weights | 18.4 | 4.6 |
+#
+# With the start of Python and its end, `finetune` comes to its first step after 5.0 processor seconds instead of 7.3, and `infer` takes 4.6 instead of 6.3. What is left is mostly the import of PyTorch and transformers.
+
+# %% [markdown]
 # ## Results that show themselves
 #
 # What a function gives back is looked at by a person first. `Facts` is a dictionary that a notebook shows as a table and a terminal as rows:
