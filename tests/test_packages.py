@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 # module -> distribution
 NAMED = {
+    "functorch": "torch",  # a part of its wheel
     "yaml": "pyyaml",
     "intel_extension_for_pytorch": "intel-extension-for-pytorch",
     "oneccl_bindings_for_pytorch": "oneccl-bind-pt",

@@ -727,29 +727,29 @@ def seed_quality(
 class GoalRecorder(Recorder):
     "A recorder that keeps a curve, and ends the run at a loss."
 
-    watch: Any = None  # the `Watch`
+    clock: Any = None  # the `Watch`
     curve: list  # what `score_row` makes
     goal = -math.inf  # nats per token to reach
     gain = math.inf  # and nats below the base
 
     def begin(self):
         super().begin()
-        self.watch.go()
+        self.clock.go()
 
     def count(self, parts):
-        self.watch.go()
+        self.clock.go()
         return super().count(parts)
 
     def step_ends(self, step):
         stop = super().step_ends(step)
-        self.watch.lap()
+        self.clock.lap()
         return self.reached or stop
 
     def write(self, step, **values):
         super().write(step, **values)
         if "valid_loss_nats" in values:
-            self.watch.stop()
-            self.curve.append(score_row("ours", step, self.watch.seconds, self.real_tokens, values["valid_loss_nats"]))
+            self.clock.stop()
+            self.curve.append(score_row("ours", step, self.clock.seconds, self.real_tokens, values["valid_loss_nats"]))
 
     @property
     def reached(self) -> bool:
@@ -777,7 +777,7 @@ def ours_quality(
             makers = [job.maker, TextMaker(job.maker.tokenizer, "alpaca")]
             scored[:] = same_lines(parts["valid"], makers, report["speakers"], max_seq_len, most=lines)[0]
             job.samples["valid"] = scored
-            return {"watch": Watch(job.device), "curve": curve, "goal": goal, "gain": gain}
+            return {"clock": Watch(job.device), "curve": curve, "goal": goal, "gain": gain}
 
         run_job(config, with_recorder(GoalRecorder, change), made)
     return {"curve": curve, "lines": len(scored), "scored_tokens": sum(x.learned for x in scored)}
