@@ -518,12 +518,12 @@ assert times.loc["everybody", "rows"] > 5 > times.loc["Homer alone", "rows"] > 1
 assert (each["rows"] < each["rows, filled up"]).all()
 
 # %% [markdown]
-# Measured on a CPU of two cores (`simpsons-llm bench train --seconds 40 --json bench.json`, SmolLM2, the book's script, everybody to learn; other work was on the machine, for both sides alike):
+# Measured on a CPU of two cores (`simpsons-llm bench train --seconds 40 --json bench.json`, SmolLM2, the book's script, everybody to learn; other work was on the machine, for both sides alike), and on one H200 (`--data` a folder made from a real table, `--compile layers --seconds 8`; there the *peer* is Trainer with our samples):
 
 # %% tags=["example"]
 kept = pd.DataFrame(read_jsonl(chapters_dir() / "_results" / "bench.jsonl"))
 trained = kept[kept.name.str.startswith("train ")].drop(columns="versions").reset_index(drop=True)
-trained.assign(name=trained.name.str.split(": ", n=1).str[1]).round(3)
+trained.assign(name=trained.name.str.rsplit(": ", n=1).str[1]).round(3)
 
 # %% [markdown]
 # The seed's way reads fewer tokens in a second: its loss is computed at every place, padding included, over 49,152 words, which is also where its memory goes.
