@@ -152,6 +152,28 @@ def test_layers_are_one_program_while_it_is_recorded(graphs, monkeypatch):
     assert torch.equal(of_page(decoder, batch), wanted)
 
 
+def test_what_cannot_be_compiled_is_recorded_all_the_same(graphs, monkeypatch):
+    s, batch = Sampling(8, top_k=20), batch_prompts(PROMPTS, 0, CPU)
+    other = made("gpt2")
+    with pytest.warns(UserWarning, match="layers are not compiled: its layers are not where"):
+        decoder = Decoder(other, 3, 7, s, how="layers")
+    plain = Decoder(other, 3, 7, s, how="none")
+    assert Played.made == 1 and torch.equal(of_page(decoder, batch), of_page(plain, batch))
+
+    def broken(function, dynamic=None):
+        def fails(*_, **__):
+            raise RuntimeError("no compiler was found")
+
+        return fails
+
+    model = made("llama")
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.warns(UserWarning, match="no compiler was found"):
+        decoder = Decoder(model, 3, 7, s, how="layers")
+    assert torch.equal(of_page(decoder, batch), of_page(Decoder(model, 3, 7, s, how="none"), batch))
+    assert [layer.self_attn.layer_idx for layer in model.model.layers] == [0, 1]
+
+
 def test_a_recording_that_fails_changes_nothing_but_the_time(graphs, monkeypatch):
     def refuse(work, device, warm=3):
         work()

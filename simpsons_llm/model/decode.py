@@ -103,13 +103,12 @@ def decodes_here(
     model,  # a model, with or without adapter
 ) -> str:  # "" if the page can draw with it, else why not
     "Whether a model's cache may have its full length from the beginning."
-    import torch
     from transformers import StaticCache
 
     plain = base_of(model)
     if not getattr(plain, "_can_compile_fullgraph", False):
         return "the model does not say that its steps are all alike"
-    if any(isinstance(p, torch.distributed.tensor.DTensor) for p in plain.parameters()):
+    if any(hasattr(p, "device_mesh") for p in plain.parameters()):
         return "the model is spread over several devices"
     if any(getattr(layer, "is_sliding", True) for layer in StaticCache(config=plain.config, max_cache_len=8).layers):
         return "some layers look at a window only"
@@ -151,8 +150,14 @@ class Decoder:
         if how != "none" and graph_class(device) and not in_group():
             self.given.fill_(True)
             self.read()
+            if how == "layers":
+                try:
+                    with one_program(model, self.cache):
+                        self.go_on = Recorded(self.step, device)
+                except RuntimeError as e:
+                    warnings.warn(f"layers are not compiled: {str(e)[:200]}", stacklevel=2)
             try:
-                with one_program(model, self.cache) if how == "layers" else ExitStack():
+                if self.go_on == self.step:
                     self.go_on = Recorded(self.step, device)
                 if again:
                     self.begin = Recorded(self.read, device)
@@ -258,13 +263,16 @@ class OwnCache:
 def one_program(
     model,  # a transformers model
     cache,  # its StaticCache, begun
-):
+):  # RuntimeError if its layers are not known
     "Decoder layers compiled as one program, for the length of a `with` block."
     import torch
 
     inner: Any = base_of(model)
+    layers = getattr(getattr(inner, "model", inner), "layers", [])
+    if not layers or not all(hasattr(getattr(layer, "self_attn", None), "layer_idx") for layer in layers):
+        raise RuntimeError("its layers are not where they usually are")
     with ExitStack() as back:
-        for layer, part in zip(getattr(inner, "model", inner).layers, cache.layers):
+        for layer, part in zip(layers, cache.layers):
             compiled, own = torch.compile(layer.forward, dynamic=False), OwnCache(part)
 
             def forward(*args, _compiled=compiled, _own=own, **kwargs):
