@@ -452,7 +452,7 @@ FAULTS = [Fault(*row) for row in (
      "bench.py -k leaves_out"),
     ("bench.training", "scoring-takes-the-seeds-time", "watch.stop()\n                self.score(", "self.score(",
      "bench.py -k take_no_time"),
-    ("bench.training", "scoring-takes-our-time", "            self.watch.stop()\n", "",
+    ("bench.training", "scoring-takes-our-time", "            self.clock.stop()\n", "",
      "bench.py -k take_no_time"),
     ("bench.training", "one-goal-is-enough", "goal = min(self.goal,", "goal = max(self.goal,", "bench.py -k is_there"),
     ("bench.training", "seeds-best-is-the-base", 'r for r in curve if r["step"]]', "r for r in curve]",
