@@ -1,5 +1,6 @@
 "Answers token by token: as `generate` gives them, recorded or not, for every kind of model that says it can."
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -129,6 +130,16 @@ def test_a_recorded_step_draws_the_same(graphs, monkeypatch):
     monkeypatch.setattr(decode, "in_group", lambda: True)  # of several ranks nobody records
     Played.made = 0
     assert torch.equal(of_page(Decoder(model, 3, 7, s), batch), wanted) and Played.made == 0
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 7, 8])
+def test_short_answers_have_no_room_for_warming_up(graphs, tokens):
+    "They are drawn one step at a time; a longer one is recorded, also after a compiler that failed."
+    model, s, batch = made("gpt2"), Sampling(tokens, top_k=20), batch_prompts(PROMPTS, 0, CPU)
+    wanted = of_page(Decoder(model, 3, 7, s, how="none"), batch)
+    with pytest.warns(UserWarning, match="not compiled") if tokens == 8 else nullcontext():
+        decoder = Decoder(model, 3, 7, s, how="layers", again=True)
+    assert Played.made == (2 if tokens == 8 else 0) and torch.equal(of_page(decoder, batch), wanted)
 
 
 def test_layers_are_one_program_while_it_is_recorded(graphs, monkeypatch):

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,15 @@ def test_every_micro_batch_has_room_in_the_shape_that_it_is_given(batches, most)
         assert fixed_row(EndToEnd(0)(samples), shape, 0)["input_ids"].shape == (1, shape.tokens)
     padded = [sum(next(n.tokens for n in s if n.tokens >= sum(b)) for b in batches) for s in (shapes, shapes[-1:])]
     assert padded[0] <= padded[1]
+
+
+def test_shapes_of_a_long_run_are_found_at_once():
+    "The time depends on how many lengths there are, not on how many steps."
+    made = torch.Generator().manual_seed(0)
+    lengths = torch.randint(3000, 9000, (500,), generator=made).tolist()
+    batches, begun = [[k % 500] for k in range(60_000)], time.process_time()
+    shapes = packing.row_shapes(batches, lengths, lengths)
+    assert len(shapes) == 3 and time.process_time() - begun < 3
 
 
 def test_a_resumed_run_goes_on_to_the_same_numbers(tmp_path, graphs):

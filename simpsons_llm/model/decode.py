@@ -8,7 +8,7 @@ __all__ = ['SAMPLING', 'DECODES', 'Sampling', 'draw_tokens', 'decodes_here', 'De
 # %% ../../nbs/3_model/32_decode.ipynb #32-02
 import difflib
 import warnings
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from types import FunctionType
 from typing import Any
@@ -147,22 +147,30 @@ class Decoder:
         self.ends = torch.tensor(sorted(set(ends)) or [-1], **whole)
         self.seen = torch.zeros(rows, model.get_output_embeddings().weight.shape[0], dtype=torch.bool, device=device)
         self.begin, self.go_on = self.read, self.step
-        if how != "none" and graph_class(device) and not in_group():
+        # a shorter answer is there before a step is recorded, and has no room for the steps that warm up
+        if how != "none" and sampling.max_new_tokens >= 8 and graph_class(device) and not in_group():
             self.given.fill_(True)
-            self.read()
-            if how == "layers":
-                try:
-                    with one_program(model, self.cache):
-                        self.go_on = Recorded(self.step, device)
-                except RuntimeError as e:
-                    warnings.warn(f"layers are not compiled: {str(e)[:200]}", stacklevel=2)
             try:
-                if self.go_on == self.step:
-                    self.go_on = Recorded(self.step, device)
+                self.record(compiled=how == "layers")
                 if again:
                     self.begin = Recorded(self.read, device)
             except RuntimeError as e:  # the answers are the same, and take longer
                 warnings.warn(f"answers are drawn one kernel at a time: {str(e)[:200]}", stacklevel=2)
+
+    def record(
+        self,
+        compiled: bool,  # its layers, too, if they can be
+    ):
+        "Record the step of a token; RuntimeError where the device refuses."
+        self.read()  # each recording warms up from the end of the prompts
+        try:
+            with one_program(self.model, self.cache) if compiled else nullcontext():
+                self.go_on = Recorded(self.step, self.ids.device)
+        except RuntimeError as e:
+            if not compiled:
+                raise
+            warnings.warn(f"layers are not compiled: {str(e)[:200]}", stacklevel=3)
+            self.record(False)
 
     def read(self):
         "Read the prompts, and draw the first token of each answer."

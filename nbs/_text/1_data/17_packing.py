@@ -12,6 +12,7 @@
 #| export
 import inspect
 from array import array
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -500,13 +501,13 @@ def row_shapes(
 ) -> list:  # of `RowShape`, the shortest first; a micro-batch goes into the first that has room for its tokens
     "A few lengths of rows, so that little is filled up: the last micro-batch of an epoch may be a short one."
     sizes = [-(-sum(lengths[i] for i in b) // step) * step for b in batches]
-    ordered, best, chosen = sorted(sizes), len(sizes) * max(sizes), (max(sizes),)
+    ordered, counts, best, chosen = sorted(sizes), Counter(sizes), len(sizes) * max(sizes), (max(sizes),)
     if max(sizes) >= LEAST_TOKENS:
         # some forty sizes to choose from
         some = sorted({ordered[k * (len(ordered) - 1) // 40] for k in range(41)} - {max(sizes)})
         for count in range(1, most):
             for ends in combinations(some, count):
-                filled = sum(next((e for e in ends if e >= n), max(sizes)) for n in sizes)
+                filled = sum(c * next((e for e in ends if e >= n), ordered[-1]) for n, c in counts.items())
                 if filled < best - LEAST_SAVED * sum(sizes) * (count + 1 - len(chosen)):
                     best, chosen = filled, (*ends, max(sizes))
     groups: dict = {end: [] for end in chosen}
