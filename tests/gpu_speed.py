@@ -1,7 +1,8 @@
 """The fast loop beside Trainer on an accelerator, by hand: `python tests/gpu_speed.py OUT [small large where resume]`.
 
-With TABLE=FILE also `table`. `python tests/gpu_speed.py nbs/_results predict table large` needs no accelerator: the
-memory that is predicted for the runs of a record, beside what was measured.
+Also one run by its name, such as "large full layers"; TABLE is a folder that prepare wrote, TOKENIZER one with the
+tokenizer of SmolLM2. `python tests/gpu_speed.py nbs/_results predict table large` needs no accelerator: the memory
+that is predicted for the runs of a record, beside what was measured.
 
 Writes OUT/gpu_speed.jsonl, which the chapter on speed shows: one JSON line a run, of `finetune` as people call it, on
 models of random weights in the shapes of SmolLM2-135M (small) and open_llama_3b (large) and the book's script.
@@ -92,10 +93,10 @@ def one(out, name, base, steps, **given):
         return
     wall = time.perf_counter() - begun
     rows = [r for r in read_jsonl(run / "metrics.jsonl") if "train_loss_nats" in r]
-    late = rows[len(rows) // 2 :]
-    clock = ends[len(rows) // 2 :]
-    times = [b[0] - a[0] for a, b in zip(clock, clock[1:])]
-    tokens = late[-1]["real_tokens"] - late[0]["real_tokens"]
+    scored = {r["step"] for r in read_jsonl(run / "metrics.jsonl") if "valid_loss_nats" in r}  # and a checkpoint saved
+    late = [k for k in range(len(rows) // 2 + 1, len(rows)) if rows[k - 1]["step"] not in scored]
+    times = [ends[k][0] - ends[k - 1][0] for k in late]
+    tokens = sum(rows[k]["real_tokens"] - rows[k - 1]["real_tokens"] for k in late)
     counted = torch._dynamo.utils.counters
     row = {
         "name": name,
@@ -203,7 +204,7 @@ def runs(which):
         yield "large seed layers", W3B, 10, {"compile": "layers", **seed}
         yield "large seed checkpointing", W3B, 8, {"compile": "layers", "gradient_checkpointing": True, **seed}
         yield "large book layers", W3B, 12, {"compile": "layers", **many[32], **table}
-        yield "large full layers", W3B, 8, {"compile": "layers", "mode": "full", **seed, "micro_batch_size": 32}
+        yield "large full layers", W3B, 8, {"compile": "layers", "mode": "full", **seed, "micro_batch_size": 64}
 
 
 KINDS = {
@@ -249,8 +250,7 @@ def where_time_goes(out, name, base, steps, **given):
             torch.accelerator.synchronize()
             found["step_ms"] = 1e3 * (time.perf_counter() - found["since"])
         if found["at"] == steps - 1:
-            found["waits"] = found["profile"]  # what follows, reading the loss, is not in the step
-            torch.accelerator.synchronize()
+            torch.accelerator.synchronize()  # by the device's clock; what follows, reading the loss, is not in the step
             found["profile"].__exit__(None, None, None)
         return ends(self, step)
 
@@ -273,13 +273,13 @@ def where_time_goes(out, name, base, steps, **given):
             kind = kinds.setdefault(kind_of(e.key), [0.0, 0])
             kind[0] += e.self_device_time_total / 1e3
             kind[1] += e.count
-    reads = sum(e.count for e in events if e.key == "aten::_local_scalar_dense")
+    waits = {e.key: e.count for e in events if e.key in ("cudaStreamSynchronize", "cudaEventSynchronize")}
     row = {
         "name": f"where {name}",
         "step_ms": round(found["step_ms"], 2),
         "kernel_ms": {k: round(v[0], 3) for k, v in kinds.items()},
         "kernels": {k: v[1] for k, v in kinds.items()},
-        "numbers read by the host": reads,
+        "host waits in the step": sum(waits.values()),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "torch": torch.__version__,
     }
@@ -297,7 +297,8 @@ def main():
     with open(folder / "gpu_speed.jsonl", "a") as out:
         if "resume" in which:
             resumed(out, make_base(SMOL, Path("/tmp/gpu_speed/smol")))
-        for name, shape, steps, given in (run for group in which for run in runs(group)):
+        wanted = [r for group in ("small", "large") for r in runs(group) if group in which or r[0] in which]
+        for name, shape, steps, given in wanted:
             one(out, name, make_base(shape, Path("/tmp/gpu_speed") / bases[id(shape)]), steps, **given)
         if "where" in which:
             table = {"data": os.environ.get("TABLE", "springfield"), "epochs": 99.0}

@@ -107,6 +107,37 @@ class Played:
         return self.work()
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_collected_while_a_graph_is_recorded(monkeypatch, fails):
+    "A graph of an earlier answer that is let go in the middle spoils the recording; afterwards all is as before."
+    import gc
+    from contextlib import nullcontext
+    from types import SimpleNamespace
+
+    from simpsons_llm.machine import graphs as G
+
+    seen = []
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    module = SimpleNamespace(
+        Stream=lambda: stream,
+        current_stream=lambda: stream,
+        stream=lambda s: nullcontext(),
+        graph=lambda g, **more: nullcontext(),
+        CUDAGraph=lambda: SimpleNamespace(replay=lambda: None),
+    )
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+
+    def work():
+        seen.append(gc.isenabled())
+        if fails and len(seen) == 4:
+            raise RuntimeError("the device does not take it")
+        return len(seen)
+
+    with pytest.raises(RuntimeError, match="does not take") if fails else nullcontext():
+        assert G.Recorded(work, torch.device("cuda"))() == 4
+    assert seen == [False] * 4 and gc.isenabled()
+
+
 @pytest.fixture
 def graphs(monkeypatch):
     "A CPU that records."

@@ -133,6 +133,7 @@ if demo:
 # | | [infer](3_model/33_infer.ipynb) | finishing a line, and how long it takes |
 # | | [loss](3_model/34_loss.ipynb) | the loss of a token, and of held-out lines |
 # | | [character](3_model/35_character.ipynb) | a model and a name: what one talks to |
+# | | [verbatim](3_model/36_verbatim.ipynb) | how much of what a model says it has only copied |
 # | **train** | [config](4_train/40_config.ipynb) | two recipes, the settings of a run, its length, optimizer and learning rate |
 # | | [cost](4_train/41_cost.ipynb) | memory, arithmetic and time, told before the weights are loaded |
 # | | [sharding](4_train/42_sharding.ipynb) | models in parts, one on each rank |

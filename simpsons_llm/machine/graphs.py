@@ -6,6 +6,7 @@
 __all__ = ['graph_class', 'Recorded']
 
 # %% ../../nbs/9_machine/95_graphs.ipynb #95-02
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -36,8 +37,9 @@ class Recorded:
 
         make, module = graph_class(device), torch.get_device_module(device)
         require(make, f"{device} records no graphs; use what the graph was to replace")
-        stream, kept = module.Stream(), torch.is_autocast_cache_enabled()
+        stream, kept, collects = module.Stream(), torch.is_autocast_cache_enabled(), gc.isenabled()
         torch.set_autocast_cache_enabled(False)  # what autocast keeps between calls is gone when it ends
+        gc.disable()  # a graph that is let go while another is recorded spoils it
         try:
             stream.wait_stream(module.current_stream())
             with module.stream(stream):
@@ -49,6 +51,8 @@ class Recorded:
                 self.out = work()
         finally:
             torch.set_autocast_cache_enabled(kept)
+            if collects:
+                gc.enable()
 
     def __call__(self):
         "Replay; the result is the tensors of the recording, with new numbers in them."

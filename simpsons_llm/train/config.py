@@ -262,7 +262,8 @@ class RunLength:
         step: int,  # 1..steps
     ) -> bool:
         "Whether the held-out loss is measured, and a checkpoint saved, after this step."
-        return step % self.eval_steps == 0 or step % self.epoch_steps == 0 or step == self.steps
+        epoch = self.eval_steps <= self.epoch_steps and step % self.epoch_steps == 0
+        return step % self.eval_steps == 0 or epoch or step == self.steps
 
     def samples(
         self,
@@ -297,7 +298,9 @@ def run_length(
     s = config.resolved()
     epoch = math.ceil(samples / s["global_batch_size"])
     steps = config.max_steps or math.ceil(s["epochs"] * epoch)
-    every = min(s["eval_steps"] or max(1, math.ceil(steps / looks)), steps)
+    passes = math.ceil(steps / epoch)
+    every = math.ceil(steps / looks) if passes == 1 else epoch * math.ceil(passes / looks)
+    every = min(s["eval_steps"] or every, steps)
     speak = 0 if config.sample_steps is None else config.sample_steps or -1
     return RunLength(steps, epoch, every, speak, min(int(s["warmup_ratio"] * steps), steps - 1))
 

@@ -113,7 +113,9 @@ def told_error(
     error: Exception,  # of a device or a compiler
 ) -> str:  # one line
     "An error in short."
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['it failed'])[0][:200]}"
+    lines = str(error).strip().splitlines() or ["it failed"]
+    said = lines[0] if not lines[0].endswith(":") else " ".join(lines[:2])  # "... raised:", and then what
+    return f"{type(error).__name__}: {said[:200]}"
 
 
 class FastLoop(Loop):
@@ -163,7 +165,9 @@ class FastLoop(Loop):
             most = max(sum(len(items[i]["lengths"]) for i in b) for b in batches)
             self.shapes = [RowShape(shape.tokens, most + -(-shape.tokens // longest) + 1, longest, shape.learned)]
         else:
-            self.shapes = row_shapes(batches, self.sampler.lengths, learned)
+            # what is not recorded can be as long as it is, unless each length is compiled by itself
+            free = self.unrecorded(True) and not self.job.config.gradient_checkpointing
+            self.shapes = row_shapes(batches, self.sampler.lengths, learned, most=None if free else 3)
         on: dict[str, Any] = {"device": self.device}
         self.rows: list[dict[str, Any]] = [
             {
@@ -261,11 +265,13 @@ class FastLoop(Loop):
         begun, self.recorded, self.update = time.perf_counter(), {}, None
         try:
             if compiled:
-                self.compiled.enter_context(compiled_layers(self.model, dynamic=len(self.shapes) > 1))
+                # a compiler that is told what to compute again does not take rows of any length
+                dynamic = len(self.shapes) > 1 and not self.job.config.gradient_checkpointing
+                self.compiled.enter_context(compiled_layers(self.model, dynamic=dynamic))
             if why := self.unrecorded(compiled):
-                for at in range(len(self.shapes)):
-                    self.forward_backward(at)
-                    self.recorded[at] = partial(self.forward_backward, at)
+                self.recorded = {at: partial(self.forward_backward, at) for at in range(len(self.shapes))}
+                for at in (*range(len(self.shapes))[:2], len(self.shapes) - 1):  # a compiler has seen its lengths
+                    self.recorded[at]()
                 self.update = self.clip_and_step
             else:
                 self.record()
@@ -274,7 +280,8 @@ class FastLoop(Loop):
             self.recorded = {}
             raise
         if self.job.ranks.is_main:
-            rows = " or ".join(f"{n.tokens:,}" for n in self.shapes)
+            sizes = [f"{n.tokens:,}" for n in self.shapes]
+            rows = " or ".join(sizes) if len(sizes) < 4 else f"{sizes[0]} to {sizes[-1]}"
             what = "compiled" * compiled + " and " * (compiled and not why) + "recorded" * (not why)
             print(
                 f"step {what or 'tried'} in {time.perf_counter() - begun:.1f} s: rows of {rows} tokens, "

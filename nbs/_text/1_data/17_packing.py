@@ -496,13 +496,15 @@ def row_shapes(
     batches: list,  # for each micro-batch of a run, the indices of its samples
     lengths: list,  # tokens of each sample
     learned: list,  # tokens of each sample that have a loss weight
-    most: int = 3,  # shapes, 1 or more
+    most: int | None = 3,  # shapes, 1 or more; None: one for each size that there is
     step: int = 64,  # sizes are multiples of this
 ) -> list:  # of `RowShape`, the shortest first; a micro-batch goes into the first that has room for its tokens
     "A few lengths of rows, so that little is filled up: the last micro-batch of an epoch may be a short one."
     sizes = [-(-sum(lengths[i] for i in b) // step) * step for b in batches]
     ordered, counts, best, chosen = sorted(sizes), Counter(sizes), len(sizes) * max(sizes), (max(sizes),)
-    if max(sizes) >= LEAST_TOKENS:
+    if most is None:
+        chosen = tuple(sorted(counts))
+    elif max(sizes) >= LEAST_TOKENS:
         # some forty sizes to choose from
         some = sorted({ordered[k * (len(ordered) - 1) // 40] for k in range(41)} - {max(sizes)})
         for count in range(1, most):
@@ -561,6 +563,7 @@ for most in (1, 2):
 # %% tags=["check"]
 assert [s.tokens for s in row_shapes(epoch, tokens, tokens, 3)] == [512, 8000]
 assert len(row_shapes(epoch, [n // 10 for n in tokens], tokens, 3)) == 1  # short rows are left alone
+assert [s.tokens for s in row_shapes(epoch, tokens, tokens, None)] == [512, 7936, 8000]
 
 # %% [markdown]
 # Two samples of five and three tokens in a row of eight, filled up to sixteen:

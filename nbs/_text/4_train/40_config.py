@@ -354,7 +354,7 @@ for wrong in (
 # %% [markdown]
 # ## How long, and when to look
 #
-# An *epoch* is one pass over the samples; a step learns from one global batch. The held-out loss is measured every few steps, at the end of each epoch, and at the end of the run, so that the last step is never kept or thrown away unseen. Text is sampled at the same moments unless another interval is asked for.
+# An *epoch* is one pass over the samples; a step learns from one global batch. The held-out loss is measured every few steps, at the end of each epoch that is no shorter than that, and at the end of the run, so that the last step is never kept or thrown away unseen. Where nobody said how often, a run of several epochs is looked at when one of them ends; of ninety short ones, at four. Text is sampled at the same moments unless another interval is asked for.
 
 # %%
 #| export
@@ -373,7 +373,8 @@ class RunLength:
         step: int,  # 1..steps
     ) -> bool:
         "Whether the held-out loss is measured, and a checkpoint saved, after this step."
-        return step % self.eval_steps == 0 or step % self.epoch_steps == 0 or step == self.steps
+        epoch = self.eval_steps <= self.epoch_steps and step % self.epoch_steps == 0
+        return step % self.eval_steps == 0 or epoch or step == self.steps
 
     def samples(
         self,
@@ -441,16 +442,18 @@ def run_length(
     s = config.resolved()
     epoch = math.ceil(samples / s["global_batch_size"])
     steps = config.max_steps or math.ceil(s["epochs"] * epoch)
-    every = min(s["eval_steps"] or max(1, math.ceil(steps / looks)), steps)
+    passes = math.ceil(steps / epoch)
+    every = math.ceil(steps / looks) if passes == 1 else epoch * math.ceil(passes / looks)
+    every = min(s["eval_steps"] or every, steps)
     speak = 0 if config.sample_steps is None else config.sample_steps or -1
     return RunLength(steps, epoch, every, speak, min(int(s["warmup_ratio"] * steps), steps - 1))
 
 
 # %% [markdown]
-# The book's recipe on 82 scenes, and three epochs of it:
+# The book's recipe on 82 scenes, and ninety-nine and three epochs of it:
 
 # %%
-for epochs in (1, 3):
+for epochs in (1, 99, 3):
     length = run_length(TrainConfig(epochs=epochs), 82)
     print(
         f"{length.steps} steps, warmup {length.warmup_steps}, evaluated after",
@@ -469,6 +472,8 @@ assert not any(run_length(TrainConfig(sample_steps=0), 82).samples(k) for k in r
     TrainConfig(sample_steps=10), 82
 ).samples(20)
 assert run_length(TrainConfig(max_steps=1), 82) == RunLength(1, 41, 1, 0, 0)
+many = run_length(TrainConfig(epochs=99), 82)
+assert sum(map(many.evaluates, range(1, many.steps + 1))) == EVALUATIONS
 
 
 # %% [markdown]

@@ -324,7 +324,8 @@ class Loop(TrainState):
         while parts:
             weight = recorder.count(parts)
             recorder.step_begins()
-            rate = float(self.schedule.get_last_lr()[0])
+            # computed, not read: on a device the rate is a tensor
+            rate = self.schedule.base_lrs[0] * self.schedule.lr_lambdas[0](self.schedule.last_epoch)
             loss, norm = self.learn_from(parts, weight)
             parts = next(batches, None)  # made while the device is at work
             self.schedule.step()

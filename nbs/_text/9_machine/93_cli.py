@@ -16,6 +16,7 @@ import re
 import sys
 import traceback
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any, Optional
@@ -916,7 +917,9 @@ def bench_infer(
     simpsons-llm bench infer --adapter runs/x"""
     from simpsons_llm.bench.talking import bench_infer as measure
 
-    show_bench(measure(adapter, base_model, prompts, tokens, runs, device), file)
+    # what is known is kept, should the last side be stopped
+    tell = partial(write_rows, file=file)
+    show_bench(measure(adapter, base_model, prompts, tokens, runs, device, tell), file)
 
 
 # %% [markdown]

@@ -10,6 +10,7 @@
 
 # %%
 #| export
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -42,8 +43,9 @@ class Recorded:
 
         make, module = graph_class(device), torch.get_device_module(device)
         require(make, f"{device} records no graphs; use what the graph was to replace")
-        stream, kept = module.Stream(), torch.is_autocast_cache_enabled()
+        stream, kept, collects = module.Stream(), torch.is_autocast_cache_enabled(), gc.isenabled()
         torch.set_autocast_cache_enabled(False)  # what autocast keeps between calls is gone when it ends
+        gc.disable()  # a graph that is let go while another is recorded spoils it
         try:
             stream.wait_stream(module.current_stream())
             with module.stream(stream):
@@ -55,6 +57,8 @@ class Recorded:
                 self.out = work()
         finally:
             torch.set_autocast_cache_enabled(kept)
+            if collects:
+                gc.enable()
 
     def __call__(self):
         "Replay; the result is the tensors of the recording, with new numbers in them."
@@ -76,7 +80,7 @@ except ValueError as e:
     print(e)
 
 # %% [markdown]
-# Where there is one, a replay gives what the function gives:
+# Where there is one, a replay gives what the function gives. What a recording needs from outside must hold while it is made: Python's garbage collector waits, since a graph of an earlier answer that is let go in the middle ends the recording (on an H200 one of dozens was lost so).
 
 # %% tags=["check"]
 if torch.accelerator.is_available() and graph_class(torch.accelerator.current_accelerator()):
