@@ -11,8 +11,9 @@ from simpsons_llm.train.config import SCORED, TrainConfig, evaluations, make_opt
     [
         (7, dict(global_batch_size=2, epochs=1, eval_steps=3), 4, 4, [3, 4]),
         (8, dict(global_batch_size=2, epochs=2, eval_steps=3), 8, 4, [3, 4, 6, 8]),
-        (9, dict(global_batch_size=4, epochs=1.5, eval_steps=100), 5, 3, [5]),
-        (9, dict(global_batch_size=4, epochs=1.5, eval_steps=3), 5, 3, [3, 5]),
+        (9, dict(global_batch_size=4, epochs=1.5, eval_steps=100), 5, 3, [3, 5]),
+        (9, dict(global_batch_size=4, epochs=5, eval_steps=100), 15, 3, [15]),
+        (9, dict(global_batch_size=4, epochs=5, eval_steps=2), 15, 3, [2, 3, 4, 6, 8, 9, 10, 12, 14, 15]),
         (9, dict(global_batch_size=4, epochs=5), 15, 3, [6, 12, 15]),  # no more than four times by itself
         (9, dict(global_batch_size=4, epochs=4), 12, 3, [3, 6, 9, 12]),
         (64, dict(global_batch_size=4, epochs=1), 16, 16, [4, 8, 12, 16]),
@@ -20,7 +21,7 @@ from simpsons_llm.train.config import SCORED, TrainConfig, evaluations, make_opt
     ],
 )
 def test_length_and_evaluations(samples, settings, steps, epoch, evaluated):
-    "The last, shorter batch counts; evaluated every so many steps, when an epoch ends that is so long, and at the end."
+    "The last, shorter batch counts; evaluated every so many steps, when one of a few epochs ends, and at the end."
     length = run_length(TrainConfig(micro_batch_size=1, **settings), samples)
     assert (length.steps, length.epoch_steps) == (steps, epoch) and [
         k for k in range(1, steps + 1) if length.evaluates(k)

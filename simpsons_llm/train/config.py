@@ -256,13 +256,14 @@ class RunLength:
     eval_steps: int  # between evaluations
     sample_steps: int  # between samples of text; 0: with each evaluation; -1: never
     warmup_steps: int  # in which the learning rate rises
+    each_epoch: bool = True  # whether an evaluation follows each epoch, whatever eval_steps says
 
     def evaluates(
         self,
         step: int,  # 1..steps
     ) -> bool:
         "Whether the held-out loss is measured, and a checkpoint saved, after this step."
-        epoch = self.eval_steps <= self.epoch_steps and step % self.epoch_steps == 0
+        epoch = self.each_epoch and step % self.epoch_steps == 0
         return step % self.eval_steps == 0 or epoch or step == self.steps
 
     def samples(
@@ -302,7 +303,8 @@ def run_length(
     every = math.ceil(steps / looks) if passes == 1 else epoch * math.ceil(passes / looks)
     every = min(s["eval_steps"] or every, steps)
     speak = 0 if config.sample_steps is None else config.sample_steps or -1
-    return RunLength(steps, epoch, every, speak, min(int(s["warmup_ratio"] * steps), steps - 1))
+    each = every <= epoch or bool(s["eval_steps"]) and passes <= EVALUATIONS  # ninety short ones are not waited for
+    return RunLength(steps, epoch, every, speak, min(int(s["warmup_ratio"] * steps), steps - 1), each)
 
 # %% ../../nbs/4_train/40_config.ipynb #40-35
 def make_optimizer(

@@ -354,7 +354,7 @@ for wrong in (
 # %% [markdown]
 # ## How long, and when to look
 #
-# An *epoch* is one pass over the samples; a step learns from one global batch. The held-out loss is measured every few steps, at the end of each epoch that is no shorter than that, and at the end of the run, so that the last step is never kept or thrown away unseen. Where nobody said how often, a run of several epochs is looked at when one of them ends; of ninety short ones, at four. Text is sampled at the same moments unless another interval is asked for.
+# An *epoch* is one pass over the samples; a step learns from one global batch. The held-out loss is measured every few steps, at the end of each epoch (of four at most, where they are shorter than that), and at the end of the run, so that the last step is never kept or thrown away unseen. Where nobody said how often, a run of several epochs is looked at when one of them ends; of ninety short ones, at four. Text is sampled at the same moments unless another interval is asked for.
 
 # %%
 #| export
@@ -367,13 +367,14 @@ class RunLength:
     eval_steps: int  # between evaluations
     sample_steps: int  # between samples of text; 0: with each evaluation; -1: never
     warmup_steps: int  # in which the learning rate rises
+    each_epoch: bool = True  # whether an evaluation follows each epoch, whatever eval_steps says
 
     def evaluates(
         self,
         step: int,  # 1..steps
     ) -> bool:
         "Whether the held-out loss is measured, and a checkpoint saved, after this step."
-        epoch = self.eval_steps <= self.epoch_steps and step % self.epoch_steps == 0
+        epoch = self.each_epoch and step % self.epoch_steps == 0
         return step % self.eval_steps == 0 or epoch or step == self.steps
 
     def samples(
@@ -446,7 +447,8 @@ def run_length(
     every = math.ceil(steps / looks) if passes == 1 else epoch * math.ceil(passes / looks)
     every = min(s["eval_steps"] or every, steps)
     speak = 0 if config.sample_steps is None else config.sample_steps or -1
-    return RunLength(steps, epoch, every, speak, min(int(s["warmup_ratio"] * steps), steps - 1))
+    each = every <= epoch or bool(s["eval_steps"]) and passes <= EVALUATIONS  # ninety short ones are not waited for
+    return RunLength(steps, epoch, every, speak, min(int(s["warmup_ratio"] * steps), steps - 1), each)
 
 
 # %% [markdown]
