@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'app', 'CHAPTER', 'PARAMETER', 'PARAMETERS', 'CCL_DEBUG', 'bench', 'JSON_FILE', 'DATA', 'BASE_MODEL',
            'RECIPE', 'DEVICE', 'option', 'job_command', 'do_prepare', 'again_command', 'do_train', 'ask_command',
-           'do_estimate', 'do_infer', 'show_before_after', 'print_table', 'add_jobs', 'export', 'run',
+           'do_estimate', 'do_infer', 'show_before_after', 'print_table', 'do_evaluate', 'add_jobs', 'export', 'run',
            'typed_parameters', 'launch', 'rank', 'runs', 'doctor', 'demo', 'show_bench', 'write_rows', 'bench_prepare',
            'bench_train', 'bench_quality', 'bench_infer', 'bench_costs', 'bench_collectives', 'join_parameters', 'main']
 
@@ -212,8 +212,33 @@ def print_table(
     Console(width=None if sys.stdout.isatty() else 150).print(table)
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-18
+def do_evaluate(
+    config,  # an EvaluateConfig
+    file: str = "",  # also write the figures to this JSON file
+):
+    "Measure a run, and show what came out."
+    from rich.table import Table
+
+    from simpsons_llm.character.evaluate import MEANINGS, evaluate, figure_name, told
+
+    result = evaluate(config)
+    about, table = result["about"], Table(box=None)
+    for name in ("", *about["sides"]):
+        table.add_column(name, overflow="fold")
+    for name, meaning in MEANINGS.items():
+        table.add_row(meaning, *(told(result.get(figure_name(name, side))) for side in about["sides"]))
+    print_table(table)
+    for note in about["notes"]:
+        print(f"note: {note}")
+    if (n := about.get("test_looks", 1)) > 1:
+        print(f"note: the test scenes were looked at {n} times by this run; choose by --split valid")
+    print(f"report: {Path(config.out or Path(config.run) / 'evaluation') / 'report.md'}")
+    write_rows(result, file)
+
+# %% ../../nbs/9_machine/93_cli.ipynb #93-20
 def add_jobs():
     "Register the jobs; their dataclasses are light to import."
+    from simpsons_llm.character.evaluate import EvaluateConfig
     from simpsons_llm.data.prepare import PrepareConfig
     from simpsons_llm.model.infer import InferConfig
     from simpsons_llm.train.finetune import FinetuneConfig
@@ -301,11 +326,31 @@ def add_jobs():
             argument="prompt",
         )
     )
+    figures = inspect.Parameter(
+        "file",
+        inspect.Parameter.KEYWORD_ONLY,
+        default="",
+        annotation=Annotated[str, typer.Option("--json", help="also a file for the figures: value, low, high, n each")],
+    )
+    app.command("evaluate")(
+        job_command(
+            EvaluateConfig,
+            do_evaluate,
+            """Is it the character? Measure a run beside its base and the real lines: loss, contrast, who is heard,
+    real or generated, variety, reciting, forgetting. Minutes; the report lies in the run's folder.
+
+    \b
+    simpsons-llm evaluate --run runs/x
+    simpsons-llm evaluate --run runs/x --split valid --lines 40
+    simpsons-llm evaluate --run runs/x --beside runs/seed --json evaluation.json""",
+            more=(figures,),
+        )
+    )
 
 
 add_jobs()
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-22
+# %% ../../nbs/9_machine/93_cli.ipynb #93-24
 @app.command()
 def export(
     source: Annotated[str, typer.Argument(help="a run's folder, such as runs/x, or an adapter's")],
@@ -341,7 +386,7 @@ def export(
     if gguf and not record["gguf"]["file"]:
         raise ValueError(record["gguf"]["note"])
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-25
+# %% ../../nbs/9_machine/93_cli.ipynb #93-27
 CHAPTER = typer.Argument(help="a job (prepare, finetune, infer), a chapter (47_finetune) or the path of a notebook")
 PARAMETER = typer.Option("-p", "--parameter", metavar="NAME VALUE", help="set a parameter; may be given several times")
 PARAMETERS = typer.Option("-f", "--file", help="YAML file with parameters; -p overrules it")
@@ -378,7 +423,7 @@ def typed_parameters(
         [(p.partition("=")[0], p.partition("=")[2] if "=" in p else None) for p in pairs or []], file
     )
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-28
+# %% ../../nbs/9_machine/93_cli.ipynb #93-30
 @app.command()
 def launch(
     chapter: Annotated[str, CHAPTER],
@@ -439,7 +484,7 @@ def launch(
     )
     print(f"executed notebooks: {notebooks[0]}" + (f" to {notebooks[-1].name}" if len(notebooks) > 1 else ""))
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-31
+# %% ../../nbs/9_machine/93_cli.ipynb #93-33
 @app.command()
 def rank(
     chapter: Annotated[str, CHAPTER],
@@ -463,7 +508,7 @@ def rank(
     if find_ranks().is_main:
         print(f"executed notebook: {executed}")
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-32
+# %% ../../nbs/9_machine/93_cli.ipynb #93-34
 @app.command()
 def runs(
     root: Annotated[str, typer.Argument(help="folder with runs, at any depth")] = "runs",
@@ -520,7 +565,7 @@ def runs(
     print_table(table)
     write_rows(rows, file)
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-35
+# %% ../../nbs/9_machine/93_cli.ipynb #93-37
 @app.command()
 def doctor():
     """Show what this machine offers and what is missing: devices, memory, backends, versions.
@@ -544,7 +589,7 @@ def doctor():
     if any(r["ok"] is False for r in rows):
         raise typer.Exit(1)
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-37
+# %% ../../nbs/9_machine/93_cli.ipynb #93-39
 @app.command()
 def demo(
     out: Annotated[
@@ -577,7 +622,7 @@ def demo(
         '"Marge Simpson: Homer, the dog is wearing your tie again."'
     )
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-39
+# %% ../../nbs/9_machine/93_cli.ipynb #93-41
 bench = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -618,8 +663,8 @@ def show_bench(
 
 
 def write_rows(
-    rows: list,  # results
-    file: "str | None",  # where to write them; None: nowhere
+    rows: "list | dict",  # results
+    file: "str | None",  # where to write them; None or empty: nowhere
 ):
     "Results as JSON."
     from simpsons_llm.machine.job import open_folder, write_json
@@ -652,7 +697,7 @@ def bench_prepare(
         ) from None
     show_bench(measure(lines, base_model, more), file)
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-42
+# %% ../../nbs/9_machine/93_cli.ipynb #93-44
 DATA = typer.Option(help="a script file, or a folder that prepare wrote")
 BASE_MODEL = typer.Option(help="a hub id, folder or short name")
 RECIPE = typer.Option(help="of our side: book or seed")
@@ -767,7 +812,7 @@ def bench_infer(
     tell = partial(write_rows, file=file)
     show_bench(measure(adapter, base_model, prompts, tokens, runs, device, tell), file)
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-47
+# %% ../../nbs/9_machine/93_cli.ipynb #93-49
 @bench.command("costs")
 def bench_costs(
     device: Annotated[str, typer.Option(help="xpu, cuda or cpu; auto: the best there is")] = "auto",
@@ -784,7 +829,7 @@ def bench_costs(
 
     write_rows(measure(device, only), file)
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-48
+# %% ../../nbs/9_machine/93_cli.ipynb #93-50
 @bench.command("collectives")
 def bench_collectives(
     n: Annotated[
@@ -855,7 +900,7 @@ def bench_collectives(
         plot_bandwidth(rows, file=plot)
         print(f"picture: {plot}")
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-51
+# %% ../../nbs/9_machine/93_cli.ipynb #93-53
 def join_parameters(
     argv: list,  # words of the command line
 ) -> list:  # the same with `-p NAME VALUE` written as `-p NAME=VALUE`
@@ -872,7 +917,7 @@ def join_parameters(
             out.append(f"{words.pop(0)}={words.pop(0)}")
     return out
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-53
+# %% ../../nbs/9_machine/93_cli.ipynb #93-55
 def main(
     argv: list | None = None,  # words of the command line; None: those of this process
 ) -> int:  # exit code: 0 done, 2 wrong input, 1 a mistake in the program, 130 interrupted

@@ -289,6 +289,26 @@ def decoder_for(
     return Decoder(model, rows, length, sampling, ends, maker.tokenizer.pad_token_id, how, again)
 
 
+def draw_lines(
+    model,  # a model, with or without adapter
+    maker: TextMaker,  # tokenizer and template of its training
+    requests: list,  # (location, `Line`s before, speaker) for each answer
+    sampling: Sampling = Sampling(),  # how words are drawn
+    random_seed: int = 42,  # of the sampling, 0..2**64-1
+    how: str = "auto",  # how tokens are drawn, as in `decoder_for`
+):  # B x T token ids, filled up behind an answer's end; an answer without an end was cut at the most tokens
+    "The next line of each request as tokens, all drawn in one batch."
+    import torch
+
+    batch = ask_batch(model, maker, requests, sampling)
+    decoder = decoder_for(model, maker, batch, sampling, how=how)
+    with torch.no_grad(), Draws(model.device, random_seed):
+        if decoder:
+            return decoder.answers(batch)
+        ends = {"eos_token_id": maker.stop_ids, "pad_token_id": maker.tokenizer.pad_token_id}
+        return model.generate(**batch, **sampling.arguments(), **ends)[:, batch["input_ids"].shape[1] :]
+
+
 def finish_lines(
     model,  # a model, with or without adapter
     maker: TextMaker,  # tokenizer and template of its training
@@ -297,17 +317,8 @@ def finish_lines(
     random_seed: int = 42,  # of the sampling, 0..2**64-1
     how: str = "auto",  # how tokens are drawn, as in `decoder_for`
 ) -> list:  # one answer for each request
-    "The next line of each request, all drawn in one batch."
-    import torch
-
-    batch = ask_batch(model, maker, requests, sampling)
-    decoder = decoder_for(model, maker, batch, sampling, how=how)
-    with torch.no_grad(), Draws(model.device, random_seed):
-        if decoder:
-            drawn = decoder.answers(batch)
-        else:
-            ends = {"eos_token_id": maker.stop_ids, "pad_token_id": maker.tokenizer.pad_token_id}
-            drawn = model.generate(**batch, **sampling.arguments(), **ends)[:, batch["input_ids"].shape[1] :]
+    "The next line of each request as text."
+    drawn = draw_lines(model, maker, requests, sampling, random_seed, how)
     return [answer_text(maker.tokenizer, ids) for ids in drawn]
 
 

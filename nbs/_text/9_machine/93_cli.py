@@ -283,12 +283,42 @@ show_before_after([{**tie, "real": "He has the interview.", "base": "I am a dog.
 
 
 # %% [markdown]
+# What was measured of a run, as a table: what it means, and each side beside the others.
+
+# %%
+#| export
+def do_evaluate(
+    config,  # an EvaluateConfig
+    file: str = "",  # also write the figures to this JSON file
+):
+    "Measure a run, and show what came out."
+    from rich.table import Table
+
+    from simpsons_llm.character.evaluate import MEANINGS, evaluate, figure_name, told
+
+    result = evaluate(config)
+    about, table = result["about"], Table(box=None)
+    for name in ("", *about["sides"]):
+        table.add_column(name, overflow="fold")
+    for name, meaning in MEANINGS.items():
+        table.add_row(meaning, *(told(result.get(figure_name(name, side))) for side in about["sides"]))
+    print_table(table)
+    for note in about["notes"]:
+        print(f"note: {note}")
+    if (n := about.get("test_looks", 1)) > 1:
+        print(f"note: the test scenes were looked at {n} times by this run; choose by --split valid")
+    print(f"report: {Path(config.out or Path(config.run) / 'evaluation') / 'report.md'}")
+    write_rows(result, file)
+
+
+# %% [markdown]
 # The jobs become commands. A command's help begins with what it does and goes on with examples to copy.
 
 # %%
 #| export
 def add_jobs():
     "Register the jobs; their dataclasses are light to import."
+    from simpsons_llm.character.evaluate import EvaluateConfig
     from simpsons_llm.data.prepare import PrepareConfig
     from simpsons_llm.model.infer import InferConfig
     from simpsons_llm.train.finetune import FinetuneConfig
@@ -374,6 +404,26 @@ def add_jobs():
     simpsons-llm infer --adapter runs/x --sampling seed --bench
     simpsons-llm infer --adapter runs/x --data runs/data""",
             argument="prompt",
+        )
+    )
+    figures = inspect.Parameter(
+        "file",
+        inspect.Parameter.KEYWORD_ONLY,
+        default="",
+        annotation=Annotated[str, typer.Option("--json", help="also a file for the figures: value, low, high, n each")],
+    )
+    app.command("evaluate")(
+        job_command(
+            EvaluateConfig,
+            do_evaluate,
+            """Is it the character? Measure a run beside its base and the real lines: loss, contrast, who is heard,
+    real or generated, variety, reciting, forgetting. Minutes; the report lies in the run's folder.
+
+    \b
+    simpsons-llm evaluate --run runs/x
+    simpsons-llm evaluate --run runs/x --split valid --lines 40
+    simpsons-llm evaluate --run runs/x --beside runs/seed --json evaluation.json""",
+            more=(figures,),
         )
     )
 
@@ -761,8 +811,8 @@ def show_bench(
 
 
 def write_rows(
-    rows: list,  # results
-    file: "str | None",  # where to write them; None: nowhere
+    rows: "list | dict",  # results
+    file: "str | None",  # where to write them; None or empty: nowhere
 ):
     "Results as JSON."
     from simpsons_llm.machine.job import open_folder, write_json
