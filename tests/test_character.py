@@ -35,7 +35,9 @@ def run(tmp_path_factory):
 
 
 def scene(episode, *speakers, text="Nobody said anything like {} before."):
-    return Scene(episode, episode, "Kitchen", tuple(Line(episode, i, s, text.format(i)) for i, s in enumerate(speakers)))
+    return Scene(
+        episode, episode, "Kitchen", tuple(Line(episode, i, s, text.format(i)) for i, s in enumerate(speakers))
+    )
 
 
 def test_moments_are_shared_out():
