@@ -572,6 +572,55 @@ record[record["apart"].notna()][["apart", "apart in a second whole run"]].round(
 # - *Several ranks* record their own halves of a step and exchange gradients between them. That was tried with processes on a CPU, where recordings are played; not on several cards.
 # - XPU: its graphs are asked for like CUDA's, and were not tried; without an attention kernel that takes all sequences at once, Trainer goes on there as before.
 #
+# ### Frozen products in 8 bits
+#
+# A step that computes is bound by what the card multiplies in 16 bits, and 8 bits go twice as fast there (peak rates of an H200, as its maker gives them). Frozen weights are not trained, so they could be kept so. What could be won at most, for the predecessor's shape, if all products took half the time and rounding took none?
+
+# %% tags=["example"]
+computed = timed.loc["large seed layers"]
+products_ms = 1e3 * flops["large"] * computed["real tokens a step"] / 790e12
+shorter_ms = computed["ms a step"] - products_ms / 2
+print(f"{computed['ms a step']:.0f} ms a step, {products_ms:.0f} of them products; {shorter_ms:.0f} with 8 bits")
+print(f"at most {computed['ms a step'] / shorter_ms:.2f} times as fast")
+
+# %% [markdown]
+# Before anybody writes kernels for that: do the numbers survive? This can be found out without a card. `tests/eight_bits.py` trains SmolLM2 by the loop, with the book's recipe and script (samples of up to 256 tokens, 24 steps), and rounds each operand of the frozen products to the grid of its format, with a scale for each row, as `torch._scaled_mm` takes them; the rest stays in 32 bits. In the backward pass the sum runs over the rows of the weight, so the gradient takes their scales before it is rounded itself. `int4 weights` is there to see a difference that matters, `another start` has other random numbers in A: a distance as small as its is luck.
+
+# %% tags=["example"]
+eight = pd.DataFrame(read_jsonl(chapters_dir() / "_results" / "eight_bits.jsonl")).set_index("name")
+curves = pd.DataFrame(list(eight["losses"]), index=eight.index)
+off = curves - curves.loc["plain"]
+ax = plt.subplots(figsize=(7, 3.2), layout="constrained")[1]
+for way, color in (("int4 weights", "#c9c9c9"), ("fp8", "#c0504d"), ("int8", "#1f5fa8"), ("another start", "#f2c500")):
+    ax.plot(range(1, len(off.columns) + 1), off.loc[way], "o-", ms=3, color=color, label=way)
+ax.axhline(0, color="k", lw=0.6)
+ax.set(xlabel="step", ylabel="loss above the plain run, nats")
+ax.legend(frameon=False, fontsize=8, ncols=4)
+ax.spines[["top", "right"]].set_visible(False)
+plt.show()
+held = {
+    "base": "valid_loss_nats_base",
+    "trained": "valid_loss_nats",
+    "its adapter, 32 bits": "valid_loss_nats_plain_weights",
+}
+survived = eight[["weights", "inputs", "gradients"]].assign(
+    **{"train, mean distance": off.abs().mean(axis=1), **{f"held out, {k}": eight[v] for k, v in held.items()}}
+)
+survived.round(4)
+
+# %% tags=["check"]
+far, after, alone = (
+    survived[k] for k in ("train, mean distance", "held out, trained", "held out, its adapter, 32 bits")
+)
+assert far["another start"] < 0.005 and abs(after["another start"] - after["plain"]) < 0.005  # luck
+assert far["int4 weights"] > 0.2  # a difference that matters is seen
+assert (far[["fp8", "int8"]] > 5 * far["another start"]).all()  # the curve is another one
+assert (after[["fp8", "int8"]] > after["plain"] + 0.005).all()
+assert abs(alone["int8"] - alone["plain"]) < 0.005 < alone["fp8"] - alone["plain"]
+
+# %% [markdown]
+# They do not survive. The loss of a step is 0.02 nats from the plain run's with fp8 and 0.03 with int8, ten times what luck does, and the held-out loss after training is 0.013 and 0.022 higher, where 0.005 was the most allowed: the frozen model itself is 0.033 worse in 8 bits before anything is learned, and training makes up for a part of that only. The adapter that was learned beside int8 is as good as any on weights in 32 bits (0.0006 nats apart); that of fp8 loses 0.009. So int8 is not ruled out for training as such, but its curve cannot be compared with that of others, and this book's promise is that a faster step gives the same numbers. It was left. The speed was not measured on a card; 24 steps, one seed and a small model say little about three billion parameters, whose predecessor's recipe has adapters on query and key alone. A kernel for it would also need each fp8 weight a second time for the backward pass, turned round, since these units of the card read both operands along the sum: as much memory as one copy in 16 bits.
+#
 # ## A whole run
 #
 # Training is seconds now, and the rest of a run is what one waits for. The demo on one H200 (a host of 16 slower cores), started twice, and the same fine-tuning from the command line. `load` of a command holds the imports of torch, transformers and peft; a chapter has made them before. What lies `outside` the fine-tuning is, in the demo, a second Python that runs the chapter, its imports, and three cells in which characters answer; in the command, starting Python.
