@@ -62,10 +62,10 @@ def test_candidates_cost_what_each_costs_alone(tiny, template, limit):
     maker = TextMaker(tokenizer, template, limit)
     moment = L.Moment(scene(1, "Homer Simpson", "Bart Simpson", "Marge Simpson", "Homer Simpson"), 3)
     others = ["Bart Simpson", "C. Montgomery Burns"]
-    heard = L.hear(model, maker, moment, others)
+    heard = L.hear(L.Reader(model), maker, moment, others)
     for who, nats in zip(others, heard.others):
         changed = Scene(1, 1, "Kitchen", (*moment.scene.lines[:3], moment.line._replace(speaker=who)))
-        assert math.isclose(L.hear(model, maker, L.Moment(changed, 3)).nats, nats, rel_tol=1e-4)
+        assert math.isclose(L.hear(L.Reader(model), maker, L.Moment(changed, 3)).nats, nats, rel_tol=1e-4)
     assert bool(heard.names) == (template == "script")
     if heard.names:
         head = [*maker.ids("[Kitchen]\n")]
@@ -74,14 +74,26 @@ def test_candidates_cost_what_each_costs_alone(tiny, template, limit):
 
 def test_sequences_without_a_common_beginning_are_refused(tiny):
     with pytest.raises(ValueError, match="one beginning"):
-        L.sequence_nats(tiny[0], [[1, 2], [2, 3]], 0)
+        L.sequence_nats(L.Reader(tiny[0]), [[1, 2], [2, 3]], 0)
+
+
+def test_a_reader_that_remembers_reads_the_same(tiny):
+    "Longer, shorter, other and the same sequences in turn: what was read before leaves no trace."
+    reader = L.Reader(tiny[0])
+    for ids in ([5, 6, 7, 8], [5, 6, 7, 8, 9, 10], [5, 6, 11], [5, 6, 11], [12], [5, 6, 7, 8], [5]):
+        with torch.no_grad():
+            logits, cache = reader.read(ids)
+            plain = tiny[0](torch.tensor([ids])).logits[:, -1:]
+        assert torch.allclose(logits, plain, atol=1e-5) and cache.get_seq_length() == len(ids)
+        cache.batch_repeat_interleave(3)  # the caller's own
+        assert reader.cache.layers[0].keys.shape[0] == 1
 
 
 def test_a_name_is_worth_its_whole_probability(tiny):
     "Names of several tokens: the product, as the model would write them."
     model, maker = tiny
     moment = L.Moment(scene(1, "Bart Simpson", "Homer Simpson"), 1)
-    heard = L.hear(model, maker, moment, ["Lisa Simpson"])
+    heard = L.hear(L.Reader(model), maker, moment, ["Lisa Simpson"])
     before = maker.heading("Kitchen")
     from simpsons_llm.data.prompt import prompt_ids
 

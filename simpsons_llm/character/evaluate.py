@@ -17,6 +17,7 @@ from pathlib import Path
 
 from simpsons_llm.character.likelihood import (
     Moment,
+    Reader,
     bits_per_byte,
     choose_moments,
     contrast_nats,
@@ -69,7 +70,7 @@ class EvaluateConfig(JobConfig):
     beside: str = ""  # folders of more runs on the same data, with commas, such as runs/seed
     split: str = "test"  # whose moments: test, or valid while there is still something to choose
     data: str = ""  # a folder of prepared data; empty: the run's own
-    lines: "int | None" = None  # moments at most, of the characters who speak most; 0: all; None: 96 on a CPU, else all
+    lines: "int | None" = None  # moments at most, of the characters who speak most; 0: all; None: 66 on a CPU, else all
     sampling: str = "book"  # how words are drawn: book, seed or greedy
     max_new_tokens: int = 60  # most tokens of an answer
     random_seed: int = 42  # of all that is drawn
@@ -149,10 +150,10 @@ def listen(
     config: EvaluateConfig,  # how words are drawn
 ) -> Side:
     "All that one model is asked."
-    progress = Progress(2 * len(moments), name, "moments")
+    progress, reader = Progress(2 * len(moments), name, "moments"), Reader(model)
     heard = []
     for k, m in enumerate(moments):
-        heard.append(hear(model, maker, m, candidates(m, main)))
+        heard.append(hear(reader, maker, m, candidates(m, main)))
         progress(k + 1)
     texts, ended = speak_at(
         model, maker, moments, config.drawn(), config.random_seed, lambda n: progress(len(moments) + n)
@@ -358,7 +359,7 @@ def measure(
     parts, report = load_data(config.data or Path(config.run) / "data")
     for source in (config.run, *config.others()):
         require_same_data(source, report)
-    most = (96 if where.type == "cpu" else 0) if config.lines is None else config.lines
+    most = (66 if where.type == "cpu" else 0) if config.lines is None else config.lines
     ground = make_ground(parts, report, config, most)
     main = [who for who, _ in Counter(line.speaker for s in parts["train"] for line in s.lines).most_common(6)]
     sides = {"human": Side("human", [m.line.text for m in ground.moments])}

@@ -12,10 +12,12 @@
 
 # %%
 #| export
+import copy
 import math
 from collections import Counter
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 from simpsons_llm.data.lines import Line, Scene
 from simpsons_llm.data.prompt import TextMaker, prompt_ids
@@ -103,7 +105,7 @@ assert {m.line.speaker for m in choose_moments(parts["valid"], ["Homer Simpson"]
 # %% [markdown]
 # ## One reading, many candidates
 #
-# The same words from five mouths are five sequences that begin alike: the whole scene so far. A model reads that once, keeps what it has computed (the cache), and reads the five short ends beside one another. Two candidates of three tokens after a scene of a hundred are 106 places instead of 206.
+# The same words from five mouths are five sequences that begin alike: the whole scene so far. A model reads that once, keeps what it has computed (the cache), and reads the five short ends beside one another. Two candidates of three tokens after a scene of a hundred are 106 places instead of 206. And the next moment of the scene begins with the same words again: a reader that remembers goes on from there.
 
 # %%
 #| export
@@ -115,8 +117,38 @@ def shared_length(
     return next((i for i in range(shortest) if len({row[i] for row in rows}) > 1), shortest)
 
 
+class Reader:
+    "A model that remembers what it has just read."
+
+    def __init__(
+        self,
+        model,  # a causal language model, in evaluation mode
+    ):
+        self.model = model
+        self.cache: Any = None
+        self.ids: list = []
+
+    def read(
+        self,
+        ids: list,  # tokens, one or more
+    ) -> tuple:  # (logits behind the last token, 1 x 1 x V; a cache of one's own that holds the tokens)
+        "Read some tokens, from where they differ from those before."
+        import torch
+
+        kept = 0
+        if self.cache is not None and not any(getattr(self.cache, "is_sliding", [True])):
+            same = (i for i, (a, b) in enumerate(zip(self.ids, ids)) if a != b)
+            kept = min(next(same, len(self.ids)), len(ids) - 1)  # the last one is always read, for its logits
+        if 0 < kept < len(self.ids):
+            self.cache.crop(kept - len(self.ids))  # so many fewer
+        row = torch.tensor([ids[kept:]], device=self.model.device)
+        out = self.model(input_ids=row, past_key_values=self.cache if kept else None, use_cache=True, logits_to_keep=1)
+        self.ids, self.cache = list(ids), out.past_key_values
+        return out.logits[:, -1:], copy.deepcopy(self.cache)
+
+
 def sequence_nats(
-    model,  # a causal language model, in evaluation mode
+    reader: Reader,  # who reads
     rows: list,  # token ids of each sequence; the first is the same in all
     pad_id: int,  # the padding token
     most: int = 10**9,  # tokens at the beginning whose surprise is not asked for, 1 or more
@@ -128,15 +160,14 @@ def sequence_nats(
     require(shared, "sequences that begin with different tokens were given; expected one beginning for all")
     ends = [row[shared:] for row in rows]
     longest = max(map(len, ends))
-    ids = torch.tensor([end + [pad_id] * (longest - len(end)) for end in ends], device=model.device)
-    mask = torch.tensor([[1] * (shared + len(e)) + [0] * (longest - len(e)) for e in ends], device=model.device)
+    on = {"device": reader.model.device}
+    ids = torch.tensor([end + [pad_id] * (longest - len(end)) for end in ends], **on)
+    mask = torch.tensor([[1] * (shared + len(e)) + [0] * (longest - len(e)) for e in ends], **on)
     with torch.no_grad():
-        first = model(input_ids=torch.tensor([rows[0][:shared]], device=model.device), use_cache=True)
-        cache = first.past_key_values
+        first, cache = reader.read(rows[0][:shared])
         cache.batch_repeat_interleave(len(rows))
-        logits = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True).logits
-        before = first.logits[:, -1:].expand(len(rows), 1, -1)
-        logits = torch.cat([before, logits[:, :-1]], 1).float()
+        logits = reader.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True).logits
+        logits = torch.cat([first.expand(len(rows), 1, -1), logits[:, :-1]], 1).float()
         nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids, reduction="none").cpu()
     return [row[: len(end)] for row, end in zip(nats, ends)]
 
@@ -150,8 +181,9 @@ model, tokenizer = load_base("tiny", device)
 model, maker = model.eval(), TextMaker(tokenizer)
 rows = [[5, 6, 7, 8, 9, 10], [5, 6, 7, 11], [5, 6, 7, 8, 12]]
 assert shared_length(rows) == 3 and shared_length([[1, 2], [1, 2]]) == 1
-assert [len(n) for n in sequence_nats(model, rows, 0, most=2)] == [4, 2, 3]  # two tokens are not asked for
-for row, nats in zip(rows, sequence_nats(model, rows, 0)):
+reader = Reader(model)
+assert [len(n) for n in sequence_nats(reader, rows, 0, most=2)] == [4, 2, 3]  # two tokens are not asked for
+for row, nats in zip(rows, sequence_nats(reader, rows, 0)):
     logits = model(input_ids=torch.tensor([row])).logits[0, :-1]
     plain = torch.nn.functional.cross_entropy(logits, torch.tensor(row[1:]), reduction="none")
     assert torch.allclose(nats, plain[len(plain) - len(nats) :], atol=1e-5) and len(nats) == len(row) - 3
@@ -186,14 +218,14 @@ class Heard:
 
 
 def hear(
-    model,  # a causal language model, in evaluation mode
+    reader: Reader,  # who reads
     maker: TextMaker,  # tokenizer and template of its training
     moment: Moment,  # where somebody speaks
     others: list | tuple = (),  # who else might
 ) -> Heard:
     "A line from the right mouth and from others."
     said = [*maker.said([moment.line])[0][1], *maker.end]
-    limits = (maker.max_seq_len, getattr(model.config, "max_position_embeddings", None))
+    limits = (maker.max_seq_len, getattr(reader.model.config, "max_position_embeddings", None))
     most = min((n for n in limits if n), default=10**9)
     who = [moment.line.speaker, *others]
     # one length for all, or a long name would have less before it
@@ -201,7 +233,7 @@ def hear(
     asked = [prompt_ids(maker, where, before, name, max(1, most - len(said))) for name in who]
     sizes = [len(maker.name(name)) if maker.template == "script" else 0 for name in who]
     begin = min(len(ids) - size for ids, size in zip(asked, sizes))
-    nats = sequence_nats(model, [ids + said for ids in asked], maker.tokenizer.pad_token_id, max(1, begin))
+    nats = sequence_nats(reader, [ids + said for ids in asked], maker.tokenizer.pad_token_id, max(1, begin))
     lines = [float(n[-len(said) :].sum()) for n in nats]
     names = [float(n[: -len(said)][-size:].sum()) for n, size in zip(nats, sizes)] if all(sizes) else []
     return Heard(moment, lines[0], len(said), tuple(lines[1:]), tuple(names))
@@ -214,11 +246,11 @@ def hear(
 moment = moments[10]
 sample = next(s for s in row_samples([moment.scene], maker, (), 2000, 99)[0][moment.at :])
 losses, weights = token_losses(model, PadRight(tokenizer.pad_token_id)([sample.features()]))
-heard = hear(model, maker, moment, ["Bart Simpson", "Ned Flanders"])
+heard = hear(reader, maker, moment, ["Bart Simpson", "Ned Flanders"])
 assert math.isclose(heard.nats, float((losses * (weights == 1)).sum()), rel_tol=1e-4)
 assert heard.tokens == int((weights == 1).sum()) and len(heard.others) == 2 and len(heard.names) == 3
-assert math.isclose(hear(model, maker, moment).nats, heard.nats, rel_tol=1e-4)  # alone as among others
-chat = hear(model, TextMaker(tokenizer, "alpaca"), moment, ["Bart Simpson"])
+assert math.isclose(hear(reader, maker, moment).nats, heard.nats, rel_tol=1e-4)  # alone as among others
+chat = hear(reader, TextMaker(tokenizer, "alpaca"), moment, ["Bart Simpson"])
 assert not chat.names and not chat.expected and len(chat.others) == 1
 
 
@@ -309,7 +341,8 @@ smol, its_tokenizer = load_base("smollm2-135m", device)
 smol, its_maker = smol.eval(), TextMaker(its_tokenizer)
 some = choose_moments(parts["valid"], most=24)
 main = [who for who, _ in Counter(line.speaker for s in parts["train"] for line in s.lines).most_common(5)]
-told = [hear(smol, its_maker, m, [who for who in main if who != m.line.speaker][:4]) for m in some]
+listener = Reader(smol)
+told = [hear(listener, its_maker, m, [who for who in main if who != m.line.speaker][:4]) for m in some]
 pd.Series({f.__name__: f(told) for f in (loss_nats, bits_per_byte, contrast_nats, next_speaker_acc)}).round(3)
 
 # %% [markdown]
