@@ -112,11 +112,9 @@ def test_answers_are_those_of_one_batch(tiny):
     greedy = Sampling(6, do_sample=False, repetition_penalty=1.0)
     texts, ended = E.speak_at(model, maker, moments, greedy)
     assert texts == [finish_lines(model, maker, [m.request()], greedy)[0] for m in moments] and ended == [False] * 3
-    texts, ended = E.speak_at(model, E.TextMaker(maker.tokenizer), moments, Sampling(1, do_sample=False))
-    assert len(texts) == 3
 
     class Ends(TextMaker):
-        stop_ids = list(range(len(maker.tokenizer)))  # every token is an end
+        stop_ids = [n for n in range(len(maker.tokenizer)) if n != maker.tokenizer.pad_token_id]
 
     assert E.speak_at(model, Ends(maker.tokenizer), moments, greedy)[1] == [True] * 3
 

@@ -215,7 +215,7 @@ def figures_of(
     "All figures of one side."
     groups, found = ground.groups(side.texts), {}
     found["verbatim_8gram"] = interval(groups, ground.seen.share)
-    found["longest_run"] = interval(groups, lambda texts: max(map(ground.seen.longest, texts), default=0))
+    found["longest_run"] = interval(ground.groups([ground.seen.longest(text) for text in side.texts]), max)
     for n in (1, 2, 3):
         found[f"distinct_{n}"] = jackknife(groups, lambda texts, n=n: distinct(texts, n))
     found["self_bleu"] = jackknife(groups, self_bleu)

@@ -33,11 +33,9 @@ class Seen:
         lines: Iterable[str],  # training lines
         n: int = NGRAM,  # words of a run, 1 or more; of a script without blanks between words, twice as many letters
     ):
-        self.n, self.texts = n, [f" {' '.join(plain_words(text))} " for text in lines]
-        self.runs: set = set()
-        for text in self.texts:
-            words = text.split()
-            self.runs |= ngrams(words, n * span(words))
+        self.n, self.words = n, [plain_words(text) for text in lines]
+        self.runs: set = set().union(*(ngrams(w, n * span(w)) for w in self.words))
+        self._of: dict = {}  # length -> all runs of it
 
     def count(
         self,
@@ -61,14 +59,13 @@ class Seen:
         text: str,  # a line
     ) -> int:  # words
         "The longest run of a line that stands in one training line."
-        words, best = plain_words(text), 0
-        for i in range(len(words)):
-            while i + best < len(words):
-                run = f" {' '.join(words[i : i + best + 1])} "
-                if not any(run in known for known in self.texts):
-                    break
-                best += 1
-        return best
+        words = plain_words(text)
+        for n in range(1, len(words) + 1):
+            if n not in self._of:
+                self._of[n] = set().union(*(ngrams(w, n) for w in self.words))
+            if self._of[n].isdisjoint(ngrams(words, n)):
+                return n - 1
+        return len(words)
 
 
 # %% [markdown]
