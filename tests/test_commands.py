@@ -78,6 +78,7 @@ def short(command):
         "finetune": tiny + steps,
         "loop": tiny + steps,
         "estimate": tiny,
+        "contrast": ["--pairs", "4", "--rejected", "speakers", "--device", "cpu"],
         "infer": ["--max-new-tokens", "4"],
         "demo": [*tiny, "--max-minutes", "0.02"],
     }
