@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..data.batches import global_batches
 from ..data.lines import Line
@@ -488,6 +489,7 @@ class Stage:
         as_trained = TrainConfig(**{k: v for k, v in settings.items() if k in TrainConfig.__dataclass_fields__})
         valid = {"valid": self.parts["valid"]}
         self.heldout = make_samples(as_trained, self.maker, valid, data.report, keep=False)[0]["valid"]
+        self.nats_before: Any = None  # of the validation pairs, once they were looked at
         self.shown = heldout_moments(self.parts["valid"], data.speakers[:3], most_scenes=1)
 
     def autocast(self):
@@ -525,8 +527,8 @@ class Stage:
             nats, counts = (x.view(-1, 2) for x in sample_logprobs(self.model, both, self.pad_id))
         require(math.isfinite(loss), f"the held-out loss is {loss} after {step} steps; try a lower learning_rate")
         epoch = round(step / steps_of(self.config, len(self.samples["train"]))[0], 4)
-        self.first = nats if step == 0 else self.first
-        shares = {"ranked": won_shares(nats / counts, kinds), "gained": won_shares(nats - self.first, kinds)}
+        self.nats_before = nats if step == 0 else self.nats_before
+        shares = {"ranked": won_shares(nats / counts, kinds), "gained": won_shares(nats - self.nats_before, kinds)}
         row = {"step": step, "epoch": epoch, "valid_loss_nats": loss, **shares}
         with self.watch.during("speak"), self.autocast():
             said = text_samples(self.model, self.maker, self.shown)

@@ -42,9 +42,7 @@ class InferConfig(JobConfig):
     temperature: "float | None" = None  # below 1: safer words, above 1: bolder; book 0.8, seed 0.8
     top_k: "int | None" = None  # draw from this many best tokens; 0: from all; book 50, seed 50
     top_p: "float | None" = None  # draw from the best tokens that hold this much probability, 0..1; book 0.95, seed 0.9
-    min_p: "float | None" = (
-        None  # leave out tokens below this share of the best one's probability, 0..1; 0: off; book 0, seed 0
-    )
+    min_p: "float | None" = None  # least probability as a share of the best token's, 0..1; 0: off; book 0, seed 0
     num_beams: "int | None" = None  # beams of beam search; book 1, seed 5
     repetition_penalty: "float | None" = None  # above 1: avoid what was said; book 1.05, seed 1.2
     answers: int = 1  # how many answers
