@@ -263,3 +263,12 @@ def test_the_command_and_the_chapter_do_the_same(run, tmp_path, capsys):
         [r["train_loss_nats"] for r in read_jsonl(tmp_path / f / "metrics.jsonl") if "margin" in r] for f in "yz"
     )
     assert one == pytest.approx(other, abs=1e-5) and one
+
+
+def test_no_more_answers_are_drawn_when_time_is_up():
+    model, tokenizer = tiny_model()
+    moments, few = [(SCENE, 1), (SCENE, 2), (SCENE, 3)], Sampling(max_new_tokens=12)
+    drawn = [
+        C.sample_pairs(model.eval(), TextMaker(tokenizer), moments, few, 1, at_once=1, until=t) for t in (0, math.inf)
+    ]
+    assert len(drawn[0]) <= 1 < len(drawn[1]) and drawn[1][: len(drawn[0])] == drawn[0]

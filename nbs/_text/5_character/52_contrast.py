@@ -571,7 +571,7 @@ for bad in (
 # %% [markdown]
 # ## The loop
 #
-# The page of this chapter. The reference is computed once, before the first step, with the adapter as it is; so no second model is held. Then, for each step: a few pairs, both lines of each through the model, the loss, backward, one step of the optimizer. The settings are those above, and everything else is one line or one function of an earlier chapter.
+# The page of this chapter. The reference is computed once, before the first step, with the adapter as it is; so no second model is held. Then, for each step: a few pairs, both lines of each through the model, the loss, backward, one step of the optimizer. The settings are those above, and everything else is one line, or one function that is known already.
 
 # %%
 #| export
