@@ -43,6 +43,8 @@ def test_notebook_is_fit_to_read(path):
 
 
 def test_job_chapters_have_the_parameters_of_their_dataclass():
+    from simpsons_llm.character.contrast import ContrastConfig
+    from simpsons_llm.character.evaluate import EvaluateConfig
     from simpsons_llm.data.prepare import PrepareConfig
     from simpsons_llm.machine.job import field_help, find_chapter, same_parameters
     from simpsons_llm.model.infer import InferConfig
@@ -55,6 +57,8 @@ def test_job_chapters_have_the_parameters_of_their_dataclass():
         (InferConfig, "infer"),
         (LoopConfig, "loop"),
         (FinetuneConfig, "finetune"),
+        (EvaluateConfig, "evaluate"),
+        (ContrastConfig, "contrast"),
         (CollectivesConfig, "collectives"),
     ):
         assert same_parameters(cls, name)

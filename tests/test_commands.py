@@ -78,6 +78,8 @@ def short(command):
         "finetune": tiny + steps,
         "loop": tiny + steps,
         "estimate": tiny,
+        "evaluate": ["--lines", "12", "--max-new-tokens", "4", "--device", "cpu"],
+        "contrast": ["--pairs", "4", "--rejected", "speakers", "--device", "cpu"],
         "infer": ["--max-new-tokens", "4"],
         "demo": [*tiny, "--max-minutes", "0.02"],
     }

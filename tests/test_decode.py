@@ -58,6 +58,7 @@ def test_the_same_tokens_as_generate(kind):
         batch = batch_prompts(prompts, 0, CPU)
         for s in (
             Sampling(12, do_sample=False, repetition_penalty=1.0),
+            Sampling(12, top_k=0, top_p=1.0, repetition_penalty=1.0, min_p=0.3),
             Sampling(12, top_k=20, repetition_penalty=1.0),
         ):
             wanted = of_generate(model, batch, s)
@@ -265,6 +266,27 @@ def test_half_a_letter_is_held_back():
     assert "".join(pieces) == text and not any("\ufffd" in p for p in pieces) and len(pieces) > 5
     cut = list(pieces_of(tokenizer, iter(torch.tensor([[i]]) for i in ids[:-1]), Draws(CPU, 0)))
     assert "".join(cut) == tokenizer.decode(ids[:-1], clean_up_tokenization_spaces=False)
+
+
+@pytest.mark.parametrize("min_p", (0.05, 0.3, 1.0))
+def test_min_p_leaves_out_what_transformers_leaves_out(min_p):
+    "The same tokens can be drawn, alone and after top_k and top_p; where it is off, `generate` is not told of it."
+    from transformers import MinPLogitsWarper
+
+    draw = torch.Generator().manual_seed(1)
+    row = torch.randn(1, 12, generator=draw) * 2
+    kept = MinPLogitsWarper(min_p)(torch.zeros(1, 1), row).isfinite()[0].nonzero()[:, 0].tolist()
+    plain = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=min_p)
+    drawn = set(draw_tokens(row.repeat(20000, 1), plain).tolist())
+    assert drawn == set(kept) and (min_p == 1.0) == (len(kept) == 1) and len(kept) < 12
+    few = set(draw_tokens(row.repeat(20000, 1), plain.changed(top_k=2)).tolist())
+    assert few == drawn & set(row[0].topk(2).indices.tolist())
+    assert plain.arguments()["min_p"] == min_p and "min_p" not in Sampling().arguments()
+    assert "min_p" not in plain.changed(do_sample=False).arguments()
+    assert InferConfig(min_p=min_p).settings().min_p == min_p
+    for wrong in (-0.1, 1.1, "0.1"):
+        with pytest.raises(ValueError, match="min_p"):
+            Sampling(min_p=wrong)
 
 
 def test_a_very_small_top_p_keeps_the_best():

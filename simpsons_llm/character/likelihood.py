@@ -17,6 +17,7 @@ from typing import Any
 from ..data.lines import Line, Scene
 from ..data.prompt import TextMaker, prompt_ids
 from ..machine.job import require
+from ..model.infer import most_tokens
 
 # %% ../../nbs/5_character/51_likelihood.ipynb #51-05
 @dataclass(frozen=True)
@@ -158,8 +159,7 @@ def hear(
 ) -> Heard:
     "A line from the right mouth and from others."
     said = [*maker.said([moment.line])[0][1], *maker.end]
-    limits = (maker.max_seq_len, getattr(reader.model.config, "max_position_embeddings", None))
-    most = min((n for n in limits if n), default=10**9)
+    most = most_tokens(reader.model, maker)
     who = [moment.line.speaker, *others]
     # one length for all, or a long name would have less before it
     where, before, _ = moment.request()

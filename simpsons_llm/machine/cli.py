@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['KINDS', 'app', 'CHAPTER', 'PARAMETER', 'PARAMETERS', 'CCL_DEBUG', 'bench', 'JSON_FILE', 'DATA', 'BASE_MODEL',
            'RECIPE', 'DEVICE', 'option', 'job_command', 'do_prepare', 'again_command', 'do_train', 'ask_command',
-           'do_estimate', 'do_infer', 'show_before_after', 'print_table', 'do_evaluate', 'add_jobs', 'export', 'run',
-           'typed_parameters', 'launch', 'rank', 'runs', 'doctor', 'demo', 'show_bench', 'write_rows', 'bench_prepare',
-           'bench_train', 'bench_quality', 'bench_infer', 'bench_costs', 'bench_collectives', 'join_parameters', 'main']
+           'do_estimate', 'do_contrast', 'do_infer', 'show_before_after', 'print_table', 'do_evaluate', 'add_jobs',
+           'export', 'run', 'typed_parameters', 'launch', 'rank', 'runs', 'doctor', 'demo', 'show_bench', 'write_rows',
+           'bench_prepare', 'bench_train', 'bench_quality', 'bench_infer', 'bench_costs', 'bench_collectives',
+           'join_parameters', 'main']
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-02
 import inspect
@@ -168,6 +169,17 @@ def do_estimate(
             print(f"  {key:22}{value}")
 
 
+def do_contrast(
+    config,  # a ContrastConfig
+):
+    "Learn from pairs, and show what it brought."
+    from simpsons_llm.character.contrast import contrast, contrast_text
+
+    print(contrast_text(contrast(config)))
+    print(f"adapter: {Path(config.out) / 'adapter'}; gains: {Path(config.out) / 'contrast.png'}")
+    print(f"next: {ask_command(config.out)}")
+
+
 def do_infer(
     config,  # an InferConfig
 ):
@@ -238,6 +250,7 @@ def do_evaluate(
 # %% ../../nbs/9_machine/93_cli.ipynb #93-20
 def add_jobs():
     "Register the jobs; their dataclasses are light to import."
+    from simpsons_llm.character.contrast import ContrastConfig
     from simpsons_llm.character.evaluate import EvaluateConfig
     from simpsons_llm.data.prepare import PrepareConfig
     from simpsons_llm.model.infer import InferConfig
@@ -297,6 +310,19 @@ def add_jobs():
     simpsons-llm loop --data runs/data --run runs/byhand --max-steps 20
     simpsons-llm loop --data runs/data --mode full --epochs 1
     simpsons-llm loop --data runs/data --run runs/byhand --max-steps 20 --resume""",
+        )
+    )
+    app.command("contrast")(
+        job_command(
+            ContrastConfig,
+            do_contrast,
+            """After finetune: teach what the character would not say, with pairs of a right and a wrong line.
+    Leaves a new run; the first one stays as it is.
+
+    \b
+    simpsons-llm contrast --run runs/x --out runs/y
+    simpsons-llm contrast --run runs/x --out runs/others --rejected speakers --pairs 200
+    simpsons-llm contrast --run runs/x --out runs/few --pairs 16 --max-minutes 10""",
         )
     )
     app.command("estimate")(

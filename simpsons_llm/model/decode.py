@@ -7,6 +7,7 @@ __all__ = ['SAMPLING', 'DECODES', 'Sampling', 'draw_tokens', 'decodes_here', 'De
 
 # %% ../../nbs/3_model/32_decode.ipynb #32-02
 import difflib
+import math
 import warnings
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
@@ -31,12 +32,13 @@ class Sampling:
     top_p: float = 0.95  # above 0, up to 1
     num_beams: int = 1  # 1 or more
     repetition_penalty: float = 1.05  # above 0; 1: none
+    min_p: float = 0.0  # least probability as a share of the best token's, 0..1; 0: off
 
     def __post_init__(self):
         for name in ("max_new_tokens", "top_k", "num_beams"):
             n = getattr(self, name)
             require(isinstance(n, int) and not isinstance(n, bool), f"{name}={n!r} was given; expected a whole number")
-        for name in ("temperature", "top_p", "repetition_penalty"):
+        for name in ("temperature", "top_p", "repetition_penalty", "min_p"):
             x = getattr(self, name)
             require(
                 isinstance(x, (int, float)) and not isinstance(x, bool), f"{name}={x!r} was given; expected a number"
@@ -47,6 +49,7 @@ class Sampling:
             f"temperature={self.temperature} was given; expected a number above 0, or do_sample=False (greedy)",
         )
         require(0 < self.top_p <= 1, f"top_p={self.top_p} was given; expected a number above 0, up to 1")
+        require(0 <= self.min_p <= 1, f"min_p={self.min_p} was given; expected a number from 0 (off) to 1")
         require(
             self.top_k >= 0 and self.num_beams >= 1 and self.repetition_penalty > 0,
             f"expected top_k 0 or more, num_beams 1 or more and repetition_penalty above 0, given {self}",
@@ -64,8 +67,11 @@ class Sampling:
         return replace(self, **given)
 
     def arguments(self) -> dict:
-        "For `generate`: without the settings that mean nothing when the best token is always taken."
-        return {k: v for k, v in asdict(self).items() if self.do_sample or k not in ("temperature", "top_k", "top_p")}
+        "For `generate`: without the settings that are off, or mean nothing when the best token is always taken."
+        idle = set() if self.do_sample else {"temperature", "top_k", "top_p", "min_p"}
+        if not self.min_p:
+            idle.add("min_p")
+        return {k: v for k, v in asdict(self).items() if k not in idle}
 
 # %% ../../nbs/3_model/32_decode.ipynb #32-07
 SAMPLING = {
@@ -96,6 +102,9 @@ def draw_tokens(
         stays = chances.cumsum(-1) - chances < sampling.top_p
         last = best.masked_fill(~stays, torch.inf).amin(-1, keepdim=True)
         logits = logits.masked_fill(logits < last, -torch.inf)
+    if sampling.min_p:
+        least = logits.amax(-1, keepdim=True) + math.log(sampling.min_p)
+        logits = logits.masked_fill(logits < least, -torch.inf)
     return torch.multinomial(logits.softmax(-1), 1)[:, 0]
 
 # %% ../../nbs/3_model/32_decode.ipynb #32-18

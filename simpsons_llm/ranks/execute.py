@@ -98,6 +98,8 @@ JOBS = {
     "infer": "model.infer:InferConfig",
     "loop": "train.loop:LoopConfig",
     "finetune": "train.finetune:FinetuneConfig",
+    "evaluate": "character.evaluate:EvaluateConfig",
+    "contrast": "character.contrast:ContrastConfig",
     "collectives": "ranks.collectives:CollectivesConfig",
 }  # chapters that are jobs, and their settings
 
@@ -303,7 +305,7 @@ def execute(
             ) from None
 
 # %% ../../nbs/7_ranks/71_execute.ipynb #71-50
-FOLDER = ("run", "out")  # the parameter that names a job's folder, where the chapter has it
+FOLDER = ("out", "run")  # the parameter that names a job's folder, where the chapter has it
 
 
 def run_chapter(

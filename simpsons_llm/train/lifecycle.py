@@ -6,8 +6,8 @@
 __all__ = ['LATER', 'TELL_BOTH', 'KEPT', 'LEAST_GAIN', 'MAY_CHANGE', 'RESULTS', 'data_folder', 'run_data', 'holds_data',
            'make_samples', 'Engine', 'Job', 'plan', 'looks', 'lay_out', 'share_model', 'host_gib', 'require_host',
            'largest_micro_batch', 'fast_steps', 'step_recipe', 'choose_micro_batch', 'costs', 'estimate_run',
-           'what_is_learned', 'open_run', 'run_job', 'require_apart', 'begin_run', 'require_same', 'measure',
-           'summarise', 'close_run', 'summary_text']
+           'what_is_learned', 'open_run', 'run_job', 'require_apart', 'write_failed', 'begin_run', 'require_same',
+           'measure', 'summarise', 'close_run', 'summary_text']
 
 # %% ../../nbs/4_train/44_lifecycle.ipynb #44-02
 import math
@@ -684,6 +684,15 @@ def require_apart(
     require(not wrong, f"samples were to lie end to end, but in {job.base} they cannot: {wrong}; use packing=none")
 
 
+def write_failed(
+    run: Path,  # the run's folder
+    error: BaseException,  # what ended it
+):
+    "A summary that says how a run ended."
+    status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    write_json(run / "summary.json", {"status": status, "error": f"{type(error).__name__}: {error}"})
+
+
 def begin_run(
     job: Job,  # what `plan` made
     make_engine: Callable[[Job, Any], Engine],  # called with the job and the model
@@ -736,13 +745,7 @@ def begin_run(
         return measure(job)
     except BaseException as e:
         if ranks.is_main:
-            write_json(
-                run / "summary.json",
-                {
-                    "status": "interrupted" if isinstance(e, KeyboardInterrupt) else "failed",
-                    "error": f"{type(e).__name__}: {e}",
-                },
-            )
+            write_failed(run, e)
         raise
     finally:
         if job.recorder and job.recorder.tracker:

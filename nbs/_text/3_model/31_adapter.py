@@ -316,6 +316,7 @@ def load_adapter(
     folder,  # an adapter's folder
     device: Device,  # where to put it
     base_model: str | None = None,  # another name for the same base; None: as the notes say
+    trainable: bool = False,  # the adapter is to be trained further
 ) -> tuple:  # (PEFT model in evaluation mode, tokenizer, notes); ValueError if the adapter does not fit
     "Base model and adapter, ready to answer."
     load_libraries()
@@ -330,9 +331,11 @@ def load_adapter(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what PEFT only warns of is checked below, and raises
-            model = PeftModel.from_pretrained(base, str(folder), ignore_mismatched_sizes=True)
+            model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable, ignore_mismatched_sizes=True)
     except (RuntimeError, ValueError) as e:
         raise ValueError(f"{misfit}: {str(e).strip().splitlines()[0]}; {advice}") from e
+    if trainable:  # as a fresh one is saved
+        model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
     wanted = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
     require_whole(misfit, compare_weights(saved, wanted), f"{advice}, or save the adapter again")
     if notes.get("base_source", base.origin) != base.origin:

@@ -11,6 +11,7 @@
 # %%
 #| export
 import difflib
+import math
 import warnings
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
@@ -39,7 +40,7 @@ from simpsons_llm.model.base import load_base
 # %% [markdown]
 # ## How words are drawn
 #
-# A language model gives each next token a probability. *Greedy* takes the best each time; small models then go round in circles. *Sampling* draws by lot. First, tokens that already stand in prompt or answer are made less likely (`repetition_penalty`; names in the scene are hit too). Then the odds are sharpened (`temperature` below 1), then the unlikely tail is cut (`top_k`, then `top_p`), then one token is drawn. `num_beams` keeps that many drafts at once and returns the likeliest; with sampling on, the drafts themselves are drawn. The seed used five beams. One of its settings is changed here: it allowed 100 tokens for prompt *and* answer, so a long prompt left no room to answer; here the answer alone may have 100.
+# A language model gives each next token a probability. *Greedy* takes the best each time; small models then go round in circles. *Sampling* draws by lot. First, tokens that already stand in prompt or answer are made less likely (`repetition_penalty`; names in the scene are hit too). Then the odds are sharpened (`temperature` below 1), then the unlikely tail is cut (`top_k`, then `top_p`), then one token is drawn. Another way to cut the tail is `min_p` ([Nguyen et al. 2024](https://arxiv.org/abs/2407.01082)): out goes what is less likely than that share of the best token, so much is cut where the model is sure, and little where it is not; the book leaves it off. `num_beams` keeps that many drafts at once and returns the likeliest; with sampling on, the drafts themselves are drawn. The seed used five beams. One of its settings is changed here: it allowed 100 tokens for prompt *and* answer, so a long prompt left no room to answer; here the answer alone may have 100.
 
 # %%
 #| export
@@ -54,12 +55,13 @@ class Sampling:
     top_p: float = 0.95  # above 0, up to 1
     num_beams: int = 1  # 1 or more
     repetition_penalty: float = 1.05  # above 0; 1: none
+    min_p: float = 0.0  # least probability as a share of the best token's, 0..1; 0: off
 
     def __post_init__(self):
         for name in ("max_new_tokens", "top_k", "num_beams"):
             n = getattr(self, name)
             require(isinstance(n, int) and not isinstance(n, bool), f"{name}={n!r} was given; expected a whole number")
-        for name in ("temperature", "top_p", "repetition_penalty"):
+        for name in ("temperature", "top_p", "repetition_penalty", "min_p"):
             x = getattr(self, name)
             require(
                 isinstance(x, (int, float)) and not isinstance(x, bool), f"{name}={x!r} was given; expected a number"
@@ -70,6 +72,7 @@ class Sampling:
             f"temperature={self.temperature} was given; expected a number above 0, or do_sample=False (greedy)",
         )
         require(0 < self.top_p <= 1, f"top_p={self.top_p} was given; expected a number above 0, up to 1")
+        require(0 <= self.min_p <= 1, f"min_p={self.min_p} was given; expected a number from 0 (off) to 1")
         require(
             self.top_k >= 0 and self.num_beams >= 1 and self.repetition_penalty > 0,
             f"expected top_k 0 or more, num_beams 1 or more and repetition_penalty above 0, given {self}",
@@ -87,8 +90,11 @@ class Sampling:
         return replace(self, **given)
 
     def arguments(self) -> dict:
-        "For `generate`: without the settings that mean nothing when the best token is always taken."
-        return {k: v for k, v in asdict(self).items() if self.do_sample or k not in ("temperature", "top_k", "top_p")}
+        "For `generate`: without the settings that are off, or mean nothing when the best token is always taken."
+        idle = set() if self.do_sample else {"temperature", "top_k", "top_p", "min_p"}
+        if not self.min_p:
+            idle.add("min_p")
+        return {k: v for k, v in asdict(self).items() if k not in idle}
 
 
 # %% [markdown]
@@ -121,7 +127,7 @@ except ValueError as e:
 # %% [markdown]
 # ## The lot
 #
-# The settings above, as arithmetic on the logits of the next token. The order is that of transformers: punish what was said, sharpen, cut to the best `top_k`, cut to those that hold `top_p`, draw. Of the whole vocabulary only the best `top_k` have to be sorted.
+# The settings above, as arithmetic on the logits of the next token. The order is that of transformers: punish what was said, sharpen, cut to the best `top_k`, cut to those that hold `top_p`, cut to those that reach `min_p`, draw. Of the whole vocabulary only the best `top_k` have to be sorted.
 
 # %%
 #| export
@@ -146,11 +152,14 @@ def draw_tokens(
         stays = chances.cumsum(-1) - chances < sampling.top_p
         last = best.masked_fill(~stays, torch.inf).amin(-1, keepdim=True)
         logits = logits.masked_fill(logits < last, -torch.inf)
+    if sampling.min_p:
+        least = logits.amax(-1, keepdim=True) + math.log(sampling.min_p)
+        logits = logits.masked_fill(logits < least, -torch.inf)
     return torch.multinomial(logits.softmax(-1), 1)[:, 0]
 
 
 # %% [markdown]
-# Five tokens with the logits 3, 2, 1, 0 and -1, drawn a thousand times. `top_p` 0.8 keeps two of them, and a token that was said comes less often:
+# Five tokens with the logits 3, 2, 1, 0 and -1, drawn a thousand times. `top_p` 0.8 keeps two of them, `min_p` 0.1 three, and a token that was said comes less often:
 
 # %% tags=["example"]
 five = torch.tensor([[3.0, 2.0, 1.0, 0.0, -1.0]]).repeat(1000, 1)
@@ -159,6 +168,7 @@ ways = {
     "as they are": (Sampling(temperature=1.0, top_p=1.0, top_k=0), None),
     "temperature 0.5": (Sampling(temperature=0.5, top_p=1.0, top_k=0), None),
     "top_p 0.8": (Sampling(temperature=1.0, top_p=0.8, top_k=0), None),
+    "min_p 0.1": (Sampling(temperature=1.0, top_p=1.0, top_k=0, min_p=0.1), None),
     "the first was said": (Sampling(temperature=1.0, top_p=1.0, top_k=0, repetition_penalty=2.0), said),
     "greedy": (SAMPLING["greedy"], None),
 }
@@ -169,6 +179,7 @@ pd.DataFrame(shares, index=[f"logit {x:g}" for x in five[0].tolist()]).T
 # %% tags=["check"]
 from transformers import (
     LogitsProcessorList,
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -176,9 +187,16 @@ from transformers import (
 )
 
 some, ids = torch.randn(64, 500) * 3, torch.randint(0, 500, (64, 20))
-for s in (Sampling(), Sampling(top_k=0, top_p=0.7), Sampling(top_p=1.0, top_k=3, repetition_penalty=1.3)):
+for s in (
+    Sampling(),
+    Sampling(top_k=0, top_p=0.7),
+    Sampling(top_p=1.0, top_k=3, repetition_penalty=1.3),
+    Sampling(min_p=0.2),
+    Sampling(top_k=0, top_p=1.0, min_p=0.05),
+):
     theirs = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(s.repetition_penalty)])
     theirs += [TemperatureLogitsWarper(s.temperature), TopKLogitsWarper(s.top_k or 500), TopPLogitsWarper(s.top_p)]
+    theirs += [MinPLogitsWarper(s.min_p)]
     with Draws(torch.device("cpu"), 1):
         wanted = torch.multinomial(theirs(ids, some).softmax(-1), 1)[:, 0]
     with Draws(torch.device("cpu"), 1):
@@ -373,7 +391,12 @@ def of_generate(sampling, ends=None):
 
 
 if where.type == "cpu":  # an accelerator rounds a cache of another length in another way
-    for sampling in (few, few.changed(do_sample=False), Sampling(16, top_k=0, top_p=0.6, repetition_penalty=1.3)):
+    for sampling in (
+        few,
+        few.changed(do_sample=False),
+        Sampling(16, top_k=0, top_p=0.6, repetition_penalty=1.3),
+        few.changed(min_p=0.2),
+    ):
         decoder.sampling = sampling
         with Draws(where, 1):
             assert torch.equal(decoder.answers(batch), of_generate(sampling))

@@ -17,11 +17,12 @@ adapter = ""  # a run's folder, such as runs/x, or an adapter's or a whole model
 base_model = "auto"  # a hub id, folder or short name; auto with an adapter: the base it was trained on
 location = ""  # where the scene is; may be empty
 data = ""  # a folder of prepared data: also answer in three of its test scenes, beside the real lines
-sampling = "book"  # how words are drawn: book, seed or greedy; the next six change single settings of it
+sampling = "book"  # how words are drawn: book, seed or greedy; the next seven change single settings of it
 max_new_tokens = None  # most tokens of an answer; book 60, seed 100, greedy 60
 temperature = None  # below 1: safer words, above 1: bolder; book 0.8, seed 0.8
 top_k = None  # draw from this many best tokens; 0: from all; book 50, seed 50
 top_p = None  # draw from the best tokens that hold this much probability, 0..1; book 0.95, seed 0.9
+min_p = None  # least probability as a share of the best token's, 0..1; 0: off; book 0, seed 0
 num_beams = None  # beams of beam search; book 1, seed 5
 repetition_penalty = None  # above 1: avoid what was said; book 1.05, seed 1.2
 answers = 1  # how many answers
@@ -81,11 +82,12 @@ class InferConfig(JobConfig):
     base_model: str = "auto"  # a hub id, folder or short name; auto with an adapter: the base it was trained on
     location: str = ""  # where the scene is; may be empty
     data: str = ""  # a folder of prepared data: also answer in three of its test scenes, beside the real lines
-    sampling: str = "book"  # how words are drawn: book, seed or greedy; the next six change single settings of it
+    sampling: str = "book"  # how words are drawn: book, seed or greedy; the next seven change single settings of it
     max_new_tokens: "int | None" = None  # most tokens of an answer; book 60, seed 100, greedy 60
     temperature: "float | None" = None  # below 1: safer words, above 1: bolder; book 0.8, seed 0.8
     top_k: "int | None" = None  # draw from this many best tokens; 0: from all; book 50, seed 50
     top_p: "float | None" = None  # draw from the best tokens that hold this much probability, 0..1; book 0.95, seed 0.9
+    min_p: "float | None" = None  # least probability as a share of the best token's, 0..1; 0: off; book 0, seed 0
     num_beams: "int | None" = None  # beams of beam search; book 1, seed 5
     repetition_penalty: "float | None" = None  # above 1: avoid what was said; book 1.05, seed 1.2
     answers: int = 1  # how many answers
@@ -116,7 +118,7 @@ class InferConfig(JobConfig):
 
     def settings(self) -> Sampling:
         "The preset with the single settings that were given."
-        names = ("max_new_tokens", "temperature", "top_k", "top_p", "num_beams", "repetition_penalty")
+        names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "num_beams", "repetition_penalty")
         return replace(SAMPLING[self.sampling], **{n: getattr(self, n) for n in names if getattr(self, n) is not None})
 
 
@@ -135,6 +137,7 @@ for wrong in (
     dict(sampling="loud"),
     dict(temperature=0),
     dict(top_p=1.5),
+    dict(min_p=1.5),
     dict(answers=0),
     dict(speaker=" "),
     dict(random_seed=2**64),
@@ -181,6 +184,14 @@ batch_prompts([[11, 12], [21, 22, 23, 24]], 0, "cpu")
 
 # %%
 #| export
+def most_tokens(
+    model,  # a model, with or without adapter
+    maker: TextMaker,  # tokenizer and template of its training
+) -> int:  # 10**9 where neither says
+    "Most tokens of prompt and answer together."
+    return min(getattr(model.config, "max_position_embeddings", None) or 10**9, maker.max_seq_len or 10**9)
+
+
 def ask_batch(
     model,  # a model, with or without adapter
     maker: TextMaker,  # tokenizer and template of its training
@@ -189,12 +200,9 @@ def ask_batch(
 ) -> dict:  # input_ids and attention_mask, both B x T; ValueError if there is nothing to ask
     "The prompts of all requests, with the oldest lines left out where they would be too long."
     require(requests, "there is nothing to answer: no request was given")
-    most = min(getattr(model.config, "max_position_embeddings", None) or 10**9, maker.max_seq_len or 10**9)
+    most = most_tokens(model, maker) - sampling.max_new_tokens
     return batch_prompts(
-        [
-            prompt_ids(maker, where, lines, who, max(1, most - sampling.max_new_tokens))
-            for where, lines, who in requests
-        ],
+        [prompt_ids(maker, where, lines, who, max(1, most)) for where, lines, who in requests],
         maker.tokenizer.pad_token_id,
         model.device,
     )

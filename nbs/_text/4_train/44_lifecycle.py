@@ -878,6 +878,15 @@ def require_apart(
     require(not wrong, f"samples were to lie end to end, but in {job.base} they cannot: {wrong}; use packing=none")
 
 
+def write_failed(
+    run: Path,  # the run's folder
+    error: BaseException,  # what ended it
+):
+    "A summary that says how a run ended."
+    status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    write_json(run / "summary.json", {"status": status, "error": f"{type(error).__name__}: {error}"})
+
+
 def begin_run(
     job: Job,  # what `plan` made
     make_engine: Callable[[Job, Any], Engine],  # called with the job and the model
@@ -930,13 +939,7 @@ def begin_run(
         return measure(job)
     except BaseException as e:
         if ranks.is_main:
-            write_json(
-                run / "summary.json",
-                {
-                    "status": "interrupted" if isinstance(e, KeyboardInterrupt) else "failed",
-                    "error": f"{type(e).__name__}: {e}",
-                },
-            )
+            write_failed(run, e)
         raise
     finally:
         if job.recorder and job.recorder.tracker:

@@ -22,6 +22,7 @@ from typing import Any
 from simpsons_llm.data.lines import Line, Scene
 from simpsons_llm.data.prompt import TextMaker, prompt_ids
 from simpsons_llm.machine.job import require
+from simpsons_llm.model.infer import most_tokens
 
 # %%
 #| hide
@@ -225,8 +226,7 @@ def hear(
 ) -> Heard:
     "A line from the right mouth and from others."
     said = [*maker.said([moment.line])[0][1], *maker.end]
-    limits = (maker.max_seq_len, getattr(reader.model.config, "max_position_embeddings", None))
-    most = min((n for n in limits if n), default=10**9)
+    most = most_tokens(reader.model, maker)
     who = [moment.line.speaker, *others]
     # one length for all, or a long name would have less before it
     where, before, _ = moment.request()

@@ -165,6 +165,8 @@ JOBS = {
     "infer": "model.infer:InferConfig",
     "loop": "train.loop:LoopConfig",
     "finetune": "train.finetune:FinetuneConfig",
+    "evaluate": "character.evaluate:EvaluateConfig",
+    "contrast": "character.contrast:ContrastConfig",
     "collectives": "ranks.collectives:CollectivesConfig",
 }  # chapters that are jobs, and their settings
 
@@ -530,7 +532,7 @@ def execute(
 
 # %%
 #| export
-FOLDER = ("run", "out")  # the parameter that names a job's folder, where the chapter has it
+FOLDER = ("out", "run")  # the parameter that names a job's folder, where the chapter has it
 
 
 def run_chapter(

@@ -210,6 +210,17 @@ def do_estimate(
             print(f"  {key:22}{value}")
 
 
+def do_contrast(
+    config,  # a ContrastConfig
+):
+    "Learn from pairs, and show what it brought."
+    from simpsons_llm.character.contrast import contrast, contrast_text
+
+    print(contrast_text(contrast(config)))
+    print(f"adapter: {Path(config.out) / 'adapter'}; gains: {Path(config.out) / 'contrast.png'}")
+    print(f"next: {ask_command(config.out)}")
+
+
 def do_infer(
     config,  # an InferConfig
 ):
@@ -318,6 +329,7 @@ def do_evaluate(
 #| export
 def add_jobs():
     "Register the jobs; their dataclasses are light to import."
+    from simpsons_llm.character.contrast import ContrastConfig
     from simpsons_llm.character.evaluate import EvaluateConfig
     from simpsons_llm.data.prepare import PrepareConfig
     from simpsons_llm.model.infer import InferConfig
@@ -377,6 +389,19 @@ def add_jobs():
     simpsons-llm loop --data runs/data --run runs/byhand --max-steps 20
     simpsons-llm loop --data runs/data --mode full --epochs 1
     simpsons-llm loop --data runs/data --run runs/byhand --max-steps 20 --resume""",
+        )
+    )
+    app.command("contrast")(
+        job_command(
+            ContrastConfig,
+            do_contrast,
+            """After finetune: teach what the character would not say, with pairs of a right and a wrong line.
+    Leaves a new run; the first one stays as it is.
+
+    \b
+    simpsons-llm contrast --run runs/x --out runs/y
+    simpsons-llm contrast --run runs/x --out runs/others --rejected speakers --pairs 200
+    simpsons-llm contrast --run runs/x --out runs/few --pairs 16 --max-minutes 10""",
         )
     )
     app.command("estimate")(
