@@ -448,8 +448,8 @@ FAULTS = [Fault(*row) for row in (
      "_get_num_items_in_batch(self, parts)", "packages.py -k takes"),
     ("train.finetune", "worst-step-kept", "greater_is_better=False", "greater_is_better=True",
      "finetune.py -k measured_loss"),
-    ("train.finetune", "lora-plus-forgotten", "                    lora_plus_ratio,\n                    \"fused\"",
-     "arguments.learning_rate, 1.0,", "loop.py -k 'other_settings and plus'"),
+    ("train.finetune", "lora-plus-forgotten", 'lora_plus_ratio,\n                    "fused"',
+     '1.0,\n                    "fused"', "loop.py -k 'other_settings and plus'"),
     # ---- many processes, measures, the command line -----------------------------------------------------------------
     ("ranks.collectives", "all-reduce-once-around", '"all-reduce": 2 * divided', '"all-reduce": divided',
      "collectives.py -k ring"),
