@@ -307,7 +307,11 @@ def test_ranks_decide_together(job, more, data, tmp_path):
 # ---- weight decay ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("more", [{}, {"mode": "full", "learning_rate": 3e-4}, {"lora_plus_ratio": 4.0}], ids=str)
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"mode": "full", "learning_rate": 3e-4}, {"lora_plus_ratio": 4.0}],
+    ids=["adapter", "whole", "plus"],
+)
 def test_weight_decay_is_that_of_trainer(more, data, tmp_path):
     settings = {**TINY, "max_steps": 6, "epochs": 1, "eval_steps": 3, **more}
     for config, train in ENGINES:
@@ -360,3 +364,10 @@ def test_the_gate_can_be_switched_off_on_the_command_line():
     for words in ([], ["--gate"], ["--no-gate", "--weight-decay", "0.1"]):
         assert CliRunner().invoke(app, words).exit_code == 0
     assert [config.gate for config in given] == [None, True, False] and given[2].resolved()["weight_decay"] == 0.1
+
+
+def test_a_recorder_that_says_stop_by_itself_is_heard(data, tmp_path, monkeypatch):
+    "As the benchmark's does, when its goal is reached."
+    real = history.Recorder.step_ends
+    monkeypatch.setattr(history.Recorder, "step_ends", lambda self, step: real(self, step) or step == 3)
+    assert loop(LoopConfig(data=data, run=str(tmp_path / "x"), **SIX))["optimizer_steps"] == 3

@@ -188,7 +188,7 @@ class Loop(TrainState):
                 self.evaluate()
                 save_checkpoint(self)
             # the time is up, or the evaluation saw that it gets worse
-            if recorder.stopped_early:
+            if stop or recorder.stopped_early:
                 break
 
     def optimizer_state(self) -> dict:

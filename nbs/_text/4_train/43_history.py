@@ -231,7 +231,7 @@ now = gate.answers(model, maker)
 now[0][:40], gate.seen.share(now), gate.human()
 
 # %% [markdown]
-# What is decided follows from the rows of `metrics.jsonl` alone, so a run that is resumed decides as if nothing had happened. The step that is kept is the one with the lowest loss of those within the limit, and where none is, of all. And a run is over when two evaluations in a row were worse in both respects than the best so far: what follows would not be kept.
+# The model speaks at each evaluation, since a new lowest loss may recite, and a worse one may be the end of the run. What is decided follows from the rows of `metrics.jsonl` alone, so a run that is resumed decides as if nothing had happened. The step that is kept is the one with the lowest loss of those within the limit, and where none is, of all. And a run is over when two evaluations in a row were worse in both respects than the best so far: what follows would not be kept.
 
 # %%
 #| export

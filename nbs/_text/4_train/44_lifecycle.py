@@ -762,7 +762,7 @@ print(*told.splitlines()[1:3], sep="\n")
 # %% [markdown]
 # ## The job
 #
-# A run under a name that was used before sets the earlier results aside first; `resume` goes on where the last checkpoint stands, but only with the same settings, since the steps still to come depend on all of them. How many ranks share the work, and how, may differ: it changes nothing but the time.
+# A run under a name that was used before sets the earlier results aside first; `resume` goes on where the last checkpoint stands, but only with the same settings, since the steps still to come depend on all of them. A run whose time was up may get more of it; one that ended because loss and memorising got worse is finished. How many ranks share the work, and how, may differ: it changes nothing but the time.
 
 # %%
 #| export
@@ -1010,7 +1010,7 @@ def require_same(
 
 
 # %% [markdown]
-# Before the first step a fresh adapter changes nothing, so the held-out loss is that of the base. (LoftQ's base is rounded to 4 bits, and that is what is measured.) Test scenes are scored with it, too, and a second time at the end.
+# Before the first step a fresh adapter changes nothing, so the held-out loss is that of the base. (LoftQ's base is rounded to 4 bits, and that is what is measured.) With a gate the first row also says what share of real validation lines stands in training lines; [what a run tells](43_history.ipynb) measures the model's own against it at each evaluation. Test scenes are scored with it, too, and a second time at the end.
 
 # %%
 #| export
