@@ -139,11 +139,12 @@ def spread_moments(
     most: int,  # moments, at most; 1 or more
 ) -> list:  # (scene, position, speaker, real line), by speaker; fewer where there are fewer lines
     "Moments at which each character really speaks, early in scenes from the first to the last."
+    every = [(s, i, x.speaker, x.text) for s in scenes for i, x in enumerate(s.lines)]
+    every = [m for m in every if not speakers or m[2] in speakers]
     places: dict = {}
-    for s in scenes:
-        for i, line in enumerate(s.lines):
-            if not speakers or line.speaker in speakers:
-                places.setdefault(line.speaker, []).append((s, i, line.speaker, line.text))
+    soon = [m for m in every if m[1] <= EARLY]
+    for m in soon if len(soon) >= most else every:
+        places.setdefault(m[2], []).append(m)
     ranked = sorted(places.values(), key=len, reverse=True)  # who says most first
     shares = [0] * len(ranked)
     while sum(shares) < min(most, sum(map(len, ranked))):
