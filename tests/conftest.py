@@ -14,7 +14,7 @@ import pytest
 
 # the command line, whatever PATH says
 CLI = [sys.executable, "-c", "from simpsons_llm.machine.cli import main; main()"]
-TINY = dict(base_model="tiny", max_seq_len=600, learning_rate=3e-3, r=4, lora_alpha=8, sample_steps=0)
+TINY = dict(base_model="tiny", max_seq_len=600, learning_rate=3e-3, r=4, lora_alpha=8, sample_steps=0, gate=False)
 
 
 SLOW = "slow; run with --slow, as .ci/run does"

@@ -126,12 +126,17 @@ def test_checkpoints_that_are_kept(data, tmp_path):
     assert kept == {6, summary["best_step"]} | ({5} if summary["best_step"] == 6 else set())
 
 
-def test_the_best_is_the_lowest_and_the_first_of_equals(monkeypatch):
+def test_the_best_is_the_lowest_and_the_first_of_equals(monkeypatch, tmp_path):
     from unittest.mock import MagicMock
 
     import simpsons_llm.train.loop as module
+    from simpsons_llm.machine.device import find_device, find_ranks
+    from simpsons_llm.train.config import RunLength
+    from simpsons_llm.train.history import Recorder
 
     told, state = iter([5.0, 4.0, 6.0, 4.0, 4.5]), MagicMock(best=(0, math.inf))
+    where = find_ranks(), find_device("cpu", "float32")
+    state.job.recorder = Recorder(*where, RunLength(9, 9, 1, -1, 0), tmp_path, list)
     monkeypatch.setattr(module, "heldout_loss", lambda *_: next(told))
     for step in range(1, 6):
         state.step = step

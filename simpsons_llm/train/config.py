@@ -32,10 +32,12 @@ RECIPES: dict[str, dict] = {
         target_modules="all-linear",
         learning_rate=5e-4,
         warmup_ratio=0.05,
+        weight_decay=0.0,
         global_batch_size=2,
         micro_batch_size=2,
         epochs=1.0,
         eval_steps=None,
+        gate=True,
     ),
     "seed": dict(
         view="rows",
@@ -49,10 +51,12 @@ RECIPES: dict[str, dict] = {
         target_modules="q_proj,k_proj",
         learning_rate=3e-4,
         warmup_ratio=0.1,
+        weight_decay=0.0,
         global_batch_size=128,
         micro_batch_size=16,
         epochs=3.0,
         eval_steps=50,
+        gate=False,
     ),
 }
 
@@ -86,6 +90,7 @@ class TrainConfig(JobConfig):
     quantization: str = "none"  # of the frozen base: none, or nf4 for 4 bits (needs bitsandbytes)
     learning_rate: "float | None" = None  # peak rate; book 5e-4, seed 3e-4; a tenth of it with mode=full
     warmup_ratio: "float | None" = None  # share of the steps in which the rate rises, 0..1; book 0.05, seed 0.1
+    weight_decay: "float | None" = None  # pull of each step on the weights towards 0, 0 or more; book 0, seed 0
     global_batch_size: "int | None" = None  # samples for one optimizer step, over all processes; book 2, seed 128
     micro_batch_size: "int | None" = None  # samples at once in one process; book 2, seed 16
     epochs: "float | None" = None  # passes over the data; book 1, seed 3
@@ -94,6 +99,9 @@ class TrainConfig(JobConfig):
     # both come at the end of each epoch and of the run, too
     eval_steps: "int | None" = None  # optimizer steps between evaluations and checkpoints; book 4 a run, seed 50
     sample_steps: "int | None" = None  # optimizer steps between samples of text; 0: none; None: with each evaluation
+    gate: "bool | None" = (
+        None  # no step that recites is kept; stop where that and loss get worse; book True, seed False
+    )
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
     # how the samples of a batch lie; auto looks at the model and the device
     packing: str = "auto"  # flat: end to end; rows: in rows of row_len; none: filled up; auto: flat where it does well
@@ -186,6 +194,10 @@ def check_settings(
     require(
         0 <= s["warmup_ratio"] < 1,
         f"warmup_ratio={s['warmup_ratio']} was given; expected 0 or more, below 1 (the rate must come down again)",
+    )
+    require(
+        0 <= s["weight_decay"] < math.inf,
+        f"weight_decay={s['weight_decay']} was given; expected 0 or more (0: none; 0.01 to 0.1 is usual)",
     )
     for name in (
         "global_batch_size",
@@ -312,6 +324,7 @@ def make_optimizer(
     learning_rate: float,  # peak rate, above 0
     lora_plus_ratio: float = 1.0,  # the learning rate of B over that of A
     fused: bool = False,  # one kernel for all parameters; on GPUs
+    weight_decay: float = 0.0,  # share of a weight that a step at rate 1 takes away, 0 or more
 ):  # a torch.optim.AdamW; ValueError if nothing in the model is trained
     "The optimizer of a run."
     import torch
@@ -323,14 +336,22 @@ def make_optimizer(
         "add the adapter before the optimizer is made",
     )
     if lora_plus_ratio == 1:
-        return torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=0.0, fused=fused)
+        flat = [p for p in trainable if p.ndim < 2] if weight_decay else []
+        groups = [{"params": [p for p in trainable if p.ndim > 1]}, {"params": flat, "weight_decay": 0.0}]
+        what: list = groups if flat else trainable
+        return torch.optim.AdamW(what, lr=learning_rate, weight_decay=weight_decay, fused=fused)
     from peft.optimizers import create_loraplus_optimizer
 
     return create_loraplus_optimizer(
-        model, torch.optim.AdamW, lr=learning_rate, loraplus_lr_ratio=lora_plus_ratio, fused=fused
+        model,
+        torch.optim.AdamW,
+        lr=learning_rate,
+        loraplus_lr_ratio=lora_plus_ratio,
+        loraplus_weight_decay=weight_decay,
+        fused=fused,
     )
 
-# %% ../../nbs/4_train/40_config.ipynb #40-42
+# %% ../../nbs/4_train/40_config.ipynb #40-45
 def rate_of_step(
     done: int,  # steps that were made, 0..steps
     warmup_steps: int,  # in which the rate rises, 0..steps; 0 and 1 are the same
@@ -340,7 +361,7 @@ def rate_of_step(
     top = max(warmup_steps, 1)
     return (done + 1) / top if done < top else max(0, steps - done) / max(steps - top + 1, 1)
 
-# %% ../../nbs/4_train/40_config.ipynb #40-46
+# %% ../../nbs/4_train/40_config.ipynb #40-49
 def make_schedule(
     optimizer,  # what `make_optimizer` made
     warmup_steps: int,  # in which the rate rises, 0..steps

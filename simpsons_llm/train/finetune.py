@@ -83,7 +83,11 @@ def make_trainer(
         def create_optimizer(self, *given):
             if self.optimizer is None:
                 self.optimizer = make_optimizer(
-                    self.model, arguments.learning_rate, lora_plus_ratio, "fused" in arguments.optim
+                    self.model,
+                    arguments.learning_rate,
+                    lora_plus_ratio,
+                    "fused" in arguments.optim,
+                    arguments.weight_decay,
                 )
             if use_ipex:
                 with_ipex(self.model, self.optimizer)
@@ -112,6 +116,11 @@ def make_trainer(
             self.log(metrics)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
+
+        def _determine_best_metric(self, metrics, trial):
+            before = self.state.best_global_step
+            self.state.best_global_step, self.state.best_metric = meter.best
+            return self.state.best_global_step != before
 
         def _save_checkpoint(self, model, trial):
             best = self.state.best_global_step
@@ -171,7 +180,7 @@ def training_arguments(
         learning_rate=s["learning_rate"],
         lr_scheduler_type="linear",
         warmup_steps=length.warmup_steps,
-        weight_decay=0.0,
+        weight_decay=s["weight_decay"],
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch" if device.type == "cpu" else "adamw_torch_fused",
         seed=config.seed,
@@ -234,6 +243,9 @@ def make_reporter(
             if "eval_loss" in logs:
                 recorder.evaluated(state.global_step, logs["eval_loss"])
 
+        def on_evaluate(self, args, state, control, **_):
+            control.should_training_stop |= recorder.stopped_early
+
     return Reporter()
 
 # %% ../../nbs/4_train/47_finetune.ipynb #47-17
@@ -286,7 +298,8 @@ class TrainerEngine:
         first,  # called when the model is where it will be trained
     ):
         "Take the model to the end of the run, its best step loaded."
-        finished, sharded = resumed >= self.job.length.steps, self.job.sharded
+        finished = resumed >= self.job.length.steps or self.job.recorder.stopped_early
+        sharded = self.job.sharded
         if sharded and finished:
             self.trainer.shard()
         if sharded and not finished:

@@ -101,7 +101,9 @@ class TrainState:
             model.forward = torch.autocast(device.type, torch.bfloat16, cache_enabled=False)(model.forward)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         same_start(self.parameters)
-        self.optimizer = make_optimizer(model, s["learning_rate"], config.lora_plus_ratio, fused=device.type != "cpu")
+        self.optimizer = make_optimizer(
+            model, s["learning_rate"], config.lora_plus_ratio, device.type != "cpu", s["weight_decay"]
+        )
         self.schedule = make_schedule(self.optimizer, job.length.warmup_steps, job.length.steps)
         items, lengths = as_features(job.items)
         self.sampler = RankBatches(
@@ -185,7 +187,8 @@ class Loop(TrainState):
             if stop or length.evaluates(self.step):
                 self.evaluate()
                 save_checkpoint(self)
-            if stop:
+            # the time is up, or the evaluation saw that it gets worse
+            if stop or recorder.stopped_early:
                 break
 
     def optimizer_state(self) -> dict:
@@ -193,11 +196,11 @@ class Loop(TrainState):
         return self.optimizer.state_dict()
 
     def evaluate(self):
-        "The held-out loss and its perplexity; the lowest so far is remembered."
+        "The held-out loss and its perplexity; the recorder says which step is best so far."
         valid, pad_id = self.job.samples["valid"], self.job.maker.tokenizer.pad_token_id
         loss = heldout_loss(self.model, valid, pad_id, self.job.config.resolved()["micro_batch_size"])
         self.job.recorder.evaluated(self.step, loss)
-        self.best = min(self.best, (self.step, loss), key=lambda b: b[1])
+        self.best = self.job.recorder.best
 
     def learn(
         self,
@@ -208,7 +211,7 @@ class Loop(TrainState):
         first()
         if resumed:
             load_checkpoint(self, resumed)
-        if self.step < self.job.length.steps:
+        if self.step < self.job.length.steps and not self.job.recorder.stopped_early:
             self.train()
         load_weights(self.model, checkpoint_folder(self.job.run, self.best[0]))
 

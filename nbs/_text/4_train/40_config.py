@@ -26,6 +26,7 @@ from simpsons_llm.model.base import QUANTIZATIONS
 from dataclasses import fields
 
 import pandas as pd
+import torch
 
 from simpsons_llm.lora.layer import LoRASettings
 from simpsons_llm.model.adapter import add_adapter
@@ -38,7 +39,7 @@ from simpsons_llm.model.base import tiny_model
 #
 # `book` learns faster from the same lines: an adapter on all linear layers, whole scenes in one pass, a higher learning rate. [What fine-tuning changes](../2_lora/21_spectra.ipynb) measures what places, ranks and rates are worth, and how far the seed's recipe comes at its own rate and at its best one.
 #
-# Two scenes a step were chosen on the validation scenes of the book's own script; for a script many times as long, 16 are a better start. With so little text a model *overfits* after one to three passes: it learns its lines by heart, and the loss on others rises. So the best step is kept.
+# Two scenes a step were chosen on the validation scenes of the book's own script; for a script many times as long, 16 are a better start. With so little text a model *overfits* after one to three passes: it learns its lines by heart, and the loss on others rises. So the best step is kept, and with `book` no step that recites: [what a run tells](43_history.ipynb) says how that is measured (`gate`). The seed's way knows no such gate.
 
 # %%
 #| export
@@ -55,10 +56,12 @@ RECIPES: dict[str, dict] = {
         target_modules="all-linear",
         learning_rate=5e-4,
         warmup_ratio=0.05,
+        weight_decay=0.0,
         global_batch_size=2,
         micro_batch_size=2,
         epochs=1.0,
         eval_steps=None,
+        gate=True,
     ),
     "seed": dict(
         view="rows",
@@ -72,10 +75,12 @@ RECIPES: dict[str, dict] = {
         target_modules="q_proj,k_proj",
         learning_rate=3e-4,
         warmup_ratio=0.1,
+        weight_decay=0.0,
         global_batch_size=128,
         micro_batch_size=16,
         epochs=3.0,
         eval_steps=50,
+        gate=False,
     ),
 }
 
@@ -123,6 +128,7 @@ class TrainConfig(JobConfig):
     quantization: str = "none"  # of the frozen base: none, or nf4 for 4 bits (needs bitsandbytes)
     learning_rate: "float | None" = None  # peak rate; book 5e-4, seed 3e-4; a tenth of it with mode=full
     warmup_ratio: "float | None" = None  # share of the steps in which the rate rises, 0..1; book 0.05, seed 0.1
+    weight_decay: "float | None" = None  # pull of each step on the weights towards 0, 0 or more; book 0, seed 0
     global_batch_size: "int | None" = None  # samples for one optimizer step, over all processes; book 2, seed 128
     micro_batch_size: "int | None" = None  # samples at once in one process; book 2, seed 16
     epochs: "float | None" = None  # passes over the data; book 1, seed 3
@@ -131,6 +137,9 @@ class TrainConfig(JobConfig):
     # both come at the end of each epoch and of the run, too
     eval_steps: "int | None" = None  # optimizer steps between evaluations and checkpoints; book 4 a run, seed 50
     sample_steps: "int | None" = None  # optimizer steps between samples of text; 0: none; None: with each evaluation
+    gate: "bool | None" = (
+        None  # no step that recites is kept; stop where that and loss get worse; book True, seed False
+    )
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
     # how the samples of a batch lie; auto looks at the model and the device
     packing: str = "auto"  # flat: end to end; rows: in rows of row_len; none: filled up; auto: flat where it does well
@@ -237,6 +246,10 @@ def check_settings(
         0 <= s["warmup_ratio"] < 1,
         f"warmup_ratio={s['warmup_ratio']} was given; expected 0 or more, below 1 (the rate must come down again)",
     )
+    require(
+        0 <= s["weight_decay"] < math.inf,
+        f"weight_decay={s['weight_decay']} was given; expected 0 or more (0: none; 0.01 to 0.1 is usual)",
+    )
     for name in (
         "global_batch_size",
         "micro_batch_size",
@@ -339,6 +352,7 @@ for wrong in (
     dict(learning_rate=3),
     dict(r=0),
     dict(warmup_ratio=1),
+    dict(weight_decay=-0.1),
     dict(micro_batch_size=0),
     dict(trackers="x"),
     dict(sample_steps=-1),
@@ -481,7 +495,7 @@ assert sum(map(many.evaluates, range(1, many.steps + 1))) == EVALUATIONS
 # %% [markdown]
 # ## The optimizer
 #
-# AdamW (Loshchilov & Hutter 2019) keeps two running means for each parameter, of the gradient and of its square, and steps by their ratio; here without weight decay, as is usual for adapters. It holds *references* to the parameters that it was given. Hence the order of things: first the adapter, then the optimizer. An optimizer that was made before knows only the frozen base, trains nothing, and complains about nothing. So a model without a trainable parameter is refused.
+# AdamW (Loshchilov & Hutter 2019) keeps two running means for each parameter, of the gradient and of its square, and steps by their ratio. *Weight decay* also takes a share of each weight away, the learning rate times `weight_decay` at each step; the recipes have none, as is usual for adapters. What has one dimension (norms, biases) does not decay. The optimizer holds *references* to the parameters that it was given. Hence the order of things: first the adapter, then the optimizer. An optimizer that was made before knows only the frozen base, trains nothing, and complains about nothing. So a model without a trainable parameter is refused.
 #
 # On a GPU, all parameters are stepped by one fused kernel. LoRA+ (Hayou et al. 2024) gives B a higher rate than A; PEFT builds that optimizer.
 
@@ -492,6 +506,7 @@ def make_optimizer(
     learning_rate: float,  # peak rate, above 0
     lora_plus_ratio: float = 1.0,  # the learning rate of B over that of A
     fused: bool = False,  # one kernel for all parameters; on GPUs
+    weight_decay: float = 0.0,  # share of a weight that a step at rate 1 takes away, 0 or more
 ):  # a torch.optim.AdamW; ValueError if nothing in the model is trained
     "The optimizer of a run."
     import torch
@@ -503,11 +518,19 @@ def make_optimizer(
         "add the adapter before the optimizer is made",
     )
     if lora_plus_ratio == 1:
-        return torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=0.0, fused=fused)
+        flat = [p for p in trainable if p.ndim < 2] if weight_decay else []
+        groups = [{"params": [p for p in trainable if p.ndim > 1]}, {"params": flat, "weight_decay": 0.0}]
+        what: list = groups if flat else trainable
+        return torch.optim.AdamW(what, lr=learning_rate, weight_decay=weight_decay, fused=fused)
     from peft.optimizers import create_loraplus_optimizer
 
     return create_loraplus_optimizer(
-        model, torch.optim.AdamW, lr=learning_rate, loraplus_lr_ratio=lora_plus_ratio, fused=fused
+        model,
+        torch.optim.AdamW,
+        lr=learning_rate,
+        loraplus_lr_ratio=lora_plus_ratio,
+        loraplus_weight_decay=weight_decay,
+        fused=fused,
     )
 
 
@@ -548,6 +571,19 @@ assert (
     sum(p.numel() for p in only["params"]) == sum(p.numel() for g in groups for p in g["params"]) > 0
     and only["weight_decay"] == 0
 )
+
+# %% [markdown]
+# What a decay of 0.1 takes from a matrix and from a norm in one step at a rate of 0.5, where no gradient pulls:
+
+# %% tags=["example"]
+pulled = torch.nn.ParameterDict({"matrix": torch.ones(2, 2), "norm": torch.ones(2)})
+for p in pulled.values():
+    p.grad = torch.zeros_like(p)
+make_optimizer(pulled, 0.5, weight_decay=0.1).step()
+{name: round(p.mean().item(), 4) for name, p in pulled.items()}
+
+# %% tags=["check"]
+assert torch.allclose(pulled["matrix"], torch.full((2, 2), 1 - 0.5 * 0.1)) and (pulled["norm"] == 1).all()
 
 
 # %% [markdown]

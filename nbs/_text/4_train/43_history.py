@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -25,8 +26,9 @@ from simpsons_llm.data.prompt import TextMaker
 from simpsons_llm.machine.device import Device, Ranks, synchronize
 from simpsons_llm.machine.distributed import gather, group_ranks, on_main, total
 from simpsons_llm.machine.job import Progress, append_jsonl, read_jsonl, require, write_text
-from simpsons_llm.model.decode import Sampling
+from simpsons_llm.model.decode import SAMPLING, Sampling
 from simpsons_llm.model.infer import finish_lines, moment_row
+from simpsons_llm.model.verbatim import Seen
 from simpsons_llm.train.config import RunLength
 
 # %%
@@ -59,6 +61,24 @@ pd.set_option("display.max_colwidth", 110)
 SAYS = Sampling(max_new_tokens=40, do_sample=False, repetition_penalty=1.0)
 
 
+def said_at(
+    model,  # the model in training, with or without adapter
+    maker: TextMaker,  # tokenizer and template
+    moments: list,  # (scene, position, speaker, real line), as `heldout_moments` gives them; not empty
+    sampling: Sampling,  # how words are drawn
+    before: int | None = None,  # most lines before the answer that are told, 0 or more; None: all
+) -> list:  # one answer for each moment
+    "What the model would say now, in one batch."
+    was_training = model.training
+    model.eval()
+    try:
+        told = [s.lines[0 if before is None else max(i - before, 0) : i] for s, i, *_ in moments]
+        requests = [(s.location, lines, who) for (s, _, who, _), lines in zip(moments, told)]
+        return finish_lines(model, maker, requests, sampling)
+    finally:
+        model.train(was_training)
+
+
 def text_samples(
     model,  # the model in training, with or without adapter
     maker: TextMaker,  # tokenizer and template
@@ -67,11 +87,7 @@ def text_samples(
     "What the model would say now, beside the real lines."
     if not moments:
         return []
-    was_training = model.training
-    model.eval()
-    said = finish_lines(model, maker, [(scene.location, scene.lines[:i], who) for scene, i, who, _ in moments], SAYS)
-    model.train(was_training)
-    return [{**moment_row(m), "said": text} for m, text in zip(moments, said)]
+    return [{**moment_row(m), "said": text} for m, text in zip(moments, said_at(model, maker, moments, SAYS))]
 
 
 # %%
@@ -94,6 +110,204 @@ torch.manual_seed(5)
 expected = torch.rand(1)
 torch.manual_seed(5)
 assert text_samples(model, maker, moments) == before and model.training and torch.rand(1) == expected
+
+# %% [markdown]
+# ## Learned by heart
+#
+# A model that reads few lines often learns them by heart. The held-out loss sees little of it: it asks what the model thinks of *other* lines, not what it would say. So at each evaluation the model also speaks, and the share of runs of eight words that stand in training lines is measured ([said before, word for word](../3_model/36_verbatim.ipynb)). Real lines of the validation scenes, which nobody copied, have such runs too. They say how much is normal; one point more is allowed. A step beyond that limit is not kept, however low its loss. This is the *gate*.
+#
+# | step | held-out loss | recited, of at most 1.2 % | |
+# |---|---|---|---|
+# | 40 | 2.9 | 0.4 % | kept |
+# | 80 | 2.6 | 4.0 % | the lowest loss, and not kept: it recites |
+# | 120 | 2.8 | 1.0 % | better than step 40: kept in its place |
+#
+# Who is asked, and when? The same moments each time, chosen by rule: as many for each character as possible, and of its lines those early in a scene, where little has to be read first, spread over all scenes. The test scenes are not touched.
+
+# %%
+#| export
+ASKED_ON_CPU = 24  # answers at each evaluation; with SmolLM2 about 8 s on two cores that have nothing else to do
+ASKED = 96  # on an accelerator, where they take about as long as one
+EARLY = 4  # lines before a moment, at most, as long as there are enough of them
+RECITES = SAMPLING["book"].changed(max_new_tokens=40)  # how they are drawn; the random numbers are always the same
+MARGIN = 0.01  # what a step that is kept may recite more than people do
+
+
+def spread_moments(
+    scenes: list,  # held-out `Scene`s
+    speakers: list | tuple,  # the characters to learn; empty: all
+    most: int,  # moments, at most; 1 or more
+) -> list:  # (scene, position, speaker, real line), by speaker; fewer where there are fewer lines
+    "Moments at which each character really speaks, early in scenes from the first to the last."
+    every = [(s, i, x.speaker, x.text) for s in scenes for i, x in enumerate(s.lines)]
+    every = [m for m in every if not speakers or m[2] in speakers]
+    places: dict = {}
+    soon = [m for m in every if m[1] <= EARLY]
+    for m in soon if len(soon) >= most else every:
+        places.setdefault(m[2], []).append(m)
+    ranked = sorted(places.values(), key=len, reverse=True)  # who says most first
+    shares = [0] * len(ranked)
+    while sum(shares) < min(most, sum(map(len, ranked))):
+        for k, own in enumerate(ranked):
+            shares[k] += len(own) > shares[k] and sum(shares) < most
+    chosen = []
+    for own, n in zip(ranked, shares):
+        early = [m for m in own if m[1] <= EARLY]
+        pool = early if len(early) >= n else sorted(own, key=lambda m: m[1])[:n]
+        chosen += [pool[int((j + 0.5) * len(pool) / n)] for j in range(n)]
+    return chosen
+
+
+# %% [markdown]
+# 24 moments in the validation scenes of the book's script, by character; how many scenes they come from, and after how many lines at most:
+
+# %% tags=["example"]
+valid_scenes = split_scenes(read_script("springfield").scenes)["valid"]
+chosen = spread_moments(valid_scenes, [], ASKED_ON_CPU)
+asked = pd.DataFrame([(id(s), i, who) for s, i, who, _ in chosen], columns=["scenes", "lines before", "speaker"])
+asked.groupby("speaker").agg({"scenes": "nunique", "lines before": "max"}).T
+
+# %% tags=["check"]
+assert len(chosen) == len({(id(s), i) for s, i, *_ in chosen}) == 24 and asked["scenes"].nunique() >= 8
+assert all((s.lines[i].speaker, s.lines[i].text) == (who, real) for s, i, who, real in chosen)
+assert {who for *_, who, _ in spread_moments(valid_scenes, ["Homer Simpson"], 9)} == {"Homer Simpson"}
+assert spread_moments(valid_scenes, ["Nobody"], 9) == [] and len(spread_moments(valid_scenes, [], 10**6)) == sum(
+    len(s.lines) for s in valid_scenes
+)
+
+
+# %% [markdown]
+# The lines that were learned are kept as runs of words, on the first rank alone, and made when they are first asked for. An accelerator may lack the memory for so many answers beside a model in training; then every second moment has to do.
+
+# %%
+#| export
+class Gate:
+    "How much of what a model says stands in the lines that it learned from, and how much is normal."
+
+    def __init__(
+        self,
+        parts: dict,  # split name -> `Scene`s
+        speakers: list | tuple,  # the characters to learn; empty: all
+        most: int = ASKED_ON_CPU,  # answers, at most
+        before: int | None = None,  # most lines before an answer that are told; None: all
+    ):
+        self.parts, self.speakers, self.before = parts, speakers, before
+        self.moments = spread_moments(parts["valid"], speakers, most)
+
+    @cached_property
+    def seen(self) -> Seen:
+        "All training lines, whoever says them."
+        return Seen(line.text for s in self.parts["train"] for line in s.lines)
+
+    def human(self) -> float:  # 0..1
+        "What people recite: real validation lines of the characters to learn, all of them."
+        who = self.speakers
+        real = (x.text for s in self.parts["valid"] for x in s.lines if not who or x.speaker in who)
+        return self.seen.share(real)
+
+    def answers(
+        self,
+        model,  # the model in training
+        maker: TextMaker,  # tokenizer and template
+        fewer: bool = True,  # ask fewer where memory lacks; False where several ranks must ask the same
+    ) -> list:  # what it says
+        "What the model says at the moments."
+        import torch
+
+        while True:
+            try:
+                return said_at(model, maker, self.moments, RECITES, self.before)
+            except torch.OutOfMemoryError:
+                if not fewer or len(self.moments) < 2:
+                    raise
+            self.moments = self.moments[::2]
+
+
+# %% [markdown]
+# The tiny model has learned nothing yet. Its answers, the share that it recites, and that of people:
+
+# %% tags=["example"]
+gate = Gate(split_scenes(read_script("springfield").scenes), [], 4)
+now = gate.answers(model, maker)
+now[0][:40], gate.seen.share(now), gate.human()
+
+# %% [markdown]
+# The model speaks at each evaluation, since a new lowest loss may recite, and a worse one may be the end of the run. What is decided follows from the rows of `metrics.jsonl` alone, so a run that is resumed decides as if nothing had happened. The step that is kept is the one with the lowest loss of those within the limit, and where none is, of all. And a run is over when two evaluations in a row were worse in both respects than the best so far: what follows would not be kept.
+
+# %%
+#| export
+WORSE = "loss and memorising got worse"  # why a run ended
+TIME = "the time allowed was up"
+
+
+def judged(
+    rows: list,  # of metrics.jsonl
+) -> tuple:  # (evaluations of steps that were made, those within the limit, what people recite; inf without a gate)
+    "The evaluations of a run, and which of them pass the gate."
+    made = [r for r in rows if r["step"] and "valid_loss_nats" in r]
+    human = next((r["human_verbatim"] for r in rows if "human_verbatim" in r), math.inf)
+    return made, [r for r in made if r.get("verbatim", 0.0) <= human + MARGIN], human
+
+
+def kept_row(
+    rows: list,  # of metrics.jsonl, with an evaluation of a step
+) -> dict:  # the first of equals
+    "The evaluation of the step that is kept."
+    made, passed, _ = judged(rows)
+    return min(passed or made, key=lambda r: r["valid_loss_nats"])
+
+
+def got_worse(
+    rows: list,  # of metrics.jsonl
+) -> bool:
+    "Whether loss and memorising were above those of the best loss before, at each of the last two evaluations."
+    made, _, human = judged(rows)
+
+    def worse(at):
+        best = min(made[:at], key=lambda r: r["valid_loss_nats"])
+        return all(made[at].get(k, 0.0) > best.get(k, 0.0) for k in ("valid_loss_nats", "verbatim"))
+
+    return human < math.inf and len(made) > 2 and worse(len(made) - 2) and worse(len(made) - 1)
+
+
+def gate_facts(
+    rows: list,  # of metrics.jsonl
+) -> dict | None:  # human_verbatim, limit, verbatim (of the kept step), decided_by; None without gate or evaluation
+    "What the gate decided, for the summary."
+    made, passed, human = judged(rows)
+    if not made or human == math.inf:
+        return None
+    kept, lowest = kept_row(rows), min(made, key=lambda r: r["valid_loss_nats"])
+    how = "none passed" if not passed else "loss" if kept is lowest else "memorising"
+    return {
+        "human_verbatim": human,
+        "limit": human + MARGIN,
+        "verbatim": kept.get("verbatim"),
+        "decided_by": how,
+    }
+
+
+# %% [markdown]
+# The table from above, and what it would decide without its last row; with two worse ones at its end:
+
+# %%
+tries = [(0, 4.0, None), (40, 2.9, 0.004), (80, 2.6, 0.04), (120, 2.8, 0.01)]
+history = [
+    {"step": step, "valid_loss_nats": loss, **({"human_verbatim": 0.002} if share is None else {"verbatim": share})}
+    for step, loss, share in tries
+]
+on_end = [{"step": step, "valid_loss_nats": 3.0, "verbatim": 0.06} for step in (160, 200)]
+pd.DataFrame(
+    [
+        {"rows": name, "kept": kept_row(rows)["step"], **gate_facts(rows), "over": got_worse(rows)}
+        for name, rows in (("all", history), ("without the last", history[:-1]), ("two worse", history + on_end))
+    ]
+).set_index("rows")
+
+# %% tags=["check"]
+assert [kept_row(history[:n])["step"] for n in (2, 3, 4)] == [40, 40, 120] and gate_facts(history[:1]) is None
+assert gate_facts([{"step": 0, "human_verbatim": 0.0}, history[2]])["decided_by"] == "none passed"
+assert not got_worse(history + on_end[:1]) and got_worse(history + on_end)
 
 
 # %% [markdown]
@@ -253,7 +467,12 @@ class Meter:
     earlier_tokens: int = field(default=0, init=False)  # real tokens before the run was resumed
     step_s: float = field(default=0.0, init=False)  # seconds in steps, without evaluation
     earlier_s: float = field(default=0.0, init=False)  # the same before the run was resumed
-    stopped_early: bool = field(default=False, init=False)  # the time was up
+    stopped_because: str = field(default="", init=False)  # why the run ended before its last step; "": it did not
+
+    @property
+    def stopped_early(self) -> bool:
+        "Whether the run ends before its last step."
+        return bool(self.stopped_because)
 
     def begin(self):
         "Start the clock, and the telling of progress."
@@ -304,7 +523,7 @@ class Meter:
         self.step_s += time.perf_counter() - self.since
         # rank 0's clock counts
         if self.max_minutes and step < self.length.steps:
-            self.stopped_early = bool(gather(time.perf_counter() - self.begun > 60 * self.max_minutes)[0])
+            self.stopped_because = TIME * gather(time.perf_counter() - self.begun > 60 * self.max_minutes)[0]
         return self.stopped_early
 
 
@@ -337,6 +556,7 @@ class Recorder(Meter):
     run: Path  # the run's folder
     say: Callable[[], list]  # called for samples of text; gives rows
     tracker: Tracker | None = None  # what `open_tracker` gave
+    recites: Callable[[], float] | None = None  # called at each evaluation, on all ranks; None: no gate
     fingerprint: Callable[[], list] = list  # called when the held-out loss was measured; tells weights apart
     rows: list = field(default_factory=list, init=False)  # of metrics.jsonl
     fingerprints: dict = field(default_factory=dict, init=False)  # step -> what it gave
@@ -391,12 +611,14 @@ class Recorder(Meter):
         step: int,  # 1..steps
         loss: float,  # held-out, nats per token
     ):
-        "The held-out loss was measured."
+        "The held-out loss was measured. All ranks must call it."
         require(
             math.isfinite(loss),
             f"the held-out loss is {loss} at step {step}; "
             "the run was stopped; try a lower learning_rate, or dtype=float32",
         )
+        with self.watch.during("speak"):
+            share = self.recites() if self.recites else None
         epoch = step % self.length.epoch_steps == 0
         train = self.train_perplexity(step) if epoch else None
         self.write(
@@ -404,7 +626,10 @@ class Recorder(Meter):
             valid_loss_nats=loss,
             valid_perplexity=math.exp(loss),
             **({"train_perplexity": train} if train else {}),
+            **({} if share is None else {"verbatim": share}),
         )
+        if step < self.length.steps and got_worse(self.rows):
+            self.stopped_because = WORSE
         if self.ranks.is_main:
             print(
                 f"step {step}: held-out loss {loss:.4f} nats per token"
@@ -413,12 +638,30 @@ class Recorder(Meter):
                     f"perplexity {train:.2f} in training, {math.exp(loss):.2f} held out"
                     if train
                     else ""
-                ),
+                )
+                + self.told_share(share),
                 flush=True,
             )
         self.fingerprints[step] = self.fingerprint()
         # a checkpoint follows
         self.watch.turn_to("save")
+
+    def told_share(
+        self,
+        share: float | None,  # recited at this evaluation, 0..1; None: there is no gate
+    ) -> str:  # nothing where there is nothing to tell
+        "What the gate made of an evaluation, for the screen."
+        if share is None:
+            return ""
+        limit = judged(self.rows)[2] + MARGIN
+        told = f"; recites {share:.1%}" + f", over the limit of {limit:.1%}" * (share > limit)
+        return told + f"; stopped: {WORSE}" * (self.stopped_because == WORSE)
+
+    @property
+    def best(self) -> tuple:  # (step, its held-out loss in nats per token)
+        "The step that is kept, as far as it is known."
+        row = kept_row(self.rows)
+        return row["step"], row["valid_loss_nats"]
 
     def train_perplexity(
         self,
@@ -651,7 +894,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 # %% [markdown]
-# A run that was killed had gone on past its last checkpoint. What it wrote after that is done again, so those rows are taken out of the file, and the counters go on from the last row that stays.
+# A run that was killed had gone on past its last checkpoint. What it wrote after that is done again, so those rows are taken out of the file, and the counters go on from the last row that stays. If these rows say that the run was over, it is.
 
 # %%
 #| export
@@ -670,6 +913,7 @@ def take_up(
     for counter in ("real_tokens", "learned_tokens", "context_tokens", "step_s"):
         setattr(recorder, counter, last.get(counter, 0))
     recorder.earlier_tokens, recorder.earlier_s = recorder.real_tokens, recorder.step_s
+    recorder.stopped_because = WORSE * (done < recorder.length.steps and got_worse(recorder.rows))
     return next(row for row in recorder.rows if row["step"] == 0)
 
 
@@ -709,8 +953,8 @@ def plot_losses(
     ):
         ax.plot([r["step"] for r in rows if name in r], [r[name] for r in rows if name in r], label=label, **style)
     valid = [r for r in rows if "valid_loss_nats" in r]
-    if made := [r for r in valid if r["step"] > 0]:
-        best = min(made, key=lambda r: r["valid_loss_nats"])
+    if any(r["step"] > 0 for r in valid):
+        best = kept_row(rows)
         worse = ", not better than the base" if valid[0]["valid_loss_nats"] <= best["valid_loss_nats"] else ""
         ax.plot(
             best["step"],

@@ -73,8 +73,13 @@ from simpsons_llm.train.cost import (
     with_time,
 )
 from simpsons_llm.train.history import (
+    ASKED,
+    ASKED_ON_CPU,
+    WORSE,
+    Gate,
     Recorder,
     Stopwatch,
+    gate_facts,
     last_checkpoint,
     open_tracker,
     plot_losses,
@@ -242,6 +247,7 @@ class Job:
     moments: list  # where text is sampled: what `heldout_moments` chose in a validation scene
     made: Prepared | None = None  # data of a script, not written yet
     limit: ScoreLimit | None = None  # how much of held-out samples is scored at once; None: as a CPU does it
+    gate: Gate | None = None  # what keeps steps that recite from being kept; None: nothing
     recorder: Recorder = LATER  # of what happens
     engine: Engine = LATER  # what does the steps
 
@@ -266,6 +272,19 @@ class Job:
             return []
         with self.autocast():
             return text_samples(self.engine.model, self.maker, self.moments)
+
+    def recites(self) -> float:  # 0..1; the same on all ranks
+        "How much of what the model says now stands in training lines; for runs with a gate. All ranks must call it."
+        gate, model = self.gate, self.engine.model
+        assert gate
+
+        def said():
+            with self.autocast():
+                return gate.answers(model, self.maker, fewer=not self.sharded)
+
+        # who holds a part of the model must speak with the others; the first rank counts
+        together = said() if self.sharded else None
+        return on_main(self.ranks, lambda: gate.seen.share(said() if together is None else together))
 
     def fingerprint(self) -> list:  # (sum, norm) of each trained parameter; nothing of a model in parts
         "Two numbers by which weights are known again."
@@ -336,6 +355,10 @@ def plan(
         # the memory of a recording is not given back in between
         room = max(room_gib(device) - told.peak_mem_gib, 0.0) if recipe.compile != "none" else math.inf
         limit = limit_scoring(shape, recipe, told, device, room)
+    gate = None
+    if s["gate"]:
+        many = ASKED_ON_CPU if device.type == "cpu" or sharded else ASKED
+        gate = Gate(parts, report["speakers"], many, s["context_lines"] if s["view"] == "rows" else None)
     return Job(
         config,
         Path(config.run),
@@ -357,6 +380,7 @@ def plan(
         moments,
         made,
         limit,
+        gate if gate and gate.moments else None,
     )
 
 
@@ -738,7 +762,7 @@ print(*told.splitlines()[1:3], sep="\n")
 # %% [markdown]
 # ## The job
 #
-# A run under a name that was used before sets the earlier results aside first; `resume` goes on where the last checkpoint stands, but only with the same settings, since the steps still to come depend on all of them. How many ranks share the work, and how, may differ: it changes nothing but the time.
+# A run under a name that was used before sets the earlier results aside first; `resume` goes on where the last checkpoint stands, but only with the same settings, since the steps still to come depend on all of them. A run whose time was up may get more of it; one that ended because loss and memorising got worse is finished. How many ranks share the work, and how, may differ: it changes nothing but the time.
 
 # %%
 #| export
@@ -801,7 +825,8 @@ def open_run(
             "to resume, the settings must be those of the run; "
             f"{', '.join(f'{k}: {before.get(k)} then, {now[k]} now' for k in changed)}",
         )
-        if "optimizer_steps" in done and not done.get("stopped_early"):
+        # the time may be longer now
+        if "optimizer_steps" in done and (not done.get("stopped_early") or done.get("stopped_because") == WORSE):
             return done
     else:
         # a finished run needs them no more
@@ -928,6 +953,7 @@ def begin_run(
             job.length,
             run,
             job.say,
+            recites=job.recites if job.gate else None,
             fingerprint=job.fingerprint,
             max_minutes=config.max_minutes,
             watch=watch,
@@ -987,7 +1013,7 @@ def require_same(
 
 
 # %% [markdown]
-# Before the first step a fresh adapter changes nothing, so the held-out loss is that of the base. (LoftQ's base is rounded to 4 bits, and that is what is measured.) Test scenes are scored with it, too, and a second time at the end.
+# Before the first step a fresh adapter changes nothing, so the held-out loss is that of the base. (LoftQ's base is rounded to 4 bits, and that is what is measured.) With a gate the first row also says what share of real validation lines stands in training lines; [what a run tells](43_history.ipynb) measures the model's own against it at each evaluation. Test scenes are scored with it, too, and a second time at the end.
 
 # %%
 #| export
@@ -998,10 +1024,13 @@ def measure(
     engine, recorder, watch = job.engine, job.recorder, job.recorder.watch
     resumed = last_checkpoint(job.run) if job.config.resume else 0
     losses, clock = {}, {}
+    before = take_up(recorder) if job.config.resume else {}
+    if before and "human_verbatim" not in before:
+        recorder.recites = None  # the run began without a gate
 
     # the model is where it will be trained, and no checkpoint is loaded yet, so this is the base
     def first():
-        row = take_up(recorder) if job.config.resume else {"valid_loss_nats": job.score("valid")}
+        row = before or {"valid_loss_nats": job.score("valid")}
         if job.config.score_test and "test_loss_nats" not in row:
             require(
                 not (job.sharded and resumed),
@@ -1010,6 +1039,9 @@ def measure(
             )
             row["test_loss_nats"] = job.score("test")
         if not job.config.resume:
+            if job.gate:
+                with watch.during("speak"):
+                    row["human_verbatim"] = on_main(job.ranks, job.gate.human)
             recorder.write(0, **row)
             recorder.speak(0)
         losses["valid_loss_nats_base"] = row["valid_loss_nats"]
@@ -1067,6 +1099,7 @@ def summarise(
         "status": "done" if gained else "not better than the base",
         "engine": engine.name,
         "stopped_early": rec.stopped_early,
+        "stopped_because": rec.stopped_because or None,
         "resumed_from_step": resumed,
         "base_model": base.name_or_path,
         "base_source": base.origin,
@@ -1088,6 +1121,7 @@ def summarise(
         "real_tokens": rec.real_tokens,
         "optimizer_steps": engine.step,
         **losses,
+        "gate": gate_facts(rec.rows),
         "valid_perplexity_best": math.exp(losses["valid_loss_nats_best"]),
         **speed,
         "predicted": asdict(job.told),
@@ -1143,6 +1177,14 @@ def summary_text(
         f"held-out loss in nats per token: {s['valid_loss_nats_base']:.4f} before, {s['valid_loss_nats_best']:.4f} "
         f"after (step {s['best_step']} of {s['optimizer_steps']}), a change of {-fell:+.4f}"
     ]
+    gate = s.get("gate") or {"decided_by": "loss"}
+    if gate["decided_by"] == "memorising":
+        rows.append(
+            f"a step with a lower loss was not kept, since it recites: more than {gate['limit']:.1%} of its runs of "
+            f"words stood in training lines (this step: {gate['verbatim']:.1%}, people: {gate['human_verbatim']:.1%})"
+        )
+    if gate["decided_by"] == "none passed":
+        rows[0] += f"; all steps recite, this one {gate['verbatim']:.1%} (people: {gate['human_verbatim']:.1%})"
     if "test_loss_nats_base" in s:
         rows.append(
             f"test scenes, scored once: {s['test_loss_nats_base']:.4f} before, {s['test_loss_nats_best']:.4f} after"
@@ -1155,7 +1197,7 @@ def summary_text(
         shares = sorted(((x / whole, part) for part, x in s["wall_s"].items() if x >= 0.005 * whole), reverse=True)
         rows.append(f"{format_seconds(whole)} of wall time: {', '.join(f'{part} {x:.0%}' for x, part in shares)}")
     if s["stopped_early"]:
-        rows.append("stopped early: the time allowed was up")
+        rows.append(f"stopped early: {s['stopped_because']}")
     if fell < LEAST_GAIN:
         rows.append(
             f"WARNING: the held-out loss fell by less than {LEAST_GAIN} nats, "

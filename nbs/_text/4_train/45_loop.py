@@ -32,6 +32,7 @@ lora_plus_ratio = 1.0  # LoRA+: the learning rate of B over that of A; 1: the sa
 quantization = "none"  # of the frozen base: none, or nf4 for 4 bits (needs bitsandbytes)
 learning_rate = None  # peak rate; book 5e-4, seed 3e-4; a tenth of it with mode=full
 warmup_ratio = None  # share of the steps in which the rate rises, 0..1; book 0.05, seed 0.1
+weight_decay = None  # pull of each step on the weights towards 0, 0 or more; book 0, seed 0
 global_batch_size = None  # samples for one optimizer step, over all processes; book 2, seed 128
 micro_batch_size = None  # samples at once in one process; book 2, seed 16
 epochs = 0.1  # passes over the data; the book takes a look at the loop, a whole run is 1
@@ -39,6 +40,7 @@ max_steps = None  # optimizer steps; overrules epochs
 max_minutes = None  # stop at the next step after so many minutes, with what was learned so far
 eval_steps = 3  # optimizer steps between evaluations and checkpoints
 sample_steps = None  # optimizer steps between samples of text; 0: none; None: with each evaluation
+gate = None  # no step that recites is kept; stop where that and loss get worse; book True, seed False
 max_grad_norm = 1.0  # gradients are scaled down to this norm
 packing = "auto"  # flat: end to end; rows: in rows of row_len; none: filled up; auto: flat where it does well
 row_len = 2048  # packing=rows: tokens of a row; batch sizes then count rows
@@ -235,7 +237,9 @@ class TrainState:
             model.forward = torch.autocast(device.type, torch.bfloat16, cache_enabled=False)(model.forward)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         same_start(self.parameters)
-        self.optimizer = make_optimizer(model, s["learning_rate"], config.lora_plus_ratio, fused=device.type != "cpu")
+        self.optimizer = make_optimizer(
+            model, s["learning_rate"], config.lora_plus_ratio, device.type != "cpu", s["weight_decay"]
+        )
         self.schedule = make_schedule(self.optimizer, job.length.warmup_steps, job.length.steps)
         items, lengths = as_features(job.items)
         self.sampler = RankBatches(
@@ -338,7 +342,8 @@ class Loop(TrainState):
             if stop or length.evaluates(self.step):
                 self.evaluate()
                 save_checkpoint(self)
-            if stop:
+            # the time is up, or the evaluation saw that it gets worse
+            if stop or recorder.stopped_early:
                 break
 
     def optimizer_state(self) -> dict:
@@ -346,11 +351,11 @@ class Loop(TrainState):
         return self.optimizer.state_dict()
 
     def evaluate(self):
-        "The held-out loss and its perplexity; the lowest so far is remembered."
+        "The held-out loss and its perplexity; the recorder says which step is best so far."
         valid, pad_id = self.job.samples["valid"], self.job.maker.tokenizer.pad_token_id
         loss = heldout_loss(self.model, valid, pad_id, self.job.config.resolved()["micro_batch_size"])
         self.job.recorder.evaluated(self.step, loss)
-        self.best = min(self.best, (self.step, loss), key=lambda b: b[1])
+        self.best = self.job.recorder.best
 
     def learn(
         self,
@@ -361,7 +366,7 @@ class Loop(TrainState):
         first()
         if resumed:
             load_checkpoint(self, resumed)
-        if self.step < self.job.length.steps:
+        if self.step < self.job.length.steps and not self.job.recorder.stopped_early:
             self.train()
         load_weights(self.model, checkpoint_folder(self.job.run, self.best[0]))
 

@@ -32,6 +32,7 @@ lora_plus_ratio = 1.0  # LoRA+: the learning rate of B over that of A; 1: the sa
 quantization = "none"  # of the frozen base: none, or nf4 for 4 bits (needs bitsandbytes)
 learning_rate = None  # peak rate; book 5e-4, seed 3e-4; a tenth of it with mode=full
 warmup_ratio = None  # share of the steps in which the rate rises, 0..1; book 0.05, seed 0.1
+weight_decay = None  # pull of each step on the weights towards 0, 0 or more; book 0, seed 0
 global_batch_size = None  # samples for one optimizer step, over all processes; book 2, seed 128
 micro_batch_size = None  # samples at once in one process; book 2, seed 16
 epochs = None  # passes over the data; book 1, seed 3
@@ -39,6 +40,7 @@ max_steps = None  # optimizer steps; overrules epochs
 max_minutes = None  # stop at the next step after so many minutes, with what was learned so far
 eval_steps = None  # optimizer steps between evaluations and checkpoints; book 4 a run, seed 50
 sample_steps = None  # optimizer steps between samples of text; 0: none; None: with each evaluation
+gate = None  # no step that recites is kept; stop where that and loss get worse; book True, seed False
 max_grad_norm = 1.0  # gradients are scaled down to this norm
 packing = "auto"  # flat: end to end; rows: in rows of row_len; none: filled up; auto: flat where it does well
 row_len = 2048  # packing=rows: tokens of a row; batch sizes then count rows
@@ -149,7 +151,7 @@ for wrong in (dict(sharding="zero"), dict(sharding="fsdp", quantization="nf4"), 
 # %% [markdown]
 # ## The trainer
 #
-# An ordinary Trainer is told the loss, its weight over a global batch, the batches, the optimizer with its schedule, and the evaluation: the same functions that [the loop by hand](45_loop.ipynb) calls. A batch is laid end to end; for a model that cannot have that, samples of similar length go into one batch, so that little has to be filled up. The class is made in a function, so that this module can be imported without loading transformers.
+# An ordinary Trainer is told the loss, its weight over a global batch, the batches, the optimizer with its schedule, the evaluation, and which step is best: the same functions that [the loop by hand](45_loop.ipynb) calls. A batch is laid end to end; for a model that cannot have that, samples of similar length go into one batch, so that little has to be filled up. The class is made in a function, so that this module can be imported without loading transformers.
 
 # %%
 #| export
@@ -188,7 +190,11 @@ def make_trainer(
         def create_optimizer(self, *given):
             if self.optimizer is None:
                 self.optimizer = make_optimizer(
-                    self.model, arguments.learning_rate, lora_plus_ratio, "fused" in arguments.optim
+                    self.model,
+                    arguments.learning_rate,
+                    lora_plus_ratio,
+                    "fused" in arguments.optim,
+                    arguments.weight_decay,
                 )
             if use_ipex:
                 with_ipex(self.model, self.optimizer)
@@ -217,6 +223,11 @@ def make_trainer(
             self.log(metrics)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
+
+        def _determine_best_metric(self, metrics, trial):
+            before = self.state.best_global_step
+            self.state.best_global_step, self.state.best_metric = meter.best
+            return self.state.best_global_step != before
 
         def _save_checkpoint(self, model, trial):
             best = self.state.best_global_step
@@ -281,7 +292,7 @@ def training_arguments(
         learning_rate=s["learning_rate"],
         lr_scheduler_type="linear",
         warmup_steps=length.warmup_steps,
-        weight_decay=0.0,
+        weight_decay=s["weight_decay"],
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch" if device.type == "cpu" else "adamw_torch_fused",
         seed=config.seed,
@@ -351,11 +362,14 @@ def make_reporter(
             if "eval_loss" in logs:
                 recorder.evaluated(state.global_step, logs["eval_loss"])
 
+        def on_evaluate(self, args, state, control, **_):
+            control.should_training_stop |= recorder.stopped_early
+
     return Reporter()
 
 
 # %% [markdown]
-# A run may have been killed between its last step and its end. Then no step is left to do, and the best one is loaded from its checkpoint. A sharded model is spread over the devices only when Trainer begins, so whatever comes first, the score of the base, waits until then.
+# A run may have been killed between its last step (or the one at which it stopped early) and its end. Then no step is left to do, and the best one is loaded from its checkpoint. A sharded model is spread over the devices only when Trainer begins, so whatever comes first, the score of the base, waits until then.
 
 # %%
 #| export
@@ -408,7 +422,8 @@ class TrainerEngine:
         first,  # called when the model is where it will be trained
     ):
         "Take the model to the end of the run, its best step loaded."
-        finished, sharded = resumed >= self.job.length.steps, self.job.sharded
+        finished = resumed >= self.job.length.steps or self.job.recorder.stopped_early
+        sharded = self.job.sharded
         if sharded and finished:
             self.trainer.shard()
         if sharded and not finished:

@@ -342,7 +342,7 @@ def ours_train(
     "Steps of `finetune`, timed."
     most = max(LONG_RUN, math.ceil(seconds / FASTEST_STEP_S))
     with tempfile.TemporaryDirectory() as folder:
-        run = {"run": f"{folder}/run", "max_steps": most, "eval_steps": most, "sample_steps": 0}
+        run = {"run": f"{folder}/run", "max_steps": most, "eval_steps": most, "sample_steps": 0, "gate": False}
         config = FinetuneConfig(**{**settings, **run})
         device = find_device(config.device, config.dtype)
         pace = Pace(device, seconds, 1 if device.type == "cpu" else 3, what)
@@ -771,7 +771,7 @@ def ours_quality(
     curve: list = []
     scored: list = []
     with tempfile.TemporaryDirectory() as folder:
-        config = FinetuneConfig(**{**settings, "run": f"{folder}/run", "sample_steps": 0})
+        config = FinetuneConfig(**{**settings, "run": f"{folder}/run", "sample_steps": 0, "gate": False})
         parts, report, made = run_data(config)
 
         def change(job):
@@ -858,7 +858,7 @@ assert slow[0]["ours"] is None and slow[0]["ratio"] is None and slow[0]["seed"] 
 
 # %%
 #| export
-FIXED = ("data", "run", "base_model", "recipe", "device", "eval_steps", "sample_steps", "resume")
+FIXED = ("data", "run", "base_model", "recipe", "device", "eval_steps", "sample_steps", "gate", "resume")
 
 
 def bench_quality(

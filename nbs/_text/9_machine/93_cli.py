@@ -56,15 +56,14 @@ def option(
     "One setting as an option of the command line."
     text = getattr(field.type, "__name__", field.type)
     kind: Any = KINDS[text.split("|")[0].strip()]
+    flag = kind is bool
     if "None" in text:
         kind = Optional[kind]  # noqa: UP045  typer reads an annotation made at run time
     name = "--" + field.name.replace("_", "-")
     if repeated:
         kind, help = Optional[list[kind]], f"{help}; may be given several times"  # noqa: UP045
     how = (
-        typer.Argument(help=help)
-        if argument
-        else typer.Option(f"{name}/--no-{name[2:]}" if kind is bool else name, help=help)
+        typer.Argument(help=help) if argument else typer.Option(f"{name}/--no-{name[2:]}" if flag else name, help=help)
     )
     return inspect.Parameter(
         field.name,
