@@ -130,6 +130,7 @@ if demo:
 # | | [variants](2_lora/22_variants.ipynb) | rsLoRA, DoRA, PiSSA, LoRA+, LoftQ, QLoRA; here a variant is added |
 # | **model** | [base](3_model/30_base.ipynb) | base models by name, loaded whole |
 # | | [adapter](3_model/31_adapter.ipynb) | adapters on, saved, loaded, merged |
+# | | [decode](3_model/32_decode.ipynb) | how a word is drawn, and drawn fast |
 # | | [infer](3_model/33_infer.ipynb) | finishing a line, and how long it takes |
 # | | [loss](3_model/34_loss.ipynb) | the loss of a token, and of held-out lines |
 # | | [character](3_model/35_character.ipynb) | a model and a name: what one talks to |
@@ -144,6 +145,10 @@ if demo:
 # | | [finetune](4_train/47_finetune.ipynb) | fine-tuning with Trainer, on one device or many |
 # | | [pitfalls](4_train/48_pitfalls.ipynb) | eight ways to train nothing, each with its run |
 # | | [run](4_train/49_run.ipynb) | fine-tuning in one call, and what a run left |
+# | **character** | [voice](5_character/50_voice.ipynb) | whose lines are these, and did a person write them: measured on the lines alone |
+# | | [likelihood](5_character/51_likelihood.ipynb) | what a model makes of a line from the right mouth, and from others |
+# | | [evaluate](5_character/52_evaluate.ipynb) | is it the character: a run beside its base and the real lines, as a report |
+# | | [contrast](5_character/53_contrast.ipynb) | what the character would not say: a preference stage, and the best of several answers |
 # | **talk** | [ollama](6_talk/63_ollama.ipynb) | GGUF files, and prompts for llama.cpp and Ollama |
 # | | [publish](6_talk/64_publish.ipynb) | one plain model to give away, with its card |
 # | **ranks** | [collectives](7_ranks/70_collectives.ipynb) | how fast ranks talk, and whether they get it right |
