@@ -99,9 +99,7 @@ class TrainConfig(JobConfig):
     # both come at the end of each epoch and of the run, too
     eval_steps: "int | None" = None  # optimizer steps between evaluations and checkpoints; book 4 a run, seed 50
     sample_steps: "int | None" = None  # optimizer steps between samples of text; 0: none; None: with each evaluation
-    gate: "bool | None" = (
-        None  # no step that recites is kept; stop where that and loss get worse; book True, seed False
-    )
+    gate: "bool | None" = None  # keep no step that recites; stop where that and loss get worse; book True, seed False
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
     # how the samples of a batch lie; auto looks at the model and the device
     packing: str = "auto"  # flat: end to end; rows: in rows of row_len; none: filled up; auto: flat where it does well

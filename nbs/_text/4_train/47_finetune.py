@@ -40,7 +40,7 @@ max_steps = None  # optimizer steps; overrules epochs
 max_minutes = None  # stop at the next step after so many minutes, with what was learned so far
 eval_steps = None  # optimizer steps between evaluations and checkpoints; book 4 a run, seed 50
 sample_steps = None  # optimizer steps between samples of text; 0: none; None: with each evaluation
-gate = None  # no step that recites is kept; stop where that and loss get worse; book True, seed False
+gate = None  # keep no step that recites; stop where that and loss get worse; book True, seed False
 max_grad_norm = 1.0  # gradients are scaled down to this norm
 packing = "auto"  # flat: end to end; rows: in rows of row_len; none: filled up; auto: flat where it does well
 row_len = 2048  # packing=rows: tokens of a row; batch sizes then count rows
