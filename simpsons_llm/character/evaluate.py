@@ -106,7 +106,7 @@ class Side:
     name: str  # human, base, tuned, or a run's folder name
     texts: list = field(default_factory=list)  # what it says at each moment
     ended: list = field(default_factory=list)  # whether the answer ended by itself; empty for people
-    heard: list = field(default_factory=list)  # of `Heard`; empty for people
+    heard: list = field(default_factory=list)  # of `Heard`; empty for people, and where only answers are compared
     plain_bits: float = math.nan  # bits per byte on plain text
 
 
@@ -228,16 +228,11 @@ def figures_of(
     if side is human:
         return found
     found["ends_by_itself"] = interval(ground.groups(side.ended), lambda x: sum(x) / max(len(x), 1))
-    heard = ground.groups(side.heard)
-    for name, statistic in (
-        ("loss_nats", loss_nats),
-        ("bits_per_byte", bits_per_byte),
-        ("contrast_nats", contrast_nats),
-        ("next_speaker_acc", next_speaker_acc),
-    ):
-        found[name] = interval(heard, statistic)
-    plain = side.plain_bits
-    found["forgetting_bits_per_byte"] = {"value": plain, "low": None, "high": None, "n": 1}
+    if side.heard:
+        heard = ground.groups(side.heard)
+        for statistic in (loss_nats, bits_per_byte, contrast_nats, next_speaker_acc):
+            found[statistic.__name__] = interval(heard, statistic)
+        found["forgetting_bits_per_byte"] = {"value": side.plain_bits, "low": None, "high": None, "n": 1}
     pairs = [(m.scene.episode, real, said) for m, real, said in zip(ground.moments, human.texts, side.texts)]
     for size, figure in real_or_generated(pairs, sizes=(1, 20, 50), seed=random_seed).items():
         found[f"auc_real_{size}"] = figure
