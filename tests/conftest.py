@@ -17,6 +17,16 @@ CLI = [sys.executable, "-c", "from simpsons_llm.machine.cli import main; main()"
 TINY = dict(base_model="tiny", max_seq_len=600, learning_rate=3e-3, r=4, lora_alpha=8, sample_steps=0, gate=False)
 
 
+def as_words(settings):
+    "Settings as a command line has them."
+    names = {k: k.replace("_", "-") for k in settings}
+    given = (
+        [f"--{'' if v else 'no-'}{names[k]}"] if isinstance(v, bool) else [f"--{names[k]}", str(v)]
+        for k, v in settings.items()
+    )
+    return [word for words in given for word in words]
+
+
 SLOW = "slow; run with --slow, as .ci/run does"
 
 

@@ -5,7 +5,7 @@ SmolLM2-135M on a prepared table and on the book's script. Run by hand on an acc
     python tests/gpu_voice.py OUT learn    [--data FOLDER] [--processes 6] [--minutes 8]   settings of training
     python tests/gpu_voice.py OUT stage    [--data FOLDER]                                 preference stages on the best
     python tests/gpu_voice.py OUT draw     [--data FOLDER]                                 how words are drawn
-    python tests/gpu_voice.py OUT learn    [--data FOLDER] [--processes 6] [--minutes 8]   settings of training
+    python tests/gpu_voice.py OUT judge    [--data FOLDER]                                 default, best, seed: valid
     python tests/gpu_voice.py OUT test     [--data FOLDER]                                 the same on test, once
 
 Everything is chosen on the validation scenes; `test` refuses a second look. Each step appends JSON lines to

@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from conftest import CLI, TINY
+from conftest import CLI, TINY, as_words
 from test_device import pretend
 
 from simpsons_llm.machine import distributed as M
@@ -149,7 +149,7 @@ def test_one_rank_that_was_told_so_is_one_process(told, tmp_path, data):
         "1",
         "--eval-steps",
         "1",
-        *(x for k, v in TINY.items() for x in (f"--{k.replace('_', '-')}", str(v))),
+        *as_words(TINY),
     ]
     done = subprocess.run([*CLI, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120, env=env)
     assert done.returncode == 0, done.stderr

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # module -> distribution
 NAMED = {
     "functorch": "torch",  # a part of its wheel
+    "sklearn": "scikit-learn",
     "yaml": "pyyaml",
     "intel_extension_for_pytorch": "intel-extension-for-pytorch",
     "oneccl_bindings_for_pytorch": "oneccl-bind-pt",
@@ -27,7 +28,6 @@ UNIMPORTED = {
     "sentencepiece": "tokenizers of the Llama family, OpenLLaMA's among them, are read with it",
     "protobuf": "the same tokenizers' files",
     "bitsandbytes": "transformers makes 4-bit weights with it",
-    "scipy": "peft's LoftQ start needs it",
     "trackio": "accelerate's tracker of that name",
     "tensorboard": "accelerate's tracker of that name",
     "nbdev": "its commands export, clean and run the chapters",

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import TINY
+from conftest import TINY, as_words
 
 from simpsons_llm.machine.job import import_all
 from simpsons_llm.model import base as B
@@ -39,7 +39,7 @@ def test_an_answer_needs_nothing_of_training(run):
 
 
 def test_the_loop_needs_neither_trainer_nor_pictures(run, data, tmp_path):
-    words = [x for k, v in TINY.items() for x in (f"--{k.replace('_', '-')}", v)]
+    words = as_words(TINY)
     heavy, frozen = imported("loop", "--data", data, "--run", tmp_path / "x", *words, stop="measure")
     assert not heavy and frozen > 200_000
 

@@ -538,5 +538,7 @@ def draw(
     pictures = {"pools.png": picture}
     if ground.classifier:
         said = [s for s in ground.said(sides["tuned"].texts) if s.speaker in ground.classifier.speakers]
-        pictures["confusion.png"] = plot_confusion(confusion(ground.classifier, said, 5)).figure
+        frame = confusion(ground.classifier, said, 5)
+        if len(frame):
+            pictures["confusion.png"] = plot_confusion(frame).figure
     return pictures

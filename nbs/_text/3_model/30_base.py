@@ -448,7 +448,10 @@ def smollm2_folder() -> Path:
 #| export
 def load_libraries():
     "Import what every model needs, before there is one."
-    import_all("torch", "transformers.modeling_utils", "peft")
+    import_all("torch", "transformers.utils")
+    # scipy is there for a loss of pictures, and takes a third of a second
+    with patch("transformers.utils.is_scipy_available", lambda: False):
+        import_all("transformers.modeling_utils", "peft")
 
 
 # %% [markdown]

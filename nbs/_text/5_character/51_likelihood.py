@@ -247,7 +247,7 @@ moment = moments[10]
 sample = next(s for s in row_samples([moment.scene], maker, (), 2000, 99)[0][moment.at :])
 losses, weights = token_losses(model, PadRight(tokenizer.pad_token_id)([sample.features()]))
 heard = hear(reader, maker, moment, ["Bart Simpson", "Ned Flanders"])
-assert math.isclose(heard.nats, float((losses * (weights == 1)).sum()), rel_tol=1e-4)
+assert math.isclose(heard.nats, (losses * (weights == 1)).sum().item(), rel_tol=1e-4)
 assert heard.tokens == int((weights == 1).sum()) and len(heard.others) == 2 and len(heard.names) == 3
 assert math.isclose(hear(reader, maker, moment).nats, heard.nats, rel_tol=1e-4)  # alone as among others
 chat = hear(reader, TextMaker(tokenizer, "alpaca"), moment, ["Bart Simpson"])
