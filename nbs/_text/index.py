@@ -25,7 +25,7 @@
 # python -m pip install -c constraints.txt -e ".[dev]" && simpsons-llm demo
 # ```
 #
-# The second runs the chapters top to bottom, then the tests, in less than eight minutes on two cores (two at a time; the variable keeps the threads of two programs from waiting in each other's way, which costs several times the time). It leaves out the two chapters that train for minutes: the demo has just run the first, and the tests run the cells of the other with a tiny model. `nbdev_test` alone runs them too, and `pytest --slow` the tests with many processes; continuous integration runs these as well:
+# The second runs the chapters top to bottom, then the tests, in about ten minutes on two cores (two at a time; the variable keeps the threads of two programs from waiting in each other's way, which costs several times the time). It leaves out the two chapters that train for minutes: the demo has just run the first, and the tests run the cells of the other with a tiny model. `nbdev_test` alone runs them too, and `pytest --slow` the tests with many processes; continuous integration runs these as well:
 #
 # ```bash
 # OMP_WAIT_POLICY=PASSIVE nbdev_test --n_workers 2 --skip_file_re '^[_.]|^00_start|^47_finetune' && python -m pytest -q -n 2 --dist worksteal
@@ -83,10 +83,11 @@ if demo:
 # simpsons-llm prepare  --script simpsons_script_lines.csv --speakers "Homer Simpson,Marge Simpson" --out runs/data
 # simpsons-llm finetune --data runs/data --run runs/x
 # simpsons-llm infer    --adapter runs/x --speaker "Homer Simpson" "Marge Simpson: Homer, the dog is wearing your tie again."
+# simpsons-llm evaluate --run runs/x
 # simpsons-llm export   runs/x
 # ```
 #
-# `simpsons-llm estimate` tells memory and time of a run before it begins; `export` makes one plain model of base and adapter, with a card, and on request a GGUF file. Prepared data is also a `datasets.DatasetDict` (`data.to_datasets("messages")`), and `prepare --export messages.jsonl` writes it for other trainers.
+# `evaluate` asks whether it is the character: loss, contrast and next speaker on held-out lines, who is heard in what the run says, whether it is told from the real lines, variety, reciting and forgetting, each with an interval, beside the base model and the script itself ([what it measures](5_character/52_evaluate.ipynb)). `simpsons-llm contrast --run runs/x --out runs/y` goes on from a run with a preference stage. `simpsons-llm estimate` tells memory and time of a run before it begins; `export` makes one plain model of base and adapter, with a card, and on request a GGUF file. Prepared data is also a `datasets.DatasetDict` (`data.to_datasets("messages")`), and `prepare --export messages.jsonl` writes it for other trainers.
 #
 # The same as notebooks, headlessly; the executed notebook is the log of the run (papermill by itself also runs the cells with examples and checks, which take a while):
 #
