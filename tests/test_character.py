@@ -15,6 +15,7 @@ from simpsons_llm.machine.job import read_json, write_json
 from simpsons_llm.model.base import load_base
 from simpsons_llm.model.decode import Sampling
 from simpsons_llm.model.infer import finish_lines
+from simpsons_llm.model.verbatim import Seen
 from simpsons_llm.train.finetune import FinetuneConfig, finetune
 
 CPU = find_device("cpu", "float32")
@@ -117,6 +118,22 @@ def test_answers_are_those_of_one_batch(tiny):
         stop_ids = [n for n in range(len(maker.tokenizer)) if n != maker.tokenizer.pad_token_id]
 
     assert E.speak_at(model, Ends(maker.tokenizer), moments, greedy)[1] == [True] * 3
+
+
+def test_runs_of_words_are_counted_one_by_one():
+    "Not whole lines; a longer run holds the shorter ones."
+    seen = Seen(["one two three four five six seven eight nine ten", "Eight nine ten, eleven!"])
+    said = "Two, three, four, five, six, seven, eight, nine and ten"
+    assert seen.count(said) == (1, 3) and seen.longest(said) == 8 and seen.longest("eight nine ten eleven twelve") == 4
+    assert seen.longest("") == 0 and seen.longest("never") == 0 and Seen([]).longest("one") == 0
+    assert seen.share([said, "short"]) == 1 / 3
+
+
+def test_moments_are_of_the_split_that_was_given(run):
+    parts, report = E.load_data(run / "data")
+    for split in ("valid", "test"):
+        moments = E.make_ground(parts, report, E.EvaluateConfig(split=split), 20).moments
+        assert {m.scene for m in moments} <= set(parts[split])
 
 
 def test_figures_have_their_names():

@@ -1,5 +1,7 @@
 "Packing: nothing lost, nothing seen that should not be, for several kinds of models."
 
+import random
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from simpsons_llm.data.packing import (
     best_fit,
     can_isolate,
     filling,
+    row_shapes,
     use_isolated,
 )
 from simpsons_llm.data.samples import Sample
@@ -383,3 +386,22 @@ def test_no_admitted_kind_leaks():
         "bert": "reads ahead",
         "mamba": "refused",
     }.items() <= verdicts.items()
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, None])
+def test_rows_of_any_length_have_room(most):
+    "Each micro-batch has a shape with room for its tokens and what is learned; without a limit, none is filled up."
+    rng = random.Random(0)
+    lengths = [rng.randint(50, 900) for _ in range(96)]
+    learned = [rng.randint(1, n) for n in lengths]
+    batches = [list(range(k, min(k + 10, 96))) for k in range(0, 96, 10)]
+    shapes = row_shapes(batches, lengths, learned, most)
+    assert len(shapes) <= (most or len(batches)) and [s.tokens for s in shapes] == sorted({s.tokens for s in shapes})
+    filled = 0
+    for b in batches:
+        tokens = sum(lengths[i] for i in b)
+        shape = next(s for s in shapes if s.tokens >= tokens)
+        assert shape.learned >= sum(learned[i] for i in b) and shape.sequences > len(b)
+        filled += shape.tokens - tokens
+    if most is None:
+        assert filled < 64 * len(batches)

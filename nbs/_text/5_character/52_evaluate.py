@@ -51,10 +51,12 @@ from simpsons_llm.character.voice import (
     distinct,
     interval,
     length_distance,
+    length_table,
     plot_confusion,
     pooled_accuracy,
     real_or_generated,
     self_bleu,
+    verifier_auc,
 )
 from simpsons_llm.data.prepare import load_data
 from simpsons_llm.data.prompt import TextMaker
@@ -249,7 +251,8 @@ class Ground:
     "What all sides are measured against."
 
     moments: list  # of `Moment`
-    seen: Seen  # the training lines
+    train: list  # of `Said`: all training lines
+    seen: Seen  # the same, for looking up
     classifier: SpeakerClassifier | None  # who speaks; None: too few lines of too few characters
     notes: list  # sentences on what could not be measured, or not well
 
@@ -301,6 +304,11 @@ def figures_of(
     pairs = [(m.scene.episode, real, said) for m, real, said in zip(ground.moments, human.texts, side.texts)]
     for size, figure in real_or_generated(pairs, sizes=(1, 20, 50), seed=random_seed).items():
         found[f"auc_real_{size}"] = figure
+    who = Counter(m.line.speaker for m in ground.moments).most_common(1)[0][0]
+    own = [p for m, p in zip(ground.moments, pairs) if m.line.speaker == who]
+    known = [s.text for s in ground.train if s.speaker == who]
+    episodes, real, said = map(list, zip(*own))
+    found["verifier_20"] = verifier_auc(known, real, said, (20,), episodes, seed=random_seed)[20]
     ks = length_distance(side.texts, human.texts)
     found["length_ks"] = {"value": ks["ks"], "low": None, "high": None, "n": len(side.texts)}
     return found
@@ -386,7 +394,7 @@ def make_ground(
         )
     if len({m.scene.episode for m in moments}) < 5:
         notes.append("there are few held-out episodes, so intervals are wide, and too narrow if anything")
-    return Ground(moments, Seen(s.text for s in train), classifier, notes)
+    return Ground(moments, train, Seen(s.text for s in train), classifier, notes)
 
 
 def require_same_data(
@@ -462,6 +470,7 @@ def measure(
         "data_sha256": report["data_sha256"],
         "device": where.name,
         "provenance": provenance(),
+        "words": {name: length_table(side.texts) for name, side in sides.items()},
         "by_character": by_character(sides, ground),
         "said": examples(sides, ground),
     }
@@ -531,6 +540,7 @@ MEANINGS = {
     "auc_real_1": "told from real lines, 1 line (0.5 is best)",
     "auc_real_20": "20 lines",
     "auc_real_50": "50 lines",
+    "verifier_20": "closer to the one who speaks most than generated, 20 lines (0.5 is best)",
     "verbatim_8gram": "runs of 8 words that stand in train (as human)",
     "longest_run": "longest run that stands in train, words",
     "distinct_1": "different words (as human)",
@@ -589,6 +599,11 @@ def report_text(
     ]
     for who, r in about["by_character"].items():
         rows.append(f"| {who} | {r['lines']} | {' | '.join(f'{r[m]:.3f}' for m in models)} |")
+    shares = list(next(iter(about["words"].values())))
+    rows += ["", "## Words of a line, by share of the lines", "", f"| side | {' | '.join(map(str, shares))} |"]
+    rows.append(f"|---|{'---|' * len(shares)}")
+    for name, row in about["words"].items():
+        rows.append(f"| {name} | {' | '.join(f'{n:g}' for n in row.values())} |")
     rows += ["", "## Said", "", f"| before | speaker | {' | '.join(sides)} |", f"|---|---|{'---|' * len(sides)}"]
     for r in about["said"]:
         cells = (str(c).replace("|", "\\|") for c in r.values())
