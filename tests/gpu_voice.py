@@ -54,7 +54,7 @@ LEARN: dict[str, dict] = {
 }
 STAGES: dict[str, dict] = {
     f"{rejected}, beta {beta:g}, rate {rate:g}": {"rejected": rejected, "beta": beta, "learning_rate": rate}
-    for rejected in ("samples", "speakers", "both")
+    for rejected in ("samples", "speakers", "both", "mouths")
     for beta, rate in ((0.1, 2e-5), (0.1, 1e-4), (0.03, 1e-4))
 }
 DRAW: dict[str, dict] = {

@@ -272,3 +272,16 @@ def test_no_more_answers_are_drawn_when_time_is_up():
         C.sample_pairs(model.eval(), TextMaker(tokenizer), moments, few, 1, at_once=1, until=t) for t in (0, math.inf)
     ]
     assert len(drawn[0]) <= 1 < len(drawn[1]) and drawn[1][: len(drawn[0])] == drawn[0]
+
+
+def test_the_same_words_from_another_mouth(run, tmp_path):
+    "The wrong side is asked as somebody else; what is learned is the contrast."
+    out = tmp_path / "mouths"
+    summary = C.contrast(C.ContrastConfig(run=str(run[0]), out=str(out), rejected="mouths", pairs=6, **FEW))
+    assert set(summary["pairs"]["train"]) == {"mouths"} and find_trained(out).kind == "adapter"
+    pair = C.Pair(("", [], A), "D'oh!", "D'oh!", "mouths", B)
+    assert pair.wrong_request == ("", [], B) and C.Pair(("", [], A), "a", "b", "samples").wrong_request == ("", [], A)
+    model, tokenizer = tiny_model()
+    maker = TextMaker(tokenizer)
+    right, wrong = (C.line_samples(maker, [r], ["D'oh!"])[0] for r in (pair.request, pair.wrong_request))
+    assert right.input_ids != wrong.input_ids and right.learned == wrong.learned

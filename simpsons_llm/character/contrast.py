@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MOST_PAIRS', 'VALID_PAIRS', 'ANSWERS', 'REJECTED', 'SAME', 'dpo_losses', 'pair_losses', 'line_samples',
            'sample_logprobs', 'line_logprobs', 'rivals', 'contrasts', 'best_of', 'Pair', 'moments_to_learn',
-           'speaker_pairs', 'sample_pairs', 'ContrastConfig', 'steps_of', 'learn', 'won_shares', 'plot_gains',
-           'make_pairs', 'begin_folder', 'require_free', 'Stage', 'summarise', 'contrast_text', 'contrast',
-           'save_pictures']
+           'speaker_pairs', 'mouth_pairs', 'sample_pairs', 'ContrastConfig', 'steps_of', 'learn', 'won_shares',
+           'plot_gains', 'make_pairs', 'begin_folder', 'require_free', 'Stage', 'summarise', 'contrast_text',
+           'contrast', 'save_pictures']
 
 # %% ../../nbs/5_character/53_contrast.ipynb #53-03
 import bisect
@@ -198,7 +198,7 @@ def best_of(
 # %% ../../nbs/5_character/53_contrast.ipynb #53-35
 MOST_PAIRS, VALID_PAIRS = 2000, 64  # moments of train scenes, unless told otherwise, and of validation scenes
 ANSWERS = Sampling(max_new_tokens=60)  # how the model's own answers are drawn
-REJECTED = ("samples", "speakers", "both")
+REJECTED = ("samples", "speakers", "both", "mouths")
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,13 @@ class Pair:
     request: tuple  # (location, `Line`s before, speaker)
     right: str  # the real line
     wrong: str  # the other
-    kind: str  # "samples" or "speakers"
+    kind: str  # "samples", "speakers" or "mouths"
+    mouth: str = ""  # who says the wrong line; empty: who says the right one
+
+    @property
+    def wrong_request(self) -> tuple:
+        "What is asked before the wrong line."
+        return (*self.request[:2], self.mouth) if self.mouth else self.request
 
 
 def moments_to_learn(
@@ -258,6 +264,24 @@ def speaker_pairs(
     return pairs
 
 # %% ../../nbs/5_character/53_contrast.ipynb #53-39
+def mouth_pairs(
+    moments: list,  # what `moments_to_learn` gave
+    scenes: list,  # `Scene`s whose characters may be the others
+    random_seed: int,  # of the choice
+) -> list:  # `Pair`s; none where nobody else speaks at all
+    "Pairs in which somebody else says the line."
+    draw = random.Random(random_seed)
+    everybody = sorted({x.speaker for s in scenes for x in s.lines if x.speaker})
+    pairs = []
+    for s, i in moments:
+        who = s.lines[i].speaker
+        there = sorted({x.speaker for x in s.lines if x.speaker} - {who}) or [name for name in everybody if name != who]
+        if there:
+            request = (s.location, s.lines[:i], who)
+            pairs.append(Pair(request, s.lines[i].text, s.lines[i].text, "mouths", draw.choice(there)))
+    return pairs
+
+# %% ../../nbs/5_character/53_contrast.ipynb #53-41
 def sample_pairs(
     model,  # a model in evaluation mode, with or without adapter
     maker: TextMaker,  # tokenizer and template of its training
@@ -284,14 +308,16 @@ def sample_pairs(
             break
     return pairs
 
-# %% ../../nbs/5_character/53_contrast.ipynb #53-44
+# %% ../../nbs/5_character/53_contrast.ipynb #53-46
 @dataclass
 class ContrastConfig(JobConfig):
     "Settings of the contrast job."
 
     run: str = "runs/finetune"  # a finished run's folder, with an adapter
     out: str = "runs/contrast"  # the new run's folder
-    rejected: str = "both"  # wrong lines: samples (the model's own), speakers (other people's real ones), or both
+    rejected: str = (
+        "both"  # samples (its own lines), speakers (others' real ones), both, or mouths (the line by others)
+    )
     pairs: "int | None" = None  # moments, each with a pair of each kind; None: all lines to learn, at most 2,000
     beta: float = 0.1  # what a nat of difference counts; the larger, the closer the model stays to what it was
     nll_weight: float = 1.0  # weight of the right line's own loss, so that it stays likely, 0..1
@@ -323,7 +349,7 @@ class ContrastConfig(JobConfig):
             require(value is None or 0 < value < math.inf, f"{name}={value} was given; expected more than 0")
         require(0 <= self.random_seed < 2**32, f"random_seed={self.random_seed} was given; expected 0 to 2**32 - 1")
 
-# %% ../../nbs/5_character/53_contrast.ipynb #53-47
+# %% ../../nbs/5_character/53_contrast.ipynb #53-49
 def steps_of(
     config,  # a ContrastConfig
     pairs: int,  # how many there are
@@ -377,7 +403,7 @@ def learn(
             return step
     return steps
 
-# %% ../../nbs/5_character/53_contrast.ipynb #53-49
+# %% ../../nbs/5_character/53_contrast.ipynb #53-51
 def won_shares(
     scores,  # P x 2: of each pair's right and wrong line, a tensor; the higher, the better
     kinds: list,  # each pair's kind
@@ -406,7 +432,7 @@ def plot_gains(
     ax.figure.tight_layout()
     return ax
 
-# %% ../../nbs/5_character/53_contrast.ipynb #53-51
+# %% ../../nbs/5_character/53_contrast.ipynb #53-53
 def make_pairs(
     model,  # the run's model, in evaluation mode
     maker: TextMaker,  # tokenizer and template of its training
@@ -424,7 +450,11 @@ def make_pairs(
 
     for split, number, share in (("valid", VALID_PAIRS, 1 / 8), ("train", config.pairs or MOST_PAIRS, 1 / 2)):
         moments, pairs = moments_to_learn(parts[split], targets, number, config.random_seed, fits), list[Pair]()
-        if config.rejected != "samples":
+        if config.rejected == "mouths":
+            told = mouth_pairs(moments, parts[split], config.random_seed)
+            pairs += [p for p in told if fits(p.wrong_request, p.wrong)]
+            require(pairs, f"rejected=mouths was given, but in the {split} scenes nobody else speaks; use samples")
+        if config.rejected in ("speakers", "both"):
             real = speaker_pairs(moments, parts[split], config.random_seed)
             pairs += [p for p in real if fits(p.request, p.wrong)]
             require(
@@ -432,7 +462,7 @@ def make_pairs(
                 f"rejected={config.rejected} was given, but in the {split} scenes nobody else says anything; "
                 "use rejected=samples",
             )
-        if config.rejected != "speakers":
+        if config.rejected in ("samples", "both"):
             tell = Progress(len(moments), f"answers in {split} scenes", "answers")
             at_once = 8 if model.device.type == "cpu" else 64
             own = sample_pairs(model, maker, moments, ANSWERS, config.random_seed, at_once, tell, now + share * limit_s)
@@ -441,7 +471,7 @@ def make_pairs(
         found[split] = pairs
     return found
 
-# %% ../../nbs/5_character/53_contrast.ipynb #53-53
+# %% ../../nbs/5_character/53_contrast.ipynb #53-55
 def begin_folder(
     source: Run,  # the run that was fine-tuned
     config: ContrastConfig,  # the settings
@@ -469,7 +499,7 @@ def require_free(
     there = [name for name in ("adapter", "model", "metrics.jsonl", "config.yaml") if (out / name).exists()]
     require(not there, f"out={out} holds a run already ({', '.join(there)}); choose another folder")
 
-# %% ../../nbs/5_character/53_contrast.ipynb #53-55
+# %% ../../nbs/5_character/53_contrast.ipynb #53-57
 class Stage:
     "A preference stage that is under way."
 
@@ -511,7 +541,7 @@ class Stage:
             split: list(
                 zip(
                     line_samples(self.maker, [p.request for p in pairs], [p.right for p in pairs], most),
-                    line_samples(self.maker, [p.request for p in pairs], [p.wrong for p in pairs], most),
+                    line_samples(self.maker, [p.wrong_request for p in pairs], [p.wrong for p in pairs], most),
                 )
             )
             for split, pairs in self.pairs.items()
@@ -563,7 +593,7 @@ class Stage:
             made = learn(self.model, self.samples["train"], reference.view(-1, 2), self.config, self.pad_id, tell_step)
         return {"optimizer_steps": made, "stopped_early": made < steps, "train_s": time.perf_counter() - start}
 
-# %% ../../nbs/5_character/53_contrast.ipynb #53-57
+# %% ../../nbs/5_character/53_contrast.ipynb #53-59
 # of the first run's summary, what is true of the second
 SAME = ("base_model", "base_source", "mode", "recipe", "settings", "train_lines", "valid_lines", "too_long_lines")
 
@@ -626,7 +656,7 @@ def contrast_text(
         rows.append(f"WARNING: {s['status']} on validation scenes; try another learning_rate, or more pairs")
     return "\n".join(rows)
 
-# %% ../../nbs/5_character/53_contrast.ipynb #53-59
+# %% ../../nbs/5_character/53_contrast.ipynb #53-61
 def contrast(
     config: ContrastConfig,  # the settings
 ) -> dict:  # the summary, also in summary.json; ValueError or a file error, in one sentence, if it cannot be done

@@ -13,7 +13,7 @@
 # %% tags=["parameters"]
 run = "runs/finetune"  # a finished run's folder, with an adapter
 out = "runs/contrast"  # the new run's folder
-rejected = "both"  # wrong lines: samples (the model's own), speakers (other people's real ones), or both
+rejected = "both"  # samples (its own lines), speakers (others' real ones), both, or mouths (the line by others)
 pairs = None  # moments, each with a pair of each kind; None: all lines to learn, at most 2,000
 beta = 0.1  # what a nat of difference counts; the larger, the closer the model stays to what it was
 nll_weight = 1.0  # weight of the right line's own loss, so that it stays likely, 0..1
@@ -376,7 +376,7 @@ assert [r["contrast_nats"] for r in ranked] == sorted((r["contrast_nats"] for r 
 #
 # ## Pairs
 #
-# A pair is a moment of a train scene with the line that was said and one that was not. Two kinds of wrong lines are used.
+# A pair is a moment of a train scene with the line that was said and one that was not. Three kinds of wrong lines can be used.
 #
 # *Samples*: what the model itself says there, as in DITTO ([Shaikh et al. 2024](https://arxiv.org/abs/2406.00888)) and SPIN ([Chen et al. 2024](https://arxiv.org/abs/2401.01335)). They show the model its own mistakes, and its good lines are counted as wrong, too; an answer with the words of the real line is left out.
 #
@@ -386,7 +386,7 @@ assert [r["contrast_nats"] for r in ranked] == sorted((r["contrast_nats"] for r 
 #| export
 MOST_PAIRS, VALID_PAIRS = 2000, 64  # moments of train scenes, unless told otherwise, and of validation scenes
 ANSWERS = Sampling(max_new_tokens=60)  # how the model's own answers are drawn
-REJECTED = ("samples", "speakers", "both")
+REJECTED = ("samples", "speakers", "both", "mouths")
 
 
 @dataclass(frozen=True)
@@ -396,7 +396,13 @@ class Pair:
     request: tuple  # (location, `Line`s before, speaker)
     right: str  # the real line
     wrong: str  # the other
-    kind: str  # "samples" or "speakers"
+    kind: str  # "samples", "speakers" or "mouths"
+    mouth: str = ""  # who says the wrong line; empty: who says the right one
+
+    @property
+    def wrong_request(self) -> tuple:
+        "What is asked before the wrong line."
+        return (*self.request[:2], self.mouth) if self.mouth else self.request
 
 
 def moments_to_learn(
@@ -452,6 +458,29 @@ def speaker_pairs(
 
 
 # %% [markdown]
+# *The same words from another mouth.* Nothing is wrong with the line but who says it: the right side is the line after its speaker's name, the wrong one after another's, and the loss is the contrast itself. Who? Somebody of the scene, if there is anybody.
+
+# %%
+#| export
+def mouth_pairs(
+    moments: list,  # what `moments_to_learn` gave
+    scenes: list,  # `Scene`s whose characters may be the others
+    random_seed: int,  # of the choice
+) -> list:  # `Pair`s; none where nobody else speaks at all
+    "Pairs in which somebody else says the line."
+    draw = random.Random(random_seed)
+    everybody = sorted({x.speaker for s in scenes for x in s.lines if x.speaker})
+    pairs = []
+    for s, i in moments:
+        who = s.lines[i].speaker
+        there = sorted({x.speaker for x in s.lines if x.speaker} - {who}) or [name for name in everybody if name != who]
+        if there:
+            request = (s.location, s.lines[:i], who)
+            pairs.append(Pair(request, s.lines[i].text, s.lines[i].text, "mouths", draw.choice(there)))
+    return pairs
+
+
+# %% [markdown]
 # The first kind is drawn from the model, prompts of similar length side by side. This is the slow part of the stage: on a processor it takes longer than the training.
 
 # %%
@@ -491,8 +520,9 @@ scenes = split_scenes(read_script("springfield").scenes)
 some = moments_to_learn(scenes["train"], (), 2, 1)
 real = {p.request: p for p in speaker_pairs(some, scenes["train"], 1)}
 drawn = {p.request: p for p in sample_pairs(model, maker, some, Sampling(max_new_tokens=20))}
-pd.DataFrame([(r[2], p.right, p.wrong, drawn[r].wrong) for r, p in real.items() if r in drawn]).set_axis(
-    ["speaker", "right", "wrong: somebody else's", "wrong: the model's own"], axis=1
+mouths = {p.request: p.mouth for p in mouth_pairs(some, scenes["train"], 1)}
+pd.DataFrame([(r[2], p.right, p.wrong, drawn[r].wrong, mouths[r]) for r, p in real.items() if r in drawn]).set_axis(
+    ["speaker", "right", "wrong: somebody else's", "wrong: the model's own", "wrong: the right one by"], axis=1
 )
 
 # %% tags=["check"]
@@ -502,7 +532,10 @@ assert len(wrong) == 300 and not any((p.request[2], *plain_words(p.wrong)) in sa
 apart = [abs(len(plain_words(p.right)) - len(plain_words(p.wrong))) for p in wrong]
 assert sum(apart) / len(apart) < 3
 alone = replace(scene, lines=tuple(x for x in scene.lines if x.speaker == "Homer Simpson"))
-assert speaker_pairs([(alone, 0)], [alone], 1) == []
+assert speaker_pairs([(alone, 0)], [alone], 1) == [] == mouth_pairs([(alone, 0)], [alone], 1)
+others = mouth_pairs(some, scenes["train"], 1)
+assert all(p.right == p.wrong and p.mouth != p.request[2] and p.wrong_request[2] == p.mouth for p in others)
+assert all(p.mouth in {x.speaker for x in s.lines} for p, (s, _) in zip(others, some))
 
 
 # %% [markdown]
@@ -518,7 +551,9 @@ class ContrastConfig(JobConfig):
 
     run: str = "runs/finetune"  # a finished run's folder, with an adapter
     out: str = "runs/contrast"  # the new run's folder
-    rejected: str = "both"  # wrong lines: samples (the model's own), speakers (other people's real ones), or both
+    rejected: str = (
+        "both"  # samples (its own lines), speakers (others' real ones), both, or mouths (the line by others)
+    )
     pairs: "int | None" = None  # moments, each with a pair of each kind; None: all lines to learn, at most 2,000
     beta: float = 0.1  # what a nat of difference counts; the larger, the closer the model stays to what it was
     nll_weight: float = 1.0  # weight of the right line's own loss, so that it stays likely, 0..1
@@ -691,7 +726,11 @@ def make_pairs(
 
     for split, number, share in (("valid", VALID_PAIRS, 1 / 8), ("train", config.pairs or MOST_PAIRS, 1 / 2)):
         moments, pairs = moments_to_learn(parts[split], targets, number, config.random_seed, fits), list[Pair]()
-        if config.rejected != "samples":
+        if config.rejected == "mouths":
+            told = mouth_pairs(moments, parts[split], config.random_seed)
+            pairs += [p for p in told if fits(p.wrong_request, p.wrong)]
+            require(pairs, f"rejected=mouths was given, but in the {split} scenes nobody else speaks; use samples")
+        if config.rejected in ("speakers", "both"):
             real = speaker_pairs(moments, parts[split], config.random_seed)
             pairs += [p for p in real if fits(p.request, p.wrong)]
             require(
@@ -699,7 +738,7 @@ def make_pairs(
                 f"rejected={config.rejected} was given, but in the {split} scenes nobody else says anything; "
                 "use rejected=samples",
             )
-        if config.rejected != "speakers":
+        if config.rejected in ("samples", "both"):
             tell = Progress(len(moments), f"answers in {split} scenes", "answers")
             at_once = 8 if model.device.type == "cpu" else 64
             own = sample_pairs(model, maker, moments, ANSWERS, config.random_seed, at_once, tell, now + share * limit_s)
@@ -788,7 +827,7 @@ class Stage:
             split: list(
                 zip(
                     line_samples(self.maker, [p.request for p in pairs], [p.right for p in pairs], most),
-                    line_samples(self.maker, [p.request for p in pairs], [p.wrong for p in pairs], most),
+                    line_samples(self.maker, [p.wrong_request for p in pairs], [p.wrong for p in pairs], most),
                 )
             )
             for split, pairs in self.pairs.items()
