@@ -140,7 +140,15 @@ def each(function, jobs, out, processes, minutes):
 
 def best(out):
     "The setting of training with the lowest validation loss; its run."
-    found = [r for r in rows_of(out) if r["part"] == "learn" and r.get("valid_loss_nats_best")]
+    found = [
+        r
+        for r in rows_of(out)
+        if r["part"] == "learn"
+        and r.get("valid_loss_nats_best")
+        and r["settings"].get("mode") != "full"  # a preference stage needs an adapter
+        and r["settings"].get("recipe") != "seed"  # another form, other losses
+        and (r.get("gate") or {}).get("decided_by") != "none passed"
+    ]
     return min(found, key=lambda r: r["valid_loss_nats_best"])["name"]
 
 
@@ -206,7 +214,7 @@ def draw(out, run, settings_of, quick):
                 asked = [m.request() for m in ground.moments[begin : begin + 16]]
                 texts += best_of(model, maker, asked, n, sampling, 42 + begin, main)
             ended = [True] * len(texts)
-        found = figures_of(Side(name, texts, ended), ground, human)
+        found = figures_of(Side(name, texts, ended), ground, human, 42)
         seconds = round(time.perf_counter() - began, 1)
         row = {"part": "draw", "name": name, "run": Path(run).name, "settings": settings, "seconds": seconds}
         keep(out, {**row, "figures": figures(found, CHOSEN), "said": texts[:5]})

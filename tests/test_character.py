@@ -11,7 +11,7 @@ import simpsons_llm.character.likelihood as L
 from simpsons_llm.data.lines import Line, Scene
 from simpsons_llm.data.prompt import TextMaker
 from simpsons_llm.machine.device import find_device
-from simpsons_llm.machine.job import read_json, write_json
+from simpsons_llm.machine.job import read_json, read_jsonl, write_json
 from simpsons_llm.model.base import load_base
 from simpsons_llm.model.decode import Sampling
 from simpsons_llm.model.infer import finish_lines
@@ -106,7 +106,7 @@ def test_a_name_is_worth_its_whole_probability(tiny):
     assert math.isclose(heard.names[0], nats, rel_tol=1e-4) and ids[: len(before)] == before
 
 
-def test_answers_are_those_of_one_batch(tiny):
+def test_answers_are_those_of_one_batch(tiny, monkeypatch):
     "Sorted by length and back in place; an answer that was cut is not said to have ended."
     model, maker = tiny
     moments = [L.Moment(scene(1, *("AB" * k)), 2 * k - 1) for k in (3, 1, 2)]
@@ -117,7 +117,9 @@ def test_answers_are_those_of_one_batch(tiny):
     class Ends(TextMaker):
         stop_ids = [n for n in range(len(maker.tokenizer)) if n != maker.tokenizer.pad_token_id]
 
-    assert E.speak_at(model, Ends(maker.tokenizer), moments, greedy)[1] == [True] * 3
+    for said, ended in (("Yes.", True), ("...", False)):  # silence is no answer
+        monkeypatch.setattr(E, "answer_text", lambda tokenizer, ids, said=said: said)
+        assert E.speak_at(model, Ends(maker.tokenizer), moments, greedy) == ([said] * 3, [ended] * 3)
 
 
 def test_runs_of_words_are_counted_one_by_one():
@@ -148,7 +150,7 @@ def test_an_evaluation_repeats_and_counts_its_looks(run):
     "Same seed, same figures; each look at the test scenes is counted, one at validation is not."
     given = dict(run=str(run), lines=40, max_new_tokens=8, device="cpu")
     found = [E.evaluate(E.EvaluateConfig(**given)) for _ in range(2)]
-    assert [f["about"]["test_looks"] for f in found] == [1, 2]
+    assert [f["about"]["test_looks"] for f in found] == [1, 2] == [1, len(read_jsonl(run / "test_looks.jsonl"))]
     for name in found[0]:
         assert name == "about" or found[0][name] == found[1][name], name
     assert "looked at 2 times" in (run / "evaluation" / "report.md").read_text()
@@ -186,5 +188,36 @@ def test_what_cannot_be_measured_is_refused(run, tmp_path):
     parts, report = E.load_data(run / "data")
     with pytest.raises(ValueError, match="test-share"):
         E.make_ground({**parts, "test": []}, report, E.EvaluateConfig(), 0)
-    few = E.make_ground(parts, {**report, "speakers": ["Marge Simpson"]}, E.EvaluateConfig(split="valid"), 0)
+    one = E.make_ground(parts, {**report, "speakers": ["Marge Simpson"]}, E.EvaluateConfig(split="valid"), 0)
+    assert len(one.classifier.speakers) == E.LEAST_SPEAKERS and one.classifier.speakers[0] == "Marge Simpson"
+    alone = {**parts, "train": [s for s in parts["train"] if len(s.lines) < 9][:1]}
+    few = E.make_ground(alone, report, E.EvaluateConfig(split="valid"), 0)
     assert few.classifier is None and any("two characters" in n for n in few.notes)
+    assert E.verified(few, [(0, "a", "b")] * len(few.moments), 0)["value"] is None
+
+
+def test_runs_beside_have_names_of_their_own(run, tmp_path):
+    "Folders of one name, or of a name that means something here."
+    import shutil
+
+    for name in ("a/base", "b/base", "a/run"):
+        shutil.copytree(run / "adapter", tmp_path / name / "adapter")
+    sources = [str(tmp_path / n) for n in ("a/base", "b/base", "a/run/adapter", "a/run")]
+    assert E.side_names(sources) == ["base_2", "base_3", "run", "run_2"]
+
+
+def test_variety_is_compared_on_as_many_words():
+    "Of each episode; short answers are no more varied for being short."
+    moments = [L.Moment(scene(e, "A", "B", "A"), k) for e in (1, 2) for k in (1, 2)]
+    ground = E.Ground(moments, [], Seen([]), None, [])
+    long, short = ["a b c d", "a b c d", "e f", "g h"], ["a b", "c", "d e f", "d e f g"]
+    cut = E.as_many_words({"x": E.Side("x", long), "y": E.Side("y", short)}, ground)
+    assert cut == {"x": ["a b c", "", "e f", "g h"], "y": ["a b", "c", "d e f", "d"]}
+
+
+def test_silence_is_told(tiny):
+    moments = [L.Moment(scene(1, "A", "B", "A"), k) for k in (1, 2)]
+    ground, human = E.Ground(moments, [], Seen([]), None, []), E.Side("human", ["One two three.", "Four five six."])
+    found = E.figures_of(E.Side("x", ["", "..."], [False, False]), ground, human)
+    assert found["empty_share"]["value"] == 1 and found["ends_by_itself"]["value"] == 0
+    assert found["verifier_20"]["value"] is None and found["distinct_2"]["value"] == 0

@@ -105,7 +105,7 @@ def test_both_engines_decide_alike_and_go_on_from_each_other(recites, data, tmp_
 
 @BOTH
 def test_two_evaluations_that_are_worse_in_both_end_a_run(config, train, recites, worse_and_worse, data, tmp_path):
-    recites({2: 0.001, 4: 0.003, 6: 0.002, "later": 0.0})
+    recites({2: 0.001, 4: 0.03, 6: 0.02, "later": 0.0})
     settings = {**SIX, "max_steps": 40}
     run = tmp_path / "run"
     summary = train(config(data=data, run=str(run), **settings))
@@ -126,7 +126,8 @@ def test_two_evaluations_that_are_worse_in_both_end_a_run(config, train, recites
 @pytest.mark.parametrize(
     "shares",
     [
-        {2: 0.001, 4: 0.003, 6: 0.001, 8: 0.003, 10: 0.001},  # not twice in a row
+        {2: 0.001, 4: 0.03, 6: 0.001, 8: 0.03, 10: 0.001},  # not twice in a row
+        {2: 0.0, "later": 0.005},  # more, and within the limit
         {2: 0.0, "later": 0.0},  # the loss alone
     ],
 )

@@ -15,7 +15,7 @@ from importlib import resources
 from typing import Any
 
 from ..data.lines import Line, Scene
-from ..data.prompt import TextMaker, prompt_ids
+from ..data.prompt import TextMaker, prompt_ids, prompt_tokens
 from ..machine.job import require
 from ..model.infer import most_tokens
 
@@ -62,7 +62,7 @@ def choose_moments(
         own.setdefault(m.line.speaker, []).append(k)
     chosen: list = []
     for places in sorted(own.values(), key=lambda places: -len(places)):
-        count = min(len(places), -(-most // SHARES), most - len(chosen))
+        count = min(len(places), -(-most // min(SHARES, len(own))), most - len(chosen))
         chosen += [places[i * len(places) // count] for i in range(count)]
     return [found[k] for k in sorted(chosen)]
 
@@ -148,7 +148,7 @@ class Heard:
     @property
     def expected(self) -> bool:
         "Whether the right name is the likeliest of those that were asked for."
-        return bool(self.names) and self.names[0] == min(self.names)
+        return len(self.names) > 1 and self.names[0] == min(self.names)
 
 
 def hear(
@@ -161,9 +161,10 @@ def hear(
     said = [*maker.said([moment.line])[0][1], *maker.end]
     most = most_tokens(reader.model, maker)
     who = [moment.line.speaker, *others]
-    # one length for all, or a long name would have less before it
     where, before, _ = moment.request()
-    asked = [prompt_ids(maker, where, before, name, max(1, most - len(said))) for name in who]
+    # the same lines before each, or a long name would have fewer
+    left_out = max(prompt_tokens(maker, where, before, name, max(1, most - len(said)))[1] for name in who)
+    asked = [prompt_ids(maker, where, before[left_out:], name) for name in who]
     sizes = [len(maker.name(name)) if maker.template == "script" else 0 for name in who]
     begin = min(len(ids) - size for ids, size in zip(asked, sizes))
     nats = sequence_nats(reader, [ids + said for ids in asked], maker.tokenizer.pad_token_id, max(1, begin))
@@ -201,7 +202,7 @@ def next_speaker_acc(
     heard: list,  # of `Heard`
 ) -> float:  # 0..1; NaN where the template writes no names
     "How often the right name is the likeliest."
-    asked = [h.expected for h in heard if h.names]
+    asked = [h.expected for h in heard if len(h.names) > 1]
     return sum(asked) / len(asked) if asked else math.nan
 
 # %% ../../nbs/5_character/51_likelihood.ipynb #51-21

@@ -446,7 +446,7 @@ def told_apart(
     pools: int,  # of real lines, and as many of generated ones
     seed: int,  # of episodes and pools
     draws: int = 400,  # of the bootstrap
-) -> dict:  # value (AUC), low, high, n (pairs of equal length); value None, and `why`, with fewer than 5 pairs
+) -> dict:  # value (AUC), low, high, n (pairs of equal length); value None, and `why`, with too few
     "How often pools of generated lines score higher than pools of real ones of the same lengths."
     import numpy as np
 
@@ -465,8 +465,9 @@ def told_apart(
         return auc(real, generated, real_weights, generated_weights)
 
     pairs = round(even_weights(classes, made, np.ones(len(made)))[made].sum()) if len(made) else 0
-    if pairs < MIN_PAIRS:
-        why = f"{pairs} pairs of real and generated lines of the same length; {MIN_PAIRS} are needed"
+    need = max(MIN_PAIRS, size // 2)  # fewer would be the same lines over and over
+    if pairs < need:
+        why = f"{pairs} pairs of real and generated lines of the same length; {need} are needed"
         return {**measured(float("nan"), [], 0, pairs), "why": why}
     each = [once(np.bincount(d, minlength=n)[episodes].astype(float)) for d in episode_draws(n, draws, seed)]
     return measured(once(np.ones(len(made))), each, n, pairs)

@@ -86,7 +86,7 @@ assert [seen.count(t) for t in said] == [(2, 4), (0, 6), (0, 0)] and [seen.longe
 assert seen.share(said) == 2 / 10 and seen.share([]) == seen.share(said[2:]) == 0 and seen.share(learned) == 1
 
 # %% [markdown]
-# How much do people repeat themselves? The held-out lines of the book's script, against its training lines, for runs of several lengths. At eight words next to nothing is left that was not copied:
+# How much do people repeat themselves? The held-out lines of the book's script, against its training lines, for runs of several lengths. They hardly ever share eight words in a row with them, so a model that does so often has copied:
 
 # %% tags=["example"]
 parts = split_scenes(read_script("springfield").scenes)

@@ -260,12 +260,13 @@ def kept_row(
 def got_worse(
     rows: list,  # of metrics.jsonl
 ) -> bool:
-    "Whether loss and memorising were above those of the best loss before, at each of the last two evaluations."
+    "Whether loss and memorising (beyond its limit) were above those of the best loss, at the last two evaluations."
     made, _, human = judged(rows)
 
     def worse(at):
         best = min(made[:at], key=lambda r: r["valid_loss_nats"])
-        return all(made[at].get(k, 0.0) > best.get(k, 0.0) for k in ("valid_loss_nats", "verbatim"))
+        floor = {"valid_loss_nats": 0.0, "verbatim": human + MARGIN}  # within the limit, nothing is recited
+        return all(made[at].get(k, 0.0) > max(best.get(k, 0.0), floor[k]) for k in ("valid_loss_nats", "verbatim"))
 
     return human < math.inf and len(made) > 2 and worse(len(made) - 2) and worse(len(made) - 1)
 

@@ -671,7 +671,7 @@ def told_apart(
     pools: int,  # of real lines, and as many of generated ones
     seed: int,  # of episodes and pools
     draws: int = 400,  # of the bootstrap
-) -> dict:  # value (AUC), low, high, n (pairs of equal length); value None, and `why`, with fewer than 5 pairs
+) -> dict:  # value (AUC), low, high, n (pairs of equal length); value None, and `why`, with too few
     "How often pools of generated lines score higher than pools of real ones of the same lengths."
     import numpy as np
 
@@ -690,8 +690,9 @@ def told_apart(
         return auc(real, generated, real_weights, generated_weights)
 
     pairs = round(even_weights(classes, made, np.ones(len(made)))[made].sum()) if len(made) else 0
-    if pairs < MIN_PAIRS:
-        why = f"{pairs} pairs of real and generated lines of the same length; {MIN_PAIRS} are needed"
+    need = max(MIN_PAIRS, size // 2)  # fewer would be the same lines over and over
+    if pairs < need:
+        why = f"{pairs} pairs of real and generated lines of the same length; {need} are needed"
         return {**measured(float("nan"), [], 0, pairs), "why": why}
     each = [once(np.bincount(d, minlength=n)[episodes].astype(float)) for d in episode_draws(n, draws, seed)]
     return measured(once(np.ones(len(made))), each, n, pairs)
@@ -773,7 +774,7 @@ pd.concat({g: pd.DataFrame(found).T for g, found in told.items()}).round(3)
 # %% tags=["example"]
 _, ax = plt.subplots(figsize=(6.4, 2.8))
 for k, (name, found) in enumerate(told.items()):
-    value, low, high = (np.array([f[key] for f in found.values()]) for key in ("value", "low", "high"))
+    value, low, high = (np.array([f[key] for f in found.values()], dtype=float) for key in ("value", "low", "high"))
     bars = np.maximum([value - low, high - value], 0)
     ax.errorbar(np.arange(3) + 0.12 * (k - 1), value, bars, fmt="o", capsize=3, label=name)
 ax.axhline(0.5, color="#777777", ls="--", lw=1)
@@ -788,7 +789,8 @@ plt.show()
 
 # %% tags=["check"]
 assert all(abs(f["value"] - 0.5) < 0.02 for f in told["his lines, shuffled"].values())
-assert all(f["value"] > 0.95 for f in told["I like that."].values()) and told["I like that."][1]["n"] < 20
+alike = told["I like that."]
+assert alike[1]["value"] > 0.95 and alike[1]["n"] < 20 and alike[50]["value"] is None and "needed" in alike[50]["why"]
 assert 0.55 < told["from word to word"][1]["value"] < told["from word to word"][50]["value"]
 one = real_or_generated([(1, "a b", "a c")] * 9)
 assert one[1]["value"] is None and "2 episodes" in one[1]["why"]
@@ -855,7 +857,7 @@ assert abs(verified["his lines, shuffled"]["value"] - 0.5) < 0.08 and verified["
 # %% [markdown]
 # ## Always the same?
 #
-# A model may have the voice and little to say. Four plain counts show it. None has a right value; each is compared to that of real lines, and on as many of them, for a hundred lines repeat each other more than ten do.
+# A model may have the voice and little to say. Four plain counts show it. None has a right value; each is compared to that of real lines, and on as many words of them: a hundred words repeat each other more than ten do, so who speaks in shorter lines would look more varied.
 #
 # - `distinct`: different runs of `n` words, as a share of all.
 # - `self_bleu`: how much of a line stands in one of the others. It is the BLEU of translators, which takes the share of runs of one to four words that are found, as a geometric mean, with a penalty for lines that are short for their closest other. Each run counts once a line, and where none is found a tenth of one is assumed. At most 50 lines are compared, so that unequal numbers of lines can be.

@@ -6,9 +6,9 @@
 #
 # > What a language model's own probabilities say about a voice: surprise, contrast, and who speaks next.
 #
-# A model need not say anything to be judged. It can be asked how likely the line is that the script really has at a moment. Three questions follow, and each needs the answer of the one before. How surprised is the model by the line (the held-out loss, line by line)? How much *more* surprised is it if somebody else were to say the same words (the contrast; a model that has learned English and no character has none)? And whom does it expect to speak (it writes the names, too)?
+# A model need not say anything to be judged. It can be asked how likely the line is that the script really has at a moment. Three questions follow. How surprised is the model by the line (the held-out loss, line by line)? How much *more* surprised is it if somebody else were to say the same words (the contrast; a model that has learned English and no character has none)? And whom does it expect to speak (it writes the names, too)?
 #
-# None of them can be fooled by reciting, since nothing is drawn. None of them hears what the model would say, either; for that there is [the voice](50_voice.ipynb).
+# None of them can be fooled by what a model likes to say, since nothing is drawn. None of them hears what the model would say, either; for that there is [the voice](50_voice.ipynb).
 
 # %%
 #| export
@@ -20,7 +20,7 @@ from importlib import resources
 from typing import Any
 
 from simpsons_llm.data.lines import Line, Scene
-from simpsons_llm.data.prompt import TextMaker, prompt_ids
+from simpsons_llm.data.prompt import TextMaker, prompt_ids, prompt_tokens
 from simpsons_llm.machine.job import require
 from simpsons_llm.model.infer import most_tokens
 
@@ -87,7 +87,7 @@ def choose_moments(
         own.setdefault(m.line.speaker, []).append(k)
     chosen: list = []
     for places in sorted(own.values(), key=lambda places: -len(places)):
-        count = min(len(places), -(-most // SHARES), most - len(chosen))
+        count = min(len(places), -(-most // min(SHARES, len(own))), most - len(chosen))
         chosen += [places[i * len(places) // count] for i in range(count)]
     return [found[k] for k in sorted(chosen)]
 
@@ -215,7 +215,7 @@ class Heard:
     @property
     def expected(self) -> bool:
         "Whether the right name is the likeliest of those that were asked for."
-        return bool(self.names) and self.names[0] == min(self.names)
+        return len(self.names) > 1 and self.names[0] == min(self.names)
 
 
 def hear(
@@ -228,9 +228,10 @@ def hear(
     said = [*maker.said([moment.line])[0][1], *maker.end]
     most = most_tokens(reader.model, maker)
     who = [moment.line.speaker, *others]
-    # one length for all, or a long name would have less before it
     where, before, _ = moment.request()
-    asked = [prompt_ids(maker, where, before, name, max(1, most - len(said))) for name in who]
+    # the same lines before each, or a long name would have fewer
+    left_out = max(prompt_tokens(maker, where, before, name, max(1, most - len(said)))[1] for name in who)
+    asked = [prompt_ids(maker, where, before[left_out:], name) for name in who]
     sizes = [len(maker.name(name)) if maker.template == "script" else 0 for name in who]
     begin = min(len(ids) - size for ids, size in zip(asked, sizes))
     nats = sequence_nats(reader, [ids + said for ids in asked], maker.tokenizer.pad_token_id, max(1, begin))
@@ -290,7 +291,7 @@ def next_speaker_acc(
     heard: list,  # of `Heard`
 ) -> float:  # 0..1; NaN where the template writes no names
     "How often the right name is the likeliest."
-    asked = [h.expected for h in heard if h.names]
+    asked = [h.expected for h in heard if len(h.names) > 1]
     return sum(asked) / len(asked) if asked else math.nan
 
 
@@ -307,7 +308,7 @@ assert all(math.isnan(f([])) for f in (loss_nats, bits_per_byte, contrast_nats, 
 # %% [markdown]
 # ## What must not be forgotten
 #
-# A model that learns a script unlearns other things. How much, is told by text that has nothing to do with it: two pages of plain prose that come with the package and were written for it, so no model has read them before this book did.
+# A model that learns a script unlearns other things. How much, is told by text that has nothing to do with it: two pages of plain prose that come with the package. They were written for it, so no model can have learned them by heart.
 
 # %%
 #| export

@@ -6,7 +6,7 @@
 #
 # > One run, the base it came from, and the people who wrote the real lines, measured side by side.
 #
-# A fine-tuned model is shown at its best by whoever trained it. This chapter asks it at held-out moments that nobody chose, and puts each figure between two others: that of the base model, which is what training had to beat, and that of the real lines, which nobody can. Each has an interval, from a bootstrap over episodes, since lines of one episode are alike and an evening more or less would change the figure by so much.
+# A fine-tuned model is shown at its best by whoever trained it. This chapter asks it at held-out moments that nobody chose, and puts each figure beside two others: that of the base model, which training had to beat, and that of the real lines, which say what is possible. Each has an interval, from a bootstrap over episodes: lines of one episode are alike, and with other episodes the figure could have been anywhere in it.
 #
 # What is measured is explained where it is made: [a voice in texts](50_voice.ipynb), [a line's likelihood](51_likelihood.ipynb), [reciting](../3_model/36_verbatim.ipynb). Here they are taken, written down as JSON, and told as a report. The chapter is a program: `simpsons-llm evaluate --run runs/x`.
 
@@ -26,6 +26,8 @@ dtype = "auto"  # bfloat16, float32; auto: as the device has it
 # %%
 #| export
 import math
+import random
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -58,7 +60,7 @@ from simpsons_llm.character.voice import (
     self_bleu,
     verifier_auc,
 )
-from simpsons_llm.data.prepare import load_data
+from simpsons_llm.data.prepare import load_data, plain_words
 from simpsons_llm.data.prompt import TextMaker
 from simpsons_llm.machine.device import find_device
 from simpsons_llm.machine.job import (
@@ -178,6 +180,7 @@ def speak_at(
         drawn = draw_lines(model, maker, [moments[k].request() for k in some], sampling, random_seed + number)
         for k, ids in zip(some, drawn.tolist()):
             texts[k], ended[k] = answer_text(maker.tokenizer, ids), not set(maker.stop_ids).isdisjoint(ids)
+            ended[k] = ended[k] and bool(plain_words(texts[k]))  # silence is no answer
         if progress:
             progress(begin + len(some))
     return texts, ended
@@ -215,7 +218,7 @@ def listen(
 # %% [markdown]
 # ## Figures
 #
-# Each measure becomes a figure: `value`, `low`, `high` and `n`. Means and shares are drawn again with whole episodes. Measures of variety are not: an episode that is drawn twice says everything twice, and would look dull. Their interval comes from leaving out one episode at a time (the jackknife).
+# Each measure becomes a figure: `value`, `low`, `high` and `n`. Means and shares are drawn again with whole episodes. Measures of variety are not: an episode that is drawn twice says everything twice, and would look dull. Their interval comes from leaving out one episode at a time (the jackknife). And they are taken on as many words of each side, or short answers would look more varied than long ones.
 
 # %%
 #| export
@@ -224,6 +227,7 @@ def jackknife(
     statistic: Callable,  # of a list of items, a number
 ) -> dict:  # value, low, high (None with one episode), n
     "A figure with an interval from leaving out one episode at a time."
+    groups = [g for g in groups if g]
     items = [x for g in groups for x in g]
     value, k = statistic(items), len(groups)
     if k < 2:
@@ -244,6 +248,14 @@ assert mean["value"] == 2 and math.isclose(mean["high"] - 2, 1.96 * math.sqrt(2 
 # %%
 #| export
 SIZES = (1, 5, 20, 50)  # lines that are pooled
+COMPARED = 50  # lines that are held against one another
+
+
+def none_of(
+    why: str,  # the reason
+) -> dict:  # value, low and high None, n 0, why
+    "A figure that cannot be given."
+    return {"value": None, "low": None, "high": None, "n": 0, "why": why}
 
 
 @dataclass
@@ -274,20 +286,51 @@ class Ground:
         return [Said(m.scene.episode, m.line.speaker, text) for m, text in zip(self.moments, texts)]
 
 
+def as_many_words(
+    sides: dict,  # name -> `Side`
+    ground: Ground,  # the moments
+) -> dict:  # name -> texts at the moments, cut so that all sides have as many words in each episode
+    "Texts whose variety can be compared."
+    words = {name: [plain_words(text) for text in side.texts] for name, side in sides.items()}
+    most: dict = {}
+    for texts in words.values():
+        for group in ground.groups(list(zip([m.scene.episode for m in ground.moments], texts))):
+            count = sum(len(w) for _, w in group)
+            most[group[0][0]] = min(most.get(group[0][0], count), count)
+    found: dict = {}
+    for name, texts in words.items():
+        left, found[name] = dict(most), []
+        for m, w in zip(ground.moments, texts):
+            part = w[: left[m.scene.episode]]
+            left[m.scene.episode] -= len(part)
+            found[name].append(" ".join(part))
+    return found
+
+
 def figures_of(
     side: Side,  # one model, or people
     ground: Ground,  # what it is measured against
     human: Side,  # people
     random_seed: int = 0,  # of what is drawn
+    alike: list | None = None,  # its texts as `as_many_words` cut them; None: cut beside people
 ) -> dict:  # name -> figure, without the side's name
     "All figures of one side."
+    alike = alike or as_many_words({"human": human, side.name: side}, ground)[side.name]
     groups, found = ground.groups(side.texts), {}
     found["verbatim_8gram"] = interval(groups, ground.seen.share)
-    found["longest_run"] = interval(ground.groups([ground.seen.longest(text) for text in side.texts]), max)
+    longest = max(map(ground.seen.longest, side.texts))
+    found["longest_run"] = {"value": longest, "low": None, "high": None, "n": len(side.texts)}
     for n in (1, 2, 3):
-        found[f"distinct_{n}"] = jackknife(groups, lambda texts, n=n: distinct(texts, n))
-    found["self_bleu"] = jackknife(groups, self_bleu)
-    found["commonest_share"] = interval(groups, commonest_share)
+        found[f"distinct_{n}"] = jackknife(ground.groups(alike), lambda texts, n=n: distinct(texts, n))
+    # the same moments on all sides
+    count = len(alike)
+    some = set(random.Random(random_seed).sample(range(count), min(COMPARED, count)))
+    chosen = ground.groups([text if k in some else None for k, text in enumerate(alike)])
+    chosen = [[text for text in group if text is not None] for group in chosen]
+    found["self_bleu"] = jackknife(chosen, lambda texts: self_bleu(texts, most=COMPARED))
+    found["commonest_share"] = jackknife(groups, commonest_share)
+    empty = [not plain_words(text) for text in side.texts]
+    found["empty_share"] = interval(ground.groups(empty), lambda x: sum(x) / max(len(x), 1))
     found["words"] = interval(groups, lambda texts: sum(len(t.split()) for t in texts) / max(len(texts), 1))
     if ground.classifier:
         said = [s for s in ground.said(side.texts) if s.speaker in ground.classifier.speakers]
@@ -304,14 +347,29 @@ def figures_of(
     pairs = [(m.scene.episode, real, said) for m, real, said in zip(ground.moments, human.texts, side.texts)]
     for size, figure in real_or_generated(pairs, sizes=(1, 20, 50), seed=random_seed).items():
         found[f"auc_real_{size}"] = figure
-    who = Counter(m.line.speaker for m in ground.moments).most_common(1)[0][0]
-    own = [p for m, p in zip(ground.moments, pairs) if m.line.speaker == who]
-    known = [s.text for s in ground.train if s.speaker == who]
-    episodes, real, said = map(list, zip(*own))
-    found["verifier_20"] = verifier_auc(known, real, said, (20,), episodes, seed=random_seed)[20]
+    found["verifier_20"] = verified(ground, pairs, random_seed)
     ks = length_distance(side.texts, human.texts)
     found["length_ks"] = {"value": ks["ks"], "low": None, "high": None, "n": len(side.texts)}
     return found
+
+
+def verified(
+    ground: Ground,  # the moments and the training lines
+    pairs: list,  # (episode, real line, answer) at each moment
+    random_seed: int,  # of the pools
+) -> dict:  # a figure
+    "The authorship verifier, for the character who speaks most at the moments."
+    known = Counter(s.speaker for s in ground.train)
+    here = Counter(m.line.speaker for m in ground.moments)
+    who = next((w for w, _ in here.most_common() if known[w] >= LEAST_LINES), None)
+    if who is None:
+        return none_of(f"nobody at the moments has {LEAST_LINES} training lines")
+    episodes, real, said = map(list, zip(*(p for m, p in zip(ground.moments, pairs) if m.line.speaker == who)))
+    lines, names = (
+        [s.text for s in ground.train if s.speaker == who],
+        ground.classifier.names if ground.classifier else (),
+    )
+    return verifier_auc(lines, real, said, (20,), episodes, names, seed=random_seed)[20]
 
 
 # %% [markdown]
@@ -354,8 +412,9 @@ def changes(
 
 # %%
 #| export
+STRONG = 0.7  # least AUC of the base model for a detector that counts
 LEAST_LINES = 20  # in training, for a character to be known by its voice
-MOST_SPEAKERS = 8  # between whom the classifier chooses
+LEAST_SPEAKERS, MOST_SPEAKERS = 4, 8  # between whom the classifier chooses
 
 
 def make_ground(
@@ -375,6 +434,8 @@ def make_ground(
     train = [Said(s.episode, line.speaker, line.text) for s in parts["train"] for line in s.lines]
     known, here, notes = Counter(s.speaker for s in train), Counter(m.line.speaker for m in moments), []
     speakers = [who for who, _ in here.most_common() if known[who] >= LEAST_LINES][:MOST_SPEAKERS]
+    often = [who for who, n in known.most_common() if n >= LEAST_LINES and who not in speakers]
+    speakers += often[: max(LEAST_SPEAKERS - len(speakers), 0)]  # who else might have said it
     classifier = None
     if len(speakers) > 1:
         classifier = SpeakerClassifier.fit(train, speakers)
@@ -392,8 +453,8 @@ def make_ground(
         notes.append(
             f"{len(moments)} moments were taken, of those who speak most; with --lines 0 intervals are narrower"
         )
-    if len({m.scene.episode for m in moments}) < 5:
-        notes.append("there are few held-out episodes, so intervals are wide, and too narrow if anything")
+    if (n := len({m.scene.episode for m in moments})) < 5:
+        notes.append(f"{n} held-out episodes are few: intervals are unreliable, and probably too narrow")
     return Ground(moments, train, Seen(s.text for s in train), classifier, notes)
 
 
@@ -420,15 +481,33 @@ def evaluate(
     with hold_folder(out, "evaluate"):
         result, pictures = measure(config)
         folder = open_folder(out)
-        looks = folder / "looks.jsonl"
-        if config.split == "test":
-            append_jsonl(looks, {"moments": result["about"]["moments"], "random_seed": config.random_seed})
-            result["about"]["test_looks"] = len(read_jsonl(looks))
         for name, picture in pictures.items():
             picture.savefig(folder / name, dpi=110)
         write_json(folder / "evaluation.json", result)
         write_text(folder / "report.md", report_text(result, list(pictures)))
     return result
+
+
+def side_names(
+    sources: list,  # folders of runs
+) -> list:  # a name for each, none twice, and none that means something else
+    "What runs beside are called: their folders' names."
+    names: list = []
+    for source in sources:
+        folder = find_trained(source).folder
+        name = (folder.parent if folder.name in ("adapter", "model") else folder).resolve().name
+        taken = {"human", "base", "tuned", "lines", "before", "speaker", *names}
+        names.append(next(n for n in (name, *(f"{name}_{k}" for k in range(2, 1000))) if n not in taken))
+    return names
+
+
+def look_at_test(
+    source: str,  # a run's folder
+) -> int:  # how often its test scenes were looked at, this time included
+    "Count a look, before there is anything to see."
+    file = open_folder(source) / "test_looks.jsonl"
+    append_jsonl(file, {"at": time.strftime("%Y-%m-%d %H:%M")})
+    return len(read_jsonl(file))
 
 
 def measure(
@@ -442,13 +521,14 @@ def measure(
     most = (66 if where.type == "cpu" else 0) if config.lines is None else config.lines
     ground = make_ground(parts, report, config, most)
     main = [who for who, _ in Counter(line.speaker for s in parts["train"] for line in s.lines).most_common(6)]
-    sides = {"human": Side("human", [m.line.text for m in ground.moments])}
+    sides, names = {"human": Side("human", [m.line.text for m in ground.moments])}, side_names(config.others())
+    looks = [look_at_test(s) for s in (config.run, *config.others())] if config.split == "test" else []
     print(
         f"{len(ground.moments)} moments of {config.split} in {len({m.scene.episode for m in ground.moments})} "
         f"episodes, {where.name} ({where.dtype})",
         flush=True,
     )
-    for name, source in (("tuned", config.run), *((Path(s).name, s) for s in config.others())):
+    for name, source in (("tuned", config.run), *zip(names, config.others())):
         model, tokenizer, notes = load_tuned(source, where)
         maker = TextMaker.of_notes(tokenizer, notes)
         if name == "tuned":
@@ -458,8 +538,21 @@ def measure(
         sides[name] = listen(name, model, maker, ground.moments, main, config)
     order = ["human", "base", "tuned", *(n for n in sides if n not in ("human", "base", "tuned"))]
     sides = {name: sides[name] for name in order}
-    found = {name: figures_of(side, ground, sides["human"], config.random_seed) for name, side in sides.items()}
+    alike = as_many_words(sides, ground)
+    found = {
+        name: figures_of(side, ground, sides["human"], config.random_seed, alike[name]) for name, side in sides.items()
+    }
     unsaid = [f"{name}: {f['why']}" for name, f in found["tuned"].items() if f.get("why") and "auc" in name]
+    weak = found["base"]["auc_real_20"]["low"]
+    if weak is not None and weak < STRONG:
+        unsaid.append(
+            "the base model's lines are hardly told from real ones, so that those of the run are not says little"
+        )
+    unsaid += [
+        f"{name} says nothing at {f['empty_share']['value']:.0%} of the moments"
+        for name, f in found.items()
+        if f["empty_share"]["value"] > 0.02
+    ]
     about = {
         "settings": config.to_dict(),
         "sides": list(sides),
@@ -467,6 +560,8 @@ def measure(
         "episodes": len({m.scene.episode for m in ground.moments}),
         "speakers": dict(Counter(m.line.speaker for m in ground.moments)),
         "notes": [*ground.notes, *unsaid],
+        "heard_among": ground.classifier.speakers if ground.classifier else [],
+        **({"test_looks": looks[0]} if looks else {}),
         "data_sha256": report["data_sha256"],
         "device": where.name,
         "provenance": provenance(),
@@ -540,7 +635,7 @@ MEANINGS = {
     "auc_real_1": "told from real lines, 1 line (0.5 is best)",
     "auc_real_20": "20 lines",
     "auc_real_50": "50 lines",
-    "verifier_20": "closer to the one who speaks most than generated, 20 lines (0.5 is best)",
+    "verifier_20": "real lines closer to known ones of who speaks most, 20 lines (0.5 is best)",
     "verbatim_8gram": "runs of 8 words that stand in train (as human)",
     "longest_run": "longest run that stands in train, words",
     "distinct_1": "different words (as human)",
@@ -550,6 +645,7 @@ MEANINGS = {
     "commonest_share": "share of the most common answer (less)",
     "words": "words of an answer (as human)",
     "length_ks": "distance of lengths from the real ones (less)",
+    "empty_share": "answers without a word (less)",
     "ends_by_itself": "answers that end by themselves (more)",
     "forgetting_bits_per_byte": "bits per byte of plain prose (as base)",
 }
@@ -574,7 +670,9 @@ def report_text(
         f"# Is it the character? {about['settings']['run']}",
         "",
         f"{about['moments']} moments in {about['episodes']} episodes of {about['settings']['split']}{looks}; "
-        f"{about['device']}. Intervals of 95 %, over episodes.",
+        f"{about['device']}. Intervals of 95 %, over episodes. Speakers are heard among "
+        f"{', '.join(about['heard_among']) or 'nobody'}: by chance {1 / max(len(about['heard_among']), 1):.2f}; "
+        f"the next speaker is one of {CANDIDATES + 1} names at most.",
         "",
         f"| measure | {' | '.join(sides)} |",
         f"|---|{'---|' * len(sides)}",
@@ -666,7 +764,8 @@ pd.DataFrame({name: found[name] for name in short}).T.round(3)
 
 # %% tags=["check"]
 files = {p.name for p in (folder / "runs/x/evaluation").iterdir()}
-assert files >= {"evaluation.json", "report.md", "pools.png", "confusion.png"} and "looks.jsonl" not in files
+assert files >= {"evaluation.json", "report.md", "pools.png", "confusion.png"}
+assert not (folder / "runs/x/test_looks.jsonl").exists()  # these were validation scenes
 assert found["loss_nats_tuned"]["value"] < found["loss_nats_base"]["value"]
 assert found["auc_real_20"]["value"] is None and any("auc_real_20" in n for n in found["about"]["notes"])  # gibberish
 assert all(set(f) >= {"value", "low", "high", "n"} for name, f in found.items() if name != "about")

@@ -914,7 +914,7 @@ def summarise(
         "ranked_before": before["ranked"],
         "ranked_after": after["ranked"],
         "gained": after["gained"],
-        "valid_loss_nats_base": base,
+        "valid_loss_nats_base": None if math.isnan(base) else base,
         "valid_loss_nats_before": before["valid_loss_nats"],
         "valid_loss_nats_best": loss,
         "best_step": made,
@@ -937,7 +937,7 @@ def contrast_text(
         f"{n['valid']} pairs of validation scenes; right line likelier than the wrong one: {'; '.join(ranked)}",
         f"right line gained more than the wrong one: {'; '.join(f'{k} {v:.1%}' for k, v in s['gained'].items())}",
         f"held-out loss in nats per token: {s['valid_loss_nats_before']:.4f} before, "
-        f"{s['valid_loss_nats_best']:.4f} after (base {s['valid_loss_nats_base']:.4f})",
+        f"{s['valid_loss_nats_best']:.4f} after (base {s['valid_loss_nats_base'] or math.nan:.4f})",
         f"{n['train']} pairs, {s['optimizer_steps']} steps in {format_seconds(s['train_s'])}, "
         f"{format_seconds(sum(s['wall_s'].values()))} in all",
     ]
