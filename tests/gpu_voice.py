@@ -186,15 +186,15 @@ def draw(out, run, settings_of, quick):
     "One run's answers, drawn in several ways."
     from simpsons_llm.character.contrast import best_of
     from simpsons_llm.character.evaluate import EvaluateConfig, Side, figures_of, make_ground, speak_at
-    from simpsons_llm.data.prepare import load_data
     from simpsons_llm.data.prompt import TextMaker
     from simpsons_llm.machine.device import find_device
     from simpsons_llm.model.adapter import load_tuned, merge
     from simpsons_llm.model.decode import SAMPLING
+    from simpsons_llm.train.run import Run
 
     config = EvaluateConfig(run=run, split="valid", **({"device": "cpu"} if quick else {}))
-    parts, report = load_data(Path(run) / "data")
-    ground = make_ground(parts, report, config, 12 if quick else 0)
+    data = Run(run).data()
+    ground = make_ground(data.parts, data.report, config, 12 if quick else 0)
     human = Side("human", [m.line.text for m in ground.moments])
     model, tokenizer, notes = load_tuned(run, find_device(config.device))
     model, maker = merge(model).eval(), TextMaker.of_notes(tokenizer, notes)

@@ -146,6 +146,19 @@ def test_figures_have_their_names():
     assert set(E.BOTH) < set(E.MEANINGS)
 
 
+def test_data_beside_the_run_is_found(tmp_path):
+    "A run on a folder that prepare wrote does not hold its data."
+    from simpsons_llm.data.prepare import PrepareConfig, prepare
+
+    prepare(PrepareConfig(script="springfield", out=str(tmp_path / "data")))
+    run = str(tmp_path / "x")
+    given = dict(base_model="tiny", max_steps=2, max_seq_len=400, gate=False, sample_steps=0, device="cpu")
+    finetune(FinetuneConfig(run=run, data=str(tmp_path / "data"), **given))
+    asked = dict(run=run, lines=9, max_new_tokens=4, split="valid", device="cpu")
+    found = [E.evaluate(E.EvaluateConfig(**asked, **more)) for more in ({}, {"data": str(tmp_path / "data")})]
+    assert found[0]["loss_nats_tuned"] == found[1]["loss_nats_tuned"]
+
+
 def test_an_evaluation_repeats_and_counts_its_looks(run):
     "Same seed, same figures; each look at the test scenes is counted, one at validation is not."
     given = dict(run=str(run), lines=40, max_new_tokens=8, device="cpu")

@@ -65,6 +65,7 @@ from ..model.adapter import find_trained, load_tuned, merge, untuned
 from ..model.decode import SAMPLING, Sampling
 from ..model.infer import answer_text, draw_lines
 from ..model.verbatim import Seen
+from ..train.run import Run
 
 # %% ../../nbs/5_character/52_evaluate.ipynb #52-06
 @dataclass
@@ -439,7 +440,11 @@ def measure(
 ) -> tuple:  # (figures by name and `about`, pictures by file name)
     "All of `evaluate` but the writing."
     where = find_device(config.device, config.dtype)
-    parts, report = load_data(config.data or Path(config.run) / "data")
+    if config.data:
+        parts, report = load_data(config.data)
+    else:
+        learned = Run(config.run).data()
+        parts, report = learned.parts, learned.report
     for source in (config.run, *config.others()):
         require_same_data(source, report)
     most = (66 if where.type == "cpu" else 0) if config.lines is None else config.lines

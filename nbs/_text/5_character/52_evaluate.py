@@ -80,6 +80,7 @@ from simpsons_llm.model.adapter import find_trained, load_tuned, merge, untuned
 from simpsons_llm.model.decode import SAMPLING, Sampling
 from simpsons_llm.model.infer import answer_text, draw_lines
 from simpsons_llm.model.verbatim import Seen
+from simpsons_llm.train.run import Run
 
 # %%
 #| hide
@@ -515,7 +516,11 @@ def measure(
 ) -> tuple:  # (figures by name and `about`, pictures by file name)
     "All of `evaluate` but the writing."
     where = find_device(config.device, config.dtype)
-    parts, report = load_data(config.data or Path(config.run) / "data")
+    if config.data:
+        parts, report = load_data(config.data)
+    else:
+        learned = Run(config.run).data()
+        parts, report = learned.parts, learned.report
     for source in (config.run, *config.others()):
         require_same_data(source, report)
     most = (66 if where.type == "cpu" else 0) if config.lines is None else config.lines
