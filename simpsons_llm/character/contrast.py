@@ -315,9 +315,7 @@ class ContrastConfig(JobConfig):
 
     run: str = "runs/finetune"  # a finished run's folder, with an adapter
     out: str = "runs/contrast"  # the new run's folder
-    rejected: str = (
-        "both"  # samples (its own lines), speakers (others' real ones), both, or mouths (the line by others)
-    )
+    rejected: str = "both"  # wrong: samples (its own), speakers (others' real ones), both, mouths (the line by others)
     pairs: "int | None" = None  # moments, each with a pair of each kind; None: all lines to learn, at most 2,000
     beta: float = 0.1  # what a nat of difference counts; the larger, the closer the model stays to what it was
     nll_weight: float = 1.0  # weight of the right line's own loss, so that it stays likely, 0..1
