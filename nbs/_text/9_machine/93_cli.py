@@ -446,7 +446,7 @@ def add_jobs():
     \b
     simpsons-llm evaluate --run runs/x
     simpsons-llm evaluate --run runs/x --split valid --lines 40
-    simpsons-llm evaluate --run runs/x --beside runs/seed --json evaluation.json""",
+    simpsons-llm evaluate --run runs/x --beside runs/quick --json evaluation.json""",
             more=(figures,),
         )
     )
