@@ -73,6 +73,32 @@ def test_candidates_cost_what_each_costs_alone(tiny, template, limit):
         assert head and len(heard.names) == 3
 
 
+def test_a_long_name_has_the_same_lines_before_it(tiny, monkeypatch):
+    "Where the scene is cut, it is cut alike for all."
+    maker, seen = TextMaker(tiny[1].tokenizer, "script", 190), []
+    read = L.sequence_nats
+    monkeypatch.setattr(L, "sequence_nats", lambda r, rows, *more: (seen.append(rows), read(r, rows, *more))[1])
+    moment = L.Moment(scene(1, *(["Bo", "Al"] * 4)), 7)
+    L.hear(L.Reader(tiny[0]), maker, moment, ["A name of a good many more letters than the other one has"])
+    opening, other = seen[0]
+    head = len(maker.name("Al"))
+    said = len(maker.said([moment.line])[0][1]) + len(maker.end)
+    assert opening[: len(opening) - head - said] == other[: len(opening) - head - said]
+    assert len(other) <= 190 and len(opening) < sum(len(x.text) for x in moment.scene.lines)
+
+
+def test_the_verifier_hears_no_names(monkeypatch):
+    from types import SimpleNamespace
+
+    given = {}
+    moments = [L.Moment(scene(e, "B", "A"), 1) for e in range(3)]
+    train = [E.Said(9, "A", f"line {k}") for k in range(E.LEAST_LINES)]
+    ground = E.Ground(moments, train, Seen([]), SimpleNamespace(names=("Bo",)), [])
+    monkeypatch.setattr(E, "verifier_auc", lambda *a, **k: given.update(names=a[5], known=a[0]) or {20: {"value": 0.5}})
+    assert E.verified(ground, [(e, "x", "y") for e in range(3)], 0) == {"value": 0.5}
+    assert given["names"] == ("Bo",) and len(given["known"]) == E.LEAST_LINES
+
+
 def test_sequences_without_a_common_beginning_are_refused(tiny):
     with pytest.raises(ValueError, match="one beginning"):
         L.sequence_nats(L.Reader(tiny[0]), [[1, 2], [2, 3]], 0)

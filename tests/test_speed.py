@@ -233,6 +233,30 @@ def test_a_step_that_is_recorded_only_when_compiled_or_not_at_all_learns_the_sam
     assert trained(tmp_path / "pays", max_steps=2, **given)["engine"] == "loop" and len(compiled) == 2
 
 
+@pytest.mark.parametrize(
+    "given, trained_most, dynamic, free",
+    [
+        ({}, None, True, False),
+        ({"gradient_checkpointing": True}, None, False, False),  # told to compute again, no length but its own
+        ({}, 10, True, True),  # nothing is recorded: rows are as long as they are
+        ({"gradient_checkpointing": True}, 10, False, False),
+    ],
+)
+def test_what_the_compiler_is_told_of_lengths(
+    tmp_path, graphs, compiled, monkeypatch, given, trained_most, dynamic, free
+):
+    "A few lengths where a step is recorded or each is compiled by itself; any where neither is."
+    seen, plain = {}, speed.compiled_layers
+    find = speed.row_shapes
+    monkeypatch.setattr(packing, "LEAST_TOKENS", 1)
+    monkeypatch.setattr(speed, "compiled_layers", lambda m, dynamic=False: (seen.update(dynamic=dynamic), plain(m))[1])
+    monkeypatch.setattr(speed, "row_shapes", lambda *a, most=3: (seen.update(most=most), find(*a, most=most))[1])
+    if trained_most:
+        monkeypatch.setattr(speed, "MOST_RECORDED", trained_most)
+    trained(tmp_path / "x", compile="layers", max_steps=6, eval_steps=6, **given)
+    assert seen == {"dynamic": dynamic, "most": None if free else 3}
+
+
 def test_a_compiler_that_fails_leaves_the_recorded_step(tmp_path, graphs, monkeypatch, capsys):
     "And the layers as they were."
 

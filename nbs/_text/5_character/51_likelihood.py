@@ -20,7 +20,7 @@ from importlib import resources
 from typing import Any
 
 from simpsons_llm.data.lines import Line, Scene
-from simpsons_llm.data.prompt import TextMaker, prompt_ids, prompt_tokens
+from simpsons_llm.data.prompt import TextMaker, prompt_tokens
 from simpsons_llm.machine.job import require
 from simpsons_llm.model.infer import most_tokens
 
@@ -229,9 +229,12 @@ def hear(
     most = most_tokens(reader.model, maker)
     who = [moment.line.speaker, *others]
     where, before, _ = moment.request()
+    spoken, room = maker.said(before), max(1, most - len(said))  # the scene's tokens are made once
+    made = [prompt_tokens(maker, where, before, name, room, spoken) for name in who]
     # the same lines before each, or a long name would have fewer
-    left_out = max(prompt_tokens(maker, where, before, name, max(1, most - len(said)))[1] for name in who)
-    asked = [prompt_ids(maker, where, before[left_out:], name) for name in who]
+    if out := max(left_out for _, left_out in made):
+        made = [prompt_tokens(maker, where, before[out:], name, said=spoken[out:]) for name in who]
+    asked = [tokens.ids for tokens, _ in made]
     sizes = [len(maker.name(name)) if maker.template == "script" else 0 for name in who]
     begin = min(len(ids) - size for ids, size in zip(asked, sizes))
     nats = sequence_nats(reader, [ids + said for ids in asked], maker.tokenizer.pad_token_id, max(1, begin))
