@@ -465,6 +465,7 @@ FAULTS = [Fault(*row) for row in (
      "if (out := 0):", "character.py -k long_name"),
     ("character.evaluate", "names-in-the-verifier", "episodes, names, seed", "episodes, (), seed",
      "character.py -k verifier_hears"),
+    ("character.evaluate", "colours-by-panel", 'color=f"C{k}", ', "", "character.py -k colour"),
     ("machine.graphs", "collected-while-recorded", "        gc.disable()", "        pass", "decode.py -k collected"),
     ("train.config", "ninety-ends-of-epochs", "and passes <= EVALUATIONS", "", "config.py -k length"),
     ("data.packing", "free-rows-are-few", "if most is None:", "if False:", "packing.py -k any_length"),

@@ -185,6 +185,18 @@ def test_data_beside_the_run_is_found(tmp_path):
     assert found[0]["loss_nats_tuned"] == found[1]["loss_nats_tuned"]
 
 
+def test_a_side_has_one_colour_in_both_panels():
+    "People are not told from themselves, so the right panel has a line less."
+    made = {"speaker_acc_1": {"value": 0.5}, "speaker_acc_20": {"value": 0.8}}
+    told = {**made, "auc_real_1": {"value": 0.6}, "auc_real_20": {"value": None}}
+    ground = E.Ground([], [], Seen([]), None, [])
+    left, right = E.draw({"human": made, "base": told, "tuned": told}, {}, ground)["pools.png"].axes
+    colours = {x.get_label(): x.get_color() for x in left.lines}
+    beside = {x.get_label(): x.get_color() for x in right.lines if x.get_label() in colours}
+    assert set(colours) == {"human", "base", "tuned"} and set(beside) == {"base", "tuned"}
+    assert all(colours[name] == color for name, color in beside.items())
+
+
 def test_an_evaluation_repeats_and_counts_its_looks(run):
     "Same seed, same figures; each look at the test scenes is counted, one at validation is not."
     given = dict(run=str(run), lines=40, max_new_tokens=8, device="cpu")

@@ -483,7 +483,7 @@ def evaluate(
         result, pictures = measure(config)
         folder = open_folder(out)
         for name, picture in pictures.items():
-            picture.savefig(folder / name, dpi=110)
+            picture.savefig(folder / name, dpi=110, bbox_inches="tight")
         write_json(folder / "evaluation.json", result)
         write_text(folder / "report.md", report_text(result, list(pictures)))
     return result
@@ -728,14 +728,17 @@ def draw(
         ("speaker_acc", axes[0], "speaker known"),
         ("auc_real", axes[1], "AUC, real or generated"),
     ):
-        for name in found:
+        for k, name in enumerate(found):  # a side has one colour in both
             points = [(n, f) for n in SIZES if (f := found[name].get(f"{measure}_{n}")) and f["value"] is not None]
             if points:
-                ax.plot([n for n, _ in points], [f["value"] for _, f in points], ".-", label=name)
+                ax.plot([n for n, _ in points], [f["value"] for _, f in points], ".-", color=f"C{k}", label=name)
         ax.set(xlabel="lines that are pooled", ylabel=label, xscale="log", ylim=(0, 1.05))
         ax.set_xticks(SIZES, [str(n) for n in SIZES])
+        ax.minorticks_off()
         ax.spines[["top", "right"]].set_visible(False)
     axes[1].axhline(0.5, color="grey", lw=1, ls="--")
+    if ground.classifier:
+        axes[0].axhline(1 / len(ground.classifier.speakers), color="grey", lw=1, ls="--", label="chance")
     axes[0].legend(frameon=False, fontsize=8)
     pictures = {"pools.png": picture}
     if ground.classifier:
