@@ -101,10 +101,16 @@ import shutil, sys
 from pathlib import Path
 from simpsons_llm.train.finetune import FinetuneConfig, finetune
 from simpsons_llm.machine.device import complete_env, find_ranks
-from simpsons_llm.machine.distributed import join_group, gather, find_device
+from simpsons_llm.machine.distributed import join_group, gather, find_device, leave_group
 settings, new, resumed = json.loads(sys.argv[1]), *map(Path, sys.argv[2:4])
 finetune(FinetuneConfig(run=str(new), **settings))
 if resumed.is_dir(): finetune(FinetuneConfig(run=str(resumed), resume=True, **settings))
+leave_group()
+left = []
+for place in Path("/proc/self/task").glob("*/comm"):  # Linux tells the names of a process's threads
+    try: left += [name for name in [place.read_text()] if "gloo" in name]
+    except OSError: pass  # it has ended
+assert not left, f"threads of a group that was left can abort Python while it ends: {left}"
 """
 
 

@@ -8,6 +8,7 @@ __all__ = ['MEMBER', 'interface_to', 'rank_env', 'free_port', 'in_group', 'group
 
 # %% ../../nbs/9_machine/92_distributed.ipynb #92-02
 import atexit
+import gc
 import os
 import platform
 import shutil
@@ -164,6 +165,7 @@ def join_group(
     from datetime import timedelta
 
     import torch
+    import torch.distributed.nn  # before there is a group: its functions keep the group that they find as a default
     from torch import distributed as dist
 
     name = backend_for(device.type, backend)
@@ -207,13 +209,16 @@ MEMBER: list = []  # ranks that this process has had in a group
 
 
 def leave_group():
-    "Take the group apart, so that another can be made."
+    "Take the group apart with its threads, so that another can be made, and Python can end."
     if "torch" not in sys.modules:
         return
     from torch import distributed as dist
 
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+        for mesh in [o for o in gc.get_objects() if type(o).__name__ == "DeviceMesh"]:
+            getattr(mesh, "_pg_registry", {}).clear()  # PyTorch caches meshes, and a mesh keeps its groups
+        gc.collect()  # a group's threads end with the last that holds it
 
 
 def end_process(
