@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'AUTO', 'BRACKETS', 'INSIDE', 'UNCLOSED', 'STARRED', 'clean_name', 'EXTENSION', 'TITLES', 'LABELS', 'LEVELS',
-           'LIMITS', 'NAMED', 'Line', 'Scene', 'Rejected', 'scenes_of', 'size_of', 'Tally', 'Script', 'Reading',
-           'clean', 'without_directions', 'has_words', 'split_name', 'parse_lines', 'shown_name', 'name_key',
+           'LIMITS', 'NAMED', 'Line', 'Scene', 'speaker_colour', 'Rejected', 'scenes_of', 'size_of', 'Tally', 'Script',
+           'Reading', 'clean', 'without_directions', 'has_words', 'split_name', 'parse_lines', 'shown_name', 'name_key',
            'merge_spellings', 'rename', 'alike_names', 'is_label', 'measure', 'Limit', 'doubts', 'quality']
 
 # %% ../../nbs/1_data/10_lines.ipynb #10-02
@@ -16,8 +16,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from html import escape
 from operator import attrgetter
 from typing import NamedTuple
+from zlib import crc32
 
 # %% ../../nbs/1_data/10_lines.ipynb #10-05
 class Line(NamedTuple):
@@ -34,12 +36,29 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    "Lines in one place, in order."
+    "Lines in one place, in order; as text, a script that can be read again."
 
     episode: int  # episode number
     index: int  # order of the scene within the episode, counted from 0
     location: str  # where
     lines: tuple  # the `Line`s
+
+    def __str__(self):
+        return "\n".join([f"[{self.location or 'Scene'}]", *(f"{x.speaker}: {x.text}" for x in self.lines)])
+
+    def _repr_html_(self):
+        said = (
+            f'<div><b style="color:{speaker_colour(x.speaker)}">{escape(x.speaker)}</b>&ensp;{escape(x.text)}</div>'
+            for x in self.lines
+        )
+        return f"<div><i>{escape(self.location or 'Scene')}</i></div>{''.join(said)}"
+
+
+def speaker_colour(
+    name: str,  # who speaks
+) -> str:  # as CSS has it, to be read on white and on black
+    "A colour that a name always has."
+    return f"hsl({crc32(name.encode('utf8', 'replace')) % 360} 65% 45%)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +101,7 @@ def scenes_of(
     close()
     return scenes
 
-# %% ../../nbs/1_data/10_lines.ipynb #10-10
+# %% ../../nbs/1_data/10_lines.ipynb #10-13
 KINDS = ("spoken", "heading", "direction", "wordless", "continuation", "cue", "note")  # what a row can be, but rejected
 
 
@@ -121,7 +140,7 @@ class Tally:
         self.sizes["rejected"] += size_of(text)
         self.rejected.append(Rejected(row, reason, text[:120]))
 
-# %% ../../nbs/1_data/10_lines.ipynb #10-11
+# %% ../../nbs/1_data/10_lines.ipynb #10-14
 @dataclass
 class Script:
     "Scenes of a script file and the account of its rows."
@@ -172,7 +191,7 @@ class Script:
             **self.counts,
         }
 
-# %% ../../nbs/1_data/10_lines.ipynb #10-13
+# %% ../../nbs/1_data/10_lines.ipynb #10-16
 @dataclass(frozen=True)
 class Reading:
     "What a reader may be told."
@@ -184,7 +203,7 @@ class Reading:
 
 AUTO = Reading()  # nobody said anything: find out
 
-# %% ../../nbs/1_data/10_lines.ipynb #10-15
+# %% ../../nbs/1_data/10_lines.ipynb #10-18
 BRACKETS = ("()", "[]", "{}", "（）", "【】", "［］", "〔〕")  # which pairs enclose directions
 INSIDE = re.compile("|".join(rf"{re.escape(x[0])}[^{re.escape(x)}]*{re.escape(x[1])}" for x in BRACKETS))
 UNCLOSED = re.compile(r"(?<=\S)\s[(\[{（【［〔]\w+(?: \w+){0,3}$")  # a direction that ends a line without its bracket
@@ -210,7 +229,7 @@ def _aside(m: re.Match) -> str:
     ends = not after or not (after[0].islower() or after[0] in ",;")
     return " " if begins and ends and (before or after or said[:1].islower()) else said
 
-# %% ../../nbs/1_data/10_lines.ipynb #10-16
+# %% ../../nbs/1_data/10_lines.ipynb #10-19
 def without_directions(
     text: str,  # what somebody says
 ) -> str:  # the words alone
@@ -234,7 +253,7 @@ def has_words(
     "Whether anything is left to learn."
     return text[:1].isalnum() or bool(re.search(r"\w", without_directions(text)))
 
-# %% ../../nbs/1_data/10_lines.ipynb #10-20
+# %% ../../nbs/1_data/10_lines.ipynb #10-23
 def split_name(
     text: str,  # such as "Moe Szyslak: Closed."
     known: set | tuple = (),  # names that are known
@@ -252,7 +271,7 @@ def parse_lines(
     "Lines of a conversation as people write them."
     return [split_name(row.strip(), known) for row in text.splitlines() if row.strip()]
 
-# %% ../../nbs/1_data/10_lines.ipynb #10-23
+# %% ../../nbs/1_data/10_lines.ipynb #10-26
 EXTENSION = re.compile(
     r"(?<![\s,–—-])[\s,–—-]+(?:V\.? ?O\.?|O\.? ?[SC]\.?|CONT(?:['’]|IN)?['’]?D\.?|CONTINUED|CONTINUING)$"
 )  # what screenplays hang on a name, in capitals
@@ -280,7 +299,7 @@ def name_key(
     letters = "".join(c if c.isalnum() or c in "+#" or unicodedata.category(c)[0] == "M" else " " for c in marked)
     return " ".join(letters.split()) or plain
 
-# %% ../../nbs/1_data/10_lines.ipynb #10-26
+# %% ../../nbs/1_data/10_lines.ipynb #10-29
 def merge_spellings(
     speakers: dict,  # name as it stands in the file -> number of lines
 ) -> dict:  # name -> the spelling that all of its kind get
@@ -321,7 +340,7 @@ def rename(
     ]
     return replace(script, scenes=scenes, merged=merged)
 
-# %% ../../nbs/1_data/10_lines.ipynb #10-29
+# %% ../../nbs/1_data/10_lines.ipynb #10-32
 TITLES = {"mr", "mrs", "ms", "miss", "dr", "prof", "professor", "captain", "capt", "chief", "officer", "sir", "lady"}
 
 
@@ -355,7 +374,7 @@ def alike_names(
         left = [p for p in left if not there.issuperset(p)]
     return left[:most]
 
-# %% ../../nbs/1_data/10_lines.ipynb #10-32
+# %% ../../nbs/1_data/10_lines.ipynb #10-35
 LABELS = set(
     "info warning warn error debug trace critical fatal name phone tel fax email e-mail mobile address date time total "
     "price invoice order subject cc id url link image version key value type size status default description step "
@@ -396,7 +415,7 @@ def measure(
         "scenes_one_line": sum(len(s.lines) == 1 for s in scenes) / max(len(scenes), 1),
     }
 
-# %% ../../nbs/1_data/10_lines.ipynb #10-34
+# %% ../../nbs/1_data/10_lines.ipynb #10-37
 class Limit(NamedTuple):
     "From where on a share is doubtful, and from where on it is refused."
 
@@ -427,7 +446,7 @@ def doubts(
     refused = any(found[name] >= x.refused for name, x in wrong.items())
     return refused, [x.words.format(found[name]) for name, x in wrong.items()]
 
-# %% ../../nbs/1_data/10_lines.ipynb #10-39
+# %% ../../nbs/1_data/10_lines.ipynb #10-42
 NAMED = re.compile(r"[\w.'’-]+(?: [\w.'’-]+){0,3}[:：]\s?\S")
 
 

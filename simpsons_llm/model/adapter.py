@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOTES', 'add_adapter', 'trainable_parameters', 'recompute_activations', 'subtract_start', 'save_adapter',
-           'adapter_notes', 'weight_shapes', 'compare_weights', 'load_adapter', 'merge', 'save_model', 'is_whole_model',
-           'Trained', 'find_trained', 'load_tuned', 'untuned']
+           'adapter_notes', 'weight_shapes', 'compare_weights', 'load_adapter', 'load_another', 'merge', 'save_model',
+           'is_whole_model', 'Trained', 'find_trained', 'load_tuned', 'untuned']
 
 # %% ../../nbs/3_model/31_adapter.ipynb #31-02
 import warnings
@@ -190,13 +190,40 @@ def load_adapter(
     return model.eval(), tokenizer, notes
 
 # %% ../../nbs/3_model/31_adapter.ipynb #31-35
+def load_another(
+    model,  # what `load_adapter` gave
+    folder,  # the folder of another adapter over the same base
+    name: str,  # what it is called in the model
+) -> dict:  # its notes; ValueError if it does not fit
+    "Another adapter over the same base; the one that counts stays the same."
+    from peft import get_peft_model_state_dict
+
+    notes, origin = adapter_notes(folder), model.get_base_model().origin
+    misfit = f"the adapter in {folder} does not fit the base model {origin}, over which the first one lies"
+    advice = "give adapters that were trained on one base"
+    require(
+        notes.get("base_source", origin) == origin, f"{misfit}: it was trained on {notes.get('base_source')}; {advice}"
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.load_adapter(str(folder), name, ignore_mismatched_sizes=True)
+    except (RuntimeError, ValueError) as e:
+        raise ValueError(f"{misfit}: {str(e).strip().splitlines()[0]}; {advice}") from e
+    found = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    wanted = {n: tuple(t.shape) for n, t in found.items()}
+    require_whole(misfit, compare_weights(weight_shapes(Path(folder) / "adapter_model.safetensors"), wanted), advice)
+    model.eval()
+    return notes
+
+# %% ../../nbs/3_model/31_adapter.ipynb #31-37
 def merge(
     model,  # a PEFT model, or a plain one
 ):  # the base model with the adapter added into its weights; a plain model as it is
     "One plain model: answers the same, faster."
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
-# %% ../../nbs/3_model/31_adapter.ipynb #31-43
+# %% ../../nbs/3_model/31_adapter.ipynb #31-45
 def save_model(
     model,  # a transformers model
     tokenizer,  # its tokenizer
@@ -218,7 +245,7 @@ def is_whole_model(
     "Is this a whole model with this book's notes?"
     return (Path(folder) / "config.json").is_file() and (Path(folder) / NOTES).is_file()
 
-# %% ../../nbs/3_model/31_adapter.ipynb #31-47
+# %% ../../nbs/3_model/31_adapter.ipynb #31-49
 @dataclass(frozen=True)
 class Trained:
     "What training left behind."
@@ -228,7 +255,7 @@ class Trained:
     notes: dict  # the facts beside them: base_model, template, max_seq_len, speakers and more
     summary: dict = field(default_factory=dict)  # the run's summary.json; empty if there is none
 
-# %% ../../nbs/3_model/31_adapter.ipynb #31-48
+# %% ../../nbs/3_model/31_adapter.ipynb #31-50
 def find_trained(
     source,  # a run's folder, an adapter's, or a whole model's
 ) -> Trained:  # FileNotFoundError or ValueError if there is nothing, or no telling what
@@ -254,7 +281,7 @@ def find_trained(
         )
     return Trained("adapter", folder, adapter_notes(folder), summary)
 
-# %% ../../nbs/3_model/31_adapter.ipynb #31-52
+# %% ../../nbs/3_model/31_adapter.ipynb #31-54
 def load_tuned(
     source,  # a run's folder, or what `save_adapter` or `save_model` wrote
     device: Device,  # where to put it
@@ -267,7 +294,7 @@ def load_tuned(
     model, tokenizer = load_base(str(trained.folder), device)
     return model.eval(), tokenizer, trained.notes
 
-# %% ../../nbs/3_model/31_adapter.ipynb #31-55
+# %% ../../nbs/3_model/31_adapter.ipynb #31-57
 @contextmanager
 def untuned(
     model,  # what `load_tuned` gave

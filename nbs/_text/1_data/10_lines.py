@@ -17,8 +17,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from html import escape
 from operator import attrgetter
 from typing import NamedTuple
+from zlib import crc32
 
 # %%
 #| hide
@@ -46,12 +48,29 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    "Lines in one place, in order."
+    "Lines in one place, in order; as text, a script that can be read again."
 
     episode: int  # episode number
     index: int  # order of the scene within the episode, counted from 0
     location: str  # where
     lines: tuple  # the `Line`s
+
+    def __str__(self):
+        return "\n".join([f"[{self.location or 'Scene'}]", *(f"{x.speaker}: {x.text}" for x in self.lines)])
+
+    def _repr_html_(self):
+        said = (
+            f'<div><b style="color:{speaker_colour(x.speaker)}">{escape(x.speaker)}</b>&ensp;{escape(x.text)}</div>'
+            for x in self.lines
+        )
+        return f"<div><i>{escape(self.location or 'Scene')}</i></div>{''.join(said)}"
+
+
+def speaker_colour(
+    name: str,  # who speaks
+) -> str:  # as CSS has it, to be read on white and on black
+    "A colour that a name always has."
+    return f"hsl({crc32(name.encode('utf8', 'replace')) % 360} 65% 45%)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +141,23 @@ assert [[line.number for line in s.lines] for s in scenes] == [[1, 2], [4], [5],
     2,
     0,
 ]
+
+# %% [markdown]
+# A scene shows itself as people read one, each speaker in a colour of his own; `print` gives the text of a script.
+
+# %% tags=["example"]
+about_a_tie = [
+    ("Marge Simpson", "The dog is wearing your tie."),
+    ("Homer Simpson", "It looks <b>good</b> on him."),
+    ("Marge Simpson", "He has the interview."),
+]
+tie = Scene(1, 0, "Simpson Home", tuple(Line(1, i, *said) for i, said in enumerate(about_a_tie)))
+tie
+
+# %% tags=["check"]
+assert str(tie).splitlines()[:2] == ["[Simpson Home]", "Marge Simpson: The dog is wearing your tie."]
+shown = tie._repr_html_()
+assert "<b>good" not in shown and shown.count(speaker_colour("Marge Simpson")) == 2
 
 # %% [markdown]
 # ## The script, with its account

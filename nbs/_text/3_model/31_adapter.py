@@ -348,6 +348,38 @@ def load_adapter(
 
 
 # %% [markdown]
+# A base is large and an adapter small, so several characters can share one base: each adapter gets a name, and `set_adapter` says which of them counts.
+
+# %%
+#| export
+def load_another(
+    model,  # what `load_adapter` gave
+    folder,  # the folder of another adapter over the same base
+    name: str,  # what it is called in the model
+) -> dict:  # its notes; ValueError if it does not fit
+    "Another adapter over the same base; the one that counts stays the same."
+    from peft import get_peft_model_state_dict
+
+    notes, origin = adapter_notes(folder), model.get_base_model().origin
+    misfit = f"the adapter in {folder} does not fit the base model {origin}, over which the first one lies"
+    advice = "give adapters that were trained on one base"
+    require(
+        notes.get("base_source", origin) == origin, f"{misfit}: it was trained on {notes.get('base_source')}; {advice}"
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.load_adapter(str(folder), name, ignore_mismatched_sizes=True)
+    except (RuntimeError, ValueError) as e:
+        raise ValueError(f"{misfit}: {str(e).strip().splitlines()[0]}; {advice}") from e
+    found = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    wanted = {n: tuple(t.shape) for n, t in found.items()}
+    require_whole(misfit, compare_weights(weight_shapes(Path(folder) / "adapter_model.safetensors"), wanted), advice)
+    model.eval()
+    return notes
+
+
+# %% [markdown]
 # Once training is over, the adapter can be added into the weights. The answers stay the same, and each token costs one matrix product less per layer:
 
 # %%

@@ -17,7 +17,7 @@ from simpsons_llm.data.prepare import known_speaker
 from simpsons_llm.data.prompt import TextMaker
 from simpsons_llm.machine.device import find_device
 from simpsons_llm.machine.job import require
-from simpsons_llm.model.adapter import find_trained, load_tuned, merge
+from simpsons_llm.model.adapter import find_trained, load_another, load_tuned, merge
 from simpsons_llm.model.base import load_base
 from simpsons_llm.model.decode import SAMPLING, Sampling
 from simpsons_llm.model.infer import finish_lines, lines_of, stream_line
@@ -60,9 +60,11 @@ class Character:
         maker: TextMaker,  # tokenizer and template of its training
         sampling: Sampling = SAMPLING["book"],  # how words are drawn
         known: Iterable[str] = (),  # all characters of its training; empty: not known
+        adapter: str = "",  # its name, where the model holds several
     ):
         require(isinstance(name, str) and name.strip(), 'no name was given; say who speaks, such as "Homer Simpson"')
         self.name, self.model, self.maker, self.sampling, self.known = name, model, maker, sampling, tuple(known)
+        self.adapter = adapter
 
     @classmethod
     def load(
@@ -99,6 +101,7 @@ class Character:
         "Several answers to the same words, all drawn at once."
         require(isinstance(n, int) and n >= 1, f"n={n!r} was given; expected a whole number, 1 or more")
         request = self.request(lines, location, random_seed)
+        self.get_ready()
         return finish_lines(self.model, self.maker, [request] * n, self.sampling.changed(**sampling), random_seed)
 
     def request(
@@ -136,9 +139,29 @@ class Character:
         **sampling,  # single settings of `Sampling`; beams cannot be streamed
     ) -> Iterator[str]:  # pieces of text; together they are what `says` gives
         "The next line, piece by piece."
-        chosen = self.sampling.changed(**sampling)
-        where, rows, name = self.request(lines, location, random_seed)
-        return stream_line(self.model, self.maker, where, rows, name, chosen, random_seed)
+        where, rows, _ = self.request(lines, location, random_seed)
+        return self.reply(where, rows, self.sampling.changed(**sampling), random_seed)
+
+    def reply(
+        self,
+        location: str,  # where the scene is; may be empty
+        lines: list,  # the `Line`s before
+        sampling: "Sampling | None" = None,  # how words are drawn; None: the character's own way
+        random_seed: int = 42,  # of the sampling, 0..2**64-1
+    ) -> Iterator[str]:  # pieces of text, as `stream`
+        "The next line of a scene, piece by piece."
+        pieces = stream_line(self.model, self.maker, location, lines, self.name, sampling or self.sampling, random_seed)
+        while True:
+            self.get_ready()  # another character may have spoken between two pieces
+            piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
+
+    def get_ready(self):
+        "Where the model holds several adapters, switch to this character's."
+        if self.adapter and self.model.active_adapter != self.adapter:
+            self.model.set_adapter(self.adapter)
 
     def __repr__(self):
         others = f", of {len(self.known)} characters" if len(self.known) > 1 else ""
@@ -185,6 +208,87 @@ with tempfile.TemporaryDirectory() as folder:
         (lambda: homer.says(asked, max_new_tokens=2.5), "whole number"),
         (lambda: homer.says(asked, random_seed=-1), "random_seed"),
         (lambda: homer.says(5), "expected text"),
+    ):
+        try:
+            wrong()
+            raise AssertionError(meant)
+        except ValueError as e:
+            assert meant in str(e), e
+
+
+# %% [markdown]
+# ## A cast
+#
+# A run that learned everybody's lines is a whole cast, and its characters share one model. Several runs can be a cast, too: one adapter each, over one base that is loaded once. Then nothing is merged, since the weights belong to all of them; before somebody speaks, the model is switched to the adapter that is theirs. Two runs may know the same name; the second is told apart by its run.
+
+# %%
+#| export
+def load_cast(
+    sources: "str | Path | list",  # a run, an adapter's folder or a base model's name; several: adapters over one base
+    names: Iterable[str] = (),  # who speaks; empty: everybody whom the runs learned (a base model needs names)
+    base_model: "str | None" = None,  # adapters: another name for the same base; None: as the run says
+    device: str = "auto",  # "xpu", "cuda", "cpu"; auto: the best there is
+    dtype: str = "auto",  # "bfloat16", "float32"; auto: as the device has it
+    sampling: "str | Sampling" = "book",  # how words are drawn, as for `Character.load`
+) -> (
+    "dict[str, Character]"
+):  # by name, those with most lines first; FileNotFoundError or ValueError as `Character.load`
+    "Everybody of one run or of several, over one model."
+    given = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    require(given, "no run was given; give a run's folder, such as runs/x")
+    asked = list(names)
+    if len(given) == 1:
+        first = Character.load(given[0], asked[0] if asked else "", base_model, device, dtype, sampling)
+        who = [learned_speaker(n, dict.fromkeys(first.known, 1)) if first.known else n for n in asked] or first.known
+        return {n: Character(n, first.model, first.maker, first.sampling, first.known) for n in who or [first.name]}
+    for source in given:
+        kind = find_trained(source).kind
+        require(kind == "adapter", f"{source} holds a whole model; of several runs each must have left an adapter")
+    sampling = sampling if isinstance(sampling, Sampling) else SAMPLING[sampling]
+    model, tokenizer, notes = load_tuned(given[0], find_device(device, dtype), base_model)
+    cast: dict = {}
+    for k, source in enumerate(given):
+        adapter = f"run{k}" if k else "default"
+        notes = load_another(model, find_trained(source).folder, adapter) if k else notes
+        known = notes.get("speakers") or {}
+        maker = TextMaker.of_notes(tokenizer, notes)
+        for n in known:
+            key = f"{n} ({Path(source).name})" if n in cast else n
+            cast[key] = Character(n, model, maker, sampling, known, adapter)
+    wanted = [learned_speaker(n, dict.fromkeys(cast, 1)) for n in asked]
+    return {n: cast[n] for n in wanted or cast}
+
+
+# %% [markdown]
+# Two adapters over one base. Each character answers as it does alone, whoever spoke before, and also when two of them speak in turns, a piece at a time:
+
+# %% tags=["check"]
+with tempfile.TemporaryDirectory() as folder:
+    runs = [Path(folder) / "first", Path(folder) / "second"]
+    for k, (run, who) in enumerate(zip(runs, ({"Homer Simpson": 5, "Lisa Simpson": 2}, {"Homer Simpson": 9}))):
+        torch.manual_seed(k)
+        base, _ = load_base("tiny", find_device("cpu", "float32"))
+        model = add_adapter(base, LoRASettings(r=4 + k, lora_alpha=8))
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                if "lora_B" in name:
+                    p.normal_(std=0.2)
+        save_adapter(model, run / "adapter", {"base_model": "tiny", "template": "script", "speakers": who})
+    cast = load_cast(runs, device="cpu")
+    assert list(cast) == ["Homer Simpson", "Lisa Simpson", "Homer Simpson (second)"]
+    alone = [Character.load(run, "Homer Simpson", device="cpu").says(asked) for run in runs]
+    one, other = cast["Homer Simpson"], cast["Homer Simpson (second)"]
+    assert [one.says(asked), other.says(asked)] == alone and alone[0] != alone[1]
+    assert [other.says(asked), one.says(asked)] == alone[::-1]
+    turns = [one.stream(asked), other.stream(asked)]
+    heard = ["", ""]
+    for _ in range(60):
+        heard = [h + next(t, "") for h, t in zip(heard, turns)]
+    assert heard == alone
+    assert list(load_cast(runs[0], ["lisa simpson"], device="cpu")) == ["Lisa Simpson"]
+    for wrong, meant in (
+        (lambda: load_cast([], device="cpu"), "no run"),
+        (lambda: load_cast(runs, ["Moe"], device="cpu"), "Moe"),
     ):
         try:
             wrong()

@@ -197,6 +197,44 @@ for row, nats in zip(rows, sequence_nats(reader, rows, 0)):
 
 # %%
 #| export
+def ask_alike(
+    maker: TextMaker,  # tokenizer and template of the training
+    location: str,  # where the scene is; may be empty
+    before: list,  # the `Line`s before
+    speakers: list,  # who might speak
+    room: int = 10**9,  # most tokens of a prompt
+) -> tuple:  # (token ids for each speaker, how many of them at the end are the name; 0 where it is not written there)
+    "The same lines before each of several speakers."
+    spoken = maker.said(before)  # the scene's tokens are made once
+    made = [prompt_tokens(maker, location, before, name, max(1, room), spoken) for name in speakers]
+    # the same lines before each, or a long name would have fewer
+    if out := max(left_out for _, left_out in made):
+        made = [prompt_tokens(maker, location, before[out:], name, said=spoken[out:]) for name in speakers]
+    sizes = [len(maker.name(name)) if maker.template == "script" else 0 for name in speakers]
+    return [tokens.ids for tokens, _ in made], sizes
+
+
+def name_nats(
+    reader: Reader,  # who reads
+    maker: TextMaker,  # tokenizer and template of its training
+    location: str,  # where the scene is; may be empty
+    before: list,  # the `Line`s before
+    speakers: list,  # who might speak, one or more
+) -> list:  # surprise of each name and its colon, in nats; empty where the template does not write names
+    "Who is expected to speak next."
+    asked, sizes = ask_alike(maker, location, before, speakers, most_tokens(reader.model, maker))
+    if not all(sizes):
+        return []
+    begin = min(len(ids) - size for ids, size in zip(asked, sizes))
+    nats = sequence_nats(reader, asked, maker.tokenizer.pad_token_id, max(1, begin))
+    return [float(n[-size:].sum()) for n, size in zip(nats, sizes)]
+
+
+# %% [markdown]
+# With the words behind the name, it is a line that is heard:
+
+# %%
+#| export
 @dataclass(frozen=True)
 class Heard:
     "What a model makes of the line of a moment."
@@ -226,16 +264,8 @@ def hear(
 ) -> Heard:
     "A line from the right mouth and from others."
     said = [*maker.said([moment.line])[0][1], *maker.end]
-    most = most_tokens(reader.model, maker)
-    who = [moment.line.speaker, *others]
-    where, before, _ = moment.request()
-    spoken, room = maker.said(before), max(1, most - len(said))  # the scene's tokens are made once
-    made = [prompt_tokens(maker, where, before, name, room, spoken) for name in who]
-    # the same lines before each, or a long name would have fewer
-    if out := max(left_out for _, left_out in made):
-        made = [prompt_tokens(maker, where, before[out:], name, said=spoken[out:]) for name in who]
-    asked = [tokens.ids for tokens, _ in made]
-    sizes = [len(maker.name(name)) if maker.template == "script" else 0 for name in who]
+    who, (where, before, _) = [moment.line.speaker, *others], moment.request()
+    asked, sizes = ask_alike(maker, where, before, who, most_tokens(reader.model, maker) - len(said))
     begin = min(len(ids) - size for ids, size in zip(asked, sizes))
     nats = sequence_nats(reader, [ids + said for ids in asked], maker.tokenizer.pad_token_id, max(1, begin))
     lines = [float(n[-len(said) :].sum()) for n in nats]
@@ -254,8 +284,11 @@ heard = hear(reader, maker, moment, ["Bart Simpson", "Ned Flanders"])
 assert math.isclose(heard.nats, (losses * (weights == 1)).sum().item(), rel_tol=1e-4)
 assert heard.tokens == int((weights == 1).sum()) and len(heard.others) == 2 and len(heard.names) == 3
 assert math.isclose(hear(reader, maker, moment).nats, heard.nats, rel_tol=1e-4)  # alone as among others
+names = name_nats(reader, maker, *moment.request()[:2], [moment.line.speaker, "Bart Simpson", "Ned Flanders"])
+assert all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(names, heard.names, strict=True))
 chat = hear(reader, TextMaker(tokenizer, "alpaca"), moment, ["Bart Simpson"])
 assert not chat.names and not chat.expected and len(chat.others) == 1
+assert name_nats(reader, TextMaker(tokenizer, "alpaca"), *moment.request()[:2], ["Bart Simpson"]) == []
 
 
 # %% [markdown]
