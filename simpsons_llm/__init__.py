@@ -39,6 +39,8 @@ __all__ = ["__version__", *PLACES]
 def __getattr__(name):
     if name not in PLACES:
         raise AttributeError(f"simpsons_llm has no {name!r}; it offers {', '.join(PLACES)}")
+    if name in ("Character", "Run"):
+        import_module(".talk.chat", __name__)  # gives characters their method `chat`
     return getattr(import_module(f".{PLACES[name]}", __name__), name)
 
 

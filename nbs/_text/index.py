@@ -150,7 +150,8 @@ if demo:
 # | | [likelihood](5_character/51_likelihood.ipynb) | what a model makes of a line from the right mouth, and from others |
 # | | [evaluate](5_character/52_evaluate.ipynb) | is it the character: a run beside its base and the real lines, as a report |
 # | | [contrast](5_character/53_contrast.ipynb) | what the character would not say: a preference stage, and the best of several answers |
-# | **talk** | [ollama](6_talk/63_ollama.ipynb) | GGUF files, and prompts for llama.cpp and Ollama |
+# | **talk** | [chat](6_talk/60_chat.ipynb) | a conversation: play somebody, let them talk, take words back, keep the scene |
+# | | [ollama](6_talk/63_ollama.ipynb) | GGUF files, and prompts for llama.cpp and Ollama |
 # | | [publish](6_talk/64_publish.ipynb) | one plain model to give away, with its card |
 # | **ranks** | [collectives](7_ranks/70_collectives.ipynb) | how fast ranks talk, and whether they get it right |
 # | | [execute](7_ranks/71_execute.ipynb) | a chapter under papermill |

@@ -155,7 +155,7 @@ MARKS = ("adapter", "model", "summary.json", "adapter_config.json", "simpsons_ll
 
 # %% ../../nbs/3_model/35_character.ipynb #35-11
 def load_cast(
-    sources: "str | Path | list",  # a run, an adapter's folder, or a base model by name; several: adapters over one base
+    sources: "str | Path | list",  # a run, an adapter's folder or a base model's name; several: adapters over one base
     names: Iterable[str] = (),  # who speaks; empty: everybody whom the runs learned (a base model needs names)
     base_model: "str | None" = None,  # adapters: another name for the same base; None: as the run says
     device: str = "auto",  # "xpu", "cuda", "cpu"; auto: the best there is

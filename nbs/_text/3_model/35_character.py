@@ -224,7 +224,7 @@ with tempfile.TemporaryDirectory() as folder:
 # %%
 #| export
 def load_cast(
-    sources: "str | Path | list",  # a run, an adapter's folder, or a base model by name; several: adapters over one base
+    sources: "str | Path | list",  # a run, an adapter's folder or a base model's name; several: adapters over one base
     names: Iterable[str] = (),  # who speaks; empty: everybody whom the runs learned (a base model needs names)
     base_model: "str | None" = None,  # adapters: another name for the same base; None: as the run says
     device: str = "auto",  # "xpu", "cuda", "cpu"; auto: the best there is

@@ -220,6 +220,19 @@ def do_contrast(
     print(f"next: {ask_command(config.out)}")
 
 
+def do_chat(
+    config,  # a ChatConfig
+):
+    "Talk in the terminal."
+    from simpsons_llm.talk.chat import chat
+
+    try:
+        import readline  # noqa: F401  the arrow keys go back in what was typed
+    except ImportError:
+        pass
+    chat(config)
+
+
 def do_infer(
     config,  # an InferConfig
 ):
@@ -332,6 +345,7 @@ def add_jobs():
     from simpsons_llm.character.evaluate import EvaluateConfig
     from simpsons_llm.data.prepare import PrepareConfig
     from simpsons_llm.model.infer import InferConfig
+    from simpsons_llm.talk.chat import ChatConfig
     from simpsons_llm.train.finetune import FinetuneConfig
     from simpsons_llm.train.loop import LoopConfig
 
@@ -428,6 +442,20 @@ def add_jobs():
     simpsons-llm infer --adapter runs/x --sampling seed --bench
     simpsons-llm infer --adapter runs/x --data runs/data""",
             argument="prompt",
+        )
+    )
+    app.command("chat")(
+        job_command(
+            ChatConfig,
+            do_chat,
+            """Talk with a run's characters in the terminal: play one of them, or let them talk among themselves.
+    /help shows what can be done on the way: another answer, other words, another speaker, keeping the scene.
+
+    \b
+    simpsons-llm chat --run runs/x
+    simpsons-llm chat --run runs/x --speaker "Bart Simpson" --you "Seymour Skinner" --location "Principal's Office"
+    simpsons-llm chat --run runs/x --auto 8 --save scene.txt
+    simpsons-llm chat --run runs/x --run runs/y""",
         )
     )
     figures = inspect.Parameter(
