@@ -79,6 +79,7 @@ class Asked:
         self.gone = False  # nobody reads any more
         self.finish = ""  # "stop": the line has ended; "length": it was cut at the most tokens
         self.prompt_ids: list[int] = []  # what the model read
+        self.left_out = 0  # lines that did not fit before it
         self.answer_ids: list[int] = []  # what it drew
         self.asked_s, self.began_s, self.ended_s = time.perf_counter(), 0.0, 0.0
 
@@ -89,6 +90,13 @@ class Asked:
         "Hand over a piece, from any thread."
         with suppress(RuntimeError):  # the reader's loop has ended
             self.loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
+
+    def act(
+        self,
+        character: Character,  # who was asked
+    ):
+        "What is done when it is his turn."
+        draw_answer(character, self)
 
     def drew(
         self,
@@ -181,7 +189,7 @@ def draw_answer(
     if asked.lines and left_out == len(asked.lines):
         told = f"the last line alone is longer than the {most} tokens that may stand before an answer; make it shorter"
         raise Refused(told, None, 400, "context_length_exceeded")
-    asked.prompt_ids = prompt.ids
+    asked.prompt_ids, asked.left_out = prompt.ids, left_out
     pieces = stream_line(
         model, maker, asked.location, asked.lines, character.name, sampling, asked.random_seed, asked.drew
     )
@@ -210,7 +218,7 @@ class Stage:
         while asked := self.queue.next():
             asked.began_s = time.perf_counter()
             try:
-                draw_answer(self.cast[asked.name], asked)
+                asked.act(self.cast[asked.name])
             except HungUp:
                 pass
             except Exception as e:  # the reader's, who shows it
@@ -379,7 +387,8 @@ def scene_of(
     good = isinstance(messages, list) and 0 < len(messages) <= limits.messages
     number = len(messages) if isinstance(messages, list) else shown(messages)
     expect(good, f"messages={number} was given; expected a list of 1 to {limits.messages} messages", "messages")
-    spelt, location, lines, letters = {name_key(n): n for n in names}, "", [], 0  # type: ignore[var-annotated]
+    spelt, letters = {name_key(n): n for n in names}, 0
+    location, lines = "", []  # type: ignore[var-annotated]
     for i, message in enumerate(messages):
         param = f"messages[{i}]"
         role, name, text = message_text(message, param, limits)
@@ -506,7 +515,12 @@ class Reply:
         model: str,  # the character's name
     ):
         self.chat, prefix, kind = chat, *(("chatcmpl", "chat.completion") if chat else ("cmpl", "text_completion"))
-        self.head = {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
+        self.head: dict[str, Any] = {
+            "id": f"{prefix}-{uuid.uuid4().hex}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": model,
+        }
 
     def usage(
         self,
@@ -680,7 +694,7 @@ def take_places(
     asked: list[Asked] = []
     try:
         for i in range(n):
-            asked.append(stage.ask(name, *scene, (random_seed + i) % 2**64, **how))
+            asked.append(stage.ask(name, scene[0], scene[1], (random_seed + i) % 2**64, **how))
     except Full:
         for a in asked:
             stage.queue.leave(a)
@@ -821,10 +835,11 @@ def make_app(
     async def health():
         return {"status": "ok", "waiting": len(stage.queue.waiting)}
 
-    for path, f in {"/v1/models": list_models, "/v1/models/{name:path}": one_model, "/health": health}.items():
-        app.add_api_route(path, f, methods=["GET"])
-    for path, f in {"/v1/chat/completions": chat, "/v1/completions": complete}.items():
-        app.add_api_route(path, f, methods=["POST"], response_model=None)
+    app.get("/health")(health)
+    app.get("/v1/models")(list_models)
+    app.get("/v1/models/{name:path}")(one_model)
+    app.post("/v1/chat/completions", response_model=None)(chat)
+    app.post("/v1/completions", response_model=None)(complete)
     return app
 
 
@@ -839,22 +854,24 @@ def add_errors(
     app,  # a FastAPI application
 ):
     "Whatever goes wrong becomes JSON."
-    from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException
     from starlette.responses import Response
 
-    def refused(request, e):
+    async def refused(request, e):
         return error_reply(e.message, e.status, e.param, e.code, e.retry_after_s)
 
-    def elsewhere(request, e):
+    async def elsewhere(request, e):
         told = f"{request.method} {shown(request.url.path)} was asked for: {e.detail}"
         return error_reply(f"{told}; expected /v1/models, /v1/chat/completions or /v1/completions", e.status_code)
 
-    app.add_exception_handler(Refused, refused)
-    app.add_exception_handler(HTTPException, elsewhere)
-    app.add_exception_handler(RequestValidationError, lambda request, e: error_reply("the address cannot be read"))
-    app.add_exception_handler(HungUp, lambda request, e: Response(status_code=499))  # nobody reads it
-    app.add_exception_handler(Exception, lambda request, e: error_reply(FAULT, 500))
+    async def gone(request, e):
+        return Response(status_code=499)  # nobody reads it
+
+    async def fault(request, e):
+        return error_reply(FAULT, 500)
+
+    for kind, handler in ((Refused, refused), (HTTPException, elsewhere), (HungUp, gone), (Exception, fault)):
+        app.add_exception_handler(kind, handler)  # type: ignore[arg-type]
 
 # %% ../../nbs/6_talk/61_serve.ipynb #61-59
 def open_port(

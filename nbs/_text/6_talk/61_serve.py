@@ -99,6 +99,7 @@ class Asked:
         self.gone = False  # nobody reads any more
         self.finish = ""  # "stop": the line has ended; "length": it was cut at the most tokens
         self.prompt_ids: list[int] = []  # what the model read
+        self.left_out = 0  # lines that did not fit before it
         self.answer_ids: list[int] = []  # what it drew
         self.asked_s, self.began_s, self.ended_s = time.perf_counter(), 0.0, 0.0
 
@@ -109,6 +110,13 @@ class Asked:
         "Hand over a piece, from any thread."
         with suppress(RuntimeError):  # the reader's loop has ended
             self.loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
+
+    def act(
+        self,
+        character: Character,  # who was asked
+    ):
+        "What is done when it is his turn."
+        draw_answer(character, self)
 
     def drew(
         self,
@@ -224,7 +232,7 @@ def draw_answer(
     if asked.lines and left_out == len(asked.lines):
         told = f"the last line alone is longer than the {most} tokens that may stand before an answer; make it shorter"
         raise Refused(told, None, 400, "context_length_exceeded")
-    asked.prompt_ids = prompt.ids
+    asked.prompt_ids, asked.left_out = prompt.ids, left_out
     pieces = stream_line(
         model, maker, asked.location, asked.lines, character.name, sampling, asked.random_seed, asked.drew
     )
@@ -260,7 +268,7 @@ class Stage:
         while asked := self.queue.next():
             asked.began_s = time.perf_counter()
             try:
-                draw_answer(self.cast[asked.name], asked)
+                asked.act(self.cast[asked.name])
             except HungUp:
                 pass
             except Exception as e:  # the reader's, who shows it
@@ -669,7 +677,12 @@ class Reply:
         model: str,  # the character's name
     ):
         self.chat, prefix, kind = chat, *(("chatcmpl", "chat.completion") if chat else ("cmpl", "text_completion"))
-        self.head: dict[str, Any] = {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
+        self.head: dict[str, Any] = {
+            "id": f"{prefix}-{uuid.uuid4().hex}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": model,
+        }
 
     def usage(
         self,
