@@ -27,33 +27,45 @@
 # %%
 #| export
 import asyncio
-import hmac
 import json
-import logging
 import random
 import re
-import secrets
-import socket
-import threading
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator, Iterable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib import resources
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from simpsons_llm.data.lines import Line, Scene
 from simpsons_llm.machine.device import find_device
-from simpsons_llm.machine.job import require
 from simpsons_llm.model.adapter import find_trained
 from simpsons_llm.model.base import load_base
-from simpsons_llm.model.character import MARKS, Character, load_cast
+from simpsons_llm.model.character import MARKS, Character
 from simpsons_llm.model.decode import Sampling
-from simpsons_llm.model.infer import SOMEBODY, lines_of
-from simpsons_llm.talk.chat import MOST, next_speaker, typed
-from simpsons_llm.talk.serve import Asked, Full, Stage, make_app
+from simpsons_llm.model.infer import lines_of
+from simpsons_llm.talk.chat import MOST, ChatConfig, begin, next_speaker, typed
+from simpsons_llm.talk.serve import (
+    FAULT,
+    Asked,
+    Guard,
+    Limits,
+    Refused,
+    Stage,
+    address_of,
+    error_reply,
+    expect,
+    make_app,
+    open_port,
+    read_json,
+    server_of,
+    shown,
+)
 
 # %%
 #| hide
@@ -66,14 +78,14 @@ import torch
 
 from simpsons_llm.lora.layer import LoRASettings
 from simpsons_llm.model.adapter import add_adapter, save_adapter
-
+from simpsons_llm.model.character import load_cast
 
 # %% [markdown]
 # ## A scene comes in
 #
 # The page sends the whole scene with every question: where it is, and who said what. That is more than the last line, but a few kilobytes are nothing beside a model's work, and it makes the server simple: it remembers nothing, so an edited line needs no special care, two windows cannot mix their scenes, and a reload loses nothing.
 #
-# Whatever comes in is looked at before a model sees it, and each limit has a number. They are in one place, and the page asks for them, so that it can say at once what the server would refuse.
+# Whatever comes in is looked at before a model sees it, and each limit has a number. They are in one place, and the page asks for them, so that it can say at once what the server would refuse. How a request is read, and how a refusal becomes a status and a sentence, is known from [serving](61_serve.ipynb).
 
 # %%
 #| export
@@ -93,16 +105,13 @@ LIMITS = {
 def short(
     text,  # what somebody gave
     limit: str,  # a key of `LIMITS`
-    what: str,  # what it is, for the error
-) -> str:  # on one line; may be empty; ValueError if it is no text, or too long
+    what: str,  # what it is, for the refusal
+) -> str:  # on one line; may be empty; Refused if it is no text, or too long
     "A name or a place."
-    require(isinstance(text, str), f"{what} of type {type(text).__name__} was given; expected text")
-    said = typed(text[:MOST]) if text.strip() else ""
-    require(
-        len(text) <= MOST and len(said) <= LIMITS[limit],
-        f"{what} of {len(text):,} letters was given; expected {LIMITS[limit]} at most",
-    )
-    return said
+    expect(isinstance(text, str), f"{what} of type {type(text).__name__} was given; expected text")
+    most = LIMITS[limit]
+    expect(len(text) <= most, f"{what} of {len(text):,} letters was given; expected {most} at most")
+    return typed(text) if text.strip() else ""
 
 
 def scene_of(
@@ -111,12 +120,12 @@ def scene_of(
     "The scene that a page sent."
     rows = given.get("lines", [])
     pairs = isinstance(rows, list) and all(isinstance(r, list) and len(r) == 2 for r in rows)
-    require(pairs, 'lines are no list of pairs; expected such as [["Marge Simpson", "Dinner!"]]')
-    require(len(rows) <= LIMITS["lines"], f"{len(rows)} lines were given; expected {LIMITS['lines']} at most")
+    expect(pairs, 'lines are no list of pairs; expected such as [["Marge Simpson", "Dinner!"]]')
+    expect(len(rows) <= LIMITS["lines"], f"{len(rows)} lines were given; expected {LIMITS['lines']} at most")
     said = []
     for i, (who, text) in enumerate(rows):
         name = short(who, "name", "a name")
-        require(name and ":" not in name, f"{name!r} was given as a name; expected one without a colon")
+        expect(name and ":" not in name, f"{name!r} was given as a name; expected one without a colon")
         said.append(Line(0, i, name, typed(text)))
     return Scene(0, 0, short(given.get("location", ""), "location", "a place"), tuple(said))
 
@@ -136,43 +145,22 @@ def sampling_of(
     "How the page wants words to be drawn."
     chosen = given.get("sampling", {})
     known = isinstance(chosen, dict) and set(chosen) <= set(CHANGED)
-    require(known, f"sampling={str(chosen)[:80]} was given; expected some of {', '.join(CHANGED)}")
-    new = usual.changed(num_beams=1, **chosen)
+    expect(known, f"sampling={shown(chosen)} was given; expected some of {', '.join(CHANGED)}")
+    new = usual.changed(**chosen)
     for name in ("max_new_tokens", "temperature"):
         most, x = LIMITS[name], getattr(new, name)
-        require(x <= most, f"{name}={x} was given; expected {most} at most")
+        expect(x <= most, f"{name}={x} was given; expected {most} at most")
     return new
 
 
 def seed_of(
     given: dict,  # what the page sent: "seed"; may be missing
-) -> int:  # 0..2**53, the whole numbers that JavaScript has; ValueError for others
+) -> int:  # 0..2**53, the whole numbers that JavaScript has; Refused for others
     "The random seed of an answer."
     seed = given.get("seed", 42)
     good = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed <= 2**53
-    require(good, f"seed={str(seed)[:40]} was given; expected a whole number from 0 to 2**53")
+    expect(good, f"seed={shown(seed)} was given; expected a whole number from 0 to 2**53")
     return seed
-
-
-# %% [markdown]
-# What arrives is a row of bytes that claims to be JSON. A program that reads it meets some that are not: cut off, nested ten thousand times, with `NaN` for a number, or a list where a name should be.
-
-# %%
-#| export
-def object_of(
-    body: bytes,  # what somebody sent
-) -> dict:  # ValueError if it is no JSON object
-    "A request as data."
-
-    def never(word):
-        raise ValueError(word)
-
-    try:
-        found = json.loads(body, parse_constant=never)
-    except (ValueError, RecursionError):
-        raise ValueError("the request is no JSON; expected an object such as {}") from None
-    require(isinstance(found, dict), f"the request is a JSON {type(found).__name__}; expected an object such as {{}}")
-    return found
 
 
 # %% tags=["example"]
@@ -193,30 +181,26 @@ def refused(do, *given):
     raise AssertionError(f"{given} was not refused")
 
 
-for body, meant in (
-    (b"", "no JSON"),
-    (b"[" * 100_000, "no JSON"),
-    (b'{"seed": NaN}', "no JSON"),
-    (b"\xff\xfe", "no JSON"),
-    (b"[1]", "JSON list"),
-    (b'{"lines": [["Homer"]]}', "pairs"),
-    (b'{"lines": {"0": 1}}', "pairs"),
-    (b'{"lines": [["", "Hm."]]}', "colon"),
-    (b'{"lines": [["Homer: Moe", "Hm."]]}', "colon"),
-    (b'{"lines": [["Homer", ""]]}', "empty"),
-    (b'{"lines": [["Homer", 5]]}', "int"),
-    (b'{"lines": [["Homer", "%s"]]}' % (b"x" * 2001), "2,001"),
-    (b'{"lines": [["%s", "Hm."]]}' % (b"x" * 61), "61"),
-    (b'{"location": "%s"}' % (b"x" * 121), "121"),
-    (b'{"location": ["Home"]}', "list"),
-    (b'{"lines": [%s]}' % b",".join([b'["Homer", "Hm."]'] * 401), "401 lines"),
+for given, meant in (
+    ({"lines": [["Homer"]]}, "pairs"),
+    ({"lines": {"0": 1}}, "pairs"),
+    ({"lines": [["", "Hm."]]}, "colon"),
+    ({"lines": [["Homer: Moe", "Hm."]]}, "colon"),
+    ({"lines": [["Homer", ""]]}, "empty"),
+    ({"lines": [["Homer", 5]]}, "int"),
+    ({"lines": [["Homer", "x" * 2001]]}, "2,001"),
+    ({"lines": [["x" * 61, "Hm."]]}, "61"),
+    ({"location": "x" * 121}, "121"),
+    ({"location": ["Home"]}, "list"),
+    ({"lines": [["Homer", "Hm."]] * 401}, "401 lines"),
 ):
-    assert meant in refused(lambda b: scene_of(object_of(b)), body), body[:60]
-for chosen in ({"temperature": 0}, {"temperature": 9}, {"max_new_tokens": 201}, {"top_k": 1}, {"top_p": "x"}, []):
+    assert meant in refused(scene_of, given), given
+nan = float("nan")
+for chosen in ({"temperature": 0}, {"temperature": 9}, {"max_new_tokens": 201}, {"top_k": 1}, {"top_p": nan}, []):
     refused(sampling_of, {"sampling": chosen}, Sampling())
 assert sampling_of({}, Sampling()) == Sampling()
-for seed in (-1, 2**60, 0.5, True, "1"):
-    assert str(seed) in refused(seed_of, {"seed": seed})
+for seed in (-1, 2**60, 0.5, True, "1", nan):
+    assert "whole number" in refused(seed_of, {"seed": seed})
 
 
 # %% [markdown]
@@ -228,17 +212,17 @@ for seed in (-1, 2**60, 0.5, True, "1"):
 #| export
 def read_scene(
     text,  # a script: "[Place]" and "Name: words" rows
-) -> Scene:  # its last scene; ValueError if there is none, or past a limit
+) -> Scene:  # its last scene; Refused or ValueError if there is none, or past a limit
     "A scene that somebody kept."
-    require(isinstance(text, str), f"a script of type {type(text).__name__} was given; expected text")
+    expect(isinstance(text, str), f"a script of type {type(text).__name__} was given; expected text")
     rows = [row.strip() for row in text.splitlines() if row.strip()]
     places = [i for i, row in enumerate(rows) if row.startswith("[") and row.endswith("]")]
     first = places[-1] if places else -1
     place = rows[first][1:-1] if places else ""
     said = lines_of("\n".join(rows[first + 1 :]))
-    require(said, "the file has no line of a scene; expected rows such as Marge Simpson: Dinner!")
+    expect(said, "the file has no line of a scene; expected rows such as Marge Simpson: Dinner!")
     for line in said:
-        require(line.speaker, f"the row {line.text[:60]!r} names nobody; expected such as Marge Simpson: Dinner!")
+        expect(line.speaker, f"the row {line.text[:60]!r} names nobody; expected such as Marge Simpson: Dinner!")
     return scene_of({"location": "" if place == "Scene" else place, "lines": [[x.speaker, x.text] for x in said]})
 
 
@@ -248,7 +232,6 @@ assert read_scene(str(kept)) == kept and read_scene(f"[Bar]\nMoe: Hm.\n\n{kept}\
 assert read_scene("Moe: Closed: go home.").lines[0][2:4] == ("Moe", "Closed: go home.")
 for text in ("", "[Bar]", "no name here", None, f"Moe: {'x' * 2001}", "Moe: Hm.\n" * 401):
     refused(read_scene, text)
-
 
 # %% [markdown]
 # ## Who can speak
@@ -269,34 +252,37 @@ class Room:
     tuned: bool  # whether there is a base model to compare with
 
 
-def rooms_of(
-    cast: dict[str, Character],  # what `load_cast` gave
-    runs: list[str],  # what it was given
-) -> dict[str, Room]:  # by name; all runs together first, if there are several
-    "The choices that a page offers."
-    shown: list[str] = []
-    for run in runs:
-        name = Path(run).name or str(run)
-        shown.append(name if name not in shown else f"{name} ({shown.count(name) + 1})")
-    voices: list[dict] = [{} for _ in runs]
-    for key, c in cast.items():
-        # `load_cast` calls the adapters of several runs default, run1, run2 ...
-        voices[int(c.adapter[3:]) if c.adapter.startswith("run") else 0][c.name] = key
-    tuned = [base_name(run) != "" for run in runs]
-    rooms = [Room(n, v, t) for n, v, t in zip(shown, voices, tuned) if v]
-    if len(rooms) > 1:
-        every = {name: key for room in reversed(rooms) for name, key in room.voices.items()}
-        ordered = {c.name: every[c.name] for c in cast.values()}
-        rooms = [Room(ALL, ordered, all(tuned)), *rooms]
-    return {room.name: room for room in rooms}
-
-
 def base_name(
     run: str,  # a run's folder, or a base model's name
 ) -> str:  # the base model it was trained from; empty if it is a base model itself
     "What a run was trained from."
     trained = Path(run).is_dir() and any((Path(run) / f).exists() for f in MARKS)
     return find_trained(run).notes.get("base_model", "") if trained else ""
+
+
+def run_index(
+    character: Character,  # one of a cast
+) -> int:  # counted from 0
+    "Which of several runs somebody comes from: `load_cast` calls their adapters default, run1, run2 ..."
+    return int(character.adapter.removeprefix("run")) if character.adapter.startswith("run") else 0
+
+
+def rooms_of(
+    cast: dict[str, Character],  # what `load_cast` gave
+    runs: list,  # what it was given: folders, or a base model's name
+) -> dict[str, Room]:  # by name; all runs together first, if there are several
+    "The choices that a page offers."
+    voices: list[dict] = [{} for _ in runs]
+    for key, c in cast.items():
+        voices[run_index(c)][c.name] = key
+    ends = [Path(run).name or str(run) for run in runs]
+    names = [str(run) if ends.count(end) > 1 else end for run, end in zip(runs, ends)]
+    rooms = [Room(n, v, bool(base_name(run))) for n, v, run in zip(names, voices, runs) if v]
+    if len(rooms) > 1:
+        every = {c.name: key for key, c in reversed(cast.items())}
+        ordered = {c.name: every[c.name] for c in cast.values()}
+        rooms = [Room(ALL, ordered, all(r.tuned for r in rooms)), *rooms]
+    return {room.name: room for room in rooms}
 
 
 # %% [markdown]
@@ -310,13 +296,13 @@ class Bases:
     def __init__(
         self,
         stage: Stage,  # who answers; base models join the cast
-        names: dict[str, str],  # adapter's name in the cast -> its base model
+        names: list[str],  # of each run, its base model; empty: none
         device: str = "auto",  # "xpu", "cuda", "cpu"; auto: the best there is
         dtype: str = "auto",  # "bfloat16", "float32"; auto: as the device has it
     ):
         self.stage, self.names, self.place = stage, names, (device, dtype)
         self.models: dict[str, Any] = {}  # base model's name -> the model
-        self.loading = threading.Lock()
+        self.loading = Lock()
 
     def find(
         self,
@@ -331,7 +317,7 @@ class Bases:
     ) -> str:  # the same one's name, as the base model speaks; errors as `load_base`
         "Load the base model, unless it is there; takes its time, so call it in a thread."
         with self.loading:
-            tuned, base = self.stage.cast[key], self.names[self.stage.cast[key].adapter]
+            tuned, base = self.stage.cast[key], self.names[run_index(self.stage.cast[key])]
             if base not in self.models:
                 self.models[base] = load_base(base, find_device(*self.place))[0].eval()
             joined = f"{key} (base model)"
@@ -354,7 +340,17 @@ known = {"Homer Simpson": 9, "Marge Simpson": 5, "Bart Simpson": 3}
 for run, people in (("x", known), ("y", {"Homer Simpson": 2, "Moe Szyslak": 2})):
     save_adapter(model, folder / run / "adapter", {"base_model": "tiny", "template": "script", "speakers": people})
 cast = load_cast([folder / "x", folder / "y"], device="cpu")
-pd.DataFrame({n: pd.Series(r.voices) for n, r in rooms_of(cast, [folder / "x", folder / "y"]).items()}).fillna("")
+rooms = rooms_of(cast, [folder / "x", folder / "y"])
+pd.DataFrame({n: pd.Series(r.voices) for n, r in rooms.items()}).fillna("")
+
+# %% tags=["check"]
+assert list(rooms) == ["all runs", "x", "y"] and all(r.tuned for r in rooms.values())
+assert rooms["y"].voices == {"Homer Simpson": "Homer Simpson (y)", "Moe Szyslak": "Moe Szyslak"}
+assert rooms["all runs"].voices["Homer Simpson"] == "Homer Simpson" and len(rooms["all runs"].voices) == 4
+assert list(rooms_of(load_cast("tiny", ["Moe"], device="cpu"), ["tiny"]).values()) == [
+    Room("tiny", {"Moe": "Moe"}, False)
+]
+
 
 # %% [markdown]
 # ## Words while they are made
@@ -390,11 +386,8 @@ async def answer_rows(
     except ValueError as e:
         yield row(error=str(e))
     except Exception:
-        logging.exception("an answer failed")
-        yield row(error=BROKEN)
-
-
-BROKEN = "Something went wrong in the server; its output says more."
+        yield row(error=FAULT)
+        raise  # into the server's log
 
 
 def sent_row(
@@ -412,14 +405,14 @@ def sent_row(
 # When do the pieces come? The base model, on this machine:
 
 # %% tags=["example"]
-homer = Stage({"Homer Simpson": Character.load("smollm2-135m", SOMEBODY)})
+homer = Stage({"Homer Simpson": Character.load("smollm2-135m", "Homer Simpson")})
 
 
 async def hear(stage, said, **settings):
     "Seconds at which the rows of an answer come, and the rows."
     scene, start = scene_of(said), time.perf_counter()
-    sampling = stage.cast[SOMEBODY].sampling.changed(**settings)
-    asked = stage.ask(SOMEBODY, scene.location, list(scene.lines), 42, sampling)
+    sampling = stage.cast["Homer Simpson"].sampling.changed(**settings)
+    asked = stage.ask("Homer Simpson", scene.location, list(scene.lines), 42, sampling)
     return [(time.perf_counter() - start, json.loads(r)) async for r in answer_rows(stage, asked)]
 
 
@@ -439,94 +432,134 @@ print(rows[0][1]["prompt"], f"({rows[0][1]['tokens']} tokens)", rows[-1][1], sep
 # %% tags=["check"]
 assert list(rows[0][1]) == ["prompt", "tokens", "left_out"] and rows[-1][1]["end"] in ("stop", "length")
 assert rows[0][1]["prompt"].endswith("tie again.\nHomer Simpson:") and came[0] < came[-1]
-whole = homer.cast[SOMEBODY].says("Marge Simpson: Homer, the dog is wearing <b>your</b> tie again.", "Simpson Home")
+whole = homer.cast["Homer Simpson"].says(
+    "Marge Simpson: Homer, the dog is wearing <b>your</b> tie again.", "Simpson Home"
+)
 assert "".join(r.get("piece", "") for _, r in rows) == whole
 homer.close()
 
 
 # %% [markdown]
-# ## The answers of the page's server
+# ## What the page may ask for
 #
-# Five questions, each a function from data to data. Wrong input raises a ValueError here, and nothing else; how that becomes a status is decided once, further down.
+# Five questions, each a function from data to data. Two of them need a model, and wait in the queue of [the stage](61_serve.ipynb): an answer, and the question who is next, which is [the model's expectation of the names](60_chat.ipynb). One thread uses the model, whatever it is used for; so the second is a turn like any other.
 
 # %%
 #| export
-class PageServer:
-    "What the page can ask for."
+class Turn(Asked):
+    "One who wants something else of a model than a line."
+
+    def __init__(
+        self,
+        name: str,  # whose model, as the cast has it
+        do: Callable[[Character], Any],  # what is to be done
+    ):
+        super().__init__(name, "", [], 0, Sampling())
+        self.do, self.result = do, None
+
+    def act(self, character):
+        "Do it, and keep what came out."
+        self.result = self.do(character)
+
+
+async def in_turn(
+    stage: Stage,  # whose thread does it
+    name: str,  # whose model, as the cast has it
+    do: Callable[[Character], Any],  # what is to be done
+):  # what came out; Full if too many wait, and whatever `do` raises
+    "Do something with a model when it is one's turn."
+    turn = Turn(name, do)
+    stage.queue.join(turn)
+    async for _ in stage.hear(turn):
+        pass
+    return turn.result
+
+
+# %%
+#| export
+class Page:
+    "What a page may ask for."
 
     def __init__(
         self,
         stage: Stage,  # who answers
-        runs: list[str],  # the runs of its cast, as `load_cast` was given them
+        runs: list,  # the runs of its cast, as `load_cast` was given them
         base_model: str = "",  # the base of all runs; empty: as they say
         device: str = "auto",  # where a base model goes: "xpu", "cuda", "cpu"
         dtype: str = "auto",  # in which numbers: "bfloat16", "float32"
+        scene: "dict | None" = None,  # how the page begins: location, me, people and lines; None: as it likes
     ):
-        self.stage, self.rooms = stage, rooms_of(stage.cast, runs)
-        names = {c.adapter: int(c.adapter[3:]) if c.adapter.startswith("run") else 0 for c in stage.cast.values()}
-        bases = {adapter: base_model or base_name(runs[i]) for adapter, i in names.items()}
-        self.bases = Bases(stage, bases, device, dtype)
+        self.stage, self.rooms, self.scene = stage, rooms_of(stage.cast, runs), scene
+        self.bases = Bases(stage, [base_name(run) and (base_model or base_name(run)) for run in runs], device, dtype)
 
-    def about(self) -> dict:
+    async def about(self, given: dict) -> dict:
         "What there is to choose from."
         usual = next(iter(self.stage.cast.values())).sampling
         return {
             "runs": [{"name": r.name, "tuned": r.tuned, "characters": list(r.voices)} for r in self.rooms.values()],
             "sampling": {name: getattr(usual, name) for name in CHANGED},
             "limits": LIMITS,
+            "scene": self.scene,
         }
 
     def voice(
         self,
         given: dict,  # what the page sent: "run"
         speaker,  # who is to speak
-    ) -> str:  # the name in the cast; ValueError with those that there are
+    ) -> str:  # the name in the cast; Refused with those that there are
         "Who is meant."
-        room = self.rooms.get(given["run"]) if isinstance(given.get("run"), str) else None
+        room = self.rooms.get(run) if isinstance(run := given.get("run"), str) else None
         if room is None:
-            raise ValueError(f"run={str(given.get('run'))[:60]!r} was given; expected one of {', '.join(self.rooms)}")
-        known = ", ".join(list(room.voices)[:6])
+            raise Refused(f"run={shown(run)} was given; expected one of {', '.join(self.rooms)}", "run")
         found = room.voices.get(speaker) if isinstance(speaker, str) else None
-        if not found:
-            raise ValueError(f"{str(speaker)[:60]!r} cannot answer; expected one of {known}")
+        if found is None:
+            known = ", ".join(list(room.voices)[:6])
+            raise Refused(f"{shown(speaker)} cannot answer; expected one of {known}", "speaker")
         return found
 
-    def script(self, given: dict) -> dict:
+    async def script(self, given: dict) -> dict:
         "The scene as a script."
         return {"script": f"{scene_of(given)}\n"}
 
-    def read(self, given: dict) -> dict:
+    async def read(self, given: dict) -> dict:
         "A script as a scene."
         scene = read_scene(given.get("script"))
         return {"location": scene.location, "lines": [[x.speaker, x.text] for x in scene.lines]}
 
 
-# %% [markdown]
-# Two of them need a model. An answer waits in the queue of the stage, and so does the question who is next, which the model decides by [its expectation of the names](60_chat.ipynb): one thread uses the model, whatever it is used for.
-
 # %%
 #| export
-class Answering(PageServer):
-    "A page's server with answers."
+class TalkingPage(Page):
+    "What a page may ask for, with what a model has to do."
+
+    async def next(self, given: dict) -> dict:
+        "Who speaks next: drawn by what the model expects."
+        scene, names, seed = scene_of(given), given.get("names"), seed_of(given)
+        good = isinstance(names, list) and 0 < len(names) <= LIMITS["people"]
+        expect(good, f"names={shown(names)} was given; expected a list of one to {LIMITS['people']} names")
+        keys = [self.voice(given, name) for name in names or ()]
+        lines = list(scene.lines)
+        chances = await in_turn(self.stage, keys[0], lambda c: next_speaker(c, scene.location, lines, names))
+        speaker = random.Random(seed).choices(list(chances), list(chances.values()))[0]
+        return {"speaker": speaker, "chances": chances}
 
     async def answer(self, given: dict) -> AsyncIterator[bytes]:  # ValueError, or Full, before the first row
-        "Somebody's next line."
+        "Somebody's next line, as rows."
         scene, key = scene_of(given), self.voice(given, given.get("speaker"))
-        sampling, seed = sampling_of(given, self.stage.cast[key].sampling), seed_of(given)
-        side = given.get("side", "tuned")
-        require(side in ("tuned", "base"), f"side={str(side)[:40]!r} was given; expected tuned or base")
-        ask = (scene.location, list(scene.lines), seed, sampling)
-        if side == "tuned" or not self.rooms[given["run"]].tuned:
-            return answer_rows(self.stage, self.stage.ask(key, *ask))
-        if base := self.bases.find(key):
-            return answer_rows(self.stage, self.stage.ask(base, *ask))
-        return self.first_time(key, ask)
+        side, sampling = given.get("side", "tuned"), sampling_of(given, self.stage.cast[key].sampling)
+        expect(side in ("tuned", "base"), f"side={shown(side)} was given; expected tuned or base", "side")
+        ask = (scene.location, list(scene.lines), seed_of(given), sampling)
+        if side == "base" and self.rooms[given["run"]].tuned:
+            if not (base := self.bases.find(key)):
+                return self.first_time(key, ask)
+            key = base
+        return answer_rows(self.stage, self.stage.ask(key, *ask))
 
     async def first_time(
         self,
         key: str,  # a trained one's name in the cast
         ask: tuple,  # location, lines, seed and sampling
-    ) -> AsyncIterator[bytes]:  # rows
+    ) -> AsyncIterator[bytes]:
         "An answer of a base model that must be loaded first."
         yield row(note="The base model is being loaded ...")
         try:
@@ -537,12 +570,345 @@ class Answering(PageServer):
         async for r in answer_rows(self.stage, asked):
             yield r
 
-    async def next(self, given: dict) -> dict:
-        "Who speaks next: drawn by what the model expects."
-        scene, names, seed = scene_of(given), given.get("names"), seed_of(given)
-        good = isinstance(names, list) and 0 < len(names) <= LIMITS["people"]
-        require(good, f"names={str(names)[:60]} was given; expected a list of one to {LIMITS['people']} names")
-        keys = [self.voice(given, name) for name in names]
-        chances = await self.stage.turn(keys[0], lambda c: next_speaker(c, scene.location, list(scene.lines), names))
-        speaker = random.Random(seed).choices(list(chances), list(chances.values()))[0]
-        return {"speaker": speaker, "chances": chances}
+
+# %% [markdown]
+# A page with two runs, asked by hand. Both sides get the same prompt:
+
+# %% tags=["example"]
+stage = Stage(cast)
+page = TalkingPage(stage, [folder / "x", folder / "y"], device="cpu")
+
+
+async def talk():
+    question = {**tie, "run": "x", "speaker": "Bart Simpson", "sampling": {"max_new_tokens": 12}}
+    answers = [[json.loads(r) async for r in await page.answer(question | {"side": s})] for s in ("tuned", "base")]
+    return await page.next(question | {"names": list(known)}), *answers
+
+
+def wait_for(work):
+    "What a coroutine gives; a notebook has a loop of its own, so it runs in another thread."
+    with ThreadPoolExecutor() as pool:
+        return pool.submit(asyncio.run, work).result()
+
+
+chosen, tuned, before = wait_for(talk())
+print(chosen)
+pd.DataFrame({"trained": tuned, "base": before[1:]}).head(3)
+
+# %% tags=["check"]
+assert before[0]["note"] and before[1] == tuned[0] and tuned[0]["prompt"].endswith("again.\nBart Simpson:")
+assert "Bart Simpson (base model)" in stage.cast and not page.bases.find("Moe Szyslak")
+assert abs(sum(chosen["chances"].values()) - 1) < 1e-6 and chosen["speaker"] in known
+for wrong, meant in (
+    ({"run": "z"}, "all runs, x, y"),
+    ({"run": "x", "speaker": "Moe Szyslak"}, "Bart Simpson"),
+    ({"run": "x", "speaker": "Bart Simpson", "side": "middle"}, "tuned or base"),
+    ({"run": ["x"]}, "all runs"),
+):
+    assert meant in refused(wait_for, page.answer(wrong)), wrong
+
+
+# %% [markdown]
+# ## At the door
+#
+# [The server's guard](61_serve.ipynb) already looks at who comes: a page of a stranger, open in the same browser, can send requests to this machine, so the `Host` must be this machine's name (a stranger's page can make its own name lead here, but cannot lie about the name), the `Origin` must be the page itself, and the body must say that it is JSON, which a stranger's page may not send without being asked first. From elsewhere nobody gets in at all: the server listens at `127.0.0.1`, and at another address only with a key.
+#
+# Two things are added here. **How often** one client may ask: a bucket of tokens, as it is called, that fills up steadily; each request takes one, and who finds it empty is told to wait. **How many at once**: a few. Both are far above what one person can do, and far below what a program that went wild can.
+
+# %%
+#| export
+class Rate:
+    "How often, and how many at once, each client may ask."
+
+    def __init__(
+        self,
+        a_second: float = 4.0,  # requests in the long run
+        burst: int = 120,  # requests at once, after a rest
+        at_once: int = 8,  # requests that are not answered yet
+    ):
+        self.a_second, self.burst, self.at_once = a_second, burst, at_once
+        self.buckets: dict[str, tuple[float, float]] = {}  # client -> (requests left, when that was)
+        self.busy: Counter[str] = Counter()
+
+    def wait_s(
+        self,
+        client: str,  # its address
+        now: float,  # seconds of some clock
+    ) -> float:  # 0: come in, and the request is counted
+        "How long somebody has to wait."
+        left, then = self.buckets.pop(client, (float(self.burst), now))
+        left = min(self.burst, left + (now - then) * self.a_second)
+        wait = max(0.0, (1 - left) / self.a_second, self.busy[client] >= self.at_once)
+        self.buckets[client] = (left - (not wait), now)  # the last one asked is the last in the dict
+        while len(self.buckets) > 10_000:  # who has not asked for longest has a full bucket by now
+            self.buckets.pop(next(iter(self.buckets)))
+        return wait
+
+
+# %% tags=["check"]
+rate = Rate(a_second=2, burst=3, at_once=1)
+assert [rate.wait_s("a", 0.0) for _ in range(4)] == [0, 0, 0, 0.5] and rate.wait_s("b", 0.0) == 0
+assert rate.wait_s("a", 0.5) == 0 < rate.wait_s("a", 0.5) and rate.wait_s("a", 99) == 0
+rate.busy["a"] = 1
+assert rate.wait_s("a", 999) == 1
+
+
+# %% [markdown]
+# ## What the page itself may do
+#
+# A line may be `<img src=x onerror=alert(1)>`, typed by a joker, read from a file, or said by a model that has seen too many web pages. If it goes into the page as HTML, the browser obeys it. So text never becomes HTML: the page is built by one function that makes elements and puts text into them as text,
+#
+# ```js
+# function el(tag, given, ...inside) { const e = document.createElement(tag); ... e.append(...inside); return e; }
+# ```
+#
+# and `innerHTML` stands nowhere in the file. That is the lock. A second one is on the outside, for the day somebody forgets: the header `Content-Security-Policy` tells the browser what this page may do. Nothing, it says, but run the one script and use the one style sheet whose SHA-256 are these, and talk to the server it came from. A script that got in with a line would have another SHA-256, no picture or font comes from elsewhere, nobody may put the page into a frame, and even our own script may not turn text into HTML (`trusted-types`).
+
+# %%
+#| export
+def page_html() -> bytes:
+    "The page."
+    return (resources.files("simpsons_llm.talk") / "page.html").read_bytes()
+
+
+def page_policy(
+    html: bytes,  # the page
+) -> str:  # the header's value
+    "What a browser lets the page do."
+
+    def blocks(tag):
+        found = re.findall(rb"<%s>(.*?)</%s>" % (tag, tag), html, re.S)
+        return " ".join(f"'sha256-{b64encode(sha256(block).digest()).decode()}'" for block in found)
+
+    return "; ".join(
+        [
+            "default-src 'none'",
+            f"script-src {blocks(b'script')}",
+            f"style-src {blocks(b'style')}",
+            "connect-src 'self'",
+            "img-src data:",  # the empty icon
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+            "require-trusted-types-for 'script'",
+            "trusted-types 'none'",
+        ]
+    )
+
+
+# %% tags=["example"]
+print(page_policy(page_html()).replace("; ", "\n"))
+
+# %% tags=["check"]
+html = page_html().decode()
+assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|https?://", html)
+assert html.count("<script>") == html.count("<style>") == 1 and len(html) < 60_000
+
+# %% [markdown]
+# The door keeper stands before everything else. It is a plain function of the web server's interface (ASGI), not a wrapper that reads whole answers, or nothing would be streamed any more.
+
+# %%
+#| export
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class Door:
+    "Who may come in, how often, and with which headers one leaves."
+
+    def __init__(
+        self,
+        app,  # the application behind it
+        key: str = "",  # what a client has to know; empty: nothing
+        rate: "Rate | None" = None,  # how often one may ask; None: as usual
+    ):
+        self.app, self.guard, self.rate = app, Guard(None, key), rate or Rate()
+
+    def against(
+        self,
+        scope: dict,  # a request, as ASGI has it
+        client: str,  # its address
+    ) -> tuple:  # what `error_reply` takes; empty: come in
+        "What speaks against a request."
+        headers = {k.decode("latin1").lower(): v.decode("latin1") for k, v in scope["headers"]}
+        try:
+            if scope["path"].startswith("/page/") and (told := self.guard.against("/v1", headers)):
+                return told
+        except ValueError:
+            return ("the address that was asked for cannot be read", 400)
+        wait = self.rate.wait_s(client, time.monotonic()) if scope["method"] == "POST" else 0
+        told = "too many requests at once; wait a moment, and try again"
+        return (told, 429, None, None, max(1, round(wait))) if wait else ()
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        client = (scope.get("client") or ["?"])[0]
+
+        async def leave(message):
+            if message["type"] == "http.response.start":
+                own = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
+                message = message | {"headers": [*message["headers"], *own]}
+            await send(message)
+
+        if told := self.against(scope, client):
+            return await error_reply(*told)(scope, receive, leave)
+        self.rate.busy[client] += 1
+        try:
+            await self.app(scope, receive, leave)
+        finally:
+            self.rate.busy[client] -= 1
+            self.rate.busy += Counter()  # forgets those at zero
+
+
+# %% [markdown]
+# ## The application
+#
+# The page joins [the server's application](61_serve.ipynb), so whoever opens it also has an address for other people's tools. There is no route that takes the name of a file, none that fetches an address, and none that changes anything.
+
+# %%
+#| export
+def make_page(
+    page: TalkingPage,  # what it may ask for
+    key: str = "",  # what a client has to know; empty: nothing, and only this machine's names are let in
+    rate: "Rate | None" = None,  # how often one client may ask; None: as usual
+):  # a FastAPI application
+    "The page and its server as an application."
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, Response, StreamingResponse
+
+    app, html = make_app(page.stage, key), page_html()
+    limits = Limits(body_bytes=int(LIMITS["bytes"]))
+
+    def route(name):
+        async def reply(request: Request):
+            given = await read_json(request, limits)
+            expect(isinstance(given, dict), f"{shown(given)} was given; expected an object")
+            try:
+                found = await getattr(page, name)(given)
+            except Refused:
+                raise
+            except ValueError as e:
+                raise Refused(str(e)) from None
+            return JSONResponse(found) if isinstance(found, dict) else StreamingResponse(found, media_type=ROWS)
+
+        app.post(f"/page/{name}", response_model=None)(reply)
+
+    for name in ("about", "answer", "next", "script", "read"):
+        route(name)
+
+    async def whole():
+        return Response(html, media_type="text/html", headers={"Content-Security-Policy": page_policy(html)})
+
+    app.get("/", response_model=None)(whole)
+    app.add_middleware(Door, key=key, rate=rate)
+    return app
+
+
+ROWS = "application/x-ndjson"  # a JSON value in each row
+
+# %% [markdown]
+# In-process, as tests ask it:
+
+# %% tags=["example"]
+from starlette.testclient import TestClient
+
+client = TestClient(make_page(page), base_url="http://127.0.0.1", raise_server_exceptions=False)
+ask = {**tie, "run": "x", "speaker": "Homer Simpson", "sampling": {"max_new_tokens": 3}}
+print(*client.post("/page/answer", json=ask).text.splitlines(), sep="\n")
+far = {"host": "evil.example"}
+bad = {
+    "no such character": client.post("/page/answer", json=ask | {"speaker": "Krusty"}),
+    "an overlong line": client.post("/page/script", json={"lines": [["Moe", "x" * 3000]]}),
+    "no JSON": client.post("/page/answer", content="{", headers={"content-type": "application/json"}),
+    "a form of a stranger's page": client.post("/page/answer", data={"a": 1}),
+    "a stranger's name for this machine": client.post("/page/about", json={}, headers=far),
+    "a stranger's page": client.post("/page/about", json={}, headers={"origin": "http://evil.example"}),
+    "a file": client.get("/page/../../etc/passwd"),
+}
+pd.DataFrame({n: [r.status_code, r.json()["error"]["message"]] for n, r in bad.items()}, ["status", "told"]).T
+
+# %% tags=["check"]
+assert [r.status_code for r in bad.values()] == [400, 400, 400, 415, 403, 403, 404]
+shown_page = client.get("/")
+assert shown_page.content == page_html() and "default-src 'none'" in shown_page.headers["content-security-policy"]
+assert all(r.headers["x-content-type-options"] == "nosniff" for r in (shown_page, *bad.values()))
+locked = TestClient(make_page(page, "open sesame"), base_url="http://elsewhere")
+assert locked.post("/page/about", json={}).status_code == 401 and locked.get("/").status_code == 200
+with_key = {"authorization": "Bearer open sesame"}
+assert list(locked.post("/page/about", json={}, headers=with_key).json()["runs"][0]) == ["name", "tuned", "characters"]
+few = TestClient(make_page(page, rate=Rate(0.1, 2)), base_url="http://localhost")
+assert [few.post("/page/about", json={}).status_code for _ in range(3)] == [200, 200, 429]
+stage.close()
+
+
+# %% [markdown]
+# ## Opening it
+#
+# The command takes a port first, so that a port that is taken is told before a model is loaded. The settings are those of [the terminal](60_chat.ipynb): who is played, where it is, the script to go on with. With a key, the key stands in the address behind a `#`. What stands there is never sent to a server and in nobody's log; the page reads it, and sends it where keys belong.
+
+# %%
+#| export
+def serve_page(
+    config: ChatConfig,  # runs, who is played, and how words are drawn
+    host: str = "127.0.0.1",  # an address of this machine; one that others can reach needs a key
+    port: int = 8000,  # 0..65535; 0: a free one
+    key: str = "",  # what a browser has to know; empty: nothing
+):  # ends with Ctrl-C; ValueError or FileNotFoundError for what cannot be
+    "Open the chat page."
+    with closing(open_port(host, port, key)) as listener:
+        app = page_of(config, key)
+        print(f"open {address_of(listener)}/{f'#key={key}' if key else ''} in a browser; Ctrl-C ends it", flush=True)
+        server_of(app).run([listener])
+
+
+def page_of(
+    config: ChatConfig,  # runs, who is played, and how words are drawn
+    key: str = "",  # what a browser has to know; empty: nothing
+):  # a FastAPI application
+    "The page that the settings ask for."
+    talk = begin(config)
+    first = talk.cast[talk.partner].model
+    runs = [r for r in config.run.split("\n") if r] or [str(first.name_or_path)]
+    people = list(dict.fromkeys([talk.partner, talk.you, *(x.speaker for x in talk.lines)]))
+    scene = {"place": talk.location, "me": talk.you, "people": people, "lines": [list(p) for p in talk.pairs()]}
+    base = "" if config.base_model == "auto" else config.base_model
+    page = TalkingPage(Stage(talk.cast), runs, base, config.device, config.dtype, scene)
+    return make_page(page, key)
+
+
+# %% tags=["check"]
+app = page_of(ChatConfig(run=str(folder / "x"), speaker="Bart Simpson", location="School", device="cpu"))
+about = TestClient(app, base_url="http://localhost").post("/page/about", json={}).json()
+assert about["scene"] == {
+    "place": "School",
+    "me": "Homer Simpson",
+    "people": ["Bart Simpson", "Homer Simpson"],
+    "lines": [],
+}
+
+# %% [markdown]
+# ## Tried as a person would
+#
+# WHAT WAS AWKWARD
+#
+# You can now put a model behind a page, and know who else might be knocking at it.
+
+# %% [markdown]
+# ### Exercises
+#
+# 1. A bucket holds 120 requests and gets 4 a second. A program sends 10 a second without a rest. After how many seconds is the first one refused?
+# 2. Why must the page's server look at the name in `Host`, although it listens at `127.0.0.1` alone?
+
+# %% tags=["check"]
+# 1: the bucket loses 6 a second, and is empty after 20
+rate, times = Rate(), [i / 10 for i in range(400)]
+assert abs(next(t for t in times if rate.wait_s("x", t)) - 20) < 1
+# 2: a browser on this machine is inside, and so is the page of a stranger in it, once its name leads to 127.0.0.1
+assert Guard(None).against("/", {"host": "stranger.example"})[1] == 403
