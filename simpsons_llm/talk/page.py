@@ -7,7 +7,7 @@ __all__ = ['LIMITS', 'CHANGED', 'ALL', 'HEADERS', 'ROWS', 'short', 'scene_of', '
            'base_name', 'run_index', 'rooms_of', 'Bases', 'row', 'answer_rows', 'sent_row', 'Turn', 'in_turn', 'Page',
            'TalkingPage', 'Rate', 'page_html', 'page_policy', 'Door', 'make_page', 'serve_page', 'page_of']
 
-# %% ../../nbs/6_talk/62_page.ipynb #61bef0b4
+# %% ../../nbs/6_talk/62_page.ipynb #62-03
 import asyncio
 import json
 import random
@@ -49,7 +49,7 @@ from simpsons_llm.talk.serve import (
     shown,
 )
 
-# %% ../../nbs/6_talk/62_page.ipynb #61d4ce11
+# %% ../../nbs/6_talk/62_page.ipynb #62-06
 LIMITS = {
     "line": MOST,  # letters of a line
     "name": 60,  # letters of a name
@@ -90,7 +90,7 @@ def scene_of(
         said.append(Line(0, i, name, typed(text)))
     return Scene(0, 0, short(given.get("location", ""), "location", "a place"), tuple(said))
 
-# %% ../../nbs/6_talk/62_page.ipynb #f293cde5
+# %% ../../nbs/6_talk/62_page.ipynb #62-08
 CHANGED = ("temperature", "top_p", "max_new_tokens")
 
 
@@ -118,7 +118,7 @@ def seed_of(
     expect(good, f"seed={shown(seed)} was given; expected a whole number from 0 to 2**53")
     return seed
 
-# %% ../../nbs/6_talk/62_page.ipynb #d507ccc8
+# %% ../../nbs/6_talk/62_page.ipynb #62-12
 def read_scene(
     text,  # a script: "[Place]" and "Name: words" rows
 ) -> Scene:  # its last scene; Refused or ValueError if there is none, or past a limit
@@ -134,7 +134,7 @@ def read_scene(
         expect(line.speaker, f"the row {line.text[:60]!r} names nobody; expected such as Marge Simpson: Dinner!")
     return scene_of({"location": "" if place == "Scene" else place, "lines": [[x.speaker, x.text] for x in said]})
 
-# %% ../../nbs/6_talk/62_page.ipynb #7b10afa7
+# %% ../../nbs/6_talk/62_page.ipynb #62-15
 ALL = "all runs"
 
 
@@ -179,7 +179,7 @@ def rooms_of(
         rooms = [Room(ALL, ordered, all(r.tuned for r in rooms)), *rooms]
     return {room.name: room for room in rooms}
 
-# %% ../../nbs/6_talk/62_page.ipynb #568a7121
+# %% ../../nbs/6_talk/62_page.ipynb #62-17
 class Bases:
     "The base models beside the trained ones."
 
@@ -214,7 +214,7 @@ class Bases:
             self.stage.cast[joined] = Character(tuned.name, self.models[base], tuned.maker, tuned.sampling)
         return joined
 
-# %% ../../nbs/6_talk/62_page.ipynb #b2b54ca1
+# %% ../../nbs/6_talk/62_page.ipynb #62-22
 def row(
     **facts,  # what it says
 ) -> bytes:  # one line
@@ -252,7 +252,7 @@ def sent_row(
     text = tokenizer.decode(asked.prompt_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return row(prompt=text, tokens=len(asked.prompt_ids), left_out=asked.left_out)
 
-# %% ../../nbs/6_talk/62_page.ipynb #ce17da06
+# %% ../../nbs/6_talk/62_page.ipynb #62-27
 class Turn(Asked):
     "One who wants something else of a model than a line."
 
@@ -281,7 +281,7 @@ async def in_turn(
         pass
     return turn.result
 
-# %% ../../nbs/6_talk/62_page.ipynb #5da0b3cc
+# %% ../../nbs/6_talk/62_page.ipynb #62-28
 class Page:
     "What a page may ask for."
 
@@ -292,9 +292,11 @@ class Page:
         base_model: str = "",  # the base of all runs; empty: as they say
         device: str = "auto",  # where a base model goes: "xpu", "cuda", "cpu"
         dtype: str = "auto",  # in which numbers: "bfloat16", "float32"
-        scene: "dict | None" = None,  # how the page begins: location, me, people and lines; None: as it likes
+        scene: "dict | None" = None,  # how the page begins: place, me, people and lines; None: as it likes
+        random_seed: int = 42,  # of the first answer, 0..2**64-1
     ):
         self.stage, self.rooms, self.scene = stage, rooms_of(stage.cast, runs), scene
+        self.random_seed = random_seed % 2**53  # the whole numbers that JavaScript has
         self.bases = Bases(stage, [base_name(run) and (base_model or base_name(run)) for run in runs], device, dtype)
 
     async def about(self, given: dict) -> dict:
@@ -305,6 +307,7 @@ class Page:
             "sampling": {name: getattr(usual, name) for name in CHANGED},
             "limits": LIMITS,
             "scene": self.scene,
+            "seed": self.random_seed,
         }
 
     def voice(
@@ -331,7 +334,7 @@ class Page:
         scene = read_scene(given.get("script"))
         return {"location": scene.location, "lines": [[x.speaker, x.text] for x in scene.lines]}
 
-# %% ../../nbs/6_talk/62_page.ipynb #bbba190d
+# %% ../../nbs/6_talk/62_page.ipynb #62-29
 class TalkingPage(Page):
     "What a page may ask for, with what a model has to do."
 
@@ -373,7 +376,7 @@ class TalkingPage(Page):
         async for r in answer_rows(self.stage, asked):
             yield r
 
-# %% ../../nbs/6_talk/62_page.ipynb #05bcdd07
+# %% ../../nbs/6_talk/62_page.ipynb #62-34
 class Rate:
     "How often, and how many at once, each client may ask."
 
@@ -401,7 +404,7 @@ class Rate:
             self.buckets.pop(next(iter(self.buckets)))
         return wait
 
-# %% ../../nbs/6_talk/62_page.ipynb #6ea2b486
+# %% ../../nbs/6_talk/62_page.ipynb #62-37
 def page_html() -> bytes:
     "The page."
     return (resources.files("simpsons_llm.talk") / "page.html").read_bytes()
@@ -431,7 +434,7 @@ def page_policy(
         ]
     )
 
-# %% ../../nbs/6_talk/62_page.ipynb #d1b092b8
+# %% ../../nbs/6_talk/62_page.ipynb #62-41
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -489,17 +492,17 @@ class Door:
             self.rate.busy[client] -= 1
             self.rate.busy += Counter()  # forgets those at zero
 
-# %% ../../nbs/6_talk/62_page.ipynb #7ab1cc07
+# %% ../../nbs/6_talk/62_page.ipynb #62-43
 def make_page(
     page: TalkingPage,  # what it may ask for
     key: str = "",  # what a client has to know; empty: nothing, and only this machine's names are let in
     rate: "Rate | None" = None,  # how often one client may ask; None: as usual
 ):  # a FastAPI application
     "The page and its server as an application."
-    from starlette.requests import Request
-    from starlette.responses import JSONResponse, Response, StreamingResponse
-
     app, html = make_app(page.stage, key), page_html()
+    from fastapi import Request
+    from fastapi.responses import JSONResponse, Response, StreamingResponse
+
     limits = Limits(body_bytes=int(LIMITS["bytes"]))
 
     def route(name):
@@ -529,7 +532,7 @@ def make_page(
 
 ROWS = "application/x-ndjson"  # a JSON value in each row
 
-# %% ../../nbs/6_talk/62_page.ipynb #a3ada881
+# %% ../../nbs/6_talk/62_page.ipynb #62-48
 def serve_page(
     config: ChatConfig,  # runs, who is played, and how words are drawn
     host: str = "127.0.0.1",  # an address of this machine; one that others can reach needs a key
@@ -554,5 +557,5 @@ def page_of(
     people = list(dict.fromkeys([talk.partner, talk.you, *(x.speaker for x in talk.lines)]))
     scene = {"place": talk.location, "me": talk.you, "people": people, "lines": [list(p) for p in talk.pairs()]}
     base = "" if config.base_model == "auto" else config.base_model
-    page = TalkingPage(Stage(talk.cast), runs, base, config.device, config.dtype, scene)
+    page = TalkingPage(Stage(talk.cast), runs, base, config.device, config.dtype, scene, config.random_seed)
     return make_page(page, key)

@@ -487,9 +487,11 @@ class Page:
         base_model: str = "",  # the base of all runs; empty: as they say
         device: str = "auto",  # where a base model goes: "xpu", "cuda", "cpu"
         dtype: str = "auto",  # in which numbers: "bfloat16", "float32"
-        scene: "dict | None" = None,  # how the page begins: location, me, people and lines; None: as it likes
+        scene: "dict | None" = None,  # how the page begins: place, me, people and lines; None: as it likes
+        random_seed: int = 42,  # of the first answer, 0..2**64-1
     ):
         self.stage, self.rooms, self.scene = stage, rooms_of(stage.cast, runs), scene
+        self.random_seed = random_seed % 2**53  # the whole numbers that JavaScript has
         self.bases = Bases(stage, [base_name(run) and (base_model or base_name(run)) for run in runs], device, dtype)
 
     async def about(self, given: dict) -> dict:
@@ -500,6 +502,7 @@ class Page:
             "sampling": {name: getattr(usual, name) for name in CHANGED},
             "limits": LIMITS,
             "scene": self.scene,
+            "seed": self.random_seed,
         }
 
     def voice(
@@ -780,10 +783,10 @@ def make_page(
     rate: "Rate | None" = None,  # how often one client may ask; None: as usual
 ):  # a FastAPI application
     "The page and its server as an application."
-    from starlette.requests import Request
-    from starlette.responses import JSONResponse, Response, StreamingResponse
-
     app, html = make_app(page.stage, key), page_html()
+    from fastapi import Request
+    from fastapi.responses import JSONResponse, Response, StreamingResponse
+
     limits = Limits(body_bytes=int(LIMITS["bytes"]))
 
     def route(name):
@@ -817,7 +820,7 @@ ROWS = "application/x-ndjson"  # a JSON value in each row
 # In-process, as tests ask it:
 
 # %% tags=["example"]
-from starlette.testclient import TestClient
+from fastapi.testclient import TestClient
 
 client = TestClient(make_page(page), base_url="http://127.0.0.1", raise_server_exceptions=False)
 ask = {**tie, "run": "x", "speaker": "Homer Simpson", "sampling": {"max_new_tokens": 3}}
@@ -879,7 +882,7 @@ def page_of(
     people = list(dict.fromkeys([talk.partner, talk.you, *(x.speaker for x in talk.lines)]))
     scene = {"place": talk.location, "me": talk.you, "people": people, "lines": [list(p) for p in talk.pairs()]}
     base = "" if config.base_model == "auto" else config.base_model
-    page = TalkingPage(Stage(talk.cast), runs, base, config.device, config.dtype, scene)
+    page = TalkingPage(Stage(talk.cast), runs, base, config.device, config.dtype, scene, config.random_seed)
     return make_page(page, key)
 
 
