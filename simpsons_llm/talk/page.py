@@ -43,6 +43,7 @@ from simpsons_llm.talk.serve import (
     error_reply,
     expect,
     make_app,
+    needs_packages,
     open_port,
     read_json,
     server_of,
@@ -344,7 +345,8 @@ class TalkingPage(Page):
         good = isinstance(names, list) and 0 < len(names) <= LIMITS["people"]
         expect(good, f"names={shown(names)} was given; expected a list of one to {LIMITS['people']} names")
         keys = [self.voice(given, name) for name in names or ()]
-        lines = list(scene.lines)
+        lines, last = list(scene.lines), scene.lines[-1].speaker if scene.lines else ""
+        names = [n for n in names or () if n != last] or names
         chances = await in_turn(self.stage, keys[0], lambda c: next_speaker(c, scene.location, lines, names))
         speaker = random.Random(seed).choices(list(chances), list(chances.values()))[0]
         return {"speaker": speaker, "chances": chances}
@@ -540,6 +542,7 @@ def serve_page(
     key: str = "",  # what a browser has to know; empty: nothing
 ):  # ends with Ctrl-C; ValueError or FileNotFoundError for what cannot be
     "Open the chat page."
+    needs_packages()
     with closing(open_port(host, port, key)) as listener:
         app = page_of(config, key)
         print(f"open {address_of(listener)}/{f'#key={key}' if key else ''} in a browser; Ctrl-C ends it", flush=True)
