@@ -4,19 +4,22 @@
 
 # %% auto #0
 __all__ = ['NOT_TEXT', 'ROLES', 'NUMBERS', 'OTHERS', 'NOTES', 'ONLY', 'FAULT', 'KINDS', 'HERE', 'STRANGER', 'Refused', 'Full',
-           'HungUp', 'Asked', 'ended_by', 'Queue', 'draw_answer', 'Stage', 'expect', 'shown', 'Limits', 'some_text',
-           'message_text', 'scene_of', 'scene_of_text', 'known_fields', 'drawn_as', 'Reply', 'error_body',
-           'error_reply', 'read_json', 'Guard', 'unless_gone', 'take_places', 'partner', 'answer', 'whole_reply',
-           'stream_reply', 'make_app', 'needs_packages', 'add_errors', 'open_port', 'address_of', 'server_of', 'served']
+           'HungUp', 'Asked', 'ended_by', 'Queue', 'draw_answer', 'Stage', 'Errand', 'in_turn', 'expect', 'shown',
+           'Limits', 'some_text', 'message_text', 'scene_of', 'scene_of_text', 'known_fields', 'drawn_as', 'Reply',
+           'error_body', 'error_reply', 'read_json', 'Guard', 'unless_gone', 'take_places', 'partner', 'answer',
+           'whole_reply', 'stream_reply', 'make_app', 'needs_packages', 'add_errors', 'open_port', 'address_of',
+           'server_of', 'served', 'ServeConfig', 'first_words', 'serve', 'until_told']
 
 # %% ../../nbs/6_talk/61_serve.ipynb #61-02
 import asyncio
 import hmac
 import ipaddress
 import json
+import os
 import re
 import secrets
 import shlex
+import signal
 import socket
 import threading
 import time
@@ -25,16 +28,17 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
 from ..data.lines import Line, clean, name_key
 from ..data.prompt import prompt_tokens
-from ..machine.job import require
-from ..model.character import Character
-from ..model.decode import Sampling
-from ..model.infer import lines_of, most_tokens, stream_line
+from ..machine.job import JobConfig, require
+from ..model.character import Character, load_cast
+from ..model.decode import SAMPLING, Sampling
+from ..model.infer import SOMEBODY, lines_of, most_tokens
 
 # %% ../../nbs/6_talk/61_serve.ipynb #61-05
 class Refused(ValueError):
@@ -98,6 +102,13 @@ class Asked:
         self.answer_ids.append(token)
         if self.gone:
             raise HungUp
+
+    def do(
+        self,
+        cast: dict[str, Character],  # who is there
+    ):
+        "What is done when it is one's turn, in the thread that draws."
+        draw_answer(cast[self.name], self)
 
 # %% ../../nbs/6_talk/61_serve.ipynb #61-09
 def ended_by(
@@ -175,16 +186,14 @@ def draw_answer(
     asked: Asked,  # whose turn it is
 ) -> None:  # Refused if the last line alone is too long
     "Draw one answer, and hand over its pieces."
-    model, maker, sampling = character.model, character.maker, asked.sampling
-    most = max(1, most_tokens(model, maker) - sampling.max_new_tokens)
+    maker, sampling = character.maker, asked.sampling
+    most = max(1, most_tokens(character.model, maker) - sampling.max_new_tokens)
     prompt, left_out = prompt_tokens(maker, asked.location, asked.lines, character.name, most)
     if asked.lines and left_out == len(asked.lines):
         told = f"the last line alone is longer than the {most} tokens that may stand before an answer; make it shorter"
         raise Refused(told, None, 400, "context_length_exceeded")
     asked.prompt_ids = prompt.ids
-    pieces = stream_line(
-        model, maker, asked.location, asked.lines, character.name, sampling, asked.random_seed, asked.drew
-    )
+    pieces = character.reply(asked.location, asked.lines, sampling, asked.random_seed, asked.drew)
     for piece in ended_by(pieces, asked.stop):
         asked.tell(piece)
     full = len(asked.answer_ids) >= sampling.max_new_tokens
@@ -202,15 +211,17 @@ class Stage:
         require(cast, "nobody is on the stage; give at least one character")
         self.cast, self.queue = dict(cast), Queue(most_waiting)
         self.answered: deque[Asked] = deque(maxlen=256)  # the last ones, in the order in which they ended
+        self.now: Asked | None = None  # whose turn it is, or was
         self.worker = threading.Thread(target=self.work, name="stage", daemon=True)
         self.worker.start()
 
     def work(self):
         "Answer one after the other, until the stage is closed."
         while asked := self.queue.next():
+            self.now = asked
             asked.began_s = time.perf_counter()
             try:
-                draw_answer(self.cast[asked.name], asked)
+                asked.do(self.cast)
             except HungUp:
                 pass
             except Exception as e:  # the reader's, who shows it
@@ -221,8 +232,10 @@ class Stage:
             asked.tell(None)
 
     def close(self):
-        "End the thread; who still waits is sent away."
+        "End the thread; who still waits is sent away, and who is answered is cut short."
         self.queue.close()
+        if self.now:
+            self.now.gone = True
         self.worker.join(timeout=60)
 
     def find(
@@ -232,7 +245,7 @@ class Stage:
         "Who is meant."
         keys = {name_key(n): n for n in reversed(self.cast)} | {n: n for n in self.cast}
         there = ", ".join(list(self.cast)[:8]) + (f" and {len(self.cast) - 8} more" if len(self.cast) > 8 else "")
-        found = keys.get(name) or keys.get(name_key(name))
+        found = keys.get(name) or keys.get(name_key(name[:200]))
         if not found:
             raise Refused(f"{name[:60]!r} is not here; expected one of {there}", "model", 404, "model_not_found")
         return found
@@ -281,7 +294,43 @@ class Stage:
         finally:
             self.queue.leave(asked)
 
-# %% ../../nbs/6_talk/61_serve.ipynb #61-18
+# %% ../../nbs/6_talk/61_serve.ipynb #61-26
+class Errand(Asked):
+    "Something else that is done with the model."
+
+    def __init__(
+        self,
+        f,  # a function without arguments
+    ):
+        super().__init__("", "", [], 0, Sampling())
+        self.f = f
+
+    def do(
+        self,
+        cast: dict[str, Character],  # who is there
+    ):
+        "Do it, unless nobody wants it any more."
+        if not self.gone:
+            self.tell((self.f(),))
+
+
+async def in_turn(
+    stage: Stage,  # whose thread does it
+    f,  # a function
+    *given,  # its arguments
+):  # its result; raises what it raises, and Full where there is no room
+    "Do something with the model when those who came before are answered."
+    errand = Errand(partial(f, *given))
+    stage.queue.join(errand)
+    try:
+        result = await errand.pieces.get()
+        if isinstance(result, BaseException):
+            raise result
+        return result[0]
+    finally:
+        stage.queue.leave(errand)
+
+# %% ../../nbs/6_talk/61_serve.ipynb #61-28
 def expect(
     condition,  # what has to be true
     message: str,  # what was given, what was expected, what to do
@@ -304,7 +353,7 @@ def shown(
         text = f"a {type(value).__name__}"
     return text[:70] + "..." * (len(text) > 70 or isinstance(value, str) and len(value) > 60)
 
-# %% ../../nbs/6_talk/61_serve.ipynb #61-20
+# %% ../../nbs/6_talk/61_serve.ipynb #61-30
 @dataclass(frozen=True)
 class Limits:
     "The most that a request may hold."
@@ -336,7 +385,7 @@ def some_text(
     expect(not odd, f"{param} holds {where}, which is no letter of a text; leave it out", param)
     return value
 
-# %% ../../nbs/6_talk/61_serve.ipynb #61-22
+# %% ../../nbs/6_talk/61_serve.ipynb #61-32
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -367,7 +416,7 @@ def message_text(
         name = clean(some_text(name, f"{param}.name", limits.name_letters))
     return ROLES[role], name or "", some_text(content, where, limits.letters)
 
-# %% ../../nbs/6_talk/61_serve.ipynb #61-24
+# %% ../../nbs/6_talk/61_serve.ipynb #61-34
 def scene_of(
     messages,  # of a request
     speaker: str,  # who answers
@@ -379,7 +428,8 @@ def scene_of(
     good = isinstance(messages, list) and 0 < len(messages) <= limits.messages
     number = len(messages) if isinstance(messages, list) else shown(messages)
     expect(good, f"messages={number} was given; expected a list of 1 to {limits.messages} messages", "messages")
-    spelt, location, lines, letters = {name_key(n): n for n in names}, "", [], 0  # type: ignore[var-annotated]
+    spelt, letters = {name_key(n): n for n in names}, 0
+    location, lines = "", []
     for i, message in enumerate(messages):
         param = f"messages[{i}]"
         role, name, text = message_text(message, param, limits)
@@ -401,7 +451,7 @@ def scene_of(
         lines += rows
     return location, [line._replace(number=i) for i, line in enumerate(lines)]
 
-# %% ../../nbs/6_talk/61_serve.ipynb #61-29
+# %% ../../nbs/6_talk/61_serve.ipynb #61-39
 def scene_of_text(
     prompt,  # "Name: line" rows
     speaker: str,  # who answers
@@ -423,7 +473,7 @@ def scene_of_text(
     expect(not many, f"{len(lines)} rows were given; expected {limits.messages} at most", "prompt")
     return location, lines
 
-# %% ../../nbs/6_talk/61_serve.ipynb #61-32
+# %% ../../nbs/6_talk/61_serve.ipynb #61-42
 NUMBERS: dict = {  # field -> (least, most, whole number)
     "n": (1, Limits.answers, True),
     "seed": (-(2**63), 2**64 - 1, True),
@@ -473,7 +523,7 @@ def known_fields(
     expect(own in given, f"{own} is missing; expected what was said before", own)
     return given
 
-# %% ../../nbs/6_talk/61_serve.ipynb #61-34
+# %% ../../nbs/6_talk/61_serve.ipynb #61-44
 def drawn_as(
     given: dict,  # what `known_fields` gave
     character: Character,  # who answers
@@ -496,7 +546,7 @@ def drawn_as(
         "stop": tuple(stop),
     }
 
-# %% ../../nbs/6_talk/61_serve.ipynb #61-38
+# %% ../../nbs/6_talk/61_serve.ipynb #61-48
 class Reply:
     "How answers look: in the form of chats or of texts."
 
@@ -506,7 +556,12 @@ class Reply:
         model: str,  # the character's name
     ):
         self.chat, prefix, kind = chat, *(("chatcmpl", "chat.completion") if chat else ("cmpl", "text_completion"))
-        self.head = {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
+        self.head: dict[str, Any] = {
+            "id": f"{prefix}-{uuid.uuid4().hex}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": model,
+        }
 
     def usage(
         self,
@@ -541,7 +596,7 @@ class Reply:
         head = {**self.head, "object": self.head["object"] + ".chunk" * self.chat}
         return f"data: {json.dumps({**head, 'choices': choices, **more}, ensure_ascii=False)}\n\n"
 
-# %% ../../nbs/6_talk/61_serve.ipynb #61-41
+# %% ../../nbs/6_talk/61_serve.ipynb #61-51
 FAULT = "the server made a mistake; what it was stands in its log"
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 500: "server_error"}
 
@@ -574,7 +629,7 @@ def error_reply(
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error_body(message, status, param, code), status, headers)
 
-# %% ../../nbs/6_talk/61_serve.ipynb #61-44
+# %% ../../nbs/6_talk/61_serve.ipynb #61-54
 async def read_json(
     request,  # a Starlette request
     limits: Limits = Limits(),  # the most bytes and seconds
@@ -600,7 +655,7 @@ async def read_json(
     except (ValueError, RecursionError) as e:  # no JSON, no UTF-8, numbers without end, nested too deep
         raise Refused(f"the request is not JSON that can be read ({str(e)[:100]}); send an object") from None
 
-# %% ../../nbs/6_talk/61_serve.ipynb #61-46
+# %% ../../nbs/6_talk/61_serve.ipynb #61-56
 HERE = ("localhost", "127.0.0.1", "::1")
 
 
@@ -645,7 +700,7 @@ class Guard:
                 return await error_reply(*against)(scope, receive, send)
         await self.app(scope, receive, send)
 
-# %% ../../nbs/6_talk/61_serve.ipynb #61-49
+# %% ../../nbs/6_talk/61_serve.ipynb #61-59
 async def unless_gone(
     request,  # a Starlette request whose body was read
     work,  # a coroutine
@@ -667,7 +722,7 @@ async def unless_gone(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-# %% ../../nbs/6_talk/61_serve.ipynb #61-51
+# %% ../../nbs/6_talk/61_serve.ipynb #61-61
 def take_places(
     stage: Stage,  # who answers
     name: str,  # of the character
@@ -680,14 +735,14 @@ def take_places(
     asked: list[Asked] = []
     try:
         for i in range(n):
-            asked.append(stage.ask(name, *scene, (random_seed + i) % 2**64, **how))
+            asked.append(stage.ask(name, scene[0], scene[1], (random_seed + i) % 2**64, **how))
     except Full:
         for a in asked:
             stage.queue.leave(a)
         raise
     return asked
 
-# %% ../../nbs/6_talk/61_serve.ipynb #61-53
+# %% ../../nbs/6_talk/61_serve.ipynb #61-63
 STRANGER = "Stranger"  # says what nobody is named for, where the model knows nobody else
 
 
@@ -696,7 +751,8 @@ def partner(
     character: Character,  # who is asked
 ) -> str:  # a name
     "Whom a character is likely to talk to: of those whom the model knows, who has most to say."
-    return next((n for n in (*character.known, *stage.cast) if n != character.name), STRANGER)
+    others = (*character.known, *(c.name for c in stage.cast.values()))
+    return next((n for n in others if n != character.name), STRANGER)
 
 
 async def answer(
@@ -710,9 +766,10 @@ async def answer(
     own = "messages" if chat else "prompt"
     given = known_fields(await read_json(request, limits), own)
     expect("model" in given, f"model is missing; expected one of {', '.join(list(stage.cast)[:8])}", "model")
-    character = stage.cast[stage.find(given["model"])]
+    name = stage.find(given["model"])
+    character = stage.cast[name]
     if chat:
-        names = tuple(dict.fromkeys((*stage.cast, *character.known)))
+        names = tuple(dict.fromkeys((*character.known, *(c.name for c in stage.cast.values()))))
         scene = scene_of(given[own], character.name, you or partner(stage, character), names, limits)
     else:
         text = given[own][0] if isinstance(given[own], list) and len(given[own]) == 1 else given[own]
@@ -722,13 +779,13 @@ async def answer(
     expect(
         isinstance(options, dict), f"stream_options={shown(options)} was given; expected an object", "stream_options"
     )
-    asked = take_places(stage, character.name, scene, given.get("n", 1), **drawn_as(given, character, limits))
-    reply = Reply(chat, character.name)
+    asked = take_places(stage, name, scene, given.get("n", 1), **drawn_as(given, character, limits))
+    reply = Reply(chat, name)
     if streamed:
         return await stream_reply(stage, request, asked, reply, bool(options.get("include_usage")))
     return await whole_reply(stage, request, asked, reply)
 
-# %% ../../nbs/6_talk/61_serve.ipynb #61-55
+# %% ../../nbs/6_talk/61_serve.ipynb #61-65
 async def whole_reply(
     stage: Stage,  # who answers
     request,  # a Starlette request
@@ -790,7 +847,7 @@ async def stream_reply(
         raise
     return StreamingResponse(events(first), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
-# %% ../../nbs/6_talk/61_serve.ipynb #61-57
+# %% ../../nbs/6_talk/61_serve.ipynb #61-67
 def make_app(
     stage: Stage,  # who answers
     key: str = "",  # what a client has to know; empty: nothing, and only this machine's names are let in
@@ -821,10 +878,11 @@ def make_app(
     async def health():
         return {"status": "ok", "waiting": len(stage.queue.waiting)}
 
-    for path, f in {"/v1/models": list_models, "/v1/models/{name:path}": one_model, "/health": health}.items():
-        app.add_api_route(path, f, methods=["GET"])
-    for path, f in {"/v1/chat/completions": chat, "/v1/completions": complete}.items():
-        app.add_api_route(path, f, methods=["POST"], response_model=None)
+    app.get("/health")(health)
+    app.get("/v1/models")(list_models)
+    app.get("/v1/models/{name:path}")(one_model)
+    app.post("/v1/chat/completions", response_model=None)(chat)
+    app.post("/v1/completions", response_model=None)(complete)
     return app
 
 
@@ -839,24 +897,26 @@ def add_errors(
     app,  # a FastAPI application
 ):
     "Whatever goes wrong becomes JSON."
-    from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException
     from starlette.responses import Response
 
-    def refused(request, e):
+    async def refused(request, e):
         return error_reply(e.message, e.status, e.param, e.code, e.retry_after_s)
 
-    def elsewhere(request, e):
+    async def elsewhere(request, e):
         told = f"{request.method} {shown(request.url.path)} was asked for: {e.detail}"
         return error_reply(f"{told}; expected /v1/models, /v1/chat/completions or /v1/completions", e.status_code)
 
-    app.add_exception_handler(Refused, refused)
-    app.add_exception_handler(HTTPException, elsewhere)
-    app.add_exception_handler(RequestValidationError, lambda request, e: error_reply("the address cannot be read"))
-    app.add_exception_handler(HungUp, lambda request, e: Response(status_code=499))  # nobody reads it
-    app.add_exception_handler(Exception, lambda request, e: error_reply(FAULT, 500))
+    async def gone(request, e):
+        return Response(status_code=499)  # nobody reads it
 
-# %% ../../nbs/6_talk/61_serve.ipynb #61-59
+    async def fault(request, e):
+        return error_reply(FAULT, 500)
+
+    for kind, handler in ((Refused, refused), (HTTPException, elsewhere), (HungUp, gone), (Exception, fault)):
+        app.add_exception_handler(kind, handler)
+
+# %% ../../nbs/6_talk/61_serve.ipynb #61-69
 def open_port(
     host: str = "127.0.0.1",  # an address of this machine
     port: int = 8000,  # 0..65535; 0: a free one
@@ -889,7 +949,7 @@ def address_of(
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
-# %% ../../nbs/6_talk/61_serve.ipynb #61-61
+# %% ../../nbs/6_talk/61_serve.ipynb #61-71
 def server_of(
     app,  # an application
 ):  # a uvicorn server, not yet running
@@ -917,3 +977,79 @@ def served(
         finally:
             server.should_exit = True
             thread.join(timeout=30)
+
+# %% ../../nbs/6_talk/61_serve.ipynb #61-73
+@dataclass
+class ServeConfig(JobConfig):
+    "Settings of the command serve."
+
+    repeated = ("run", "speaker")
+    run: str = ""  # a run's folder, an adapter's or an exported model's; empty: the base model alone
+    speaker: str = ""  # who can be asked; empty: everybody whom the runs learned (a base model: Homer Simpson)
+    you: str = ""  # who says what nobody is named for; empty: whom the character asked knows best
+    host: str = "127.0.0.1"  # an address of this machine; 0.0.0.0: all of them, which needs a key
+    port: int = 8000  # 0..65535; 0: a free one
+    key: str = ""  # what clients have to send, 8 letters or more; empty: what $SIMPSONS_LLM_KEY says, or none
+    most_waiting: int = 64  # how many may wait for an answer; who comes then is told to come later
+    base_model: str = "auto"  # a hub id, folder or short name; auto: the run's own, or the one for this device
+    sampling: str = "book"  # how words are drawn unless a request says so: book or greedy
+    device: str = "auto"  # xpu, cuda, cpu; auto: the best there is
+    dtype: str = "auto"  # bfloat16, float32; auto: as the device has it
+
+    def check(self):
+        self.key = self.key or os.environ.get("SIMPSONS_LLM_KEY", "")
+        require(self.sampling in SAMPLING, f"sampling={self.sampling!r} was given; expected {', '.join(SAMPLING)}")
+        require(self.most_waiting >= 1, f"most_waiting={self.most_waiting} was given; expected 1 or more")
+        you = len(self.you) <= Limits.name_letters and all(c.isprintable() for c in self.you)
+        require(you, f"you={self.you[:80]!r} was given; expected a name of at most {Limits.name_letters} letters")
+
+
+def first_words(
+    stage: Stage,  # who answers
+    url: str,  # where
+    key: bool,  # whether one has to be sent
+) -> str:
+    "What is shown when a server is ready."
+    names = list(stage.cast)
+    asked = {"model": names[0], "messages": [{"role": "user", "content": "The dog is wearing your tie again."}]}
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    header = '-H "Authorization: Bearer $SIMPSONS_LLM_KEY" ' if key else ""
+    return (
+        f"{', '.join(names[:5])}{more} can be asked at {url}/v1 (Ctrl-C ends it). Try:\n"
+        f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' "
+        f"{header}-d {shlex.quote(json.dumps(asked))}"
+    )
+
+
+def serve(
+    config: ServeConfig,  # the settings
+):  # ValueError or FileNotFoundError for what cannot be
+    "Answer until told to end."
+    needs_packages()
+    with closing(open_port(config.host, config.port, config.key)) as listener:
+        runs = [r for r in config.run.split("\n") if r]
+        names = [n for n in config.speaker.split("\n") if n] or ([] if runs else [SOMEBODY])
+        cast = load_cast(
+            runs or config.base_model,
+            names,
+            None if config.base_model == "auto" else config.base_model,
+            config.device,
+            config.dtype,
+            SAMPLING[config.sampling].changed(num_beams=1),
+        )
+        with closing(Stage(cast, config.most_waiting)) as stage:
+            listener.listen(128)
+            print(first_words(stage, address_of(listener), bool(config.key)), flush=True)
+            until_told(server_of(make_app(stage, config.key, config.you)), listener)
+            print("ended", flush=True)
+
+
+def until_told(
+    server,  # what `server_of` gave
+    listener: socket.socket,  # what `open_port` gave
+):
+    "Run a server until Ctrl-C, or until the system ends it; both are a good end."
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt):
+        server.run([listener])
