@@ -16,6 +16,7 @@ import asyncio
 import hmac
 import ipaddress
 import json
+import logging
 import os
 import re
 import secrets
@@ -862,7 +863,6 @@ print(Reply(True, "Homer Simpson").event(0, " D'oh"))
 
 # %%
 #| export
-FAULT = "the server made a mistake; what it was stands in its log"
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 500: "server_error"}
 
 
@@ -877,6 +877,14 @@ def error_body(
     # half a character that somebody sent cannot be sent back
     plain = [text and text.encode("utf8", "backslashreplace").decode() for text in (message, param)]
     return {"error": {"message": plain[0], "type": kind, "param": plain[1], "code": code}}
+
+
+def fault_body(
+    e: Exception,  # a mistake of the program
+) -> dict:
+    "What is told of a mistake; the rest goes into the server's log."
+    logging.getLogger("uvicorn.error").error("an answer failed", exc_info=e)
+    return error_body("the server made a mistake; what it was stands in its log", 500)
 
 
 def error_reply(
@@ -934,6 +942,8 @@ async def read_json(
 
 # %% [markdown]
 # Before anything is read, two things are looked at. Where a key was agreed upon, it has to be there; keys are compared in a time that does not tell how many of their letters were right. Where none was, the server is for this machine alone; but a browser on this machine shows pages of strangers, and such a page can make its own name lead to this machine. It then asks with that name, and is refused. So is any page that asks from another address than the server's own.
+#
+# The guard also stands where a mistake of the program would come out. It is written into the server's log, and the client is told that there was one, no more.
 
 # %%
 #| export
@@ -979,7 +989,32 @@ class Guard:
                 against = ("the address that was asked for cannot be read", 400)
             if against:
                 return await error_reply(*against)(scope, receive, send)
+            return await told_if_faulty(self.app, scope, receive, send)
         await self.app(scope, receive, send)
+
+
+async def told_if_faulty(
+    app,  # an application
+    scope,  # of a request
+    receive,  # gives what arrives
+    send,  # takes what goes back
+):
+    "Call an application; its mistakes are told to the log, and that there was one to the client."
+    from starlette.responses import JSONResponse
+
+    begun = False
+
+    async def watched(message):
+        nonlocal begun
+        begun = True
+        await send(message)
+
+    try:
+        await app(scope, receive, watched)
+    except Exception as e:
+        if begun:
+            raise  # the connection is cut
+        await JSONResponse(fault_body(e), 500)(scope, receive, send)
 
 
 # %% tags=["check"]
@@ -1142,10 +1177,8 @@ async def stream_reply(
                 yield reply.event(usage=reply.usage(asked))
             yield "data: [DONE]\n\n"
         except Exception as e:
-            known = isinstance(e, Refused)
-            yield f"data: {json.dumps(error_body(str(e) if known else FAULT, 400 if known else 500))}\n\n"
-            if not known:
-                raise  # into the server's log
+            told = error_body(e.message, e.status) if isinstance(e, Refused) else fault_body(e)
+            yield f"data: {json.dumps(told)}\n\n"
         finally:
             for a in asked:
                 stage.queue.leave(a)
@@ -1228,10 +1261,7 @@ def add_errors(
     async def gone(request, e):
         return Response(status_code=499)  # nobody reads it
 
-    async def fault(request, e):
-        return error_reply(FAULT, 500)
-
-    for kind, handler in ((Refused, refused), (HTTPException, elsewhere), (HungUp, gone), (Exception, fault)):
+    for kind, handler in ((Refused, refused), (HTTPException, elsewhere), (HungUp, gone)):
         app.add_exception_handler(kind, handler)
 
 
