@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'CHANGED', 'ALL', 'HEADERS', 'ROWS', 'short', 'scene_of', 'sampling_of', 'seed_of', 'read_scene', 'Room',
-           'base_name', 'run_index', 'rooms_of', 'Bases', 'row', 'answer_rows', 'sent_row', 'Turn', 'in_turn', 'Page',
-           'TalkingPage', 'Rate', 'page_html', 'page_policy', 'Door', 'make_page', 'serve_page', 'page_of']
+           'base_name', 'run_index', 'rooms_of', 'Bases', 'row', 'answer_rows', 'sent_row', 'Page', 'TalkingPage',
+           'Rate', 'page_html', 'page_policy', 'Door', 'make_page', 'serve_page', 'page_of']
 
 # %% ../../nbs/6_talk/62_page.ipynb #62-03
 import asyncio
@@ -15,7 +15,7 @@ import re
 import time
 from base64 import b64encode
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
@@ -42,6 +42,7 @@ from simpsons_llm.talk.serve import (
     address_of,
     error_reply,
     expect,
+    in_turn,
     make_app,
     needs_packages,
     open_port,
@@ -254,35 +255,6 @@ def sent_row(
     return row(prompt=text, tokens=len(asked.prompt_ids), left_out=asked.left_out)
 
 # %% ../../nbs/6_talk/62_page.ipynb #62-27
-class Turn(Asked):
-    "One who wants something else of a model than a line."
-
-    def __init__(
-        self,
-        name: str,  # whose model, as the cast has it
-        do: Callable[[Character], Any],  # what is to be done
-    ):
-        super().__init__(name, "", [], 0, Sampling())
-        self.do, self.result = do, None
-
-    def act(self, character):
-        "Do it, and keep what came out."
-        self.result = self.do(character)
-
-
-async def in_turn(
-    stage: Stage,  # whose thread does it
-    name: str,  # whose model, as the cast has it
-    do: Callable[[Character], Any],  # what is to be done
-):  # what came out; Full if too many wait, and whatever `do` raises
-    "Do something with a model when it is one's turn."
-    turn = Turn(name, do)
-    stage.queue.join(turn)
-    async for _ in stage.hear(turn):
-        pass
-    return turn.result
-
-# %% ../../nbs/6_talk/62_page.ipynb #62-28
 class Page:
     "What a page may ask for."
 
@@ -335,7 +307,7 @@ class Page:
         scene = read_scene(given.get("script"))
         return {"location": scene.location, "lines": [[x.speaker, x.text] for x in scene.lines]}
 
-# %% ../../nbs/6_talk/62_page.ipynb #62-29
+# %% ../../nbs/6_talk/62_page.ipynb #62-28
 class TalkingPage(Page):
     "What a page may ask for, with what a model has to do."
 
@@ -347,7 +319,8 @@ class TalkingPage(Page):
         keys = [self.voice(given, name) for name in names or ()]
         lines, last = list(scene.lines), scene.lines[-1].speaker if scene.lines else ""
         names = [n for n in names or () if n != last] or names
-        chances = await in_turn(self.stage, keys[0], lambda c: next_speaker(c, scene.location, lines, names))
+        model = self.stage.cast[keys[0]]
+        chances = await in_turn(self.stage, next_speaker, model, scene.location, lines, names)
         speaker = random.Random(seed).choices(list(chances), list(chances.values()))[0]
         return {"speaker": speaker, "chances": chances}
 
@@ -378,7 +351,7 @@ class TalkingPage(Page):
         async for r in answer_rows(self.stage, asked):
             yield r
 
-# %% ../../nbs/6_talk/62_page.ipynb #62-34
+# %% ../../nbs/6_talk/62_page.ipynb #62-33
 class Rate:
     "How often, and how many at once, each client may ask."
 
@@ -406,7 +379,7 @@ class Rate:
             self.buckets.pop(next(iter(self.buckets)))
         return wait
 
-# %% ../../nbs/6_talk/62_page.ipynb #62-37
+# %% ../../nbs/6_talk/62_page.ipynb #62-36
 def page_html() -> bytes:
     "The page."
     return (resources.files("simpsons_llm.talk") / "page.html").read_bytes()
@@ -436,7 +409,7 @@ def page_policy(
         ]
     )
 
-# %% ../../nbs/6_talk/62_page.ipynb #62-41
+# %% ../../nbs/6_talk/62_page.ipynb #62-40
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -494,7 +467,7 @@ class Door:
             self.rate.busy[client] -= 1
             self.rate.busy += Counter()  # forgets those at zero
 
-# %% ../../nbs/6_talk/62_page.ipynb #62-43
+# %% ../../nbs/6_talk/62_page.ipynb #62-42
 def make_page(
     page: TalkingPage,  # what it may ask for
     key: str = "",  # what a client has to know; empty: nothing, and only this machine's names are let in
@@ -534,7 +507,7 @@ def make_page(
 
 ROWS = "application/x-ndjson"  # a JSON value in each row
 
-# %% ../../nbs/6_talk/62_page.ipynb #62-48
+# %% ../../nbs/6_talk/62_page.ipynb #62-47
 def serve_page(
     config: ChatConfig,  # runs, who is played, and how words are drawn
     host: str = "127.0.0.1",  # an address of this machine; one that others can reach needs a key

@@ -16,9 +16,12 @@ import asyncio
 import hmac
 import ipaddress
 import json
+import logging
+import os
 import re
 import secrets
 import shlex
+import signal
 import socket
 import threading
 import time
@@ -27,20 +30,24 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
 from simpsons_llm.data.lines import Line, clean, name_key
 from simpsons_llm.data.prompt import prompt_tokens
-from simpsons_llm.machine.job import require
-from simpsons_llm.model.character import Character
-from simpsons_llm.model.decode import Sampling
-from simpsons_llm.model.infer import lines_of, most_tokens, stream_line
+from simpsons_llm.machine.job import JobConfig, require
+from simpsons_llm.model.character import Character, load_cast
+from simpsons_llm.model.decode import SAMPLING, Sampling
+from simpsons_llm.model.infer import SOMEBODY, lines_of, most_tokens
 
 # %%
 #| hide
-import tempfile
+from contextlib import aclosing
+
+import matplotlib.pyplot as plt
+from openai import APIStatusError, OpenAI
 
 
 # %% [markdown]
@@ -111,13 +118,6 @@ class Asked:
         with suppress(RuntimeError):  # the reader's loop has ended
             self.loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
 
-    def act(
-        self,
-        character: Character,  # who was asked
-    ):
-        "What is done when it is his turn."
-        draw_answer(character, self)
-
     def drew(
         self,
         token: int,  # its number
@@ -126,6 +126,13 @@ class Asked:
         self.answer_ids.append(token)
         if self.gone:
             raise HungUp
+
+    def do(
+        self,
+        cast: dict[str, Character],  # who is there
+    ):
+        "What is done when it is one's turn, in the thread that draws."
+        draw_answer(cast[self.name], self)
 
 
 # %% [markdown]
@@ -142,7 +149,8 @@ def ended_by(
     for piece in pieces:
         held += piece
         if found := [i for i in map(held.find, stop) if i >= 0]:
-            yield held[: min(found)]
+            if ready := held[: min(found)]:
+                yield ready
             return
         keep = max((n for s in stop for n in range(1, len(s)) if held.endswith(s[:n])), default=0)
         if ready := held[: len(held) - keep]:
@@ -226,16 +234,14 @@ def draw_answer(
     asked: Asked,  # whose turn it is
 ) -> None:  # Refused if the last line alone is too long
     "Draw one answer, and hand over its pieces."
-    model, maker, sampling = character.model, character.maker, asked.sampling
-    most = max(1, most_tokens(model, maker) - sampling.max_new_tokens)
+    maker, sampling = character.maker, asked.sampling
+    most = max(1, most_tokens(character.model, maker) - sampling.max_new_tokens)
     prompt, left_out = prompt_tokens(maker, asked.location, asked.lines, character.name, most)
     if asked.lines and left_out == len(asked.lines):
         told = f"the last line alone is longer than the {most} tokens that may stand before an answer; make it shorter"
         raise Refused(told, None, 400, "context_length_exceeded")
     asked.prompt_ids, asked.left_out = prompt.ids, left_out
-    pieces = stream_line(
-        model, maker, asked.location, asked.lines, character.name, sampling, asked.random_seed, asked.drew
-    )
+    pieces = character.reply(asked.location, asked.lines, sampling, asked.random_seed, asked.drew)
     for piece in ended_by(pieces, asked.stop):
         asked.tell(piece)
     full = len(asked.answer_ids) >= sampling.max_new_tokens
@@ -260,15 +266,17 @@ class Stage:
         require(cast, "nobody is on the stage; give at least one character")
         self.cast, self.queue = dict(cast), Queue(most_waiting)
         self.answered: deque[Asked] = deque(maxlen=256)  # the last ones, in the order in which they ended
+        self.now: Asked | None = None  # whose turn it is, or was
         self.worker = threading.Thread(target=self.work, name="stage", daemon=True)
         self.worker.start()
 
     def work(self):
         "Answer one after the other, until the stage is closed."
         while asked := self.queue.next():
+            self.now = asked
             asked.began_s = time.perf_counter()
             try:
-                asked.act(self.cast[asked.name])
+                asked.do(self.cast)
             except HungUp:
                 pass
             except Exception as e:  # the reader's, who shows it
@@ -279,8 +287,10 @@ class Stage:
             asked.tell(None)
 
     def close(self):
-        "End the thread; who still waits is sent away."
+        "End the thread; who still waits is sent away, and who is answered is cut short."
         self.queue.close()
+        if self.now:
+            self.now.gone = True
         self.worker.join(timeout=60)
 
     def find(
@@ -290,7 +300,7 @@ class Stage:
         "Who is meant."
         keys = {name_key(n): n for n in reversed(self.cast)} | {n: n for n in self.cast}
         there = ", ".join(list(self.cast)[:8]) + (f" and {len(self.cast) - 8} more" if len(self.cast) > 8 else "")
-        found = keys.get(name) or keys.get(name_key(name))
+        found = keys.get(name) or keys.get(name_key(name[:200]))
         if not found:
             raise Refused(f"{name[:60]!r} is not here; expected one of {there}", "model", 404, "model_not_found")
         return found
@@ -338,6 +348,134 @@ class Stage:
                 yield piece
         finally:
             self.queue.leave(asked)
+
+
+# %% [markdown]
+# Four clients ask within a second. The third has no patience: it hangs up after its second piece.
+
+# %% tags=["example"]
+homer = Character.load("smollm2-135m", "Homer Simpson", device="cpu", dtype="float32")
+others = [Character(n, homer.model, homer.maker, homer.sampling) for n in ("Marge Simpson", "Bart Simpson")]
+stage = Stage({c.name: c for c in (homer, *others)})
+words = homer.sampling.changed(max_new_tokens=24)
+
+
+async def client(after_s, name, said, most_pieces=99):
+    "Asks after some time, and reads so many pieces."
+    await asyncio.sleep(after_s)
+    heard: list = []
+    async with aclosing(stage.stream(name, "", lines_of(said), sampling=words)) as pieces:
+        async for piece in pieces:
+            heard.append(piece)
+            if len(heard) == most_pieces:
+                break
+    return "".join(heard)
+
+
+questions = (
+    ("Homer Simpson", "Marge Simpson: The dog is wearing your tie again."),
+    ("Marge Simpson", "Bart Simpson: I need a note for Skinner."),
+    ("Homer Simpson", "Moe Szyslak: You owe me for nine beers."),
+    ("Homer Simpson", "Lisa Simpson: Dad, what is a soul?"),
+)
+said = await asyncio.gather(*(client(0.2 * i, *q, 2 if i == 2 else 99) for i, q in enumerate(questions)))
+said
+
+
+# %% [markdown]
+# Who waited, and who was answered? The queue keeps the times:
+
+# %% tags=["example"]
+def plot_turns(answered, ax=None):
+    "When each was asked, begun and ended."
+    ax = ax or plt.subplots(figsize=(7, 2.2))[1]
+    start = min(a.asked_s for a in answered)
+    for i, a in enumerate(answered):
+        ax.barh(i, a.began_s - a.asked_s, left=a.asked_s - start, color="lightgray", label="waits" if i == 0 else None)
+        left = len(a.answer_ids) < a.sampling.max_new_tokens and a.finish == ""
+        color, label = ("tab:red", "is answered, hangs up") if left else ("tab:blue", "is answered" if i == 0 else None)
+        ax.barh(i, a.ended_s - a.began_s, left=a.began_s - start, color=color, label=label)
+    names = [f"client {i + 1}" for i in range(len(answered))]
+    ax.set(xlabel="seconds since the first asked", yticks=range(len(answered)), yticklabels=names)
+    ax.invert_yaxis()
+    ax.legend(fontsize=8)
+    return ax
+
+
+plot_turns(list(stage.answered));
+
+# %% [markdown]
+# One blue bar begins where the one before it ends, in the order in which they asked: that is all there is to being fair. The third client's bar is short, because drawing stopped at the token after it had left, and the fourth was answered so much earlier. Nobody reads faster by asking in the middle of somebody else's turn.
+
+# %% tags=["check"]
+turns = list(stage.answered)
+assert [a.asked_s for a in turns] == sorted(a.asked_s for a in turns)
+assert all(before.ended_s <= after.began_s for before, after in zip(turns, turns[1:]))
+assert len(turns[2].answer_ids) <= 4 and turns[2].finish == ""
+expected = [homer.says(q[1], max_new_tokens=24) for q in questions if q[0] == homer.name]
+assert [said[0], said[3]] == expected[::2] and expected[1].startswith(said[2]) and expected[1] != said[2]
+try:
+    async for _ in stage.stream("Krusty", "", []):
+        pass
+    raise AssertionError
+except Refused as e:
+    assert e.status == 404 and "Homer Simpson" in str(e)
+
+# %% [markdown]
+# And when the queue is full? A stage with room for two, asked by five at once: one is answered, two wait, two are told to come later. Who has the patience to do so, as OpenAI's clients have, is answered after all.
+
+# %% tags=["example"]
+small = Stage({"Homer Simpson": homer}, most_waiting=2)
+taken: list = []
+for _ in range(5):
+    try:
+        taken.append(small.ask("Homer Simpson", "", lines_of(questions[0][1]), sampling=words))
+        await asyncio.sleep(0.02)  # the first one's turn begins
+    except Full as e:
+        print(e.status, e)
+small.close()
+len(taken)
+
+
+# %% [markdown]
+# Whatever else needs the model, such as asking it who speaks next, has to wait for its turn, too: two threads in one model would switch its adapters under each other's hands.
+
+# %%
+#| export
+class Errand(Asked):
+    "Something else that is done with the model."
+
+    def __init__(
+        self,
+        f,  # a function without arguments
+    ):
+        super().__init__("", "", [], 0, Sampling())
+        self.f = f
+
+    def do(
+        self,
+        cast: dict[str, Character],  # who is there
+    ):
+        "Do it, unless nobody wants it any more."
+        if not self.gone:
+            self.tell((self.f(),))
+
+
+async def in_turn(
+    stage: Stage,  # whose thread does it
+    f,  # a function
+    *given,  # its arguments
+):  # its result; raises what it raises, and Full where there is no room
+    "Do something with the model when those who came before are answered."
+    errand = Errand(partial(f, *given))
+    stage.queue.join(errand)
+    try:
+        result = await errand.pieces.get()
+        if isinstance(result, BaseException):
+            raise result
+        return result[0]
+    finally:
+        stage.queue.leave(errand)
 
 
 # %% [markdown]
@@ -472,7 +610,7 @@ def scene_of(
     number = len(messages) if isinstance(messages, list) else shown(messages)
     expect(good, f"messages={number} was given; expected a list of 1 to {limits.messages} messages", "messages")
     spelt, letters = {name_key(n): n for n in names}, 0
-    location, lines = "", []  # type: ignore[var-annotated]
+    location, lines = "", []
     for i, message in enumerate(messages):
         param = f"messages[{i}]"
         role, name, text = message_text(message, param, limits)
@@ -726,7 +864,6 @@ print(Reply(True, "Homer Simpson").event(0, " D'oh"))
 
 # %%
 #| export
-FAULT = "the server made a mistake; what it was stands in its log"
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 500: "server_error"}
 
 
@@ -741,6 +878,14 @@ def error_body(
     # half a character that somebody sent cannot be sent back
     plain = [text and text.encode("utf8", "backslashreplace").decode() for text in (message, param)]
     return {"error": {"message": plain[0], "type": kind, "param": plain[1], "code": code}}
+
+
+def fault_body(
+    e: Exception,  # a mistake of the program
+) -> dict:
+    "What is told of a mistake; the rest goes into the server's log."
+    logging.getLogger("uvicorn.error").error("an answer failed", exc_info=e)
+    return error_body("the server made a mistake; what it was stands in its log", 500)
 
 
 def error_reply(
@@ -798,6 +943,8 @@ async def read_json(
 
 # %% [markdown]
 # Before anything is read, two things are looked at. Where a key was agreed upon, it has to be there; keys are compared in a time that does not tell how many of their letters were right. Where none was, the server is for this machine alone; but a browser on this machine shows pages of strangers, and such a page can make its own name lead to this machine. It then asks with that name, and is refused. So is any page that asks from another address than the server's own.
+#
+# The guard also stands where a mistake of the program would come out. It is written into the server's log, and the client is told that there was one, no more.
 
 # %%
 #| export
@@ -843,7 +990,32 @@ class Guard:
                 against = ("the address that was asked for cannot be read", 400)
             if against:
                 return await error_reply(*against)(scope, receive, send)
+            return await told_if_faulty(self.app, scope, receive, send)
         await self.app(scope, receive, send)
+
+
+async def told_if_faulty(
+    app,  # an application
+    scope,  # of a request
+    receive,  # gives what arrives
+    send,  # takes what goes back
+):
+    "Call an application; its mistakes are told to the log, and that there was one to the client."
+    from starlette.responses import JSONResponse
+
+    begun = False
+
+    async def watched(message):
+        nonlocal begun
+        begun = True
+        await send(message)
+
+    try:
+        await app(scope, receive, watched)
+    except Exception as e:
+        if begun:
+            raise  # the connection is cut
+        await JSONResponse(fault_body(e), 500)(scope, receive, send)
 
 
 # %% tags=["check"]
@@ -921,7 +1093,8 @@ def partner(
     character: Character,  # who is asked
 ) -> str:  # a name
     "Whom a character is likely to talk to: of those whom the model knows, who has most to say."
-    return next((n for n in (*character.known, *stage.cast) if n != character.name), STRANGER)
+    others = (*character.known, *(c.name for c in stage.cast.values()))
+    return next((n for n in others if n != character.name), STRANGER)
 
 
 async def answer(
@@ -935,9 +1108,10 @@ async def answer(
     own = "messages" if chat else "prompt"
     given = known_fields(await read_json(request, limits), own)
     expect("model" in given, f"model is missing; expected one of {', '.join(list(stage.cast)[:8])}", "model")
-    character = stage.cast[stage.find(given["model"])]
+    name = stage.find(given["model"])
+    character = stage.cast[name]
     if chat:
-        names = tuple(dict.fromkeys((*stage.cast, *character.known)))
+        names = tuple(dict.fromkeys((*character.known, *(c.name for c in stage.cast.values()))))
         scene = scene_of(given[own], character.name, you or partner(stage, character), names, limits)
     else:
         text = given[own][0] if isinstance(given[own], list) and len(given[own]) == 1 else given[own]
@@ -947,8 +1121,8 @@ async def answer(
     expect(
         isinstance(options, dict), f"stream_options={shown(options)} was given; expected an object", "stream_options"
     )
-    asked = take_places(stage, character.name, scene, given.get("n", 1), **drawn_as(given, character, limits))
-    reply = Reply(chat, character.name)
+    asked = take_places(stage, name, scene, given.get("n", 1), **drawn_as(given, character, limits))
+    reply = Reply(chat, name)
     if streamed:
         return await stream_reply(stage, request, asked, reply, bool(options.get("include_usage")))
     return await whole_reply(stage, request, asked, reply)
@@ -1004,10 +1178,8 @@ async def stream_reply(
                 yield reply.event(usage=reply.usage(asked))
             yield "data: [DONE]\n\n"
         except Exception as e:
-            known = isinstance(e, Refused)
-            yield f"data: {json.dumps(error_body(str(e) if known else FAULT, 400 if known else 500))}\n\n"
-            if not known:
-                raise  # into the server's log
+            told = error_body(e.message, e.status) if isinstance(e, Refused) else fault_body(e)
+            yield f"data: {json.dumps(told)}\n\n"
         finally:
             for a in asked:
                 stage.queue.leave(a)
@@ -1090,11 +1262,8 @@ def add_errors(
     async def gone(request, e):
         return Response(status_code=499)  # nobody reads it
 
-    async def fault(request, e):
-        return error_reply(FAULT, 500)
-
-    for kind, handler in ((Refused, refused), (HTTPException, elsewhere), (HungUp, gone), (Exception, fault)):
-        app.add_exception_handler(kind, handler)  # type: ignore[arg-type]
+    for kind, handler in ((Refused, refused), (HTTPException, elsewhere), (HungUp, gone)):
+        app.add_exception_handler(kind, handler)
 
 
 # %% [markdown]
@@ -1169,3 +1338,184 @@ def served(
         finally:
             server.should_exit = True
             thread.join(timeout=30)
+
+
+# %% [markdown]
+# ## The command
+#
+# Now everything is there. The key may stand in the environment variable `SIMPSONS_LLM_KEY`, where other users of the machine cannot read it, as they can what a command was called with.
+
+# %%
+#| export
+@dataclass
+class ServeConfig(JobConfig):
+    "Settings of the command serve."
+
+    repeated = ("run", "speaker")
+    run: str = ""  # a run's folder, an adapter's or an exported model's; empty: the base model alone
+    speaker: str = ""  # who can be asked; empty: everybody whom the runs learned (a base model: Homer Simpson)
+    you: str = ""  # who says what nobody is named for; empty: whom the character asked knows best
+    host: str = "127.0.0.1"  # an address of this machine; 0.0.0.0: all of them, which needs a key
+    port: int = 8000  # 0..65535; 0: a free one
+    key: str = ""  # what clients have to send, 8 letters or more; empty: what $SIMPSONS_LLM_KEY says, or none
+    most_waiting: int = 64  # how many may wait for an answer; who comes then is told to come later
+    base_model: str = "auto"  # a hub id, folder or short name; auto: the run's own, or the one for this device
+    sampling: str = "book"  # how words are drawn unless a request says so: book or greedy
+    device: str = "auto"  # xpu, cuda, cpu; auto: the best there is
+    dtype: str = "auto"  # bfloat16, float32; auto: as the device has it
+
+    def check(self):
+        self.key = self.key or os.environ.get("SIMPSONS_LLM_KEY", "")
+        require(self.sampling in SAMPLING, f"sampling={self.sampling!r} was given; expected {', '.join(SAMPLING)}")
+        require(self.most_waiting >= 1, f"most_waiting={self.most_waiting} was given; expected 1 or more")
+        you = len(self.you) <= Limits.name_letters and all(c.isprintable() for c in self.you)
+        require(you, f"you={self.you[:80]!r} was given; expected a name of at most {Limits.name_letters} letters")
+
+
+def first_words(
+    stage: Stage,  # who answers
+    url: str,  # where
+    key: bool,  # whether one has to be sent
+) -> str:
+    "What is shown when a server is ready."
+    names = list(stage.cast)
+    asked = {"model": names[0], "messages": [{"role": "user", "content": "The dog is wearing your tie again."}]}
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    header = '-H "Authorization: Bearer $SIMPSONS_LLM_KEY" ' if key else ""
+    return (
+        f"{', '.join(names[:5])}{more} can be asked at {url}/v1 (Ctrl-C ends it). Try:\n"
+        f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' "
+        f"{header}-d {shlex.quote(json.dumps(asked))}"
+    )
+
+
+def serve(
+    config: ServeConfig,  # the settings
+):  # ValueError or FileNotFoundError for what cannot be
+    "Answer until told to end."
+    needs_packages()
+    with closing(open_port(config.host, config.port, config.key)) as listener:
+        runs = [r for r in config.run.split("\n") if r]
+        names = [n for n in config.speaker.split("\n") if n] or ([] if runs else [SOMEBODY])
+        cast = load_cast(
+            runs or config.base_model,
+            names,
+            None if config.base_model == "auto" else config.base_model,
+            config.device,
+            config.dtype,
+            SAMPLING[config.sampling].changed(num_beams=1),
+        )
+        with closing(Stage(cast, config.most_waiting)) as stage:
+            listener.listen(128)
+            print(first_words(stage, address_of(listener), bool(config.key)), flush=True)
+            until_told(server_of(make_app(stage, config.key, config.you)), listener)
+            print("ended", flush=True)
+
+
+def until_told(
+    server,  # what `server_of` gave
+    listener: socket.socket,  # what `open_port` gave
+):
+    "Run a server until Ctrl-C, or until the system ends it; both are a good end."
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt):
+        server.run([listener])
+
+
+# %% [markdown]
+# A server in this notebook, and a client that knows nothing of this book. As printed here it asks a server that was started by `simpsons-llm serve`:
+#
+# ```python
+# from openai import OpenAI
+#
+# client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
+# answer = client.chat.completions.create(
+#     model="Homer Simpson",
+#     messages=[{"role": "user", "content": "The dog is wearing your tie again."}],
+#     seed=42,
+# )
+# print(answer.choices[0].message.content)
+# ```
+#
+# and without any program, in a shell:
+#
+# ```bash
+# curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \
+#   -d '{"model": "Homer Simpson", "messages": [{"role": "user", "content": "The dog is wearing your tie again."}]}'
+# ```
+#
+# Chat windows such as Open WebUI ask for a base URL and a key: the URL is the one that ends in `/v1`, and the key anything, where the server was given none.
+
+# %% tags=["example"]
+with served(make_app(stage)) as url:
+    api = OpenAI(base_url=f"{url}/v1", api_key="none")
+    asked = {"model": "homer-simpson", "messages": moes, "max_tokens": 20}
+    for event in api.chat.completions.create(**asked, stream=True, seed=42):
+        print(event.choices[0].delta.content or "", end="|")
+    whole = api.chat.completions.create(**asked, seed=42)
+print()
+whole.usage
+
+# %% [markdown]
+# What did the model read? Nothing but the prompt of its training, to the last token, and so it says what a `Character` says:
+
+# %% tags=["check"]
+read = stage.answered[-1].prompt_ids
+expected = prompt_tokens(homer.maker, "Moe's Tavern", lines, "Homer Simpson")[0].ids
+assert read == expected and whole.usage.prompt_tokens == len(expected)
+scene = [f"{line.speaker}: {line.text}" for line in lines]
+assert whole.choices[0].message.content == homer.says(scene, "Moe's Tavern", max_new_tokens=20)
+
+# %% tags=["example"]
+print(homer.maker.tokenizer.decode(read))
+
+# %% [markdown]
+# What is wrong is told, and the server goes on:
+
+# %% tags=["example"]
+with served(make_app(stage, key="sesame-open")) as url:
+    for key, wrong in (("sesame", {}), ("sesame-open", {"model": "Krusty"}), ("sesame-open", {"temperature": 3})):
+        api = OpenAI(base_url=f"{url}/v1", api_key=key)
+        try:
+            api.chat.completions.create(**{**asked, **wrong})
+        except APIStatusError as e:
+            print(e.status_code, e.body["message"])
+
+# %% tags=["check"]
+stage.close()
+for wrong in (dict(port=65536), dict(host="0.0.0.0", port=0), dict(host="nowhere.invalid"), dict(key="short")):
+    try:
+        open_port(**wrong)
+        raise AssertionError(wrong)
+    except ValueError as e:
+        assert str(next(iter(wrong.values()))) in str(e) or "key" in str(e), e
+with closing(open_port(port=0)) as listener:
+    listener.listen(1)
+    try:
+        open_port(port=listener.getsockname()[1])
+        raise AssertionError
+    except ValueError as e:
+        assert "another server" in str(e)
+
+# %% [markdown]
+# Is there no server that could be used as it is? transformers brings one, `transformers serve`, and a chat template could write most of our prompt; but it hands the template only the role and the content of a message, so a speaker's `name` is lost, and it turns the written prompt into tokens as a whole, so that a user who types `<|im_end|>` ends a turn. [Publishing](64_publish.ipynb) makes a folder for it and others like it; where many characters share a model, and what is read has to be what was trained on to the last token, this chapter's server is the smaller way.
+#
+# You can now let any program talk to a character, many of them at once, and tell each what it did wrong.
+
+# %% [markdown]
+# ### Exercises
+#
+# 1. Clients ask one after the other, a hundredth of a second apart, and each answer takes a second. How long does the tenth wait, if who came *last* were answered first, and in the server of this chapter? Who pays for the difference?
+# 2. A request says `"stop": "tie"`, and the model draws `" my t"` and `"ire"`. When is the reader told of the `t`?
+
+# %% tags=["check"]
+# 1: the first is being answered when the others come; then last come, first served
+asked_at = [0.01 * i for i in range(10)]
+first_come = [i - t for i, t in enumerate(asked_at)]
+last_come = [asked_at[0], *(10 - i - t for i, t in enumerate(asked_at) if i)]
+assert round(first_come[9], 2) == 8.91 and round(last_come[9], 2) == 0.91
+# the second pays: it waits for all who came later, and for ever if they keep coming
+assert max(last_come) == last_come[1] == 9 - 0.01 and abs(sum(first_come) - sum(last_come)) < 1e-9
+# 2: with the next piece, when it is clear that no "tie" begins there
+assert list(ended_by([" my t", "ire"], ("tie",))) == [" my ", "tire"]

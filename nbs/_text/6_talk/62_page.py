@@ -33,7 +33,7 @@ import re
 import time
 from base64 import b64encode
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
@@ -60,6 +60,7 @@ from simpsons_llm.talk.serve import (
     address_of,
     error_reply,
     expect,
+    in_turn,
     make_app,
     needs_packages,
     open_port,
@@ -444,40 +445,9 @@ homer.close()
 # %% [markdown]
 # ## What the page may ask for
 #
-# Five questions, each a function from data to data. Two of them need a model, and wait in the queue of [the stage](61_serve.ipynb): an answer, and the question who is next, which is [the model's expectation of the names](60_chat.ipynb). One thread uses the model, whatever it is used for; so the second is a turn like any other.
+# Five questions, each a function from data to data. Two of them need a model, and wait in the queue of [the stage](61_serve.ipynb): an answer, and the question who is next, which is [the model's expectation of the names](60_chat.ipynb). One thread uses the model, whatever it is used for.
 #
 # A small model likes to go on as it began: after one line of Lisa's it expects another line of Lisa's, where the script that it learned has two lines of one speaker in a row once in two hundred. So whoever has just spoken is not asked about while others are there.
-
-# %%
-#| export
-class Turn(Asked):
-    "One who wants something else of a model than a line."
-
-    def __init__(
-        self,
-        name: str,  # whose model, as the cast has it
-        do: Callable[[Character], Any],  # what is to be done
-    ):
-        super().__init__(name, "", [], 0, Sampling())
-        self.do, self.result = do, None
-
-    def act(self, character):
-        "Do it, and keep what came out."
-        self.result = self.do(character)
-
-
-async def in_turn(
-    stage: Stage,  # whose thread does it
-    name: str,  # whose model, as the cast has it
-    do: Callable[[Character], Any],  # what is to be done
-):  # what came out; Full if too many wait, and whatever `do` raises
-    "Do something with a model when it is one's turn."
-    turn = Turn(name, do)
-    stage.queue.join(turn)
-    async for _ in stage.hear(turn):
-        pass
-    return turn.result
-
 
 # %%
 #| export
@@ -547,7 +517,8 @@ class TalkingPage(Page):
         keys = [self.voice(given, name) for name in names or ()]
         lines, last = list(scene.lines), scene.lines[-1].speaker if scene.lines else ""
         names = [n for n in names or () if n != last] or names
-        chances = await in_turn(self.stage, keys[0], lambda c: next_speaker(c, scene.location, lines, names))
+        model = self.stage.cast[keys[0]]
+        chances = await in_turn(self.stage, next_speaker, model, scene.location, lines, names)
         speaker = random.Random(seed).choices(list(chances), list(chances.values()))[0]
         return {"speaker": speaker, "chances": chances}
 
