@@ -71,19 +71,22 @@ def slowly(monkeypatch, words=("One ", "two ", "three ", "four."), pause_s=0.2):
     "Have everybody say the same, word by word; gives the list of words that were drawn."
     drawn: list = []
 
-    def stream(model, maker, location, lines, speaker, sampling, random_seed, drew=None):
+    def reply(self, location, lines, sampling=None, random_seed=42, drew=None):
         for i, word in enumerate(words):
             drawn.append(word)
             drew(i)
             yield word
             time.sleep(pause_s)
 
-    monkeypatch.setattr(S, "stream_line", stream)
+    monkeypatch.setattr(P.Character, "reply", reply)
     return drawn
 
 
 def rows(answer):
-    return [json.loads(r) for r in answer.text.splitlines()]
+    "What came, but how many come first."
+    found = [json.loads(r) for r in answer.text.splitlines()]
+    assert "before" in found[0] or "note" in found[0]
+    return [r for r in found if "before" not in r]
 
 
 # ---- asked by a program ----------------------------------------------------------------------------------------------
@@ -202,13 +205,13 @@ def test_every_answer_has_its_headers_and_the_page_no_way_out(client):
         assert labelled or "aria-label" in field, field
 
 
-def test_a_full_queue_a_fast_client_and_a_fault_are_told(page, monkeypatch, runs):
+def test_a_full_queue_a_fast_client_and_a_fault_are_told(page, client, monkeypatch, runs):
     slowly(monkeypatch)
     stage = S.Stage(load_cast(runs, device="cpu"), most_waiting=1)
     app = P.make_page(P.TalkingPage(stage, runs, device="cpu"))
-    client = TestClient(app, base_url="http://localhost")
+    small = TestClient(app, base_url="http://localhost")
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: client.post("/page/answer", json=TIE), range(4)))
+        found = list(pool.map(lambda _: small.post("/page/answer", json=TIE), range(4)))
     turned = [a for a in found if a.status_code == 429]
     assert 1 <= len(turned) <= 3 and all(int(a.headers["retry-after"]) >= 1 and a.json()["error"] for a in turned)
     assert all("".join(r.get("piece", "") for r in rows(a)) == "One two three four." for a in found if a not in turned)
@@ -219,20 +222,31 @@ def test_a_full_queue_a_fast_client_and_a_fault_are_told(page, monkeypatch, runs
 
     def broken(*given):
         raise RuntimeError("a secret of the server")
-        yield
 
-    monkeypatch.setattr(S, "stream_line", broken)
-    client = TestClient(P.make_page(page), base_url="http://localhost", raise_server_exceptions=False)
-    with pytest.raises(RuntimeError, match="secret"):  # into the log
-        asyncio.run(all_rows(page))
+    monkeypatch.setattr(P.Character, "reply", broken)
+    told = rows(client.post("/page/answer", json=TIE))
+    assert list(told[0]) == ["error"] and "secret" not in told[0]["error"]
     monkeypatch.undo()
     assert "end" in rows(client.post("/page/answer", json=TIE | QUICK))[-1]
 
 
-async def all_rows(page):
-    "What is told of a fault is no secret of the server's."
-    async for r in await page.answer(TIE):
-        assert "secret" not in r.decode()
+def test_who_leaves_before_the_first_word_keeps_no_place(page, monkeypatch):
+    slowly(monkeypatch)
+
+    async def asking():
+        first = await page.answer(TIE)
+        while page.stage.queue.waiting:
+            await asyncio.sleep(0.01)
+        places = [await page.answer(TIE) for _ in range(3)]
+        assert [json.loads(await anext(p))["before"] for p in places[:2]] == [1, 2]
+        assert len(page.stage.queue.waiting) == 3
+        await places[0].aclose()  # reads no more
+        del places  # never read
+        await asyncio.sleep(0.05)
+        assert not page.stage.queue.waiting
+        assert len([r async for r in first]) == 7
+
+    asyncio.run(asking())
 
 
 def test_a_scene_goes_out_and_comes_back(client):
@@ -537,7 +551,7 @@ def test_two_at_once_and_one_who_leaves(tab, page, monkeypatch, downloads):
         tab.until(lambda: len(tab.lines()) == 2 and "word" in tab.lines()[1][1])
         other("text").send_keys("Yours.", Keys.ENTER)
         other.until(lambda: len(other.lines()) == 2)
-        assert len(page.stage.queue.waiting) == 1 and other.lines()[1][1] == ""  # waits for its turn
+        other.until(lambda: other.lines()[1][1] == "One other comes first ...")
         tab.driver.get("about:blank")  # in the middle of an answer
         slowly(monkeypatch, ("Still ", "here."), 0.01)
         other.until(lambda: "Still here." in other.lines()[1][1] or other.lines()[1][1].count("word") == 40)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'CHANGED', 'ALL', 'HEADERS', 'ROWS', 'short', 'scene_of', 'sampling_of', 'seed_of', 'read_scene', 'Room',
-           'base_name', 'run_index', 'rooms_of', 'Bases', 'row', 'answer_rows', 'sent_row', 'Page', 'TalkingPage',
-           'Rate', 'page_html', 'page_policy', 'Door', 'make_page', 'serve_page', 'page_of']
+           'base_name', 'run_index', 'rooms_of', 'Bases', 'row', 'answer_rows', 'begun', 'sent_row', 'Page',
+           'TalkingPage', 'Rate', 'page_html', 'page_policy', 'Door', 'make_page', 'serve_page', 'page_of']
 
 # %% ../../nbs/6_talk/62_page.ipynb #62-03
 import asyncio
@@ -33,7 +33,6 @@ from ..model.decode import Sampling
 from ..model.infer import lines_of
 from .chat import MOST, ChatConfig, begin, next_speaker, typed
 from simpsons_llm.talk.serve import (
-    FAULT,
     Asked,
     Guard,
     Limits,
@@ -42,6 +41,7 @@ from simpsons_llm.talk.serve import (
     address_of,
     error_reply,
     expect,
+    fault_body,
     in_turn,
     make_app,
     needs_packages,
@@ -227,10 +227,12 @@ def row(
 async def answer_rows(
     stage: Stage,  # who answers
     asked: Asked,  # a place in its queue
-) -> AsyncIterator[bytes]:  # rows: the prompt; pieces; the end, or what went wrong
+) -> AsyncIterator[bytes]:  # rows: who comes first; the prompt; pieces; the end, or what went wrong
     "An answer, row by row."
     began, tokenizer = False, stage.cast[asked.name].maker.tokenizer
     try:
+        waiting, busy = list(stage.queue.waiting), stage.now is not None and not stage.now.ended_s
+        yield row(before=waiting.index(asked) + busy if asked in waiting else 0)
         async for piece in stage.hear(asked):
             if not began:
                 yield sent_row(tokenizer, asked)
@@ -241,9 +243,24 @@ async def answer_rows(
         yield row(end=asked.finish, seconds=round(asked.ended_s - asked.began_s, 3))
     except ValueError as e:
         yield row(error=str(e))
-    except Exception:
-        yield row(error=FAULT)
-        raise  # into the server's log
+    except Exception as e:
+        yield row(error=fault_body(e)["error"]["message"])
+    finally:
+        stage.queue.leave(asked)
+
+
+async def begun(
+    rows: AsyncIterator[bytes],  # an answer
+) -> AsyncIterator[bytes]:  # the same
+    "An answer whose first row is there already: whoever drops it now leaves the queue, even if he never reads."
+    first = await anext(rows)
+
+    async def whole():
+        yield first
+        async for r in rows:
+            yield r
+
+    return whole()
 
 
 def sent_row(
@@ -334,7 +351,7 @@ class TalkingPage(Page):
             if not (base := self.bases.find(key)):
                 return self.first_time(key, ask)
             key = base
-        return answer_rows(self.stage, self.stage.ask(key, *ask))
+        return await begun(answer_rows(self.stage, self.stage.ask(key, *ask)))
 
     async def first_time(
         self,
@@ -444,8 +461,8 @@ class Door:
         except ValueError:
             return ("the address that was asked for cannot be read", 400)
         wait = self.rate.wait_s(client, time.monotonic()) if scope["method"] == "POST" else 0
-        told = "too many requests at once; wait a moment, and try again"
-        return (told, 429, None, None, max(1, round(wait))) if wait else ()
+        many = "too many requests at once; wait a moment, and try again"
+        return (many, 429, None, None, max(1, round(wait))) if wait else ()
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":

@@ -51,7 +51,6 @@ from simpsons_llm.model.decode import Sampling
 from simpsons_llm.model.infer import lines_of
 from simpsons_llm.talk.chat import MOST, ChatConfig, begin, next_speaker, typed
 from simpsons_llm.talk.serve import (
-    FAULT,
     Asked,
     Guard,
     Limits,
@@ -60,6 +59,7 @@ from simpsons_llm.talk.serve import (
     address_of,
     error_reply,
     expect,
+    fault_body,
     in_turn,
     make_app,
     needs_packages,
@@ -358,7 +358,7 @@ assert list(rooms_of(load_cast("tiny", ["Moe"], device="cpu"), ["tiny"]).values(
 # %% [markdown]
 # ## Words while they are made
 #
-# A model makes ten to a hundred tokens a second, so a line takes seconds, and seconds of silence are long. HTTP can send a body in pieces: the server writes a piece when it has one, the browser reads it with `response.body.getReader()`. What is sent must still say what it is, so each piece is a row of JSON. The first one tells what the model was really sent, token for token, not what we think it was; then come the words; the last one says that it is the end. If there is no last row, the answer broke off, and the page says so.
+# A model makes ten to a hundred tokens a second, so a line takes seconds, and seconds of silence are long. HTTP can send a body in pieces: the server writes a piece when it has one, the browser reads it with `response.body.getReader()`. What is sent must still say what it is, so each piece is a row of JSON. The first one tells how many come first; the next one what the model was really sent, token for token, not what we think it was; then come the words; the last one says that it is the end. If there is no last row, the answer broke off, and the page says so.
 #
 # An error cannot be a status any more once words are on the way. Then it is a row of its own.
 
@@ -374,10 +374,12 @@ def row(
 async def answer_rows(
     stage: Stage,  # who answers
     asked: Asked,  # a place in its queue
-) -> AsyncIterator[bytes]:  # rows: the prompt; pieces; the end, or what went wrong
+) -> AsyncIterator[bytes]:  # rows: who comes first; the prompt; pieces; the end, or what went wrong
     "An answer, row by row."
     began, tokenizer = False, stage.cast[asked.name].maker.tokenizer
     try:
+        waiting, busy = list(stage.queue.waiting), stage.now is not None and not stage.now.ended_s
+        yield row(before=waiting.index(asked) + busy if asked in waiting else 0)
         async for piece in stage.hear(asked):
             if not began:
                 yield sent_row(tokenizer, asked)
@@ -388,9 +390,24 @@ async def answer_rows(
         yield row(end=asked.finish, seconds=round(asked.ended_s - asked.began_s, 3))
     except ValueError as e:
         yield row(error=str(e))
-    except Exception:
-        yield row(error=FAULT)
-        raise  # into the server's log
+    except Exception as e:
+        yield row(error=fault_body(e)["error"]["message"])
+    finally:
+        stage.queue.leave(asked)
+
+
+async def begun(
+    rows: AsyncIterator[bytes],  # an answer
+) -> AsyncIterator[bytes]:  # the same
+    "An answer whose first row is there already: whoever drops it now leaves the queue, even if he never reads."
+    first = await anext(rows)
+
+    async def whole():
+        yield first
+        async for r in rows:
+            yield r
+
+    return whole()
 
 
 def sent_row(
@@ -430,11 +447,12 @@ ax.set(xlabel="seconds after the question; dotted: the whole line", yticks=[], x
 ax.spines[["top", "right", "left"]].set_visible(False)
 plt.show()
 print("".join(r.get("piece", "") for _, r in rows))
-print(rows[0][1]["prompt"], f"({rows[0][1]['tokens']} tokens)", rows[-1][1], sep="\n")
+print(rows[1][1]["prompt"], f"({rows[1][1]['tokens']} tokens)", rows[-1][1], sep="\n")
 
 # %% tags=["check"]
-assert list(rows[0][1]) == ["prompt", "tokens", "left_out"] and rows[-1][1]["end"] in ("stop", "length")
-assert rows[0][1]["prompt"].endswith("tie again.\nHomer Simpson:") and came[0] < came[-1]
+assert rows[0][1] == {"before": 0} and rows[-1][1]["end"] in ("stop", "length")
+assert list(rows[1][1]) == ["prompt", "tokens", "left_out"]
+assert rows[1][1]["prompt"].endswith("tie again.\nHomer Simpson:") and came[0] < came[-1]
 whole = homer.cast["Homer Simpson"].says(
     "Marge Simpson: Homer, the dog is wearing <b>your</b> tie again.", "Simpson Home"
 )
@@ -532,7 +550,7 @@ class TalkingPage(Page):
             if not (base := self.bases.find(key)):
                 return self.first_time(key, ask)
             key = base
-        return answer_rows(self.stage, self.stage.ask(key, *ask))
+        return await begun(answer_rows(self.stage, self.stage.ask(key, *ask)))
 
     async def first_time(
         self,
@@ -572,12 +590,12 @@ def wait_for(work):
 
 chosen, tuned, before = wait_for(talk())
 print(chosen)
-pd.DataFrame({"trained": tuned, "base": before[1:]}).head(3)
+pd.DataFrame({"trained": tuned[:4], "base": before[1:5]})
 
 # %% tags=["check"]
 pairs = [(a.speaker, b.speaker) for s in read_script("springfield").scenes for a, b in zip(s.lines, s.lines[1:])]
 assert 0.004 < sum(a == b for a, b in pairs) / len(pairs) < 0.006
-assert before[0]["note"] and before[1] == tuned[0] and tuned[0]["prompt"].endswith("again.\nBart Simpson:")
+assert before[0]["note"] and before[1:3] == tuned[:2] and tuned[1]["prompt"].endswith("again.\nBart Simpson:")
 assert "Bart Simpson (base model)" in stage.cast and not page.bases.find("Moe Szyslak")
 assert abs(sum(chosen["chances"].values()) - 1) < 1e-6 and chosen["speaker"] in chosen["chances"]
 assert list(chosen["chances"]) == ["Homer Simpson", "Bart Simpson"]  # Marge has just spoken
@@ -725,8 +743,8 @@ class Door:
         except ValueError:
             return ("the address that was asked for cannot be read", 400)
         wait = self.rate.wait_s(client, time.monotonic()) if scope["method"] == "POST" else 0
-        told = "too many requests at once; wait a moment, and try again"
-        return (told, 429, None, None, max(1, round(wait))) if wait else ()
+        many = "too many requests at once; wait a moment, and try again"
+        return (many, 429, None, None, max(1, round(wait))) if wait else ()
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
