@@ -106,6 +106,7 @@ class Asked:
         self.gone = False  # nobody reads any more
         self.finish = ""  # "stop": the line has ended; "length": it was cut at the most tokens
         self.prompt_ids: list[int] = []  # what the model read
+        self.left_out = 0  # lines that did not fit before it
         self.answer_ids: list[int] = []  # what it drew
         self.asked_s, self.began_s, self.ended_s = time.perf_counter(), 0.0, 0.0
 
@@ -239,7 +240,7 @@ def draw_answer(
     if asked.lines and left_out == len(asked.lines):
         told = f"the last line alone is longer than the {most} tokens that may stand before an answer; make it shorter"
         raise Refused(told, None, 400, "context_length_exceeded")
-    asked.prompt_ids = prompt.ids
+    asked.prompt_ids, asked.left_out = prompt.ids, left_out
     pieces = character.reply(asked.location, asked.lines, sampling, asked.random_seed, asked.drew)
     for piece in ended_by(pieces, asked.stop):
         asked.tell(piece)
