@@ -1,4 +1,4 @@
-"Serving: what is asked over the network is the book's own prompt, everybody gets a turn, and nothing that arrives ends it."
+"Serving: what is asked over the network is the book's own prompt, everybody gets a turn, and nothing ends it."
 
 import asyncio
 import json
@@ -19,6 +19,7 @@ import pytest
 import torch
 from conftest import CLI
 
+from simpsons_llm.data import lines, prompt
 from simpsons_llm.data.lines import Line
 from simpsons_llm.data.prompt import CHATML, TextMaker, prompt_ids
 from simpsons_llm.lora.layer import LoRASettings
@@ -115,7 +116,7 @@ def test_tokens_are_counted_and_the_end_is_told(chats, cast, stage):
     assert ended.choices[0].finish_reason == "stop" and stage.answered[-1].answer_ids[-1] in maker.stop_ids
     # the limits of a server hold, whatever was asked for; a temperature of 0 is the most likely word
     assert chats.create(**HOMER, max_completion_tokens=10**6).usage.completion_tokens <= 256
-    cold = [chats.create(**HOMER, temperature=0, max_tokens=20).choices[0].message.content for _ in range(2)]
+    cold = [chats.create(**HOMER, temperature=t, max_tokens=20).choices[0].message.content for t in (0, 1e-300)]
     assert cold == [cast["Homer Simpson"].says(SAID, do_sample=False, max_new_tokens=20)] * 2
     # without a seed each time another
     assert len({chats.create(**HOMER, max_tokens=20).choices[0].message.content for _ in range(4)}) > 1
@@ -134,8 +135,8 @@ def test_a_stop_ends_an_answer_and_its_drawing(chats, cast, stage):
 def test_a_text_is_gone_on_with(url, cast):
     api = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0).completions
     expected = cast["Homer Simpson"].says(SAID, "Home", random_seed=7)
-    for prompt in (f"[Home]\n{SAID}", f"[Home]\n{SAID}\nHomer Simpson:", [f"[Home]\n{SAID}"]):
-        assert api.create(model="homer-simpson", prompt=prompt, seed=7).choices[0].text == expected
+    for text in (f"[Home]\n{SAID}", f"[Home]\n{SAID}\nHomer Simpson:", [f"[Home]\n{SAID}"]):
+        assert api.create(model="homer-simpson", prompt=text, seed=7).choices[0].text == expected
     pieces = api.create(model="homer-simpson", prompt=f"[Home]\n{SAID}", seed=7, stream=True)
     assert "".join(p.choices[0].text for p in pieces) == expected
 
@@ -171,8 +172,8 @@ def test_the_model_reads_the_prompt_of_its_training(template):
     with served(make_app(stage)) as url:
         api = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         answer = api.chat.completions.create(model="Homer Simpson", messages=MOES, max_tokens=2)
-        lines = [Line(0, i, *pair) for i, pair in enumerate(AT_MOES)]
-        expected = prompt_ids(maker, "Moe's Tavern", lines, "Homer Simpson")
+        said = [Line(0, i, *pair) for i, pair in enumerate(AT_MOES)]
+        expected = prompt_ids(maker, "Moe's Tavern", said, "Homer Simpson")
         assert read[0] == [expected] and answer.usage.prompt_tokens == len(expected)
         # nobody has spoken yet
         read.clear()
@@ -183,7 +184,7 @@ def test_the_model_reads_the_prompt_of_its_training(template):
         read.clear()
         api.chat.completions.create(model="Homer Simpson", messages=MOES, max_tokens=2)
         assert (
-            read[0] == [prompt_ids(maker, "Moe's Tavern", lines, "Homer Simpson", maker.max_seq_len - 2)] != [expected]
+            read[0] == [prompt_ids(maker, "Moe's Tavern", said, "Homer Simpson", maker.max_seq_len - 2)] != [expected]
         )
     stage.close()
 
@@ -381,14 +382,14 @@ def test_who_does_not_read_holds_up_nobody_and_who_hangs_up_gives_its_place_back
     stage = Stage(cast)
 
     async def tries():
-        lines, long = lines_of(SAID), cast["Homer Simpson"].sampling.changed(max_new_tokens=250)
-        idle = stage.ask("Homer Simpson", "", lines)  # never reads
-        leaves = stage.stream("Homer Simpson", "", lines, sampling=long)
+        said, long = lines_of(SAID), cast["Homer Simpson"].sampling.changed(max_new_tokens=250)
+        idle = stage.ask("Homer Simpson", "", said)  # never reads
+        leaves = stage.stream("Homer Simpson", "", said, sampling=long)
         await anext(leaves)
-        waits = stage.ask("Homer Simpson", "", lines, random_seed=5)
+        waits = stage.ask("Homer Simpson", "", said, random_seed=5)
         await leaves.aclose()
         stage.queue.leave(waits)
-        last = "".join([p async for p in stage.stream("Homer Simpson", "", lines, random_seed=7)])
+        last = "".join([p async for p in stage.stream("Homer Simpson", "", said, random_seed=7)])
         assert last == cast["Homer Simpson"].says(SAID, random_seed=7) and idle.pieces.qsize() > 1
         with pytest.raises(ZeroDivisionError):
             await in_turn(stage, lambda: 1 / 0)
@@ -405,8 +406,8 @@ def test_a_client_that_hangs_up_is_not_answered_further(url, stage):
         stage.answered.clear()
         body = json.dumps({**HOMER, **more, "max_tokens": 250, "n": 8}).encode()
         dropped(int(url.rsplit(":", 1)[1]), body, until_turn=stage)
-        until(lambda: stage.answered and not stage.queue.waiting)
-        assert len(stage.answered) < 8 and len(stage.answered[-1].answer_ids) < 250
+        until(lambda: not stage.queue.waiting and stage.now in stage.answered)
+        assert len(stage.answered) < 8 and stage.answered[-1].finish == "", "its answers were drawn to the end"
 
 
 def dropped(port, body, until_turn=None):
@@ -466,9 +467,42 @@ def test_the_command_serves_and_nothing_that_arrives_ends_it(folder, capsys):
                 until(lambda: client.get("/health").json() == {"status": "ok", "waiting": 0})
             assert watched.num_threads() < 40
         finally:
-            process.send_signal(signal.SIGINT if threading.active_count() % 2 else signal.SIGTERM)
+            process.terminate()
         out, err = process.communicate(timeout=30)
     assert process.returncode == 0 and out.strip() == "ended" and not err.strip(), (process.returncode, out, err)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_when_it_is_told_to_though_somebody_is_answered(cast, how):
+    stage, listener, before = Stage(cast), serve.open_port(port=0), signal.getsignal(how)
+    server, port = serve.server_of(make_app(stage)), listener.getsockname()[1]
+
+    def later():
+        until(lambda: server.started)
+        dropped(port, json.dumps({**HOMER, "stream": True}).encode(), until_turn=stage)
+        os.kill(os.getpid(), how)
+
+    thread = threading.Thread(target=later)
+    thread.start()
+    begin = time.perf_counter()
+    serve.until_told(server, listener)
+    thread.join()
+    listener.close()
+    stage.close()
+    assert time.perf_counter() - begin < 10 and signal.getsignal(how) is before and not stage.worker.is_alive()
+
+
+def test_what_strangers_write_is_not_kept_for_ever(cast, stage, monkeypatch):
+    monkeypatch.setattr(prompt, "MOST_KEPT", 50)
+    maker = TextMaker(cast["Homer Simpson"].maker.tokenizer)
+    for i in range(200):
+        prompt_ids(maker, f"Place {i}", [Line(0, 0, f"Person {i}", "Hi.")], "Homer Simpson")
+    assert len(maker._kept) <= 50
+    names = lines.name_key.cache_info().currsize
+    with pytest.raises(serve.Refused):
+        stage.find("x" * 10**6)
+    assert lines.name_key.cache_info().currsize == names + 1 and lines.name_key("x" * 200)
+    assert lines.name_key.cache_info().currsize == names + 1, "a megabyte would be kept"
 
 
 def test_where_a_server_may_stand(capsys, monkeypatch):

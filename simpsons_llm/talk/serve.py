@@ -1078,8 +1078,10 @@ def until_told(
     server,  # what `server_of` gave
     listener: socket.socket,  # what `open_port` gave
 ):
-    "Run a server until Ctrl-C, or until the system ends it; both are a good end."
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with suppress(KeyboardInterrupt):
-        server.run([listener])
+    "Run a server until Ctrl-C, or until the system ends it; both are a good end. Only in a program's first thread."
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with suppress(KeyboardInterrupt):
+            server.run([listener])
+    finally:
+        signal.signal(signal.SIGTERM, before)
