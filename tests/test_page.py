@@ -257,12 +257,12 @@ def test_a_scene_goes_out_and_comes_back(client):
 def test_settings_become_a_page(runs, tmp_path):
     (tmp_path / "scene.txt").write_text("[School]\nBart Simpson: Ay!\nSkinner: Bart!\n")
     config = ChatConfig(run="\n".join(runs), script=str(tmp_path / "scene.txt"), device="cpu", random_seed=5)
-    about = TestClient(P.page_of(config), base_url="http://localhost").post("/page/about", json={}).json()
+    about = TestClient(P.make_page(P.page_of(config)), base_url="http://localhost").post("/page/about", json={}).json()
     assert [r["name"] for r in about["runs"]] == [P.ALL, "x", "y"] and about["seed"] == 5
     assert about["scene"]["lines"] == [["Bart Simpson", "Ay!"], ["Skinner", "Bart!"]]
     assert about["scene"]["place"] == "School" and "Skinner" in about["scene"]["people"]
     base = ChatConfig(base_model="tiny", device="cpu")
-    about = TestClient(P.page_of(base), base_url="http://localhost").post("/page/about", json={}).json()
+    about = TestClient(P.make_page(P.page_of(base)), base_url="http://localhost").post("/page/about", json={}).json()
     assert about["runs"] == [{"name": "tiny", "tuned": False, "characters": ["Homer Simpson", "Marge Simpson"]}]
 
 
@@ -391,6 +391,7 @@ def test_lines_are_tried_again_edited_put_in_taken_out_and_brought_back(tab, pag
     tab.tool(1, "Retry")
     tab.idle()
     again = tab.lines()
+    assert "Retry line 2" in tab.driver.switch_to.active_element.get_attribute("aria-label")
     assert again[1][1] != first[1][1] and again[:1] + again[2:] == first[:1] + first[2:]
     tab.tool(0, "Edit")
     field = tab.driver.switch_to.active_element
@@ -410,6 +411,15 @@ def test_lines_are_tried_again_edited_put_in_taken_out_and_brought_back(tab, pag
     tab.driver.find_element(By.CSS_SELECTOR, ".edit textarea").send_keys("Hi there!", Keys.ENTER)
     assert tab.lines()[1] == ("Ned Flanders", "Hi there!") and len(tab.lines()) == 5
     assert "only you can speak" in tab("people").text
+    focused = tab.driver.switch_to.active_element
+    assert "Edit line 2" in focused.get_attribute("aria-label")
+    focused.send_keys(Keys.CONTROL, "z")
+    assert len(tab.lines()) == 4
+    tab("text").send_keys("x", Keys.CONTROL, "z")
+    assert len(tab.lines()) == 4  # in a field it is the field's own
+    tab("text").clear()
+    tab.tool(0, "Insert below")
+    tab.driver.switch_to.active_element.send_keys("Hi there!", Keys.ENTER)
     tab.tool(1, "Insert below")
     tab.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert len(tab.lines()) == 5
@@ -417,7 +427,7 @@ def test_lines_are_tried_again_edited_put_in_taken_out_and_brought_back(tab, pag
     assert len(tab.lines()) == 4
     # the next answer was told of all that
     tab.say("So?")
-    assert "Marge Simpson: The cat.\nNed Flanders: Hi there!\n" in page.stage.cast[
+    assert "Marge Simpson: The cat.\nHomer Simpson: Hi there!\n" in page.stage.cast[
         "Homer Simpson"
     ].maker.tokenizer.decode(page.stage.answered[-1].prompt_ids)
     for _ in range(20):

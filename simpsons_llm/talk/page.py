@@ -23,6 +23,7 @@ from importlib import resources
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from urllib.parse import quote
 
 from ..data.lines import Line, Scene
 from ..machine.device import find_device
@@ -49,6 +50,7 @@ from simpsons_llm.talk.serve import (
     read_json,
     server_of,
     shown,
+    until_told,
 )
 
 # %% ../../nbs/6_talk/62_page.ipynb #62-06
@@ -534,15 +536,17 @@ def serve_page(
     "Open the chat page."
     needs_packages()
     with closing(open_port(host, port, key)) as listener:
-        app = page_of(config, key)
-        print(f"open {address_of(listener)}/{f'#key={key}' if key else ''} in a browser; Ctrl-C ends it", flush=True)
-        server_of(app).run([listener])
+        page = page_of(config)
+        with closing(page.stage):
+            listener.listen(128)
+            mark = f"#key={quote(key)}" if key else ""
+            print(f"open {address_of(listener)}/{mark} in a browser (Ctrl-C ends it)", flush=True)
+            until_told(server_of(make_page(page, key)), listener)
 
 
 def page_of(
     config: ChatConfig,  # runs, who is played, and how words are drawn
-    key: str = "",  # what a browser has to know; empty: nothing
-):  # a FastAPI application
+) -> TalkingPage:  # errors as `begin`
     "The page that the settings ask for."
     talk = begin(config)
     first = talk.cast[talk.partner].model
@@ -550,5 +554,4 @@ def page_of(
     people = list(dict.fromkeys([talk.partner, talk.you, *(x.speaker for x in talk.lines)]))
     scene = {"place": talk.location, "me": talk.you, "people": people, "lines": [list(p) for p in talk.pairs()]}
     base = "" if config.base_model == "auto" else config.base_model
-    page = TalkingPage(Stage(talk.cast), runs, base, config.device, config.dtype, scene, config.random_seed)
-    return make_page(page, key)
+    return TalkingPage(Stage(talk.cast), runs, base, config.device, config.dtype, scene, config.random_seed)
