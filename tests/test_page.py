@@ -157,6 +157,8 @@ def test_what_is_wrong_is_told_as_json(client, page):
     for names in ([], None, ["Krusty"], [5], ["Homer Simpson"] * 13):
         assert client.post("/page/next", json=TIE | {"names": names}).status_code == 400
     assert client.get("/page/answer").status_code == 405 and client.post("/page/open", json={}).status_code == 404
+    chances = client.post("/page/next", json=TIE | {"names": list(PEOPLE)}).json()["chances"]
+    assert list(chances) == ["Homer Simpson", "Bart Simpson"]  # Marge has just spoken
     # odd signs of writing are no mistake
     odd = TIE | QUICK | {"lines": [["Marge Simpson", "a\ud800b\u0000c\u202e d \U0001f369"]]}
     raw = json.dumps(odd).encode()
@@ -371,6 +373,11 @@ def test_words_are_said_and_come_one_by_one(tab, monkeypatch):
     assert tab("text").get_attribute("value") == "" and "One two three four." in tab("status").get_attribute(
         "textContent"
     )
+    # another try comes where the line stands
+    tab.tool(1, "Retry")
+    tab.until(lambda: tab.lines()[1][1].startswith("One "))
+    assert len(tab.lines()) == 2
+    tab.idle()
     # stopped: what was said so far stays
     tab("text").send_keys("Homer?", Keys.ENTER)
     tab.until(lambda: len(tab.lines()) == 4 and len(tab.lines()[3][1]) > 3)
@@ -427,7 +434,7 @@ def test_lines_are_tried_again_edited_put_in_taken_out_and_brought_back(tab, pag
     assert len(tab.lines()) == 4
     # the next answer was told of all that
     tab.say("So?")
-    assert "Marge Simpson: The cat.\nHomer Simpson: Hi there!\n" in page.stage.cast[
+    assert "Marge Simpson: The cat.\nMarge Simpson: Hi there!\n" in page.stage.cast[
         "Homer Simpson"
     ].maker.tokenizer.decode(page.stage.answered[-1].prompt_ids)
     for _ in range(20):
