@@ -24,6 +24,7 @@ ELSEWHERE = {
     "--launcher intelmpi": "wants Intel MPI; tests/launchers.sh runs it",
     "sbatch": "wants SLURM",
     "--gguf": "wants llama.cpp's converter; tests/test_ollama.py runs it where it is",
+    "simpsons-llm serve": "answers until it is ended; tests/test_serve.py asks it",
     "bench costs": "takes minutes; tests/test_bench.py measures one of its rows",
 }
 

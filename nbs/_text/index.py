@@ -152,6 +152,7 @@ if demo:
 # | | [evaluate](5_character/52_evaluate.ipynb) | is it the character: a run beside its base and the real lines, as a report |
 # | | [contrast](5_character/53_contrast.ipynb) | what the character would not say: a preference stage, and the best of several answers |
 # | **talk** | [chat](6_talk/60_chat.ipynb) | a conversation: play somebody, let them talk, take words back, keep the scene |
+# | | [serve](6_talk/61_serve.ipynb) | a server that other tools talk to as to OpenAI's: one model, many who ask |
 # | | [ollama](6_talk/63_ollama.ipynb) | GGUF files, and prompts for llama.cpp and Ollama |
 # | | [publish](6_talk/64_publish.ipynb) | one plain model to give away, with its card |
 # | **ranks** | [collectives](7_ranks/70_collectives.ipynb) | how fast ranks talk, and whether they get it right |

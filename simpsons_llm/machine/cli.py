@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KINDS', 'app', 'CHAPTER', 'PARAMETER', 'PARAMETERS', 'CCL_DEBUG', 'bench', 'JSON_FILE', 'DATA', 'BASE_MODEL',
            'RECIPE', 'DEVICE', 'option', 'job_command', 'do_prepare', 'again_command', 'do_train', 'ask_command',
-           'do_estimate', 'do_contrast', 'do_chat', 'do_infer', 'show_before_after', 'print_table', 'do_evaluate',
-           'add_jobs', 'export', 'run', 'typed_parameters', 'launch', 'rank', 'runs', 'doctor', 'demo', 'show_bench',
+           'do_estimate', 'do_contrast', 'do_chat', 'do_serve', 'do_infer', 'show_before_after', 'print_table',
+           'do_evaluate', 'export', 'run', 'typed_parameters', 'launch', 'rank', 'runs', 'doctor', 'demo', 'show_bench',
            'write_rows', 'bench_prepare', 'bench_train', 'bench_quality', 'bench_infer', 'bench_costs',
            'bench_collectives', 'join_parameters', 'main']
 
@@ -192,6 +192,15 @@ def do_chat(
     chat(config)
 
 
+def do_serve(
+    config,  # a ServeConfig
+):
+    "Answer other people's tools."
+    from simpsons_llm.talk.serve import serve
+
+    serve(config)
+
+
 def do_infer(
     config,  # an InferConfig
     file: str = "",  # also write the answers to this JSON file
@@ -270,6 +279,7 @@ def add_jobs():
     from simpsons_llm.data.prepare import PrepareConfig
     from simpsons_llm.model.infer import InferConfig
     from simpsons_llm.talk.chat import ChatConfig
+    from simpsons_llm.talk.serve import ServeConfig
     from simpsons_llm.train.finetune import FinetuneConfig
     from simpsons_llm.train.loop import LoopConfig
 
@@ -389,6 +399,28 @@ def add_jobs():
     simpsons-llm chat --run runs/x --run runs/y""",
         )
     )
+<<<<<<< HEAD
+=======
+    app.command("serve")(
+        job_command(
+            ServeConfig,
+            do_serve,
+            """Let other people's tools ask a run's characters: a server like OpenAI's, each character a model.
+    Only this machine can reach it, unless --host says otherwise; then a key is needed.
+
+    \b
+    simpsons-llm serve --run runs/x
+    simpsons-llm serve --run runs/x --run runs/y --port 8001
+    SIMPSONS_LLM_KEY=a-long-secret simpsons-llm serve --run runs/x --host 0.0.0.0""",
+        )
+    )
+    figures = inspect.Parameter(
+        "file",
+        inspect.Parameter.KEYWORD_ONLY,
+        default="",
+        annotation=Annotated[str, typer.Option("--json", help="also a file for the figures: value, low, high, n each")],
+    )
+>>>>>>> serve
     app.command("evaluate")(
         job_command(
             EvaluateConfig,

@@ -130,9 +130,11 @@ class Character:
         lines: list,  # the `Line`s before
         sampling: "Sampling | None" = None,  # how words are drawn; None: the character's own way
         random_seed: int = 42,  # of the sampling, 0..2**64-1
+        each=None,  # called with the number of every token when it was drawn; what it raises ends the answer
     ) -> Iterator[str]:  # pieces of text, as `stream`
         "The next line of a scene, piece by piece."
-        pieces = stream_line(self.model, self.maker, location, lines, self.name, sampling or self.sampling, random_seed)
+        how = sampling or self.sampling
+        pieces = stream_line(self.model, self.maker, location, lines, self.name, how, random_seed, each)
         while True:
             self.get_ready()  # another character may have spoken between two pieces
             piece = next(pieces, None)

@@ -266,21 +266,26 @@ def stream_line(
     speaker: str,  # who answers
     sampling: Sampling = Sampling(),  # how words are drawn; beams cannot be streamed
     random_seed: int = 42,  # of the sampling, 0..2**64-1
+    each=None,  # called with the number of every token when it was drawn; what it raises ends the answer
 ):  # yields pieces of text; together they are the answer, as `finish_lines` gives it
     "The next line, piece by piece; in one piece where the model cannot be decoded here."
     require(sampling.num_beams == 1, "beams cannot be streamed; use num_beams=1")
     batch = ask_batch(model, maker, [(location, lines, speaker)], sampling)
     decoder = decoder_for(model, maker, batch, sampling)
     if not decoder:
-        yield finish_lines(model, maker, [(location, lines, speaker)], sampling, random_seed)[0]
+        drawn = draw_lines(model, maker, [(location, lines, speaker)], sampling, random_seed)[0].tolist()
+        for token in drawn if each else ():
+            each(token)
+        yield answer_text(maker.tokenizer, drawn)
         return
-    yield from spoken(pieces_of(maker.tokenizer, decoder.tokens(batch), Draws(model.device, random_seed)))
+    yield from spoken(pieces_of(maker.tokenizer, decoder.tokens(batch), Draws(model.device, random_seed), each))
 
 
 def pieces_of(
     tokenizer,  # the tokenizer
     tokens,  # draws a 1 x 1 tensor whenever it is asked
     draws: Draws,  # the numbers to draw with
+    each=None,  # called with the number of every token
 ):  # yields text
     "What a model says, in pieces of whole letters."
     ids: list[int] = []
@@ -290,6 +295,8 @@ def pieces_of(
             token = next(tokens, None)
         if token is not None:
             ids.append(int(token))
+            if each:
+                each(ids[-1])
         text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         if token is None or not text.endswith("\ufffd"):
             yield text[len(told) :]

@@ -322,7 +322,6 @@ dated_bpe, talk = (
 )
 print(dated_bpe.apply_chat_template(talk, tokenize=False, chat_template=with_date(DATED[0])))
 
-
 # %% [markdown]
 # To cut the text of a template into pieces, the conversation is written with marks in place of the words, and the text between the marks is what the template adds:
 #
@@ -332,6 +331,9 @@ print(dated_bpe.apply_chat_template(talk, tokenize=False, chat_template=with_dat
 
 # %%
 #| export
+MOST_KEPT = 20_000  # texts whose tokens are remembered; a server is told ever new ones
+
+
 class ChatFrame:
     "What a tokenizer's chat template writes around the words of a conversation."
 
@@ -428,6 +430,8 @@ class ChatFrame:
         "How a conversation begins; the last answer for the same scene and speaker is kept."
         key = (location, speaker)
         if key not in self._before:
+            if len(self._before) >= MOST_KEPT:
+                self._before.clear()
             self._before[key] = self.render(chat_system(location, speaker), 1).split(self.MARKS[0])[0]
         return self._before[key]
 
@@ -569,6 +573,8 @@ class TextMaker:
         "Tokens of one piece; the last answer for the same piece is kept."
         key = (text, anchor, literal)
         if key not in self._kept:
+            if len(self._kept) >= MOST_KEPT:
+                self._kept.clear()
             self._kept[key] = piece_ids(self.literal if literal else self.marked, [text], anchor)[0] if text else []
         return self._kept[key]
 

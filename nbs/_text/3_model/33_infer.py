@@ -490,7 +490,7 @@ assert all("\n" not in a for a in again)
 # %% [markdown]
 # ## Piece by piece
 #
-# A chat wants words as they come. The page draws a token whenever it is asked for one, so the reader takes pieces of text, and the model waits while the reader reads. Between two pieces the random numbers are the reader's own. A token may be half a letter: a piece is given out when its letters are whole.
+# A chat wants words as they come. The page draws a token whenever it is asked for one, so the reader takes pieces of text, and the model waits while the reader reads. Between two pieces the random numbers are the reader's own. A token may be half a letter: a piece is given out when its letters are whole. Some tokens give no piece at all, such as blanks at the end of a line, so whoever counts tokens, or wants to stop between any two, gives a function that is told of each.
 
 # %%
 #| export
@@ -502,21 +502,26 @@ def stream_line(
     speaker: str,  # who answers
     sampling: Sampling = Sampling(),  # how words are drawn; beams cannot be streamed
     random_seed: int = 42,  # of the sampling, 0..2**64-1
+    each=None,  # called with the number of every token when it was drawn; what it raises ends the answer
 ):  # yields pieces of text; together they are the answer, as `finish_lines` gives it
     "The next line, piece by piece; in one piece where the model cannot be decoded here."
     require(sampling.num_beams == 1, "beams cannot be streamed; use num_beams=1")
     batch = ask_batch(model, maker, [(location, lines, speaker)], sampling)
     decoder = decoder_for(model, maker, batch, sampling)
     if not decoder:
-        yield finish_lines(model, maker, [(location, lines, speaker)], sampling, random_seed)[0]
+        drawn = draw_lines(model, maker, [(location, lines, speaker)], sampling, random_seed)[0].tolist()
+        for token in drawn if each else ():
+            each(token)
+        yield answer_text(maker.tokenizer, drawn)
         return
-    yield from spoken(pieces_of(maker.tokenizer, decoder.tokens(batch), Draws(model.device, random_seed)))
+    yield from spoken(pieces_of(maker.tokenizer, decoder.tokens(batch), Draws(model.device, random_seed), each))
 
 
 def pieces_of(
     tokenizer,  # the tokenizer
     tokens,  # draws a 1 x 1 tensor whenever it is asked
     draws: Draws,  # the numbers to draw with
+    each=None,  # called with the number of every token
 ):  # yields text
     "What a model says, in pieces of whole letters."
     ids: list[int] = []
@@ -526,6 +531,8 @@ def pieces_of(
             token = next(tokens, None)
         if token is not None:
             ids.append(int(token))
+            if each:
+                each(ids[-1])
         text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         if token is None or not text.endswith("\ufffd"):
             yield text[len(told) :]
@@ -543,8 +550,10 @@ came = [(piece, time.perf_counter() - start) for piece in stream_line(base, make
 pd.DataFrame(came, columns=["piece", "after_s"]).round(3)
 
 # %% tags=["check"]
-pieces = list(stream_line(base, maker, *ragged[1], greedy))
+heard: list[int] = []
+pieces = list(stream_line(base, maker, *ragged[1], greedy, each=heard.append))
 assert "".join(pieces) == finish_lines(base, maker, [ragged[1]], greedy)[0] and len(pieces) > 1
+assert heard == draw_lines(base, maker, [ragged[1]], greedy)[0].tolist()
 # words that are drawn: the same ones, and the reader's numbers are its own
 torch.manual_seed(3)
 expected = torch.rand(2)

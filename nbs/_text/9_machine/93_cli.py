@@ -233,6 +233,15 @@ def do_chat(
     chat(config)
 
 
+def do_serve(
+    config,  # a ServeConfig
+):
+    "Answer other people's tools."
+    from simpsons_llm.talk.serve import serve
+
+    serve(config)
+
+
 def do_infer(
     config,  # an InferConfig
     file: str = "",  # also write the answers to this JSON file
@@ -349,6 +358,7 @@ def add_jobs():
     from simpsons_llm.data.prepare import PrepareConfig
     from simpsons_llm.model.infer import InferConfig
     from simpsons_llm.talk.chat import ChatConfig
+    from simpsons_llm.talk.serve import ServeConfig
     from simpsons_llm.train.finetune import FinetuneConfig
     from simpsons_llm.train.loop import LoopConfig
 
@@ -468,6 +478,28 @@ def add_jobs():
     simpsons-llm chat --run runs/x --run runs/y""",
         )
     )
+<<<<<<< HEAD
+=======
+    app.command("serve")(
+        job_command(
+            ServeConfig,
+            do_serve,
+            """Let other people's tools ask a run's characters: a server like OpenAI's, each character a model.
+    Only this machine can reach it, unless --host says otherwise; then a key is needed.
+
+    \b
+    simpsons-llm serve --run runs/x
+    simpsons-llm serve --run runs/x --run runs/y --port 8001
+    SIMPSONS_LLM_KEY=a-long-secret simpsons-llm serve --run runs/x --host 0.0.0.0""",
+        )
+    )
+    figures = inspect.Parameter(
+        "file",
+        inspect.Parameter.KEYWORD_ONLY,
+        default="",
+        annotation=Annotated[str, typer.Option("--json", help="also a file for the figures: value, low, high, n each")],
+    )
+>>>>>>> serve
     app.command("evaluate")(
         job_command(
             EvaluateConfig,
