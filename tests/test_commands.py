@@ -1,5 +1,6 @@
 "Commands hold: what README, --help, chapters and hints print is run, cut short, in its order, from an empty folder."
 
+import io
 import json
 import os
 import re
@@ -23,6 +24,7 @@ ELSEWHERE = {
     "--launcher intelmpi": "wants Intel MPI; tests/launchers.sh runs it",
     "sbatch": "wants SLURM",
     "--gguf": "wants llama.cpp's converter; tests/test_ollama.py runs it where it is",
+    "simpsons-llm serve": "answers until it is ended; tests/test_serve.py asks it",
     "bench costs": "takes minutes; tests/test_bench.py measures one of its rows",
 }
 
@@ -81,6 +83,7 @@ def short(command):
         "evaluate": ["--lines", "12", "--max-new-tokens", "4", "--device", "cpu"],
         "contrast": ["--pairs", "4", "--rejected", "speakers", "--device", "cpu"],
         "infer": ["--max-new-tokens", "4"],
+        "chat": ["--max-new-tokens", "4", "--device", "cpu"],
         "demo": [*tiny, "--max-minutes", "0.02"],
     }
     if job == "bench":
@@ -129,7 +132,9 @@ def place(tmp_path, monkeypatch):
     Path("my_script.txt").write_text("".join(rows))
     Path("names.txt").write_text("Ada Byron = Ada\nOtto Brandt = A. B.\n")
     Path("params.yaml").write_text("max_steps: 2\nbase_model: tiny\n")
+    Path("asked.jsonl").write_text(json.dumps("Marge Simpson: Dinner!"))
     Path("nbs").symlink_to(ROOT / "nbs")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Homer?\n/auto 2\n"))  # of a conversation
     return tmp_path
 
 

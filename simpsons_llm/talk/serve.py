@@ -67,7 +67,7 @@ class HungUp(Exception):
 
 # %% ../../nbs/6_talk/61_serve.ipynb #61-07
 class Asked:
-    "One who asked: where he stands, and the pieces of his answer."
+    "A client that asked, and the pieces of its answer."
 
     def __init__(
         self,

@@ -6,7 +6,12 @@
 #
 # > A character behind an address: other people's tools talk to it as they talk to OpenAI's models.
 #
-# So far the model sat in the program that asked it. A *server* is a program that holds the model once and waits; others, in any language, on this machine or on another, send it a question over the network and read the answer. What they send and what comes back has to be agreed upon, and most tools have agreed: nearly every chat window, editor and library can talk to OpenAI's address, and to any other that is built like it. So this chapter builds that: `simpsons-llm serve --run runs/x`.
+# So far the model sat in the program that asked it. A *server* is a program that holds the model once and waits; others, in any language, on this machine or on another, send it a question over the network and read the answer. What they send and what comes back has to be agreed upon, and most tools have agreed: nearly every chat window, editor and library can talk to OpenAI's address, and to any other that is built like it. So this chapter builds that: `simpsons-llm serve --run runs/x`. A question and its answer, in short:
+#
+# ```json
+# {"model": "Homer Simpson", "messages": [{"role": "user", "content": "The dog is wearing your tie again."}]}
+# {"model": "Homer Simpson", "choices": [{"message": {"role": "assistant", "content": "It suits him."}}]}
+# ```
 #
 # Three things are hard about it. Tools send *messages*, but a character was trained on *scenes*: what the model reads must be the prompt of its training, token for token. One model is asked by many at once: somebody has to wait, and nobody for ever. And whatever arrives, a server answers, or says what was wrong, and goes on. What is left out: encryption and accounts, which a web server in front of this one does better, and several answers drawn in one batch.
 
@@ -44,10 +49,11 @@ from simpsons_llm.model.infer import SOMEBODY, lines_of, most_tokens
 
 # %%
 #| hide
+import urllib.error
+import urllib.request
 from contextlib import aclosing
 
 import matplotlib.pyplot as plt
-from openai import APIStatusError, OpenAI
 
 
 # %% [markdown]
@@ -84,12 +90,12 @@ class HungUp(Exception):
 # %% [markdown]
 # ## Somebody who asks
 #
-# Whoever asks gets a place in a queue, and a queue of pieces of his own: the model puts pieces in at its speed, the reader takes them out at his. The two live in different threads, since drawing a token keeps a thread busy and a server must go on listening; a piece is handed over to the reader's thread by the one call that may be made from another.
+# Those who ask a server are its *clients*. One thread is enough to listen to hundreds of them, since most of the time each of them waits: the thread goes round in a *loop* and turns to whichever has something to do, and a function that may be left waiting in the middle is an `async` one. Drawing a token is another kind of work. It keeps a thread busy, and whoever did it in the loop would stop listening to all others. So there are two threads, the loop and one that draws, and what is drawn has to be handed over. Each client has a queue of pieces of its own: the model puts pieces in at its speed, the client takes them out at its own, and the loop is told of each piece by the one call that may be made from another thread.
 
 # %%
 #| export
 class Asked:
-    "One who asked: where he stands, and the pieces of his answer."
+    "A client that asked, and the pieces of its answer."
 
     def __init__(
         self,
@@ -167,7 +173,7 @@ list(ended_by(["The dog", " is wear", "ing my t", "ie.", " Why?"], ("tie", "?"))
 # %% [markdown]
 # ## The queue
 #
-# A model draws one answer at a time, so those who ask wait in a queue: who came first is answered first. That is the plainest kind of fairness, and it has a promise that can be kept: whoever has a place is answered after those before him, and nobody who comes later can push him back. The queue has an end, though: who comes when it is full is told so at once, which is kinder than to let him wait for minutes. And who hangs up gives his place back.
+# A model draws one answer at a time, so those who ask wait in a queue: who came first is answered first. That is the plainest kind of fairness, and it has a promise that can be kept: whoever has a place is answered when those before it are, and nobody who comes later can push it back. The queue has an end, though: a client that comes when it is full is told so at once, which is kinder than to let it wait for minutes. And who hangs up gives his place back.
 
 # %%
 #| export
@@ -225,7 +231,7 @@ class Queue:
 # %% [markdown]
 # ## An answer
 #
-# When it is his turn, a prompt is made and an answer drawn, by the functions that answer everywhere in this book. What was read and what was drawn is kept, since whoever pays by the token wants to know the numbers. A prompt that is too long loses its oldest lines, as in training; where not even the last line fits there is nothing left to answer to, and that is said.
+# When it is a client's turn, a prompt is made and an answer drawn, by the functions that answer everywhere in this book. What was read and what was drawn is kept, since whoever pays by the token wants to know the numbers. A prompt that is too long loses its oldest lines, as in training; where not even the last line fits there is nothing left to answer to, and that is said.
 
 # %%
 #| export
@@ -251,7 +257,7 @@ def draw_answer(
 # %% [markdown]
 # ## One model, many who ask
 #
-# The characters stand on a *stage*. They may share one model, and one thread draws for all of them. A reader who is slow keeps nobody waiting, since his pieces wait in a queue of his own, which an answer of at most so many tokens cannot overflow. What goes wrong in an answer is told to the one who asked; the thread goes on with the next.
+# The characters stand on a *stage*. They may share one model, and one thread draws for all of them. A client that reads slowly keeps nobody waiting, since its pieces wait in its own queue, which an answer of at most so many tokens cannot overflow. What goes wrong in an answer is told to the one who asked; the thread goes on with the next.
 
 # %%
 #| export
@@ -405,7 +411,7 @@ def plot_turns(answered, ax=None):
 plot_turns(list(stage.answered));
 
 # %% [markdown]
-# One blue bar begins where the one before it ends, in the order in which they asked: that is all there is to being fair. The third client's bar is short, because drawing stopped at the token after it had left, and the fourth was answered so much earlier. Nobody reads faster by asking in the middle of somebody else's turn.
+# Each coloured bar begins where the one before it ends, in the order in which they asked: that is all there is to being fair. The third client's bar ends at the token after it had left, and the fourth was answered so much earlier.
 
 # %% tags=["check"]
 turns = list(stage.answered)
@@ -1343,7 +1349,7 @@ def served(
 # %% [markdown]
 # ## The command
 #
-# Now everything is there. The key may stand in the environment variable `SIMPSONS_LLM_KEY`, where other users of the machine cannot read it, as they can what a command was called with.
+# Now everything is there; `pip install "simpsons_llm[serve]"` brings the packages. The key may stand in the environment variable `SIMPSONS_LLM_KEY`, where other users of the machine cannot read it, as they can what a command was called with.
 
 # %%
 #| export
@@ -1426,7 +1432,7 @@ def until_told(
 
 
 # %% [markdown]
-# A server in this notebook, and a client that knows nothing of this book. As printed here it asks a server that was started by `simpsons-llm serve`:
+# A client that knows nothing of this book asks a server that was started by `simpsons-llm serve` like this, with the package of OpenAI:
 #
 # ```python
 # from openai import OpenAI
@@ -1440,7 +1446,7 @@ def until_told(
 # print(answer.choices[0].message.content)
 # ```
 #
-# and without any program, in a shell:
+# and in a shell like this:
 #
 # ```bash
 # curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \
@@ -1449,15 +1455,38 @@ def until_told(
 #
 # Chat windows such as Open WebUI ask for a base URL and a key: the URL is the one that ends in `/v1`, and the key anything, where the server was given none.
 
+# %% [markdown]
+# What do such clients send and get? Here is a server in this notebook, and a client of six lines, with the library that comes with Python. First the answer piece by piece, as it comes over the network:
+
 # %% tags=["example"]
+def post(url, key="", **asked):
+    "Status and text of a reply."
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+    request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(asked).encode(), headers)
+    try:
+        with urllib.request.urlopen(request) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as e:
+        return e.code, e.read().decode()
+
+
+asked = {"model": "homer-simpson", "messages": moes, "max_tokens": 20, "seed": 42}
 with served(make_app(stage)) as url:
-    api = OpenAI(base_url=f"{url}/v1", api_key="none")
-    asked = {"model": "homer-simpson", "messages": moes, "max_tokens": 20}
-    for event in api.chat.completions.create(**asked, stream=True, seed=42):
-        print(event.choices[0].delta.content or "", end="|")
-    whole = api.chat.completions.create(**asked, seed=42)
-print()
-whole.usage
+    _, streamed = await asyncio.to_thread(post, url, **asked, stream=True)
+    _, whole = await asyncio.to_thread(post, url, **asked)
+print(
+    *(event[event.index('"choices"') :] for event in streamed.split("\n\n")[:4]),
+    "...",
+    streamed[-15:].strip(),
+    sep="\n",
+)
+
+# %% [markdown]
+# And at once:
+
+# %% tags=["example"]
+whole = json.loads(whole)
+whole["choices"], whole["usage"]
 
 # %% [markdown]
 # What did the model read? Nothing but the prompt of its training, to the last token, and so it says what a `Character` says:
@@ -1465,9 +1494,11 @@ whole.usage
 # %% tags=["check"]
 read = stage.answered[-1].prompt_ids
 expected = prompt_tokens(homer.maker, "Moe's Tavern", lines, "Homer Simpson")[0].ids
-assert read == expected and whole.usage.prompt_tokens == len(expected)
+assert read == expected and whole["usage"]["prompt_tokens"] == len(expected)
 scene = [f"{line.speaker}: {line.text}" for line in lines]
-assert whole.choices[0].message.content == homer.says(scene, "Moe's Tavern", max_new_tokens=20)
+assert whole["choices"][0]["message"]["content"] == homer.says(scene, "Moe's Tavern", max_new_tokens=20)
+events = [json.loads(event[6:])["choices"][0]["delta"] for event in streamed.split("\n\n")[:-2]]
+assert "".join(delta.get("content", "") for delta in events) == whole["choices"][0]["message"]["content"]
 
 # %% tags=["example"]
 print(homer.maker.tokenizer.decode(read))
@@ -1478,11 +1509,8 @@ print(homer.maker.tokenizer.decode(read))
 # %% tags=["example"]
 with served(make_app(stage, key="sesame-open")) as url:
     for key, wrong in (("sesame", {}), ("sesame-open", {"model": "Krusty"}), ("sesame-open", {"temperature": 3})):
-        api = OpenAI(base_url=f"{url}/v1", api_key=key)
-        try:
-            api.chat.completions.create(**{**asked, **wrong})
-        except APIStatusError as e:
-            print(e.status_code, e.body["message"])
+        status, reply = await asyncio.to_thread(post, url, key, **{**asked, **wrong})
+        print(status, json.loads(reply)["error"]["message"])
 
 # %% tags=["check"]
 stage.close()
