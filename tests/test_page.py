@@ -187,6 +187,14 @@ def test_who_comes_from_elsewhere_is_turned_away(page):
         P.serve_page(ChatConfig(), host="0.0.0.0", port=0)
 
 
+def test_the_command_says_where_the_page_is(runs, monkeypatch, capsys):
+    found = []
+    monkeypatch.setattr(P, "until_told", lambda server, listener: found.append((server.config.app, listener.fileno())))
+    P.serve_page(ChatConfig(run=runs[0], device="cpu"), port=0, key="open sesame")
+    assert re.fullmatch(r"open http://127\.0\.0\.1:\d+/#key=open%20sesame in a browser .*\n", capsys.readouterr().out)
+    assert TestClient(found[0][0]).get("/").content == P.page_html() and found[0][1] > 0
+
+
 def test_every_answer_has_its_headers_and_the_page_no_way_out(client):
     answers = [client.get("/"), client.post("/page/about", json={}), client.post("/page/script", content="x")]
     assert [a.status_code for a in answers] == [200, 200, 415]

@@ -378,7 +378,7 @@ class Rate:
         self,
         a_second: float = 4.0,  # requests in the long run
         burst: int = 120,  # requests at once, after a rest
-        at_once: int = 8,  # requests that are not answered yet
+        at_once: int = 32,  # requests that are not answered yet; windows of one machine share an address
     ):
         self.a_second, self.burst, self.at_once = a_second, burst, at_once
         self.buckets: dict[str, tuple[float, float]] = {}  # client -> (requests left, when that was)

@@ -615,7 +615,7 @@ for wrong, meant in (
 #
 # [The server's guard](61_serve.ipynb) already looks at who comes: a page of a stranger, open in the same browser, can send requests to this machine, so the `Host` must be this machine's name (a stranger's page can make its own name lead here, but cannot lie about the name), the `Origin` must be the page itself, and the body must say that it is JSON, which a stranger's page may not send without being asked first. From elsewhere nobody gets in at all: the server listens at `127.0.0.1`, and at another address only with a key.
 #
-# Two things are added here. **How often** one client may ask: a bucket of tokens, as it is called, that fills up steadily; each request takes one, and who finds it empty is told to wait. **How many at once**: a few. Both are far above what one person can do, and far below what a program that went wild can.
+# Two things are added here. **How often** one client may ask: a bucket of tokens, as it is called, that fills up steadily; each request takes one, and who finds it empty is told to wait. **How many at once**: thirty-two. Both are far above what one person can do, and far below what a program that went wild can. Against the model of the picture, 1,000 wrong requests and 100 that hung up in the middle left the server with the memory it had before, and answering in a second.
 
 # %%
 #| export
@@ -626,7 +626,7 @@ class Rate:
         self,
         a_second: float = 4.0,  # requests in the long run
         burst: int = 120,  # requests at once, after a rest
-        at_once: int = 8,  # requests that are not answered yet
+        at_once: int = 32,  # requests that are not answered yet; windows of one machine share an address
     ):
         self.a_second, self.burst, self.at_once = a_second, burst, at_once
         self.buckets: dict[str, tuple[float, float]] = {}  # client -> (requests left, when that was)
