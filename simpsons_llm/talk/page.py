@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'CHANGED', 'ALL', 'HEADERS', 'ROWS', 'short', 'scene_of', 'sampling_of', 'seed_of', 'read_scene', 'Room',
-           'base_name', 'run_index', 'rooms_of', 'Bases', 'row', 'answer_rows', 'begun', 'sent_row', 'Page',
+           'base_name', 'run_index', 'rooms_of', 'Bases', 'row', 'sent_row', 'answer_rows', 'begun', 'Page',
            'TalkingPage', 'Rate', 'page_html', 'page_policy', 'Door', 'make_page', 'serve_page', 'page_of']
 
 # %% ../../nbs/6_talk/62_page.ipynb #62-03
@@ -78,7 +78,7 @@ def short(
     expect(len(text) <= most, f"{what} of {len(text):,} letters was given; expected {most} at most")
     return typed(text) if text.strip() else ""
 
-
+# %% ../../nbs/6_talk/62_page.ipynb #62-08
 def scene_of(
     given: dict,  # what the page sent: location, and lines as [speaker, text] pairs
 ) -> Scene:  # ValueError if it is none, or past a limit
@@ -94,7 +94,7 @@ def scene_of(
         said.append(Line(0, i, name, typed(text)))
     return Scene(0, 0, short(given.get("location", ""), "location", "a place"), tuple(said))
 
-# %% ../../nbs/6_talk/62_page.ipynb #62-08
+# %% ../../nbs/6_talk/62_page.ipynb #62-10
 CHANGED = ("temperature", "top_p", "max_new_tokens")
 
 
@@ -122,7 +122,7 @@ def seed_of(
     expect(good, f"seed={shown(seed)} was given; expected a whole number from 0 to 2**53")
     return seed
 
-# %% ../../nbs/6_talk/62_page.ipynb #62-12
+# %% ../../nbs/6_talk/62_page.ipynb #62-14
 def read_scene(
     text,  # a script: "[Place]" and "Name: words" rows
 ) -> Scene:  # its last scene; Refused or ValueError if there is none, or past a limit
@@ -138,7 +138,7 @@ def read_scene(
         expect(line.speaker, f"the row {line.text[:60]!r} names nobody; expected such as Marge Simpson: Dinner!")
     return scene_of({"location": "" if place == "Scene" else place, "lines": [[x.speaker, x.text] for x in said]})
 
-# %% ../../nbs/6_talk/62_page.ipynb #62-15
+# %% ../../nbs/6_talk/62_page.ipynb #62-17
 ALL = "all runs"
 
 
@@ -158,7 +158,7 @@ def base_name(
     trained = Path(run).is_dir() and any((Path(run) / f).exists() for f in MARKS)
     return find_trained(run).notes.get("base_model", "") if trained else ""
 
-
+# %% ../../nbs/6_talk/62_page.ipynb #62-19
 def run_index(
     character: Character,  # one of a cast
 ) -> int:  # counted from 0
@@ -183,7 +183,7 @@ def rooms_of(
         rooms = [Room(ALL, ordered, all(r.tuned for r in rooms)), *rooms]
     return {room.name: room for room in rooms}
 
-# %% ../../nbs/6_talk/62_page.ipynb #62-17
+# %% ../../nbs/6_talk/62_page.ipynb #62-21
 class Bases:
     "The base models beside the trained ones."
 
@@ -218,7 +218,7 @@ class Bases:
             self.stage.cast[joined] = Character(tuned.name, self.models[base], tuned.maker, tuned.sampling)
         return joined
 
-# %% ../../nbs/6_talk/62_page.ipynb #62-22
+# %% ../../nbs/6_talk/62_page.ipynb #62-26
 def row(
     **facts,  # what it says
 ) -> bytes:  # one line
@@ -226,6 +226,15 @@ def row(
     return (json.dumps(facts) + "\n").encode()
 
 
+def sent_row(
+    tokenizer,  # the model's
+    asked: Asked,  # whose turn it is
+) -> bytes:  # a row
+    "What the model read."
+    text = tokenizer.decode(asked.prompt_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return row(prompt=text, tokens=len(asked.prompt_ids), left_out=asked.left_out)
+
+# %% ../../nbs/6_talk/62_page.ipynb #62-28
 async def answer_rows(
     stage: Stage,  # who answers
     asked: Asked,  # a place in its queue
@@ -250,7 +259,7 @@ async def answer_rows(
     finally:
         stage.queue.leave(asked)
 
-
+# %% ../../nbs/6_talk/62_page.ipynb #62-30
 async def begun(
     rows: AsyncIterator[bytes],  # an answer
 ) -> AsyncIterator[bytes]:  # the same
@@ -264,16 +273,7 @@ async def begun(
 
     return whole()
 
-
-def sent_row(
-    tokenizer,  # the model's
-    asked: Asked,  # whose turn it is
-) -> bytes:  # a row
-    "What the model read."
-    text = tokenizer.decode(asked.prompt_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return row(prompt=text, tokens=len(asked.prompt_ids), left_out=asked.left_out)
-
-# %% ../../nbs/6_talk/62_page.ipynb #62-27
+# %% ../../nbs/6_talk/62_page.ipynb #62-35
 class Page:
     "What a page may ask for."
 
@@ -326,7 +326,7 @@ class Page:
         scene = read_scene(given.get("script"))
         return {"location": scene.location, "lines": [[x.speaker, x.text] for x in scene.lines]}
 
-# %% ../../nbs/6_talk/62_page.ipynb #62-28
+# %% ../../nbs/6_talk/62_page.ipynb #62-36
 class TalkingPage(Page):
     "What a page may ask for, with what a model has to do."
 
@@ -370,7 +370,7 @@ class TalkingPage(Page):
         async for r in answer_rows(self.stage, asked):
             yield r
 
-# %% ../../nbs/6_talk/62_page.ipynb #62-33
+# %% ../../nbs/6_talk/62_page.ipynb #62-41
 class Rate:
     "How often, and how many at once, each client may ask."
 
@@ -398,7 +398,7 @@ class Rate:
             self.buckets.pop(next(iter(self.buckets)))
         return wait
 
-# %% ../../nbs/6_talk/62_page.ipynb #62-36
+# %% ../../nbs/6_talk/62_page.ipynb #62-44
 def page_html() -> bytes:
     "The page."
     return (resources.files("simpsons_llm.talk") / "page.html").read_bytes()
@@ -428,7 +428,7 @@ def page_policy(
         ]
     )
 
-# %% ../../nbs/6_talk/62_page.ipynb #62-40
+# %% ../../nbs/6_talk/62_page.ipynb #62-48
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -438,7 +438,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 
-
+# %% ../../nbs/6_talk/62_page.ipynb #62-50
 class Door:
     "Who may come in, how often, and with which headers one leaves."
 
@@ -486,7 +486,7 @@ class Door:
             self.rate.busy[client] -= 1
             self.rate.busy += Counter()  # forgets those at zero
 
-# %% ../../nbs/6_talk/62_page.ipynb #62-42
+# %% ../../nbs/6_talk/62_page.ipynb #62-52
 def make_page(
     page: TalkingPage,  # what it may ask for
     key: str = "",  # what a client has to know; empty: nothing, and only this machine's names are let in
@@ -526,7 +526,7 @@ def make_page(
 
 ROWS = "application/x-ndjson"  # a JSON value in each row
 
-# %% ../../nbs/6_talk/62_page.ipynb #62-47
+# %% ../../nbs/6_talk/62_page.ipynb #62-57
 def serve_page(
     config: ChatConfig,  # runs, who is played, and how words are drawn
     host: str = "127.0.0.1",  # an address of this machine; one that others can reach needs a key

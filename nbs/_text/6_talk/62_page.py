@@ -119,6 +119,11 @@ def short(
     return typed(text) if text.strip() else ""
 
 
+# %% [markdown]
+# A name ends where its colon stands, in the prompt as in a script, so it may not have another one in it.
+
+# %%
+#| export
 def scene_of(
     given: dict,  # what the page sent: location, and lines as [speaker, text] pairs
 ) -> Scene:  # ValueError if it is none, or past a limit
@@ -265,6 +270,11 @@ def base_name(
     return find_trained(run).notes.get("base_model", "") if trained else ""
 
 
+# %% [markdown]
+# Now the rooms. The adapter's name in the model tells which run somebody comes from.
+
+# %%
+#| export
 def run_index(
     character: Character,  # one of a cast
 ) -> int:  # counted from 0
@@ -373,6 +383,20 @@ def row(
     return (json.dumps(facts) + "\n").encode()
 
 
+def sent_row(
+    tokenizer,  # the model's
+    asked: Asked,  # whose turn it is
+) -> bytes:  # a row
+    "What the model read."
+    text = tokenizer.decode(asked.prompt_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return row(prompt=text, tokens=len(asked.prompt_ids), left_out=asked.left_out)
+
+
+# %% [markdown]
+# The rows of an answer, while it waits and while it comes:
+
+# %%
+#| export
 async def answer_rows(
     stage: Stage,  # who answers
     asked: Asked,  # a place in its queue
@@ -398,6 +422,11 @@ async def answer_rows(
         stage.queue.leave(asked)
 
 
+# %% [markdown]
+# A function that yields does nothing until it is first asked, and then cannot clean up after itself either: a reader who is gone before the first word would keep his place in the queue. So the first row is made at once, and from then on leaving works.
+
+# %%
+#| export
 async def begun(
     rows: AsyncIterator[bytes],  # an answer
 ) -> AsyncIterator[bytes]:  # the same
@@ -412,19 +441,10 @@ async def begun(
     return whole()
 
 
-def sent_row(
-    tokenizer,  # the model's
-    asked: Asked,  # whose turn it is
-) -> bytes:  # a row
-    "What the model read."
-    text = tokenizer.decode(asked.prompt_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return row(prompt=text, tokens=len(asked.prompt_ids), left_out=asked.left_out)
-
-
 # %% [markdown]
 # When the browser goes away in the middle (a closed tab, the stop button), the connection breaks. The framework then stops reading our rows, the rows stop hearing the stage, and [the stage](61_serve.ipynb) ends the drawing at the next token. Nobody computes for nobody.
 #
-# When do the pieces come? The base model, on this machine:
+# When do the pieces come? The base model, on this machine; the first word is there long before the line is:
 
 # %% tags=["example"]
 homer = Stage({"Homer Simpson": Character.load("smollm2-135m", "Homer Simpson")})
@@ -721,6 +741,11 @@ HEADERS = {
 }
 
 
+# %% [markdown]
+# Each request is looked at before anything of it is read, and counted while it is answered.
+
+# %%
+#| export
 class Door:
     "Who may come in, how often, and with which headers one leaves."
 
