@@ -13,6 +13,7 @@ __all__ = ['KINDS', 'app', 'CHAPTER', 'PARAMETER', 'PARAMETERS', 'CCL_DEBUG', 'b
 # %% ../../nbs/9_machine/93_cli.ipynb #93-02
 import inspect
 import json
+import os
 import re
 import sys
 import traceback
@@ -24,7 +25,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .job import field_help, format_seconds, read_json
+from .job import field_help, format_seconds, read_json, require
 from ..ranks.execute import JobError, exit_code
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-05
@@ -193,7 +194,7 @@ def do_chat(
         from simpsons_llm.talk.page import serve_page
 
         require(
-            not (config.auto or config.save), "auto or save was given with page, where buttons do both; leave it out"
+            not (config.auto or config.save), "auto or save was given with page, where buttons do both; leave them out"
         )
         return serve_page(config, host, port, key or os.environ.get("SIMPSONS_LLM_KEY", ""))
     given = host != "127.0.0.1" or port != 8000 or key

@@ -411,7 +411,7 @@ def before_after(
 # %% ../../nbs/3_model/33_infer.ipynb #33-60
 def infer(
     config: InferConfig,  # the settings
-) -> dict:  # speaker, answers; with prompts also those with their answers, with data also before_after, with bench timing; ValueError or FileNotFoundError
+) -> dict:  # speaker, answers; prompts, before_after, timing where asked for; ValueError or FileNotFoundError
     "Answer as a character; show held-out moments and timing when asked to."
     with hold_folder(config.out, "infer") if config.out else nullcontext():
         result = answer(config)

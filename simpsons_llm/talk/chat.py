@@ -30,20 +30,19 @@ def next_speaker(
     character: Character,  # whose model is asked
     location: str,  # where the scene is; may be empty
     lines: list,  # the `Line`s so far
-    names: Iterable[str],  # who is there
+    names: Iterable[str],  # who is there; whoever spoke last is left out if there are others
 ) -> dict:  # name -> probability, 0..1, adding up to 1; ValueError if nobody is there
     "Who speaks next, as the model sees it."
     import torch
 
-    names = list(names)
-    require(names, "nobody is in the scene; say who is, such as Homer Simpson, Marge Simpson")
+    there, last = list(names), lines[-1].speaker if lines else ""
+    require(there, "nobody is in the scene; say who is, such as Homer Simpson, Marge Simpson")
+    there = [n for n in there if n != last] or there
     character.get_ready()
-    nats = name_nats(Reader(character.model), character.maker, location, lines, names)
+    nats = name_nats(Reader(character.model), character.maker, location, lines, there)
     if nats:
-        return dict(zip(names, torch.tensor(nats).neg().softmax(0).tolist()))
-    last = lines[-1].speaker if lines else ""
-    others = [n for n in names if n != last] or names
-    return {n: (n in others) / len(others) for n in names}
+        return dict(zip(there, torch.tensor(nats).neg().softmax(0).tolist()))
+    return dict.fromkeys(there, 1 / len(there))
 
 # %% ../../nbs/6_talk/60_chat.ipynb #60-10
 MOST = 2000  # letters of a line that somebody types; the longest speech of a sitcom has about as many

@@ -753,7 +753,7 @@ assert heldout_moments([], ["Homer Simpson"]) == [] == before_after(base, maker,
 #| export
 def infer(
     config: InferConfig,  # the settings
-) -> dict:  # speaker, answers; with prompts also those with their answers, with data also before_after, with bench timing; ValueError or FileNotFoundError
+) -> dict:  # speaker, answers; prompts, before_after, timing where asked for; ValueError or FileNotFoundError
     "Answer as a character; show held-out moments and timing when asked to."
     with hold_folder(config.out, "infer") if config.out else nullcontext():
         result = answer(config)

@@ -555,9 +555,7 @@ class TalkingPage(Page):
         good = isinstance(names, list) and 0 < len(names) <= LIMITS["people"]
         expect(good, f"names={shown(names)} was given; expected a list of one to {LIMITS['people']} names")
         keys = [self.voice(given, name) for name in names or ()]
-        lines, last = list(scene.lines), scene.lines[-1].speaker if scene.lines else ""
-        names = [n for n in names or () if n != last] or names
-        model = self.stage.cast[keys[0]]
+        model, lines = self.stage.cast[keys[0]], list(scene.lines)
         chances = await in_turn(self.stage, next_speaker, model, scene.location, lines, names)
         speaker = random.Random(seed).choices(list(chances), list(chances.values()))[0]
         return {"speaker": speaker, "chances": chances}

@@ -12,6 +12,7 @@
 #| export
 import inspect
 import json
+import os
 import re
 import sys
 import traceback
@@ -23,7 +24,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from simpsons_llm.machine.job import field_help, format_seconds, read_json
+from simpsons_llm.machine.job import field_help, format_seconds, read_json, require
 from simpsons_llm.ranks.execute import JobError, exit_code
 
 # %%
@@ -34,7 +35,7 @@ import tempfile
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
-from simpsons_llm.machine.job import JobConfig, open_folder, require, write_json
+from simpsons_llm.machine.job import JobConfig, open_folder, write_json
 from simpsons_llm.ranks.execute import on_purpose
 
 # %% [markdown]
@@ -234,7 +235,7 @@ def do_chat(
         from simpsons_llm.talk.page import serve_page
 
         require(
-            not (config.auto or config.save), "auto or save was given with page, where buttons do both; leave it out"
+            not (config.auto or config.save), "auto or save was given with page, where buttons do both; leave them out"
         )
         return serve_page(config, host, port, key or os.environ.get("SIMPSONS_LLM_KEY", ""))
     given = host != "127.0.0.1" or port != 8000 or key
