@@ -1,5 +1,6 @@
 "Commands hold: what README, --help, chapters and hints print is run, cut short, in its order, from an empty folder."
 
+import io
 import json
 import os
 import re
@@ -82,6 +83,7 @@ def short(command):
         "evaluate": ["--lines", "12", "--max-new-tokens", "4", "--device", "cpu"],
         "contrast": ["--pairs", "4", "--rejected", "speakers", "--device", "cpu"],
         "infer": ["--max-new-tokens", "4"],
+        "chat": ["--max-new-tokens", "4", "--device", "cpu"],
         "demo": [*tiny, "--max-minutes", "0.02"],
     }
     if job == "bench":
@@ -130,7 +132,9 @@ def place(tmp_path, monkeypatch):
     Path("my_script.txt").write_text("".join(rows))
     Path("names.txt").write_text("Ada Byron = Ada\nOtto Brandt = A. B.\n")
     Path("params.yaml").write_text("max_steps: 2\nbase_model: tiny\n")
+    Path("asked.jsonl").write_text(json.dumps("Marge Simpson: Dinner!"))
     Path("nbs").symlink_to(ROOT / "nbs")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Homer?\n/auto 2\n"))  # of a conversation
     return tmp_path
 
 

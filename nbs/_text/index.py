@@ -83,11 +83,12 @@ if demo:
 # simpsons-llm prepare  --script simpsons_script_lines.csv --speakers "Homer Simpson,Marge Simpson" --out runs/data
 # simpsons-llm finetune --data runs/data --run runs/x
 # simpsons-llm infer    --adapter runs/x --speaker "Homer Simpson" "Marge Simpson: Homer, the dog is wearing your tie again."
+# simpsons-llm chat     --run runs/x
 # simpsons-llm evaluate --run runs/x
 # simpsons-llm export   runs/x
 # ```
 #
-# `evaluate` asks whether it is the character: loss, contrast and next speaker on held-out lines, who is heard in what the run says, whether it is told from the real lines, variety, reciting and forgetting, each with an interval, beside the base model and the script itself ([what it measures](5_character/52_evaluate.ipynb)). `simpsons-llm contrast --run runs/x --out runs/y` goes on from a run with a preference stage. `simpsons-llm estimate` tells memory and time of a run before it begins; `export` makes one plain model of base and adapter, with a card, and on request a GGUF file. Prepared data is also a `datasets.DatasetDict` (`data.to_datasets("messages")`), and `prepare --export messages.jsonl` writes it for other trainers.
+# `chat` is a conversation in the terminal: play one of the characters, or let them talk among themselves (`--auto 8`); in a notebook it is `homer.chat()`. `evaluate` asks whether it is the character: loss, contrast and next speaker on held-out lines, who is heard in what the run says, whether it is told from the real lines, variety, reciting and forgetting, each with an interval, beside the base model and the script itself ([what it measures](5_character/52_evaluate.ipynb)). `simpsons-llm contrast --run runs/x --out runs/y` goes on from a run with a preference stage. `simpsons-llm estimate` tells memory and time of a run before it begins; `export` makes one plain model of base and adapter, with a card, and on request a GGUF file. Prepared data is also a `datasets.DatasetDict` (`data.to_datasets("messages")`), and `prepare --export messages.jsonl` writes it for other trainers.
 #
 # The same as notebooks, headlessly; the executed notebook is the log of the run (papermill by itself also runs the cells with examples and checks, which take a while):
 #
@@ -151,6 +152,7 @@ if demo:
 # | | [evaluate](5_character/52_evaluate.ipynb) | is it the character: a run beside its base and the real lines, as a report |
 # | | [contrast](5_character/53_contrast.ipynb) | what the character would not say: a preference stage, and the best of several answers |
 # | **talk** | [chat](6_talk/60_chat.ipynb) | a conversation: play somebody, let them talk, take words back, keep the scene |
+# | | [serve](6_talk/61_serve.ipynb) | a server that other tools talk to as to OpenAI's: one model, many who ask |
 # | | [ollama](6_talk/63_ollama.ipynb) | GGUF files, and prompts for llama.cpp and Ollama |
 # | | [publish](6_talk/64_publish.ipynb) | one plain model to give away, with its card |
 # | **ranks** | [collectives](7_ranks/70_collectives.ipynb) | how fast ranks talk, and whether they get it right |

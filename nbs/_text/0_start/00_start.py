@@ -76,6 +76,18 @@ Lisa Simpson: Besides sleeping.""",
 )
 
 # %% [markdown]
+# ## Talk to him
+#
+# A conversation is called with your words, and shows the scene as it goes on. You play somebody; what was said before is heard. `talk.retry()`, `talk.undo()` and `talk.edit(2, "other words")` mend it, `talk.save("scene.txt")` keeps it as a script. In a terminal it is `simpsons-llm chat --run runs/demo`.
+
+# %%
+talk = homer.chat(you="Lisa Simpson", location="Simpson Home")
+talk("Dad, the dog has your tie, and he has the interview at ten.")
+
+# %%
+talk("Would you hire him?")
+
+# %% [markdown]
 # ## Where to go next
 #
 # | you want | go to |
@@ -88,5 +100,7 @@ Lisa Simpson: Besides sleeping.""",
 # | to know what it will cost before it begins | [costs](../4_train/41_cost.ipynb) |
 # | several GPUs or machines | [launching](../7_ranks/72_launch.ipynb) |
 # | Intel GPUs | [a manual](../7_ranks/74_xpu.ipynb) |
+# | to let them talk among themselves, or to play another one | [a conversation](../6_talk/60_chat.ipynb) |
+# | to know whether it is the character | [evaluation](../5_character/52_evaluate.ipynb) |
 # | to give the character away, or to use it in Ollama | [publishing](../6_talk/64_publish.ipynb) |
 # | the same from a terminal | `simpsons-llm --help`; this chapter is `simpsons-llm demo` |

@@ -12,6 +12,7 @@
 
 # %% tags=["parameters"]
 prompt = "Marge Simpson: Homer, the dog is wearing your tie again."  # lines before, as "Name: line", one a row
+prompts = ""  # instead: a file of many, as text with blank rows between, .json or .jsonl
 speaker = ""  # who says the next line; empty: whom the run learned most from (a base model: Homer Simpson)
 adapter = ""  # a run's folder, such as runs/x, or an adapter's or a whole model's; empty: the base model alone
 base_model = "auto"  # a hub id, folder or short name; auto with an adapter: the base it was trained on
@@ -36,16 +37,20 @@ dtype = "auto"  # bfloat16, float32; auto: as the device has it
 
 # %%
 #| export
+import json
+import re
 import statistics
 import time
 import unicodedata
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from simpsons_llm.data.lines import Line, Scene, parse_lines
 from simpsons_llm.data.prepare import known_speaker, load_data
 from simpsons_llm.data.prompt import TextMaker, prompt_ids
 from simpsons_llm.machine.device import Draws, find_device, synchronize
+from simpsons_llm.machine.encodings import decode
 from simpsons_llm.machine.job import JobConfig, hold_folder, open_folder, require, same_parameters, write_json
 from simpsons_llm.model.adapter import is_whole_model, load_tuned, merge, untuned
 from simpsons_llm.model.base import load_base
@@ -53,6 +58,8 @@ from simpsons_llm.model.decode import DECODES, SAMPLING, Decoder, Sampling, deco
 
 # %%
 #| hide
+import tempfile
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
@@ -77,6 +84,7 @@ class InferConfig(JobConfig):
     "Settings of the infer job."
 
     prompt: str = "Marge Simpson: Homer, the dog is wearing your tie again."  # lines before, as "Name: line", one a row
+    prompts: str = ""  # instead: a file of many, as text with blank rows between, .json or .jsonl
     speaker: str = ""  # who says the next line; empty: whom the run learned most from (a base model: Homer Simpson)
     adapter: str = ""  # a run's folder, such as runs/x, or an adapter's or a whole model's; empty: the base model alone
     base_model: str = "auto"  # a hub id, folder or short name; auto with an adapter: the base it was trained on
@@ -110,7 +118,7 @@ class InferConfig(JobConfig):
         eight = {"none": False, "int8": True}
         require(self.quantization in eight, f"quantization={self.quantization!r} was given; expected none or int8")
         require(
-            not eight[self.quantization] or self.answers == 1 and self.settings().num_beams == 1,
+            not eight[self.quantization] or self.answers == 1 and not self.prompts and self.settings().num_beams == 1,
             "quantization=int8 was given with several answers or beams, which it makes slower; leave it out for those",
         )
         require(0 <= self.random_seed < 2**64, f"random_seed={self.random_seed} was given; expected 0 to 2**64 - 1")
@@ -347,6 +355,76 @@ def lines_of(
 
 # %% tags=["example"]
 pd.DataFrame([(line.speaker, line.text) for line in lines_of(prompt)], columns=["speaker", "text"])
+
+
+# %% [markdown]
+# Many prompts come in a file. As text they have blank rows between; `[Place]` in front says where, and a name alone at the end who answers. As JSON, or JSON row by row, they are texts, or objects with `prompt` and what else is known.
+
+# %%
+#| export
+def read_prompts(
+    file: "str | Path",  # text with blank rows between, or .json or .jsonl
+) -> list:  # dicts with prompt, speaker and location, the last two perhaps empty; ValueError or a file error
+    "Prompts that lie in a file."
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file of prompts at {path}; give text with blank rows between, .json or .jsonl")
+    text = decode(path.read_bytes(), path.name)[0]
+    if path.suffix not in (".json", ".jsonl"):
+        rows = [typed_prompt(part) for part in re.split(r"\n\s*\n", text) if part.strip()]
+    else:
+        try:
+            given = (
+                json.loads(text) if path.suffix == ".json" else [json.loads(r) for r in text.splitlines() if r.strip()]
+            )
+        except ValueError as e:
+            raise ValueError(
+                f"{path} is no {path.suffix[1:].upper()}: {e}; mend it, or give the prompts as text"
+            ) from e
+        given = given if isinstance(given, list) else [given]
+        rows = [{"prompt": row} if isinstance(row, str) else row for row in given]
+    names = ("prompt", "speaker", "location")
+    for i, row in enumerate(rows, 1):
+        good = isinstance(row, dict) and row.get("prompt") and row.keys() <= set(names)
+        require(
+            good and all(isinstance(v, str) for v in row.values()),
+            f"prompt {i} of {path} is {json.dumps(row)[:80]}; expected a text, or texts named {', '.join(names)}",
+        )
+    require(rows, f"{path} has no prompt; expected rows such as Marge: Dinner!")
+    return [{n: row.get(n, "") for n in names} for row in rows]
+
+
+def typed_prompt(
+    text: str,  # rows of "Name: line"; perhaps [Place] first, and a name with a colon last
+) -> dict:  # prompt, speaker, location
+    "One prompt as people type it."
+    rows = [row.strip() for row in text.strip().splitlines()]
+    place = rows.pop(0)[1:-1] if rows[0][:1] == "[" and rows[0][-1:] == "]" and len(rows) > 1 else ""
+    who = rows.pop()[:-1].strip() if rows[-1][-1:] in (":", "：") and len(rows) > 1 else ""
+    return {"prompt": "\n".join(rows), "speaker": who, "location": place}
+
+
+# %% tags=["example"]
+typed_prompt("[Moe's Tavern]\nMoe: Closed.\nHomer Simpson:")
+
+# %% tags=["check"]
+assert typed_prompt("Marge: Dinner!") == {"prompt": "Marge: Dinner!", "speaker": "", "location": ""}
+with tempfile.TemporaryDirectory() as folder:
+    asked_rows = [{"prompt": "Marge: Dinner!", "speaker": "Homer", "location": ""}, typed_prompt("Moe: Closed.")]
+    for name, text in (
+        ("a.txt", "Marge: Dinner!\nHomer:\n\n\nMoe: Closed.\n"),
+        ("a.json", json.dumps([{"prompt": "Marge: Dinner!", "speaker": "Homer"}, "Moe: Closed."])),
+        ("a.jsonl", '{"prompt": "Marge: Dinner!", "speaker": "Homer"}\n\n"Moe: Closed."\n'),
+    ):
+        (Path(folder) / name).write_text(text)
+        assert read_prompts(Path(folder) / name) == asked_rows
+    for text in ("[{]", "[]", "[5]", '[{"prompt": ""}]', '[{"prompt": "A: b", "temp": "1"}]'):
+        (Path(folder) / "b.json").write_text(text)
+        try:
+            read_prompts(Path(folder) / "b.json")
+            raise AssertionError(text)
+        except ValueError as e:
+            assert "b.json" in str(e)
 
 # %% [markdown]
 # The base model, before any training, in the first scene of the book's script. It writes English, and borrows its manner from the lines just read. That is imitation of the context, not character:
@@ -675,7 +753,7 @@ assert heldout_moments([], ["Homer Simpson"]) == [] == before_after(base, maker,
 #| export
 def infer(
     config: InferConfig,  # the settings
-) -> dict:  # speaker, answers; with data also before_after, with bench timing; ValueError or FileNotFoundError
+) -> dict:  # speaker, answers; with prompts also those with their answers, with data also before_after, with bench timing; ValueError or FileNotFoundError
     "Answer as a character; show held-out moments and timing when asked to."
     with hold_folder(config.out, "infer") if config.out else nullcontext():
         result = answer(config)
@@ -685,14 +763,19 @@ def infer(
 
 
 # %% [markdown]
-# The moments come first, since merging takes the base away; what is asked and timed afterwards is the faster, merged model.
+# The moments come first, since merging takes the base away; what is asked and timed afterwards is the faster, merged model. Many prompts are answered several at once.
 
 # %%
 #| export
+MOST_AT_ONCE = 16  # prompts of a file in one batch
+
+
 def answer(
     config: InferConfig,  # the settings; `out` is not used
 ) -> dict:  # as `infer`
     "All of `infer` but the writing."
+    given = [{"prompt": config.prompt, "speaker": "", "location": ""}]
+    given = read_prompts(config.prompts) if config.prompts else given
     device = find_device(config.device, config.dtype)
     # a whole model of this book brings its notes
     tuned = config.adapter or (config.base_model if is_whole_model(config.base_model) else None)
@@ -704,7 +787,7 @@ def answer(
         speaker = known_speaker(config.speaker, known) if config.speaker else next(iter(known), SOMEBODY)
     else:
         model, tokenizer = load_base(config.base_model, device)
-        notes, speaker = {"template": "script"}, config.speaker or SOMEBODY
+        notes, known, speaker = {"template": "script"}, {}, config.speaker or SOMEBODY
     maker = TextMaker.of_notes(tokenizer, notes)
     result: dict = {}
     if config.data:
@@ -730,19 +813,23 @@ def answer(
             "(--device cpu --dtype float32)",
         )
         model = in_8_bits(model)
-    request = (config.location, lines_of(config.prompt), speaker)
-    result = {
-        "speaker": speaker,
-        "answers": finish_lines(
-            model, maker, [request] * config.answers, config.settings(), config.random_seed, config.compile
-        ),
-        **result,
-    }
+    asked = [(known_speaker(row["speaker"], known) if row["speaker"] else speaker, row) for row in given]
+    requests = [(row["location"] or config.location, lines_of(row["prompt"]), who) for who, row in asked]
+    rows = []
+    for i in range(0, len(requests), MOST_AT_ONCE):
+        each = [r for r in requests[i : i + MOST_AT_ONCE] for _ in range(config.answers)]
+        said = finish_lines(model, maker, each, config.settings(), config.random_seed + i, config.compile)
+        for k, (who, row) in enumerate(asked[i : i + MOST_AT_ONCE]):
+            answers = said[k * config.answers : (k + 1) * config.answers]
+            rows.append({**row, "speaker": who, "answers": answers})
+    result = {"speaker": rows[0]["speaker"], "answers": rows[0]["answers"], **result}
+    if config.prompts:
+        result["prompts"] = rows
     if config.bench:
         result["timing"] = {
             "device": device.name,
             "dtype": device.dtype,
-            **bench_answer(model, maker, [request], config.settings(), device=device, how=config.compile),
+            **bench_answer(model, maker, requests[:1], config.settings(), device=device, how=config.compile),
         }
     return result
 
@@ -753,9 +840,10 @@ def answer(
 # %%
 config = InferConfig.from_names(globals())
 result = infer(config)
-print(config.prompt)
-for line in result["answers"]:
-    print(f"{result['speaker']}: {line}")
+for row in result.get("prompts", [{"prompt": config.prompt, **result}]):
+    print(row["prompt"])
+    for line in row["answers"]:
+        print(f"{row['speaker']}: {line}")
 
 # %%
 if config.bench:

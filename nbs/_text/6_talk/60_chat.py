@@ -24,7 +24,8 @@ from simpsons_llm.character.likelihood import Reader, name_nats
 from simpsons_llm.data.formats import read_script
 from simpsons_llm.data.lines import Line, Scene, clean, speaker_colour, split_name
 from simpsons_llm.data.prompt import prompt_tokens
-from simpsons_llm.machine.job import JobConfig, require, write_text
+from simpsons_llm.machine.job import JobConfig, open_folder, require, write_text
+from simpsons_llm.model.adapter import find_trained
 from simpsons_llm.model.character import Character, learned_speaker, load_cast
 from simpsons_llm.model.decode import SAMPLING, Sampling
 from simpsons_llm.model.infer import most_tokens
@@ -140,10 +141,12 @@ class Talk:
 
     def known(
         self,
-        name: str,  # as somebody wrote it
+        name: str,  # as somebody wrote it; a first name will do
     ) -> str:  # as the cast has it; ValueError with those that there are
         "Somebody of the cast."
-        return learned_speaker(name, dict.fromkeys(self.cast, 1))
+        typed = str(name).casefold().split()
+        near = [n for n in self.cast if typed and n.casefold().split()[: len(typed)] == typed]
+        return near[0] if len(near) == 1 else learned_speaker(name, dict.fromkeys(self.cast, 1))
 
     @property
     def scene(self) -> Scene:
@@ -294,9 +297,10 @@ class Conversation(Speaking):
 
     def save(
         self,
-        file: "str | Path",  # a text file
-    ) -> Path:  # the file
+        file: "str | Path",  # a text file; folders that are not there are made
+    ) -> Path:  # the file; OSError if it cannot be written
         "The scene as a script that `prepare` reads; overwrites."
+        open_folder(Path(file).parent)
         return write_text(Path(file), f"{self.scene}\n")
 
     def load(
@@ -456,6 +460,8 @@ def begin(
     runs = [r for r in config.run.split("\n") if r]
     base = None if config.base_model == "auto" else config.base_model
     how: dict[str, Any] = {"device": config.device, "dtype": config.dtype, "sampling": config.words()}
+    for run in runs:
+        find_trained(run)  # a wrong folder is told before anything is loaded
     if runs:
         cast = load_cast(runs, base_model=base, **how)
     else:
@@ -584,7 +590,7 @@ class Commands(Terminal):
         self.talk.location = clean(rest)
 
     def do_cast(self, rest):
-        self.show(f"you play {self.talk.you}; {self.talk.partner} answers; there are: {', '.join(self.talk.cast)}")
+        self.show(f"you play {self.talk.you}; {self.talk.partner} answers; others: {', '.join(self.talk.cast)}")
 
     def do_heat(self, rest):
         try:
@@ -639,8 +645,10 @@ def turn(
                 terminal.show(f"(the first {out} lines do not fit any more; {talk.partner} does not remember them)")
         if terminal.save and talk.lines:
             talk.save(terminal.save)
-    except (ValueError, TypeError, OSError) as e:
-        terminal.show(f"{e}")
+    except (ValueError, TypeError) as e:
+        terminal.show(str(e))
+    except OSError as e:
+        terminal.show(f"{e.filename}: {e.strerror}" if e.filename and e.strerror else str(e))
     return True
 
 
@@ -659,7 +667,7 @@ def chat(
         if config.save:
             talk.save(config.save)
         return talk
-    terminal.do_cast("")
+    terminal.show(f"you play {talk.you}; {talk.partner} answers; /cast shows all {len(talk.cast)} who could")
     terminal.show("type what you say, or /help")
     while True:
         try:
@@ -701,6 +709,7 @@ def silent(before):
 
 
 heard = io.StringIO()
+assert left.known("homer") == "Homer Simpson" and left.known("marge simpson") == "Marge Simpson"
 assert len(chat(ChatConfig(auto=3, max_new_tokens=8), silent, heard).lines) == 3
 assert heard.getvalue().count("\n") == 3
 for wrong in (dict(sampling="loud"), dict(temperature=0), dict(auto=-1), dict(random_seed=-1), dict(you="a\x1b")):

@@ -244,14 +244,17 @@ def do_serve(
 
 def do_infer(
     config,  # an InferConfig
+    file: str = "",  # also write the answers to this JSON file
 ):
     "Answer, and show moments and timing if they were asked for."
     from simpsons_llm.model.infer import infer
 
     result = infer(config)
-    print(config.prompt)
-    for line in result["answers"]:
-        print(f"{result['speaker']}: {line}")
+    for row in result.get("prompts", [{"prompt": config.prompt, **result}]):
+        print(row["prompt"])
+        for line in row["answers"]:
+            print(f"{row['speaker']}: {line}")
+    write_rows(result, file)
     if "before_after" in result:
         show_before_after(result["before_after"])
     if t := result.get("timing"):
@@ -440,6 +443,11 @@ def add_jobs():
     simpsons-llm estimate --data runs/data --mode full --gradient-checkpointing""",
         )
     )
+
+    def json_file(help):
+        annotation = Annotated[str, typer.Option("--json", help=help)]
+        return inspect.Parameter("file", inspect.Parameter.KEYWORD_ONLY, default="", annotation=annotation)
+
     app.command("infer")(
         job_command(
             InferConfig,
@@ -450,8 +458,10 @@ def add_jobs():
     simpsons-llm infer --adapter runs/x "Marge Simpson: Homer, the dog is wearing your tie again."
     simpsons-llm infer --adapter runs/x --speaker "Bart Simpson" --answers 3 "Seymour Skinner: Who was that?"
     simpsons-llm infer --adapter runs/x --sampling seed --bench
-    simpsons-llm infer --adapter runs/x --data runs/data""",
+    simpsons-llm infer --adapter runs/x --data runs/data
+    simpsons-llm infer --adapter runs/x --prompts asked.jsonl --json answers.json""",
             argument="prompt",
+            more=(json_file("also a file for the answers"),),
         )
     )
     app.command("chat")(
@@ -468,6 +478,8 @@ def add_jobs():
     simpsons-llm chat --run runs/x --run runs/y""",
         )
     )
+<<<<<<< HEAD
+=======
     app.command("serve")(
         job_command(
             ServeConfig,
@@ -487,6 +499,7 @@ def add_jobs():
         default="",
         annotation=Annotated[str, typer.Option("--json", help="also a file for the figures: value, low, high, n each")],
     )
+>>>>>>> serve
     app.command("evaluate")(
         job_command(
             EvaluateConfig,
@@ -498,7 +511,7 @@ def add_jobs():
     simpsons-llm evaluate --run runs/x
     simpsons-llm evaluate --run runs/x --split valid --lines 40
     simpsons-llm evaluate --run runs/x --beside runs/quick --json evaluation.json""",
-            more=(figures,),
+            more=(json_file("also a file for the figures: value, low, high, n each"),),
         )
     )
 
