@@ -6,8 +6,8 @@
 __all__ = ['KINDS', 'app', 'CHAPTER', 'PARAMETER', 'PARAMETERS', 'CCL_DEBUG', 'bench', 'JSON_FILE', 'DATA', 'BASE_MODEL',
            'RECIPE', 'DEVICE', 'option', 'job_command', 'do_prepare', 'again_command', 'do_train', 'ask_command',
            'do_estimate', 'do_contrast', 'do_chat', 'do_serve', 'do_infer', 'show_before_after', 'print_table',
-           'do_evaluate', 'export', 'run', 'typed_parameters', 'launch', 'rank', 'runs', 'doctor', 'demo', 'show_bench',
-           'write_rows', 'bench_prepare', 'bench_train', 'bench_quality', 'bench_infer', 'bench_costs',
+           'do_evaluate', 'add_jobs', 'export', 'run', 'typed_parameters', 'launch', 'rank', 'runs', 'doctor', 'demo',
+           'show_bench', 'write_rows', 'bench_prepare', 'bench_train', 'bench_quality', 'bench_infer', 'bench_costs',
            'bench_collectives', 'join_parameters', 'main']
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-02
@@ -399,8 +399,6 @@ def add_jobs():
     simpsons-llm chat --run runs/x --run runs/y""",
         )
     )
-<<<<<<< HEAD
-=======
     app.command("serve")(
         job_command(
             ServeConfig,
@@ -414,13 +412,6 @@ def add_jobs():
     SIMPSONS_LLM_KEY=a-long-secret simpsons-llm serve --run runs/x --host 0.0.0.0""",
         )
     )
-    figures = inspect.Parameter(
-        "file",
-        inspect.Parameter.KEYWORD_ONLY,
-        default="",
-        annotation=Annotated[str, typer.Option("--json", help="also a file for the figures: value, low, high, n each")],
-    )
->>>>>>> serve
     app.command("evaluate")(
         job_command(
             EvaluateConfig,

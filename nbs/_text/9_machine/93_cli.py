@@ -478,8 +478,6 @@ def add_jobs():
     simpsons-llm chat --run runs/x --run runs/y""",
         )
     )
-<<<<<<< HEAD
-=======
     app.command("serve")(
         job_command(
             ServeConfig,
@@ -493,13 +491,6 @@ def add_jobs():
     SIMPSONS_LLM_KEY=a-long-secret simpsons-llm serve --run runs/x --host 0.0.0.0""",
         )
     )
-    figures = inspect.Parameter(
-        "file",
-        inspect.Parameter.KEYWORD_ONLY,
-        default="",
-        annotation=Annotated[str, typer.Option("--json", help="also a file for the figures: value, low, high, n each")],
-    )
->>>>>>> serve
     app.command("evaluate")(
         job_command(
             EvaluateConfig,
