@@ -48,7 +48,7 @@ setup(
     long_description_content_type="text/markdown",
     classifiers=kinds,
     packages=[cfg["lib_path"], *(f"{cfg['lib_path']}.{p}" for p in find_packages(here / cfg["lib_path"]))],
-    package_data={cfg["lib_path"]: ["data/*.csv", "character/*.txt", "py.typed"]},
+    package_data={cfg["lib_path"]: ["data/*.csv", "character/*.txt", "talk/*.html", "py.typed"]},
     include_package_data=False,
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),

@@ -227,7 +227,8 @@ def test_the_wheel_carries_chapters_and_data(tmp_path):
     assert {f"simpsons_llm/chapters/{p.parent.name}/{p.name}" for p in CHAPTERS} | {
         f"simpsons_llm/chapters/_results/{p.name}" for p in (ROOT / "nbs" / "_results").iterdir()
     } <= set(names)
-    assert "simpsons_llm/data/springfield.csv" in names and not any(n.startswith(("tests/", "nbs/")) for n in names)
+    assert {"simpsons_llm/data/springfield.csv", "simpsons_llm/talk/page.html"} <= set(names)
+    assert not any(n.startswith(("tests/", "nbs/")) for n in names)
 
 
 # ---- what chapters say of each other ---------------------------------------------------------------------------------

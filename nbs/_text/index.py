@@ -88,7 +88,11 @@ if demo:
 # simpsons-llm export   runs/x
 # ```
 #
-# `chat` is a conversation in the terminal: play one of the characters, or let them talk among themselves (`--auto 8`); in a notebook it is `homer.chat()`. `evaluate` asks whether it is the character: loss, contrast and next speaker on held-out lines, who is heard in what the run says, whether it is told from the real lines, variety, reciting and forgetting, each with an interval, beside the base model and the script itself ([what it measures](5_character/52_evaluate.ipynb)). `simpsons-llm contrast --run runs/x --out runs/y` goes on from a run with a preference stage. `simpsons-llm estimate` tells memory and time of a run before it begins; `export` makes one plain model of base and adapter, with a card, and on request a GGUF file. Prepared data is also a `datasets.DatasetDict` (`data.to_datasets("messages")`), and `prepare --export messages.jsonl` writes it for other trainers.
+# `chat` is a conversation in the terminal: play one of the characters, or let them talk among themselves (`--auto 8`); `simpsons-llm chat --run runs/x --page` opens [a page](6_talk/62_page.ipynb) in the browser, and in a notebook it is `homer.chat()`. `simpsons-llm serve --run runs/x` is [a server](6_talk/61_serve.ipynb) that other tools talk to as to OpenAI's. The page, with the demo's model, after a few minutes of training on two cores:
+#
+# ![a scene on the chat page, with the fine-tuned and the base model's answers side by side](6_talk/page.png)
+#
+# `evaluate` asks whether it is the character: loss, contrast and next speaker on held-out lines, who is heard in what the run says, whether it is told from the real lines, variety, reciting and forgetting, each with an interval, beside the base model and the script itself ([what it measures](5_character/52_evaluate.ipynb)). `simpsons-llm contrast --run runs/x --out runs/y` goes on from a run with a preference stage. `simpsons-llm estimate` tells memory and time of a run before it begins; `export` makes one plain model of base and adapter, with a card, and on request a GGUF file. Prepared data is also a `datasets.DatasetDict` (`data.to_datasets("messages")`), and `prepare --export messages.jsonl` writes it for other trainers.
 #
 # The same as notebooks, headlessly; the executed notebook is the log of the run (papermill by itself also runs the cells with examples and checks, which take a while):
 #
@@ -153,6 +157,7 @@ if demo:
 # | | [contrast](5_character/53_contrast.ipynb) | what the character would not say: a preference stage, and the best of several answers |
 # | **talk** | [chat](6_talk/60_chat.ipynb) | a conversation: play somebody, let them talk, take words back, keep the scene |
 # | | [serve](6_talk/61_serve.ipynb) | a server that other tools talk to as to OpenAI's: one model, many who ask |
+# | | [page](6_talk/62_page.ipynb) | the chat page: who is there, retry, edit, base and tuned side by side |
 # | | [ollama](6_talk/63_ollama.ipynb) | GGUF files, and prompts for llama.cpp and Ollama |
 # | | [publish](6_talk/64_publish.ipynb) | one plain model to give away, with its card |
 # | **ranks** | [collectives](7_ranks/70_collectives.ipynb) | how fast ranks talk, and whether they get it right |

@@ -222,10 +222,23 @@ def do_contrast(
 
 def do_chat(
     config,  # a ChatConfig
+    page: bool = False,  # in a browser instead of the terminal
+    host: str = "127.0.0.1",  # of the page: an address of this machine
+    port: int = 8000,  # of the page
+    key: str = "",  # of the page: what a browser has to know; empty: what $SIMPSONS_LLM_KEY says, or nothing
 ):
-    "Talk in the terminal."
+    "Talk in the terminal, or on a page."
     from simpsons_llm.talk.chat import chat
 
+    if page:
+        from simpsons_llm.talk.page import serve_page
+
+        require(
+            not (config.auto or config.save), "auto or save was given with page, where buttons do both; leave it out"
+        )
+        return serve_page(config, host, port, key or os.environ.get("SIMPSONS_LLM_KEY", ""))
+    given = host != "127.0.0.1" or port != 8000 or key
+    require(not given, "host, port or key was given without page, for which they are; add --page")
     try:
         import readline  # noqa: F401  the arrow keys go back in what was typed
     except ImportError:
@@ -464,18 +477,30 @@ def add_jobs():
             more=(json_file("also a file for the answers"),),
         )
     )
+
+    def page_option(name, kind: Any, default, help):
+        annotation = Annotated[kind, typer.Option(f"--{name}", help=help)]
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
     app.command("chat")(
         job_command(
             ChatConfig,
             do_chat,
-            """Talk with a run's characters in the terminal: play one of them, or let them talk among themselves.
-    /help shows what can be done on the way: another answer, other words, another speaker, keeping the scene.
+            """Talk with a run's characters: play one of them, or let them talk among themselves, in the terminal or on a
+    page in the browser. /help shows what can be done in the terminal: another answer, other words, keeping the scene.
 
     \b
     simpsons-llm chat --run runs/x
+    simpsons-llm chat --run runs/x --page
     simpsons-llm chat --run runs/x --speaker "Bart Simpson" --you "Seymour Skinner" --location "Principal's Office"
     simpsons-llm chat --run runs/x --auto 8 --save scene.txt
     simpsons-llm chat --run runs/x --run runs/y""",
+            more=(
+                page_option("page", bool, False, "on a page in the browser; only this machine can open it"),
+                page_option("host", str, "127.0.0.1", "of the page: 0.0.0.0 lets others in, who need a key"),
+                page_option("port", int, 8000, "of the page; 0: a free one"),
+                page_option("key", str, "", "of the page, 8 letters or more; empty: what $SIMPSONS_LLM_KEY says"),
+            ),
         )
     )
     app.command("serve")(
