@@ -91,6 +91,9 @@ def slow(folder):
 
     homer.reply = slowly
     stage = Stage(cast, most_waiting=10)
+    says = load_cast(folder, device="cpu", dtype="float32")["Homer Simpson"].says
+    # an answer that is long for sure
+    stage.long = next(s for s in range(99) if len(says(SAID, random_seed=s, max_new_tokens=99)) > 80)
     yield stage
     stage.close()
 
@@ -133,7 +136,8 @@ def test_tokens_are_counted_and_the_end_is_told(chats, cast, stage):
     ended = next(a for s in range(99) if (a := chats.create(**HOMER, seed=s)).usage.completion_tokens < 60)
     assert ended.choices[0].finish_reason == "stop" and stage.answered[-1].answer_ids[-1] in maker.stop_ids
     # the limits of a server hold, whatever was asked for; a temperature of 0 is the most likely word
-    assert chats.create(**HOMER, max_completion_tokens=10**6).usage.completion_tokens <= 256
+    chats.create(**HOMER, max_completion_tokens=10**6)
+    assert stage.answered[-1].sampling.max_new_tokens == 256
     cold = [chats.create(**HOMER, temperature=t, max_tokens=20).choices[0].message.content for t in (0, 1e-300)]
     assert cold == [cast["Homer Simpson"].says(SAID, do_sample=False, max_new_tokens=20)] * 2
     # without a seed each time another
@@ -142,7 +146,8 @@ def test_tokens_are_counted_and_the_end_is_told(chats, cast, stage):
 
 def test_a_stop_ends_an_answer_and_its_drawing(chats, cast, stage):
     whole = cast["Homer Simpson"].says(SAID, random_seed=7)
-    stop = whole[10:12]
+    pieces = list(cast["Homer Simpson"].stream(SAID, random_seed=7))
+    stop = pieces[4][-1] + pieces[5][0]  # it comes in two pieces
     expected = whole[: whole.index(stop)]
     assert chats.create(**HOMER, seed=7, stop=stop).choices[0].message.content == expected
     assert len(stage.answered[-1].answer_ids) < 60 and stage.answered[-1].finish == "stop"
@@ -388,9 +393,10 @@ def test_a_queue_that_is_full_says_so_and_who_comes_again_is_answered(slow):
     with served(make_app(slow)) as url:
         api = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         with pytest.raises(openai.RateLimitError) as refused:
-            api.chat.completions.create(**HOMER, n=5)  # five places are not there
+            api.chat.completions.create(**HOMER, n=5, seed=slow.long, max_tokens=99)  # five places are not there
         assert int(refused.value.response.headers["Retry-After"]) >= 1
-        assert not slow.queue.waiting, "who was refused still waits"
+        until(lambda: not slow.queue.waiting and (slow.now is None or slow.now in slow.answered))
+        assert all(a.finish == "" for a in slow.answered), "who was refused is answered"
         patient = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=5)
         assert patient.chat.completions.create(**HOMER, max_tokens=3).choices
 
@@ -417,13 +423,11 @@ def test_who_does_not_read_holds_up_nobody_and_who_hangs_up_gives_its_place_back
     assert len(turns) == 3 and len(turns[1].answer_ids) < 50 and turns[1].finish == ""
 
 
-def test_a_client_that_hangs_up_is_not_answered_further(cast, slow):
-    # an answer that is long for sure
-    seed = next(s for s in range(99) if len(cast["Homer Simpson"].says(SAID, random_seed=s, max_new_tokens=99)) > 80)
+def test_a_client_that_hangs_up_is_not_answered_further(slow):
     with served(make_app(slow)) as url:
         for more in ({"stream": True}, {}):
             slow.answered.clear()
-            body = json.dumps({**HOMER, **more, "max_tokens": 99, "seed": seed, "n": 8}).encode()
+            body = json.dumps({**HOMER, **more, "max_tokens": 99, "seed": slow.long, "n": 8}).encode()
             dropped(int(url.rsplit(":", 1)[1]), body, until_turn=slow)
             until(lambda: not slow.queue.waiting and slow.now in slow.answered)
             assert [a.finish for a in slow.answered] == [""], "its answers were drawn to the end"
@@ -510,6 +514,21 @@ def test_it_ends_when_it_is_told_to_though_somebody_is_answered(cast, how):
     listener.close()
     stage.close()
     assert time.perf_counter() - begin < 10 and signal.getsignal(how) is before and not stage.worker.is_alive()
+
+
+def test_a_stage_that_is_closed_ends_its_answer_and_sends_away_who_waits(slow):
+    async def closing():
+        long = slow.cast["Homer Simpson"].sampling.changed(max_new_tokens=99)
+        first, second = (slow.ask("Homer Simpson", "", lines_of(SAID), slow.long, long) for _ in range(2))
+        await first.pieces.get()
+        slow.close()
+        with pytest.raises(serve.Refused, match="closed"):
+            slow.ask("Homer Simpson", "", [])
+        with pytest.raises(serve.Refused, match="closed"):
+            await anext(slow.hear(second))
+        assert first.finish == "" and not slow.worker.is_alive()
+
+    asyncio.run(closing())
 
 
 def test_what_strangers_write_is_not_kept_for_ever(cast, stage, monkeypatch):
