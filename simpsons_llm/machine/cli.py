@@ -408,8 +408,8 @@ def add_jobs():
         job_command(
             ChatConfig,
             do_chat,
-            """Talk with a run's characters: play one of them, or let them talk among themselves, in the terminal or on a
-    page in the browser. /help shows what can be done in the terminal: another answer, other words, keeping the scene.
+            """Talk with a run's characters: play one of them, or let them talk among themselves, in the terminal or
+    on a page in the browser. /help shows what can be done in the terminal: another answer, other words, undo.
 
     \b
     simpsons-llm chat --run runs/x

@@ -766,7 +766,7 @@ def known_fields(
 
 
 # %% [markdown]
-# What is left becomes the settings of the [chapter on decoding](../3_model/32_decode.ipynb). A temperature of 0 means the most likely word each time. A limit of tokens above that of the server is no error, since it is only a limit; a model cannot answer in more tokens than half of those it can take, either.
+# What is left becomes the settings of [how a word is drawn](../3_model/32_decode.ipynb). A temperature of 0 means the most likely word each time. A limit of tokens above that of the server is no error, since it is only a limit; a model cannot answer in more tokens than half of those it can take, either.
 
 # %%
 #| export
