@@ -88,5 +88,5 @@ Lisa Simpson: Besides sleeping.""",
 # | to know what it will cost before it begins | [costs](../4_train/41_cost.ipynb) |
 # | several GPUs or machines | [launching](../7_ranks/72_launch.ipynb) |
 # | Intel GPUs | [a manual](../7_ranks/74_xpu.ipynb) |
-# | to give the character away, or to use it in Ollama | [publishing](../6_talk/64_publish.ipynb) |
+# | to give the character away, or to use it in Ollama | [publishing](../6_talk/65_publish.ipynb) |
 # | the same from a terminal | `simpsons-llm --help`; this chapter is `simpsons-llm demo` |
