@@ -543,12 +543,13 @@ def card_head(
     base: str,  # the base's hub id; may be empty
     own: bool,  # whether the script was the book's own
     kind: str,  # how it was trained: "adapter" or "model" (all weights)
+    alone: bool = False,  # an adapter by itself, and no whole model
 ) -> str:  # YAML between two rows of dashes
     "The facts of a card that machines read."
-    rows = [f"base_model: {base}", "base_model_relation: finetune"] if base else []
+    rows = [f"base_model: {base}", f"base_model_relation: {'adapter' if alone else 'finetune'}"] if base else []
     rows += [
         f"license: {LICENCES.get(base, 'other') if own else 'other'}",
-        "library_name: transformers",
+        f"library_name: {'peft' if alone else 'transformers'}",
         "pipeline_tag: text-generation",
     ]
     rows += ["language: en"] * own + ["tags:", "- simpsons_llm", "- dialogue", *["- lora"] * (kind == "adapter")]
@@ -562,10 +563,11 @@ def card_head(
 #| export
 def card_table(
     trained: Trained,  # what was published
-    record: dict,  # what `merge_and_export` returned
+    record: dict,  # what `merge_and_export` returned; for an adapter alone, its kind
 ) -> list:  # rows of Markdown
     "What a model was made from, how, and how good it is."
     s, notes = trained.summary, trained.notes
+    whole = "saved" in record
     settings, hashes = s.get("settings") or {}, s.get("data_sha256") or notes.get("data_sha256") or {}
 
     def loss(name):
@@ -578,7 +580,9 @@ def card_table(
     rows = {
         "base": public_name(s.get("base_model") or notes.get("base_model")),
         "base's numbers from": public_name(s.get("base_source") or notes.get("base_source")),
-        "trained": {"adapter": "a LoRA adapter, merged into the weights", "model": "all weights"}[record["kind"]],
+        "trained": "all weights"
+        if record["kind"] == "model"
+        else f"a LoRA adapter{', merged into the weights' * whole}",
         "recipe": s.get("recipe") or notes.get("recipe"),
         "settings": ", ".join(f"{k}={v}" for k, v in settings.items() if v is not None) or None,
         "lines learned": f"{s['train_lines']:,}; held out: {s['valid_lines']:,}"
@@ -595,9 +599,11 @@ def card_table(
         "trained on": f"{s['device']} ({s['dtype']}), {s['world_size']} process{'es' * (s['world_size'] > 1)}"
         if {"device", "dtype", "world_size"} <= s.keys()
         else None,
-        "parameters": f"{record['parameters']:,} in {record['dtype']}",
+        "parameters": f"{record['parameters']:,} in {record['dtype']}" if whole else None,
         "difference from the model it was made from": f"{record['saved']:.1e} of the logits' size"
-        + (f" (training moved them by {record['learned']:.1e})" if record["learned"] else ""),
+        + (f" (training moved them by {record['learned']:.1e})" if record["learned"] else "")
+        if whole
+        else None,
         "versions": ", ".join(f"{k} {v}" for k, v in s.get("provenance", {}).items() if v) or None,
     }
     return ["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items() if v is not None)]
@@ -707,11 +713,47 @@ def card_use(
     return rows
 
 
+# %% [markdown]
+# An adapter that is given away by itself is loaded beside its base, and asked with the text:
+
+# %%
+#| export
+def adapter_use(
+    base: str,  # the base's hub id; may be empty
+    maker: TextMaker,  # tokenizer and template
+    speaker: str,  # who answers
+) -> list:  # rows of Markdown
+    "How to ask an adapter that comes without its base."
+    said = f"{SAMPLE[0].speaker}: {SAMPLE[0].text}"
+    return [
+        "With transformers and PEFT, in this folder:",
+        "",
+        "```python",
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f"base = {base or 'FOLDER OF THE BASE MODEL'!r}",
+        f"prompt = {maker.tokenizer.decode(prompt_ids(maker, '', SAMPLE, speaker))!r}",
+        "tokenizer, model = AutoTokenizer.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base)",
+        'model = PeftModel.from_pretrained(model, ".")',
+        'ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")',
+        f"answer = model.generate(**ids, max_new_tokens=60, eos_token_id={maker.stop_ids})[0, ids.input_ids.shape[1]:]",
+        "print(tokenizer.decode(answer, skip_special_tokens=True).strip())",
+        "```",
+        "",
+        "With simpsons_llm, which reads base and form of the prompt from the notes in the folder:",
+        "",
+        "```sh",
+        shlex.join(["simpsons-llm", "infer", "--adapter", ".", "--speaker", speaker, said]),
+        "```",
+    ]
+
+
 # %%
 #| export
 def model_card(
     trained: Trained,  # what was published
-    record: dict,  # what `merge_and_export` returned
+    record: dict,  # what `merge_and_export` returned; {"kind": "adapter"} for an adapter alone
     maker: TextMaker,  # tokenizer and template of the training
     speaker: str = "",  # who answers in the examples; empty: the first of the notes
     gguf: str = "",  # name of the GGUF file; empty if there is none
@@ -720,6 +762,7 @@ def model_card(
     "README.md of a published model."
     s, base = trained.summary, hub_id(trained.summary.get("base_model") or trained.notes.get("base_model"))
     speaker, names = speaker or main_speaker(trained.notes), list(trained.notes.get("speakers") or {})
+    whole = "saved" in record
     script = s.get("script_sha256")
     own = script == sha256(read_script("springfield").path)
     title = (
@@ -728,7 +771,8 @@ def model_card(
     words = [
         f"# {title}",
         "",
-        "A language model that says the next line of a character in a scene. It was fine-tuned on the lines "
+        f"{'A language model' if whole else 'An adapter for a language model'} that says the next line of a character "
+        "in a scene. It was fine-tuned on the lines "
         f"of a script with simpsons_llm, and is asked with the scene so far in the form `{maker.template}`.",
     ]
     if s.get("status") == "not better than the base":
@@ -761,14 +805,14 @@ def model_card(
         limits.append(f"Scenes longer than {notes_len} tokens, answer included, are longer than any in training.")
     sections = {
         "How it was made": card_table(trained, record),
-        "How to use it": card_use(maker, speaker, gguf, note),
+        "How to use it": card_use(maker, speaker, gguf, note) if whole else adapter_use(base, maker, speaker),
         "Licence": licence,
         "Limits": limits,
     }
     return (
         "\n".join(
             [
-                card_head(base, own, record["kind"]),
+                card_head(base, own, record["kind"], not whole),
                 "",
                 *words,
                 *(row for head, rows in sections.items() for row in ("", f"## {head}", "", *rows)),
