@@ -6,7 +6,7 @@
 __all__ = ['DTYPES', 'LICENCES', 'logit_distance', 'answer_logits', 'hold_against', 'exported_notes', 'new_folder',
            'stored_dtype', 'public_name', 'write_model', 'merge_and_export', 'main_speaker', 'hub_id', 'card_head',
            'card_table', 'serve_commands', 'ask_command', 'card_use', 'adapter_use', 'model_card', 'export',
-           'export_text']
+           'export_text', 'next_lines']
 
 # %% ../../nbs/6_talk/65_publish.ipynb #65-02
 import copy
@@ -567,5 +567,23 @@ def export_text(
             *(f"  {n}  {b:,} bytes" for n, b in record["files"].items()),
             *([f"note: {record['note']}"] if record.get("note") else []),
             f"written to {record['out']}; read README.md and fill in what it asks for before you publish it",
+        ]
+    )
+
+# %% ../../nbs/6_talk/65_publish.ipynb #65-46
+def next_lines(
+    record: dict,  # what `export` returned
+) -> str:  # a few lines for people
+    "How to serve, ask and give away what was published."
+    out, notes = record["out"], exported_notes(record["out"])
+    gguf = (record["gguf"] or {}).get("file") or ""
+    rows = serve_commands(out, notes.get("max_seq_len"), gguf)
+    said = f"{SAMPLE[0].speaker}: {SAMPLE[0].text}"
+    return "\n".join(
+        [
+            f"next, serve it as {record['speaker']}, with what you have:",
+            *(f"  {line}" for line in rows.values()),
+            f"ask it (llama-server listens at port 8080): {ask_command(out, said)}",
+            f"give it away: {shlex.join(['simpsons-llm', 'push', out, '--to', 'user/name', '--dry-run'])}",
         ]
     )

@@ -275,7 +275,9 @@ def told_plainly(
             f"the hub refused {to} ({code}: {why.get(code, str(e).strip().splitlines()[0])}); "
             "see https://huggingface.co/settings/tokens"
         ) from e
-    except (OSError, ValueError):
+    except ValueError as e:
+        raise ValueError(" ".join(str(e).split())) from e
+    except OSError:
         raise
     except Exception as e:  # of the library that speaks HTTP, whichever it is
         raise OSError(f"nothing was sent to {to}: {type(e).__name__}: {e}") from e

@@ -910,12 +910,36 @@ def export_text(
     )
 
 
+# %% [markdown]
+# And what to do next, to be pasted into a shell:
+
+# %%
+#| export
+def next_lines(
+    record: dict,  # what `export` returned
+) -> str:  # a few lines for people
+    "How to serve, ask and give away what was published."
+    out, notes = record["out"], exported_notes(record["out"])
+    gguf = (record["gguf"] or {}).get("file") or ""
+    rows = serve_commands(out, notes.get("max_seq_len"), gguf)
+    said = f"{SAMPLE[0].speaker}: {SAMPLE[0].text}"
+    return "\n".join(
+        [
+            f"next, serve it as {record['speaker']}, with what you have:",
+            *(f"  {line}" for line in rows.values()),
+            f"ask it (llama-server listens at port 8080): {ask_command(out, said)}",
+            f"give it away: {shlex.join(['simpsons-llm', 'push', out, '--to', 'user/name', '--dry-run'])}",
+        ]
+    )
+
+
 # %% tags=["example"]
 print(
     export_text(
         export(run, run / "export", "bfloat16", sampling={"do_sample": True, "temperature": 0.8, "top_p": 0.95})
     ).replace(f"{place}/", "runs/")
 )
+print(next_lines(Facts(record, out="runs/x/export", speaker=who, gguf=None)))
 
 # %% tags=["check"]
 done = export(run, run / "export", speaker="marge simpson")
