@@ -1,4 +1,4 @@
-"""A published folder in other people's programs: started as `export` prints it, asked by the `openai` client, beside our own answers.
+"""A published folder in other people's programs, started as `export` prints it, asked by `openai`, beside our answers.
 
     python tests/other_tools.py ENVIRONMENTS RUN OUT.jsonl
 
@@ -42,8 +42,7 @@ def moments(who, n):
     "Moments of test scenes at which somebody speaks, with at most six lines before."
     found = []
     for s in split_scenes(read_script("springfield").scenes)["test"]:
-        at = next((i for i, line in enumerate(s.lines) if i and line.speaker == who), 0)
-        if at:
+        for at in [i for i, line in enumerate(s.lines) if i and line.speaker == who][:3]:
             found.append((s.location, list(s.lines[max(0, at - 6) : at]), who))
     return found[:n]
 

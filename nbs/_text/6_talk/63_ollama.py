@@ -156,7 +156,7 @@ def set_end(
     from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
 
     reader = GGUFReader(file)
-    architecture = reader.get_field(Keys.General.ARCHITECTURE).contents()
+    architecture = reader.fields[Keys.General.ARCHITECTURE].contents()
     writer = GGUFWriter(out_file, architecture, endianess=reader.endianess)
     end = {Keys.Tokenizer.EOT_ID: MetadataDetails(GGUFValueType.UINT32, token_id)}
     with redirect_stderr(io.StringIO()):  # a bar of its progress

@@ -46,9 +46,9 @@ from simpsons_llm.talk.publish import ask_command, export, serve_commands
 place, cpu, who = Path(tempfile.mkdtemp()), find_device("cpu", "float32"), "Homer Simpson"
 
 
-def random_run(name, spread, settings=LoRASettings(r=8, lora_alpha=16)):
+def random_run(name, spread, **settings):
     "A run with an adapter of random numbers."
-    model = add_adapter(load_base("smollm2-135m", cpu)[0], settings)
+    model = add_adapter(load_base("smollm2-135m", cpu)[0], LoRASettings(r=8, lora_alpha=16, **settings))
     torch.manual_seed(len(name))
     with torch.no_grad():
         for n, p in model.named_parameters():
@@ -254,8 +254,8 @@ def refused(call, *args):
 
 
 assert shlex.split(line)[:3] == ["vllm", "serve", "HuggingFaceTB/SmolLM2-135M-Instruct"] and "--max-lora-rank 8" in line
-dora = random_run("dora", 0.004, LoRASettings(r=8, lora_alpha=16, use_dora=True))
-pissa = random_run("pissa", 0.004, LoRASettings(r=8, lora_alpha=16, init_lora_weights="pissa"))
+dora = random_run("dora", 0.004, use_dora=True)
+pissa = random_run("pissa", 0.004, init_lora_weights="pissa")
 assert cast_objections(pissa / "adapter") == []  # saved as an ordinary one, of twice the rank
 wide = cast_command("base", {"a": pissa / "adapter"}, "x")
 assert "--max-lora-rank 16" in wide and "--max-model-len" not in wide
