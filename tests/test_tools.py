@@ -15,7 +15,6 @@ import torch
 from conftest import TINY as SETTINGS
 from test_publish import CPU, WHO, adapter_on
 
-import simpsons_llm.talk.ollama as O
 import simpsons_llm.talk.publish as P
 from simpsons_llm.data.formats import read_script
 from simpsons_llm.data.lines import Line

@@ -60,7 +60,7 @@ def random_run(name, spread, **settings):
     return place / name
 
 
-run = random_run("homer", 0.005)
+run = random_run("homer", 0.04)
 record = export(run, run / "export", sampling={"do_sample": False, "repetition_penalty": 1.0})
 sorted(record["files"])
 
@@ -104,7 +104,8 @@ more = [
 script = f"{rows}\nHomer Simpson: It suits him.\nBart Simpson: Ha ha!"
 assert asked_alone(more)[0].strip() == homer.says(script, "Home")
 marge = Character.load(run, "Marge Simpson", device="cpu", dtype="float32", sampling="greedy")
-assert asked_alone(more, speaker="Marge Simpson")[0].strip() == marge.says(script, "Home")
+her_own = script.replace("Homer Simpson: It", "Marge Simpson: It")  # the assistant is whoever is asked
+assert asked_alone(more, speaker="Marge Simpson")[0].strip() == marge.says(her_own, "Home")
 
 # %% [markdown]
 # ## Four servers
@@ -150,6 +151,7 @@ print("\nasked with:       ", ask_command("runs/x/export", rows))
 # Each program was asked at the same moments of the test scenes, without a lot: always the likeliest token. A program that asks with other tokens, or ends elsewhere, says something else sooner or later. The folder was made from a run of the demo. `tests/other_tools.sh` does all of it, and this is what it left:
 
 # %% tags=["example"]
+pd.set_option("display.width", 130)
 found = pd.DataFrame(read_jsonl(Path("../_results/other_tools.jsonl")))
 shown = found[["tool", "format", "asked", "prompts_as_long", "answers_equal", "three_words_equal"]].copy()
 shown["version"] = found["versions"].map(lambda v: next(iter(v.values())))
@@ -169,10 +171,11 @@ plt.show()
 
 # %% tags=["check"]
 assert (found["prompts_as_long"] == found["asked"]).all()  # every prompt, in every program
-assert (found.loc[found["format"] == "float32", "answers_equal"] == found["asked"]).all()
+whole = found[found["format"] == "float32"]
+assert (whole["answers_equal"] == whole["asked"]).all() and set(whole["tool"]) > {"transformers serve", "vLLM, merged"}
 
 # %% [markdown]
-# With the numbers kept as they are (float32), every answer is ours to the letter, by whatever program. In 16 or 8 bits a few go another way: two words were almost equally likely, and rounding turned the scale. One of those:
+# Every prompt has as many tokens as ours, in every program. With the numbers kept as they are (float32), every answer is ours to the letter, too, and in 16 bits of llama.cpp's kind (f16, 11 binary digits) nearly or quite all are. In bfloat16 (8 digits) and in 8 bits many go another way: somewhere in a line two words were almost equally likely, and rounding turned the scale. That is no fault of the prompt; a line that always takes the likeliest word hangs by a thread. One of those:
 
 # %% tags=["example"]
 turned = found.dropna(subset="differs").iloc[-1]
