@@ -99,9 +99,9 @@ def test_the_template_asks_with_the_tokens_of_the_training(name, template, bos, 
 def test_messages_as_people_send_them(template, tmp_path):
     "Without a place, with names, roles of other houses, blanks, line ends of other systems, and empty messages."
     maker, theirs = published(small_tokenizer(1200, *CHATML), template, tmp_path)
-    lines = [Line(0, 0, "Marge Simpson", "Two: one and two."), Line(0, 1, "", "It barks."), Line(0, 2, WHO, "Doh!")]
+    lines = [Line(0, 0, "Marge Simpson", "Two: one and two."), Line(0, 1, "Moe", "It barks."), Line(0, 2, WHO, "Doh!")]
     wanted = prompt_ids(maker, "Home", lines, WHO)
-    rows = "Marge Simpson: Two: one and two.\r\n\n  It barks. \n"
+    rows = "Marge Simpson: Two: one and two.\r\n\n  Moe: It barks. \n"
     for messages in (
         [("system", "Home"), ("user", rows), ("assistant", "Doh!")],
         [("developer", " Home\n"), ("user", rows), ("assistant", " Doh!\n")],
@@ -110,8 +110,12 @@ def test_messages_as_people_send_them(template, tmp_path):
         assert template_ids(theirs, [{"role": r, "content": c} for r, c in messages]) == wanted
     named = [{"role": "user", "name": "Marge Simpson", "content": "Two: one\nand two."}]
     named += [{"role": "user", "content": "It barks."}, {"role": "user", "name": WHO, "content": "Doh!"}]
-    assert template_ids(theirs, [{"role": "system", "content": "Home"}, *named]) == wanted
+    assert template_ids(theirs, [{"role": "system", "content": "Home"}, *named], you="Moe") == wanted
+    # whoever has most lines, but who is asked
+    lines[1] = lines[1]._replace(speaker="Marge Simpson")
     assert template_ids(theirs, named) == prompt_ids(maker, "", lines, WHO)
+    alone = theirs.decode(template_ids(theirs, [{"role": "user", "content": "A: b\nc"}], speaker="Marge Simpson"))
+    assert "Homer Simpson: A: b c" in alone
     text = theirs.apply_chat_template(named, tokenize=False, add_generation_prompt=False)
     if template != "alpaca":
         assert theirs.apply_chat_template(named, tokenize=False, add_generation_prompt=True).startswith(text)

@@ -38,12 +38,13 @@ from simpsons_llm.model.base import SMOLLM2, load_tokenizer
 # | message | in the scene |
 # |---|---|
 # | `system` | the place: `Moe's Tavern` |
-# | `user` | what others say: rows of `Name: line`, as many as there are |
+# | `user`, every row such as `Name: line` | those lines |
 # | `user` with the field `name` | one line, said by that name |
+# | `user`, anything else | one line of the person whom you play |
 # | `assistant` | the character's own line |
 # | the end of the list | the character's name and a colon: its turn |
 #
-# A row without a name is said by nobody in particular. Some servers drop the field `name` on the way (that of transformers does), so rows with names are the safe way to write a line. Here is a scene as messages:
+# Whom do you play? The character with the most lines that is not the one you talk to, or somebody else, where a template is told (`you`, as `speaker` below). Where the model knows nobody else, it is a stranger. Some servers drop the field `name` on the way (that of transformers does), so rows with names are the safe way to write a line. Here is a scene as messages:
 
 # %%
 #| export
@@ -83,27 +84,36 @@ def quoted(
     return json.dumps(text, ensure_ascii=False)
 
 
+# who speaks to a model that knows nobody else
+STRANGER = "Stranger"
+
+
 def read_jinja(
     speaker: str,  # who answers, where nobody else is asked for
-    names: tuple,  # whom else one may ask for; empty: anybody
-) -> str:  # sets `who`, `scene.place` and `scene.rows`: pairs of a name (may be empty) and what is said
+    names: tuple,  # whom else one may ask for, who has most lines first; empty: anybody
+) -> str:  # sets `who`, `scene.place` and `scene.rows`: pairs of a name and what is said
     "Jinja that gathers a scene from messages."
     known = f"[{', '.join(map(quoted, names))}]"
+    first, second = (*names, STRANGER, STRANGER)[:2] if len(names) > 1 else (STRANGER, STRANGER)
     refusal = f"who ~ {quoted(' was not learned by this model; it knows ' + ', '.join(names[:20]))}"
     one_row = "| replace('\\n', ' ') | trim"
     return (
         f"{{%- set who = speaker if speaker is defined and speaker else {quoted(speaker)} -%}}"
         + f"{{%- if who not in {known} -%}}{{{{ raise_exception({refusal}) }}}}{{%- endif -%}}" * bool(names)
-        + "{%- set scene = namespace(place='', rows=[]) -%}"
+        + f"{{%- set other = {quoted(second)} if who == {quoted(first)} else {quoted(first)} -%}}"
+        "{%- set me = you if you is defined and you else other -%}"
+        "{%- set scene = namespace(place='', rows=[]) -%}"
         "{%- for m in messages -%}{%- set said = (m['content'] or '') | trim -%}"
         f"{{%- if m['role'] in ['system', 'developer'] -%}}{{%- set scene.place = said {one_row} -%}}"
         "{%- elif m['role'] == 'assistant' or m['name'] -%}"
         "{%- set by = m['name'] if m['name'] else who -%}"
         f"{{%- set scene.rows = scene.rows + [[by, said {one_row}]] -%}}"
-        "{%- elif m['role'] == 'user' -%}{%- for line in said.split('\\n') -%}{%- set row = line | trim -%}"
-        "{%- set parts = row.split(': ') -%}{%- if parts | length > 1 and parts[0] | length <= 60 -%}"
-        "{%- set scene.rows = scene.rows + [[parts[0], parts[1:] | join(': ')]] -%}"
-        "{%- elif row -%}{%- set scene.rows = scene.rows + [['', row]] -%}{%- endif -%}{%- endfor -%}"
+        "{%- elif m['role'] == 'user' and said -%}{%- set all = namespace(named=true, rows=[]) -%}"
+        "{%- for line in said.split('\\n') -%}{%- set row = line | trim -%}{%- set parts = row.split(': ') -%}"
+        "{%- if parts | length > 1 and parts[0] | length <= 60 -%}"
+        "{%- set all.rows = all.rows + [[parts[0], parts[1:] | join(': ')]] -%}"
+        "{%- elif row -%}{%- set all.named = false -%}{%- endif -%}{%- endfor -%}"
+        f"{{%- set scene.rows = scene.rows + (all.rows if all.named else [[me, said {one_row}]]) -%}}"
         "{%- endif -%}{%- endfor -%}"
     )
 
@@ -115,7 +125,7 @@ def read_jinja(
 bpe = small_tokenizer()
 asked = [
     {"role": "system", "content": "Home"},
-    {"role": "user", "content": "Marge Simpson: Two things: the dog, and your tie.\nIt barks."},
+    {"role": "user", "content": "Marge Simpson: Two things: the dog, and your tie.\nMoe Szyslak: It barks."},
     {"role": "assistant", "content": " It has an interview."},
     {"role": "user", "name": "Lisa Simpson", "content": "At the pound?"},
 ]
@@ -126,7 +136,19 @@ print(bpe.apply_chat_template(asked, chat_template=gathered, tokenize=False))
 
 # %% tags=["check"]
 seen = bpe.apply_chat_template(asked, chat_template=gathered, tokenize=False, speaker="Marge Simpson")
-assert "['Marge Simpson', 'It has an interview.']" in seen and "['', 'It barks.']" in seen
+assert "['Marge Simpson', 'It has an interview.']" in seen and "['Moe Szyslak', 'It barks.']" in seen
+for names, you, meant in (
+    ((who, "Marge Simpson"), {}, "Marge Simpson"),
+    ((who,), {}, STRANGER),
+    ((), {"you": "Moe"}, "Moe"),
+):
+    alone = bpe.apply_chat_template(
+        [{"role": "user", "content": "Hi.\nAnd: bye."}],
+        chat_template=read_jinja(who, names) + "{{ scene.rows }}",
+        tokenize=False,
+        **you,
+    )
+    assert alone == str([[meant, "Hi. And: bye."]])
 try:
     bpe.apply_chat_template(asked, chat_template=gathered, tokenize=False, speaker="Moe Szyslak")
     raise AssertionError
@@ -140,8 +162,8 @@ except Exception as e:
 
 # %%
 #| export
-# one line of the scene; nobody's has no colon
-ROW = "{{ row[0] ~ ':' if row[0] else '' }}{{ ' ' ~ row[1] }}"
+# one line of the scene
+ROW = "{{ row[0] ~ ': ' ~ row[1] }}"
 
 
 def script_jinja(
@@ -195,7 +217,7 @@ def chat_jinja(
         "{%- set talk.turns = talk.turns + [{'role': 'user', 'content': heard},"
         " {'role': 'assistant', 'content': row[1]}] -%}"
         "{%- set talk.heard = '' -%}{%- set talk.opening = '' -%}{%- else -%}"
-        "{%- set line = (row[0] ~ ':' if row[0] else '') ~ ' ' ~ row[1] -%}"
+        "{%- set line = row[0] ~ ': ' ~ row[1] -%}"
         "{%- set talk.heard = talk.heard ~ ('\\n' if talk.heard else '') ~ line -%}{%- endif -%}{%- endfor -%}"
         f"{{%- set heard = talk.opening ~ (talk.heard or {quoted(SILENCE)}) -%}}"
         "{%- set messages = talk.turns + [{'role': 'user', 'content': heard}] -%}" + OWN_TEMPLATE + own
@@ -360,7 +382,9 @@ for name in ("no system role", "small BPE, script"):
 hello = published.apply_chat_template(
     [{"role": "user", "content": "Hello!"}], tokenize=False, add_generation_prompt=True
 )
-assert hello == "[Scene]\n Hello!\nHomer Simpson:"  # said by nobody, as training had it for lines without a name
+assert (
+    hello == "[Scene]\nStranger: Hello!\nHomer Simpson:"
+)  # the template was made for anybody, so it knows nobody else
 strict = with_template(maker, (who,))  # an error: a wrong voice looks like a right one
 try:
     template_ids(strict, asked, speaker="Moe Szyslak")

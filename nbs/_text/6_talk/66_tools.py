@@ -60,7 +60,7 @@ def random_run(name, spread, **settings):
     return place / name
 
 
-run = random_run("homer", 0.04)
+run = random_run("homer", 0.1)
 record = export(run, run / "export", sampling={"do_sample": False, "repetition_penalty": 1.0})
 sorted(record["files"])
 
@@ -165,7 +165,7 @@ ax.barh(names, begins, color="#cfe3f5", label="the first three words are ours")
 ax.barh(names, equal, color="#4f86c6", height=0.5, label="the whole answer is ours")
 ax.set(xlabel="share of the answers", xlim=(0, 1.02))
 ax.invert_yaxis()
-ax.legend(frameon=False, fontsize=8, loc="lower left")
+fig.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
 ax.spines[["top", "right"]].set_visible(False)
 plt.show()
 
