@@ -178,7 +178,7 @@ def with_figures(
 
 # %% ../../nbs/6_talk/67_push.ipynb #67-22
 # settings and facts that are of no use elsewhere
-PRIVATE = { "run", "out", "cache", "checkpoint"}
+PRIVATE = {"host", "hosts", "ranks", "run", "out", "cache", "checkpoint"}
 FOLDERS = "home|root|Users|tmp|mnt|media|scratch|var|srv|opt|data|work"  # in which people keep things
 PATHS = re.compile(rf"(?<![\w.:/\\-])(?:(?:~|/(?:{FOLDERS}))/|[A-Z]:\\+)[^\s\"'`,;)]+")
 
