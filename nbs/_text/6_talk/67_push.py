@@ -439,7 +439,7 @@ for secret in (str(place), "my-laptop", "not for strangers", "optimizer.pt"):
 (run / "export" / "Modelfile").write_text("FROM /home/me/models/homer.gguf")
 betrayed = refused(parcel, find_gift(run / "export"), "homer")
 (run / "export" / "Modelfile").unlink()
-betrayed
+betrayed.replace("/home/me", "HOME")
 
 
 # %% [markdown]
