@@ -136,7 +136,7 @@ def test_the_converter_is_called_and_checked(small, tmp_path, monkeypatch):
     assert (
         made["gguf"]["file"] == "model-f32.gguf"
         and made["gguf"]["tensors"] == len(model.state_dict())
-        and (tmp_path / "out" / "model-f32.gguf").read_bytes() == file.read_bytes()
+        and load_gguf(tmp_path / "out" / "model-f32.gguf", "float32")[1].get_vocab() == tokenizer.get_vocab()
     )
     text = (tmp_path / "out" / "Modelfile").read_text()
     assert (

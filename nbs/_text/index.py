@@ -159,7 +159,10 @@ if demo:
 # | | [serve](6_talk/61_serve.ipynb) | a server that other tools talk to as to OpenAI's: one model, many who ask |
 # | | [page](6_talk/62_page.ipynb) | the chat page: who is there, retry, edit, base and tuned side by side |
 # | | [ollama](6_talk/63_ollama.ipynb) | GGUF files, and prompts for llama.cpp and Ollama |
-# | | [publish](6_talk/64_publish.ipynb) | one plain model to give away, with its card |
+# | | [template](6_talk/64_template.ipynb) | the prompt of training as a chat template, token for token |
+# | | [publish](6_talk/65_publish.ipynb) | one plain model to give away, with its card |
+# | | [tools](6_talk/66_tools.ipynb) | transformers, vLLM, llama.cpp: what was asked of each, and what came back |
+# | | [push](6_talk/67_push.ipynb) | to the hub, with measured figures on the card, and a rehearsal first |
 # | **ranks** | [collectives](7_ranks/70_collectives.ipynb) | how fast ranks talk, and whether they get it right |
 # | | [execute](7_ranks/71_execute.ipynb) | a chapter under papermill |
 # | | [launch](7_ranks/72_launch.ipynb) | the same once per rank, on any launcher: here ranks start |

@@ -6,9 +6,9 @@
 __all__ = ['KINDS', 'app', 'CHAPTER', 'PARAMETER', 'PARAMETERS', 'CCL_DEBUG', 'bench', 'JSON_FILE', 'DATA', 'BASE_MODEL',
            'RECIPE', 'DEVICE', 'option', 'job_command', 'do_prepare', 'again_command', 'do_train', 'ask_command',
            'do_estimate', 'do_contrast', 'do_chat', 'do_serve', 'do_infer', 'show_before_after', 'print_table',
-           'do_evaluate', 'add_jobs', 'export', 'run', 'typed_parameters', 'launch', 'rank', 'runs', 'doctor', 'demo',
-           'show_bench', 'write_rows', 'bench_prepare', 'bench_train', 'bench_quality', 'bench_infer', 'bench_costs',
-           'bench_collectives', 'join_parameters', 'main']
+           'do_evaluate', 'add_jobs', 'export', 'push', 'run', 'typed_parameters', 'launch', 'rank', 'runs', 'doctor',
+           'demo', 'show_bench', 'write_rows', 'bench_prepare', 'bench_train', 'bench_quality', 'bench_infer',
+           'bench_costs', 'bench_collectives', 'join_parameters', 'main']
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-02
 import inspect
@@ -470,12 +470,13 @@ def export(
         str, typer.Option(help="also a GGUF file and a Modelfile for Ollama: f32, f16, bf16 or q8_0; empty: none")
     ] = "",
     speaker: Annotated[
-        str, typer.Option(help="who answers in Modelfile and README.md; empty: the first of the run")
+        str, typer.Option(help="who answers in chat template, Modelfile and README.md; empty: the first of the run")
     ] = "",
     base_model: Annotated[str | None, typer.Option(help="another name for the base it was trained on")] = None,
     device: Annotated[str, typer.Option(help="where the adapter is added in: cpu, xpu, cuda or auto")] = "cpu",
 ):
     """Merge base and adapter into one model that others load without this program; with README.md, and GGUF on request.
+    What it prints last are command lines that serve it: transformers, vLLM, llama.cpp.
 
     \b
     simpsons-llm export runs/x --out runs/x/export
@@ -483,16 +484,36 @@ def export(
     simpsons-llm export runs/x --gguf q8_0 --speaker "Homer Simpson" --out homer"""
     from simpsons_llm.model.decode import SAMPLING
     from simpsons_llm.talk.publish import export as publish
-    from simpsons_llm.talk.publish import export_text
+    from simpsons_llm.talk.publish import export_text, next_lines
 
     record = publish(
         source, out or Path(source) / "export", dtype, gguf, speaker, base_model, device, SAMPLING["book"].arguments()
     )
     print(export_text(record))
+    print(next_lines(record))
     if gguf and not record["gguf"]["file"]:
         raise ValueError(record["gguf"]["note"])
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-27
+@app.command()
+def push(
+    source: Annotated[str, typer.Argument(help="an export's folder, or a finished run's, of which the adapter goes")],
+    to: Annotated[str, typer.Option(help="where to, as user/name on the hub")],
+    private: Annotated[bool, typer.Option("--private", help="a place that only its owner sees")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would be sent; uses no network")] = False,
+):
+    """Send a model and its card to the hub; the figures of evaluate stand on the card. Nothing else is sent.
+
+    \b
+    simpsons-llm push runs/x/export --to me/homer --dry-run
+    simpsons-llm push runs/x/export --to me/homer --private
+    simpsons-llm push runs/x --to me/homer-lora"""
+    from simpsons_llm.talk.push import push as send
+    from simpsons_llm.talk.push import push_text
+
+    print(push_text(send(source, to, private, dry_run)))
+
+# %% ../../nbs/9_machine/93_cli.ipynb #93-30
 CHAPTER = typer.Argument(help="a job (prepare, finetune, infer), a chapter (47_finetune) or the path of a notebook")
 PARAMETER = typer.Option("-p", "--parameter", metavar="NAME VALUE", help="set a parameter; may be given several times")
 PARAMETERS = typer.Option("-f", "--file", help="YAML file with parameters; -p overrules it")
@@ -529,7 +550,7 @@ def typed_parameters(
         [(p.partition("=")[0], p.partition("=")[2] if "=" in p else None) for p in pairs or []], file
     )
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-30
+# %% ../../nbs/9_machine/93_cli.ipynb #93-33
 @app.command()
 def launch(
     chapter: Annotated[str, CHAPTER],
@@ -590,7 +611,7 @@ def launch(
     )
     print(f"executed notebooks: {notebooks[0]}" + (f" to {notebooks[-1].name}" if len(notebooks) > 1 else ""))
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-33
+# %% ../../nbs/9_machine/93_cli.ipynb #93-36
 @app.command()
 def rank(
     chapter: Annotated[str, CHAPTER],
@@ -614,7 +635,7 @@ def rank(
     if find_ranks().is_main:
         print(f"executed notebook: {executed}")
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-34
+# %% ../../nbs/9_machine/93_cli.ipynb #93-37
 @app.command()
 def runs(
     root: Annotated[str, typer.Argument(help="folder with runs, at any depth")] = "runs",
@@ -671,7 +692,7 @@ def runs(
     print_table(table)
     write_rows(rows, file)
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-37
+# %% ../../nbs/9_machine/93_cli.ipynb #93-40
 @app.command()
 def doctor():
     """Show what this machine offers and what is missing: devices, memory, backends, versions.
@@ -695,7 +716,7 @@ def doctor():
     if any(r["ok"] is False for r in rows):
         raise typer.Exit(1)
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-39
+# %% ../../nbs/9_machine/93_cli.ipynb #93-42
 @app.command()
 def demo(
     out: Annotated[
@@ -728,7 +749,7 @@ def demo(
         '"Marge Simpson: Homer, the dog is wearing your tie again."'
     )
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-41
+# %% ../../nbs/9_machine/93_cli.ipynb #93-44
 bench = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -803,7 +824,7 @@ def bench_prepare(
         ) from None
     show_bench(measure(lines, base_model, more), file)
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-44
+# %% ../../nbs/9_machine/93_cli.ipynb #93-47
 DATA = typer.Option(help="a script file, or a folder that prepare wrote")
 BASE_MODEL = typer.Option(help="a hub id, folder or short name")
 RECIPE = typer.Option(help="of our side: book or seed")
@@ -918,7 +939,7 @@ def bench_infer(
     tell = partial(write_rows, file=file)
     show_bench(measure(adapter, base_model, prompts, tokens, runs, device, tell), file)
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-49
+# %% ../../nbs/9_machine/93_cli.ipynb #93-52
 @bench.command("costs")
 def bench_costs(
     device: Annotated[str, typer.Option(help="xpu, cuda or cpu; auto: the best there is")] = "auto",
@@ -935,7 +956,7 @@ def bench_costs(
 
     write_rows(measure(device, only), file)
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-50
+# %% ../../nbs/9_machine/93_cli.ipynb #93-53
 @bench.command("collectives")
 def bench_collectives(
     n: Annotated[
@@ -1006,7 +1027,7 @@ def bench_collectives(
         plot_bandwidth(rows, file=plot)
         print(f"picture: {plot}")
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-53
+# %% ../../nbs/9_machine/93_cli.ipynb #93-56
 def join_parameters(
     argv: list,  # words of the command line
 ) -> list:  # the same with `-p NAME VALUE` written as `-p NAME=VALUE`
@@ -1023,7 +1044,7 @@ def join_parameters(
             out.append(f"{words.pop(0)}={words.pop(0)}")
     return out
 
-# %% ../../nbs/9_machine/93_cli.ipynb #93-55
+# %% ../../nbs/9_machine/93_cli.ipynb #93-58
 def main(
     argv: list | None = None,  # words of the command line; None: those of this process
 ) -> int:  # exit code: 0 done, 2 wrong input, 1 a mistake in the program, 130 interrupted

@@ -327,17 +327,19 @@ print(dated_bpe.apply_chat_template(talk, tokenize=False, chat_template=with_dat
 #
 # `before` **first user** `middle` **answer** `end` `again` **next user** `middle` ...
 #
-# For that to work, adding a turn must not change what stands before it. A few templates break this rule; then `chat` is refused, with the reason.
+# For that to work, adding a turn must not change what stands before it. A few templates break this rule; then `chat` is refused, with the reason. A model that was published by this book has [a template of its own](../6_talk/64_template.ipynb) in front of the one that it came with, and a mark between the two; the latter is the model's.
 
 # %%
 #| export
 MOST_KEPT = 20_000  # texts whose tokens are remembered; a server is told ever new ones
+OWN_TEMPLATE = "{#- the model's own template -#}"  # what follows is the model's
 
 
 class ChatFrame:
     "What a tokenizer's chat template writes around the words of a conversation."
 
     MARKS = ("@@first@@", "@@answer@@", "@@second@@")
+    takes_system = True  # whether the template has a role for the system's words
 
     def __init__(
         self,
@@ -352,6 +354,7 @@ class ChatFrame:
                 "template=chat was given, but the tokenizer has no chat template; "
                 "use template=script, or a model that was trained to chat"
             )
+        template = template.split(OWN_TEMPLATE)[-1]
         self.tokenizer, self.template = tokenizer, with_date(template, date)
         self._before: dict = {}
         self.special = tuple(
@@ -416,6 +419,7 @@ class ChatFrame:
                 problem = e
                 continue  # whatever a template raises
             if system in text:
+                self.takes_system = messages is not merged
                 return text
         raise ValueError(
             "template=chat was given, but this model's chat template takes neither a system message "

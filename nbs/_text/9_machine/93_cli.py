@@ -570,12 +570,13 @@ def export(
         str, typer.Option(help="also a GGUF file and a Modelfile for Ollama: f32, f16, bf16 or q8_0; empty: none")
     ] = "",
     speaker: Annotated[
-        str, typer.Option(help="who answers in Modelfile and README.md; empty: the first of the run")
+        str, typer.Option(help="who answers in chat template, Modelfile and README.md; empty: the first of the run")
     ] = "",
     base_model: Annotated[str | None, typer.Option(help="another name for the base it was trained on")] = None,
     device: Annotated[str, typer.Option(help="where the adapter is added in: cpu, xpu, cuda or auto")] = "cpu",
 ):
     """Merge base and adapter into one model that others load without this program; with README.md, and GGUF on request.
+    What it prints last are command lines that serve it: transformers, vLLM, llama.cpp.
 
     \b
     simpsons-llm export runs/x --out runs/x/export
@@ -583,18 +584,47 @@ def export(
     simpsons-llm export runs/x --gguf q8_0 --speaker "Homer Simpson" --out homer"""
     from simpsons_llm.model.decode import SAMPLING
     from simpsons_llm.talk.publish import export as publish
-    from simpsons_llm.talk.publish import export_text
+    from simpsons_llm.talk.publish import export_text, next_lines
 
     record = publish(
         source, out or Path(source) / "export", dtype, gguf, speaker, base_model, device, SAMPLING["book"].arguments()
     )
     print(export_text(record))
+    print(next_lines(record))
     if gguf and not record["gguf"]["file"]:
         raise ValueError(record["gguf"]["note"])
 
 
 # %% tags=["example"]
 refusal("export", "nowhere")
+
+
+# %% [markdown]
+# `push` sends what was made to the hub. Without `--dry-run` it wants a token; with it, nothing leaves the machine.
+
+# %%
+#| export
+@app.command()
+def push(
+    source: Annotated[str, typer.Argument(help="an export's folder, or a finished run's, of which the adapter goes")],
+    to: Annotated[str, typer.Option(help="where to, as user/name on the hub")],
+    private: Annotated[bool, typer.Option("--private", help="a place that only its owner sees")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would be sent; uses no network")] = False,
+):
+    """Send a model and its card to the hub; the figures of evaluate stand on the card. Nothing else is sent.
+
+    \b
+    simpsons-llm push runs/x/export --to me/homer --dry-run
+    simpsons-llm push runs/x/export --to me/homer --private
+    simpsons-llm push runs/x --to me/homer-lora"""
+    from simpsons_llm.talk.push import push as send
+    from simpsons_llm.talk.push import push_text
+
+    print(push_text(send(source, to, private, dry_run)))
+
+
+# %% tags=["example"]
+refusal("push", "nowhere", "--to", "me/homer", "--dry-run")
 
 # %% [markdown]
 # `run` starts a chapter under papermill. Its `-p NAME VALUE` is papermill's own way of writing parameters.

@@ -13,6 +13,7 @@
 # %%
 #| export
 import copy
+import json
 import os
 import re
 import shlex
@@ -37,7 +38,9 @@ from simpsons_llm.machine.job import (
 )
 from simpsons_llm.model.adapter import NOTES, Trained, find_trained, load_tuned, merge
 from simpsons_llm.model.base import OPEN_LLAMA, SMOLLM2, TINY, WHEEL, find_base, load_whole, local_source
+from simpsons_llm.model.infer import SOMEBODY
 from simpsons_llm.talk.ollama import OUTTYPES, SAMPLE, modelfile, to_gguf
+from simpsons_llm.talk.template import scene_template, template_note
 
 # %%
 #| hide
@@ -347,7 +350,7 @@ def public_name(
 
 
 # %% [markdown]
-# The generation settings are saved too. The tokens that end an answer stand there, which for a script is the newline: then `generate` stops by itself, in anybody's hands. How words are drawn (`sampling`) is given by the caller, in the names that `generate` uses. A chat template that asks for the date of the day is saved with that of the training in it, so that nobody who asks the model through it, here or in another program, writes a text that it has not learned. (An adapter alone cannot do that: it comes with its base's tokenizer, whose template writes the date of the day in any program but this one. Who serves an adapter elsewhere passes the template of `with_date` on, with the `date` of the notes.)
+# The generation settings are saved too. The tokens that end an answer stand there, which for a script is the newline: then `generate` stops by itself, in anybody's hands. How words are drawn (`sampling`) is given by the caller, in the names that `generate` uses. The chat template is the one of [a scene as messages](64_template.ipynb), with the character's name in it: whoever asks the model through it, in whatever program, writes the prompt of the training. A date in it is that of the training, on every day. (An adapter alone cannot do that: it comes with its base's tokenizer and template. Who serves an adapter elsewhere passes the template of a published folder on.)
 
 # %%
 #| export
@@ -357,8 +360,10 @@ def write_model(
     dtype: str,  # format of the weights, one of DTYPES
     folder: Path,  # where to
     sampling: dict,  # settings of `generate` to save; may be empty
+    speaker: str = SOMEBODY,  # who answers, where the chat template is asked for nobody else
+    names: tuple = (),  # whom else it may be asked for; empty: anybody
 ):
-    "Model, generation settings and tokenizer as plain files."
+    "Model, generation settings, tokenizer and chat template as plain files."
     import torch
     from transformers import GenerationConfig
 
@@ -370,9 +375,7 @@ def write_model(
         "choose another folder or a 16-bit dtype",
     )
     tokenizer = copy.copy(maker.tokenizer)
-    # whoever asks the model writes the date of the training
-    if maker.frame:
-        tokenizer.chat_template = maker.frame.template
+    tokenizer.chat_template = scene_template(maker, speaker, names)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=maker.stop_ids,
@@ -398,6 +401,7 @@ def merge_and_export(
     base_model: str | None = None,  # another name for the same base; None: as the notes say
     device: str = "cpu",  # where the sum is made, always in fp32: "cpu", "xpu", "cuda" or "auto"
     sampling: dict | None = None,  # settings of `generate` to save, e.g. {"do_sample": True, "temperature": 0.8}
+    speaker: str = "",  # who answers, where the chat template is asked for nobody else; empty: the first of the notes
 ) -> dict:  # kind (how it was trained), dtype, parameters, learned, merged, saved, limit; ValueError, FileNotFoundError
     """Add the adapter into the weights, save the plain model, and prove that it answers the same.
 
@@ -410,7 +414,7 @@ def merge_and_export(
         not trained.folder.resolve().is_relative_to(Path(out).resolve()),
         f"out={out} would replace what is exported ({trained.folder}); choose another folder",
     )
-    notes, speaker = trained.notes, main_speaker(trained.notes)
+    notes, speaker = trained.notes, main_speaker(trained.notes, speaker)
     name = str(trained.folder) if trained.kind == "model" else base_model or notes.get("base_model")
     if not name:
         raise ValueError(f"the adapter in {trained.folder} does not say what its base model is; give base_model")
@@ -426,7 +430,7 @@ def merge_and_export(
         merged = logit_distance(answer_logits(model, maker, speaker), wanted)
         hold_against(merged, "float32", learned)
         dtype = stored_dtype(name) if dtype == "auto" else dtype
-        write_model(model, maker, dtype, folder, sampling or {})
+        write_model(model, maker, dtype, folder, sampling or {}, speaker, tuple(notes.get("speakers") or ()))
         parameters = sum(p.numel() for p in model.parameters())
         del model
         again = load_whole(folder, "the saved model", "report this", dtype=torch.float32)
@@ -456,7 +460,7 @@ def main_speaker(
 ) -> str:  # a name; ValueError if the model was not trained on that character
     "The character that answers where one must be named."
     known = notes.get("speakers") or {}
-    return known_speaker(want, known) if want else next(iter(known), "Homer Simpson")
+    return known_speaker(want, known) if want else next(iter(known), SOMEBODY)
 
 
 # %% tags=["example"]
@@ -539,12 +543,13 @@ def card_head(
     base: str,  # the base's hub id; may be empty
     own: bool,  # whether the script was the book's own
     kind: str,  # how it was trained: "adapter" or "model" (all weights)
+    alone: bool = False,  # an adapter by itself, and no whole model
 ) -> str:  # YAML between two rows of dashes
     "The facts of a card that machines read."
-    rows = [f"base_model: {base}", "base_model_relation: finetune"] if base else []
+    rows = [f"base_model: {base}", f"base_model_relation: {'adapter' if alone else 'finetune'}"] if base else []
     rows += [
         f"license: {LICENCES.get(base, 'other') if own else 'other'}",
-        "library_name: transformers",
+        f"library_name: {'peft' if alone else 'transformers'}",
         "pipeline_tag: text-generation",
     ]
     rows += ["language: en"] * own + ["tags:", "- simpsons_llm", "- dialogue", *["- lora"] * (kind == "adapter")]
@@ -558,10 +563,11 @@ def card_head(
 #| export
 def card_table(
     trained: Trained,  # what was published
-    record: dict,  # what `merge_and_export` returned
+    record: dict,  # what `merge_and_export` returned; for an adapter alone, its kind
 ) -> list:  # rows of Markdown
     "What a model was made from, how, and how good it is."
     s, notes = trained.summary, trained.notes
+    whole = "saved" in record
     settings, hashes = s.get("settings") or {}, s.get("data_sha256") or notes.get("data_sha256") or {}
 
     def loss(name):
@@ -574,7 +580,9 @@ def card_table(
     rows = {
         "base": public_name(s.get("base_model") or notes.get("base_model")),
         "base's numbers from": public_name(s.get("base_source") or notes.get("base_source")),
-        "trained": {"adapter": "a LoRA adapter, merged into the weights", "model": "all weights"}[record["kind"]],
+        "trained": "all weights"
+        if record["kind"] == "model"
+        else f"a LoRA adapter{', merged into the weights' * whole}",
         "recipe": s.get("recipe") or notes.get("recipe"),
         "settings": ", ".join(f"{k}={v}" for k, v in settings.items() if v is not None) or None,
         "lines learned": f"{s['train_lines']:,}; held out: {s['valid_lines']:,}"
@@ -591,12 +599,55 @@ def card_table(
         "trained on": f"{s['device']} ({s['dtype']}), {s['world_size']} process{'es' * (s['world_size'] > 1)}"
         if {"device", "dtype", "world_size"} <= s.keys()
         else None,
-        "parameters": f"{record['parameters']:,} in {record['dtype']}",
+        "parameters": f"{record['parameters']:,} in {record['dtype']}" if whole else None,
         "difference from the model it was made from": f"{record['saved']:.1e} of the logits' size"
-        + (f" (training moved them by {record['learned']:.1e})" if record["learned"] else ""),
+        + (f" (training moved them by {record['learned']:.1e})" if record["learned"] else "")
+        if whole
+        else None,
         "versions": ", ".join(f"{k} {v}" for k, v in s.get("provenance", {}).items() if v) or None,
     }
     return ["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items() if v is not None)]
+
+
+# %% [markdown]
+# Who has the folder wants to know what to type. The programs that can serve it are started with one line each, and asked with another, the same for all: they all speak the language of OpenAI's server. What they do with the folder is told in [other people's tools](66_tools.ipynb). None but this machine can reach them. They listen at port 8000, `llama-server` at 8080.
+
+# %%
+#| export
+def serve_commands(
+    folder: str,  # the published folder, as it is to be typed
+    max_seq_len: int | None = None,  # most tokens of a scene in training; None: not known
+    gguf: str = "",  # name of the GGUF file in it; empty if there is none
+) -> dict:  # program -> a line for the shell; those of llama.cpp only where there is a GGUF file
+    "How other programs serve a published model."
+    n, loopback = max_seq_len, ["--host", "127.0.0.1"]
+    lines = {
+        "transformers": ["transformers", "serve", folder, *loopback],
+        "vLLM": ["vllm", "serve", folder, *loopback, *(["--max-model-len", str(n)] if n else [])],
+    }
+    if gguf:
+        file = os.path.join(folder, gguf)
+        lines["llama.cpp"] = ["llama-server", "-m", file, "--jinja", *(["-c", str(n)] if n else [])]
+        lines["llama-cpp-python"] = ["python", "-m", "llama_cpp.server", "--model", file]
+        lines["llama-cpp-python"] += ["--n_ctx", str(n)] if n else []
+    return {program: shlex.join(words) for program, words in lines.items()}
+
+
+def ask_command(
+    model: str,  # the model's name at the server: the folder, as it was typed
+    said: str,  # what is said to the character, as a "Name: line" row
+    port: int = 8000,  # of the server on this machine
+) -> str:  # a line for the shell
+    "How a server is asked, whichever it is."
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": said}]}, ensure_ascii=False)
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    return shlex.join(["curl", "-s", url, "-H", "Content-Type: application/json", "-d", body])
+
+
+# %% tags=["example"]
+for program, line in serve_commands("runs/x/export", 512, "model-f16.gguf").items():
+    print(f"{program:18}{line}")
+print("and then:         ", ask_command("runs/x/export", "Marge Simpson: Homer, the dog is wearing your tie again."))
 
 
 # %% [markdown]
@@ -608,12 +659,10 @@ def card_use(
     maker: TextMaker,  # tokenizer and template
     speaker: str,  # who answers
     gguf: str = "",  # name of the GGUF file; empty if there is none
+    note: str = "",  # what `template_note` said
 ) -> list:  # rows of Markdown
     "How to ask the model."
-    prompt, said = (
-        maker.tokenizer.decode(prompt_ids(maker, "", SAMPLE, speaker)),
-        f"{SAMPLE[0].speaker}: {SAMPLE[0].text}",
-    )
+    said = f"{SAMPLE[0].speaker}: {SAMPLE[0].text}"
     rows = [
         "With transformers, in this folder:",
         "",
@@ -621,11 +670,22 @@ def card_use(
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         'folder = "."',
-        f"prompt = {prompt!r}",
+        f'messages = [{{"role": "user", "content": {said!r}}}]',
         "tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)",
-        'ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")',
+        'how = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}',
+        "ids = tokenizer.apply_chat_template(messages, **how)",
         "answer = model.generate(**ids, max_new_tokens=60)[0, ids.input_ids.shape[1]:]",
         "print(tokenizer.decode(answer, skip_special_tokens=True).strip())",
+        "```",
+        "",
+        f"Messages are a scene: `system` is its place, rows of `Name: line` by `user` are what others say, `assistant` "
+        f"is what {speaker} says. Where a tool passes `chat_template_kwargs` on, `speaker` names another character.",
+        *([f"Mind that {note}."] if note else []),
+        "",
+        "As a server, in this folder, with one of these lines:",
+        "",
+        "```sh",
+        *serve_commands(".", maker.max_seq_len, gguf).values(),
         "```",
         "",
         "With simpsons_llm, which reads the form of the prompt from the notes in the folder:",
@@ -654,18 +714,56 @@ def card_use(
     return rows
 
 
+# %% [markdown]
+# An adapter that is given away by itself is loaded beside its base, and asked with the text:
+
+# %%
+#| export
+def adapter_use(
+    base: str,  # the base's hub id; may be empty
+    maker: TextMaker,  # tokenizer and template
+    speaker: str,  # who answers
+) -> list:  # rows of Markdown
+    "How to ask an adapter that comes without its base."
+    said = f"{SAMPLE[0].speaker}: {SAMPLE[0].text}"
+    return [
+        "With transformers and PEFT, in this folder:",
+        "",
+        "```python",
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f"base = {base or 'FOLDER OF THE BASE MODEL'!r}",
+        f"prompt = {maker.tokenizer.decode(prompt_ids(maker, '', SAMPLE, speaker))!r}",
+        "tokenizer, model = AutoTokenizer.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base)",
+        'model = PeftModel.from_pretrained(model, ".")',
+        'ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")',
+        f"answer = model.generate(**ids, max_new_tokens=60, eos_token_id={maker.stop_ids})[0, ids.input_ids.shape[1]:]",
+        "print(tokenizer.decode(answer, skip_special_tokens=True).strip())",
+        "```",
+        "",
+        "With simpsons_llm, which reads base and form of the prompt from the notes in the folder:",
+        "",
+        "```sh",
+        shlex.join(["simpsons-llm", "infer", "--adapter", ".", "--speaker", speaker, said]),
+        "```",
+    ]
+
+
 # %%
 #| export
 def model_card(
     trained: Trained,  # what was published
-    record: dict,  # what `merge_and_export` returned
+    record: dict,  # what `merge_and_export` returned; {"kind": "adapter"} for an adapter alone
     maker: TextMaker,  # tokenizer and template of the training
     speaker: str = "",  # who answers in the examples; empty: the first of the notes
     gguf: str = "",  # name of the GGUF file; empty if there is none
+    note: str = "",  # what `template_note` said
 ) -> str:  # Markdown with a YAML head
     "README.md of a published model."
     s, base = trained.summary, hub_id(trained.summary.get("base_model") or trained.notes.get("base_model"))
     speaker, names = speaker or main_speaker(trained.notes), list(trained.notes.get("speakers") or {})
+    whole = "saved" in record
     script = s.get("script_sha256")
     own = script == sha256(read_script("springfield").path)
     title = (
@@ -674,7 +772,8 @@ def model_card(
     words = [
         f"# {title}",
         "",
-        "A language model that says the next line of a character in a scene. It was fine-tuned on the lines "
+        f"{'A language model' if whole else 'An adapter for a language model'} that says the next line of a character "
+        "in a scene. It was fine-tuned on the lines "
         f"of a script with simpsons_llm, and is asked with the scene so far in the form `{maker.template}`.",
     ]
     if s.get("status") == "not better than the base":
@@ -707,14 +806,14 @@ def model_card(
         limits.append(f"Scenes longer than {notes_len} tokens, answer included, are longer than any in training.")
     sections = {
         "How it was made": card_table(trained, record),
-        "How to use it": card_use(maker, speaker, gguf),
+        "How to use it": card_use(maker, speaker, gguf, note) if whole else adapter_use(base, maker, speaker),
         "Licence": licence,
         "Limits": limits,
     }
     return (
         "\n".join(
             [
-                card_head(base, own, record["kind"]),
+                card_head(base, own, record["kind"], not whole),
                 "",
                 *words,
                 *(row for head, rows in sections.items() for row in ("", f"## {head}", "", *rows)),
@@ -734,7 +833,7 @@ code = re.search(r"```python\n(.*?)```", card, re.S)[1]
 # the code of the card runs
 with redirect_stdout(io.StringIO()):
     exec(code.replace('"."', repr(str(place / "export"))), told := {})
-assert told["ids"].input_ids[0].tolist() == prompt_ids(maker, "", SAMPLE, who) and isinstance(
+assert told["ids"]["input_ids"][0].tolist() == prompt_ids(maker, "", SAMPLE, who) and isinstance(
     told["model"], type(again)
 )
 # no recipe was noted
@@ -762,12 +861,12 @@ assert (
 # %% [markdown]
 # ## All of it
 #
-# The card is written before the GGUF file, because the converter takes base and licence from it, and once more behind it.
+# The chat template is held against the training's prompts with the tokenizer as it lies in the folder. The card is written before the GGUF file, because the converter takes base and licence from it, and once more behind it.
 
 # %%
 #| export
 def export(
-    source: str | os.PathLike,  # a run or its folder, an adapter's, or a whole model's
+    source: str | os.PathLike,  # a run's folder, an adapter's, or a whole model's
     out: str | os.PathLike,  # folder for the model; new, empty, or an earlier export
     dtype: str = "auto",  # "float32", "float16", "bfloat16"; "auto": as the base is stored
     gguf: str = "",  # also a GGUF file: "f32", "f16", "bf16" or "q8_0"; empty: none
@@ -775,21 +874,23 @@ def export(
     base_model: str | None = None,  # another name for the same base; None: as the notes say
     device: str = "cpu",  # where the sum is made: "cpu", "xpu", "cuda" or "auto"
     sampling: dict | None = None,  # how words are drawn, in the names of `generate`; saved, and put into the Modelfile
-) -> Facts:  # as `merge_and_export`, and out, speaker, files (name -> bytes), gguf (as `to_gguf`; None: not asked for)
+) -> Facts:  # as `merge_and_export`, and out, speaker, note, files (name -> bytes), gguf (`to_gguf`; None: not asked)
     "Publish a run: model, card, and where asked for GGUF file and Modelfile."
     from transformers import AutoTokenizer
 
     require(gguf in ("", *OUTTYPES), f"gguf={gguf!r} was given; expected {', '.join(OUTTYPES)}")
     trained, out = find_trained(source), Path(out)
     speaker = main_speaker(trained.notes, speaker)
-    record = merge_and_export(source, out, dtype, base_model, device, sampling)
-    maker, made = TextMaker.of_notes(AutoTokenizer.from_pretrained(out), trained.notes), None
-    write_text(out / "README.md", model_card(trained, record, maker, speaker))
+    record = merge_and_export(source, out, dtype, base_model, device, sampling, speaker)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    maker, made = TextMaker.of_notes(tokenizer, trained.notes), None
+    record["note"] = template_note(tokenizer, maker, speaker)
+    write_text(out / "README.md", model_card(trained, record, maker, speaker, "", record["note"]))
     if gguf:
         made = to_gguf(out, out / f"model-{gguf}.gguf", gguf)
         write_text(out / "Modelfile", modelfile(maker, speaker, f"model-{gguf}.gguf", sampling=sampling))
         if made["file"]:
-            write_text(out / "README.md", model_card(trained, record, maker, speaker, made["file"]))
+            write_text(out / "README.md", model_card(trained, record, maker, speaker, made["file"], record["note"]))
     files = {p.name: p.stat().st_size for p in sorted(out.iterdir())}
     return Facts(record, out=str(out), speaker=speaker, gguf=made, files=files)
 
@@ -804,7 +905,31 @@ def export_text(
             f"{record['parameters']:,} parameters in {record['dtype']}; answers differ from those of the model it was "
             f"made from by {record['saved']:.1e} of the logits' size (at most {record['limit']:.1e} allowed{moved})",
             *(f"  {n}  {b:,} bytes" for n, b in record["files"].items()),
+            *([f"note: {record['note']}"] if record.get("note") else []),
             f"written to {record['out']}; read README.md and fill in what it asks for before you publish it",
+        ]
+    )
+
+
+# %% [markdown]
+# And what to do next, to be pasted into a shell:
+
+# %%
+#| export
+def next_lines(
+    record: dict,  # what `export` returned
+) -> str:  # a few lines for people
+    "How to serve, ask and give away what was published."
+    out, notes = record["out"], exported_notes(record["out"])
+    gguf = (record["gguf"] or {}).get("file") or ""
+    rows = serve_commands(out, notes.get("max_seq_len"), gguf)
+    said = f"{SAMPLE[0].speaker}: {SAMPLE[0].text}"
+    return "\n".join(
+        [
+            f"next, serve it as {record['speaker']}, with what you have:",
+            *(f"  {line}" for line in rows.values()),
+            f"ask it (llama-server listens at port 8080): {ask_command(out, said)}",
+            f"give it away: {shlex.join(['simpsons-llm', 'push', out, '--to', 'user/name', '--dry-run'])}",
         ]
     )
 
@@ -815,6 +940,7 @@ print(
         export(run, run / "export", "bfloat16", sampling={"do_sample": True, "temperature": 0.8, "top_p": 0.95})
     ).replace(f"{place}/", "runs/")
 )
+print(next_lines(Facts(record, out="runs/x/export", speaker=who, gguf=None)))
 
 # %% tags=["check"]
 done = export(run, run / "export", speaker="marge simpson")
