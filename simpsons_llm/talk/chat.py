@@ -279,7 +279,7 @@ def chat_with(
     return Conversation({self.name: self, **cast}, self.name, you, location, random_seed, **sampling)
 
 
-setattr(Character, "chat", chat_with)  # noqa: B010  a method that a later chapter adds
+setattr(Character, "chat", chat_with)  # noqa: B010  a method for every character
 
 # %% ../../nbs/6_talk/60_chat.ipynb #60-23
 @dataclass

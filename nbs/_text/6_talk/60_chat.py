@@ -358,7 +358,7 @@ def chat_with(
     return Conversation({self.name: self, **cast}, self.name, you, location, random_seed, **sampling)
 
 
-setattr(Character, "chat", chat_with)  # noqa: B010  a method that a later chapter adds
+setattr(Character, "chat", chat_with)  # noqa: B010  a method for every character
 
 # %% [markdown]
 # The base model as Homer, and we are Marge. It was never taught who he is:
