@@ -27,6 +27,7 @@ from simpsons_llm.machine.job import (
     provenance,
     read_json,
     require,
+    seal,
     sha256,
     write_json,
     write_text,
@@ -241,6 +242,7 @@ def merge_and_export(
         write_json(
             folder / NOTES, {**notes, **public, "run": summary, "export": {**record, "provenance": provenance()}}
         )
+        seal(folder)
     return record
 
 
