@@ -208,7 +208,8 @@ def read_json(
     except (ValueError, RecursionError) as e:
         why = f"is not valid JSON (row {getattr(e, 'lineno', 1)})" if raw.strip() else "is empty"
         raise ValueError(f"{path} {why}; {advice}") from None
-    require(isinstance(found, kind), f"{path} holds a {type(found).__name__} in place of a {kind.__name__}; {advice}")
+    kinds = f"{type(found).__name__}, not {kind.__name__}"
+    require(isinstance(found, kind), f"{path} is JSON of another kind ({kinds}); {advice}")
     return found
 
 # %% ../../nbs/9_machine/91_job.ipynb #91-27

@@ -473,7 +473,7 @@ def require_small(
 ):
     "ValueError if what lies beside the weights in a sealed folder is damaged; the weights are not read."
     if Path(base.source).is_dir():
-        require_sealed(base.source, f"the base model {base.name}", "make or fetch it again", BESIDE)
+        require_sealed(base.source, "the model", "make or fetch it again", BESIDE)
 
 
 def load_tokenizer(
@@ -553,7 +553,7 @@ def load_base(
         what = f"the base model {name}"
         with readable(what, base.advice):
             source = local_source(base)
-        require_sealed(source, what, "make or fetch it again")
+        require_sealed(source, "the model", "make or fetch it again")
         model = load_whole(source, what, base.advice, dtype=dtype, **packed)
         with readable(f"the tokenizer of {name}", base.advice):
             own = AutoTokenizer.from_pretrained(source) if tokenizer is None else None

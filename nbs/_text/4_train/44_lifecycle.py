@@ -809,23 +809,21 @@ RESULTS = [
 
 def read_settings(
     run: Path,  # a run's folder
-) -> dict:  # what config.yaml holds; {} if there is none; ValueError if it is damaged
+) -> dict:  # what config.yaml holds; ValueError if it is not there, or damaged
     "The settings that a run was begun with."
     import yaml
 
     file = run / "config.yaml"
-    if not file.is_file():
-        return {}
-    raw = file.read_bytes()
+    raw = file.read_bytes() if file.is_file() else b""
     try:
         found = yaml.safe_load(raw.decode("utf8"))
     except (ValueError, yaml.YAMLError):
         found = None
-    why = "is empty" if not raw.strip() else "is damaged, or cut short"
+    why = "is damaged, or cut short" if raw.strip() else "is empty" if file.is_file() else "is missing"
     require(
         # the last of what is written
         isinstance(found, dict) and isinstance(found.get("found", {}), dict) and "seed" in found,
-        f"{file} {why}, so nobody knows what the run's settings were; bring it back, or run without resume",
+        f"{file} {why}, so nobody knows what the run's settings were; bring it back, or begin a new run",
     )
     return found
 
@@ -858,9 +856,9 @@ def open_run(
 
     settings, done, step = {**config.to_dict(), "resume": False, "found": found}, ended(run, config.resume), 0
     if config.resume:
-        before: dict = read_settings(run)
-        if not before or not any((run / "checkpoints").glob("checkpoint-*")):
+        if not any((run / "checkpoints").glob("checkpoint-*")):
             raise ValueError(f"{config.run} has no checkpoint to resume from; run without resume")
+        before: dict = read_settings(run)
         before, now = ({**s, **(s.get("found") or {})} for s in (before, settings))
         changed = sorted(k for k in now if before.get(k) != now[k] and k not in (*MAY_CHANGE, "found"))
         require(
