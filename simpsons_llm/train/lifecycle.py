@@ -7,7 +7,8 @@ __all__ = ['LATER', 'TELL_BOTH', 'KEPT', 'LEAST_GAIN', 'MAY_CHANGE', 'RESULTS', 
            'make_samples', 'Engine', 'Job', 'plan', 'looks', 'lay_out', 'share_model', 'host_gib', 'require_host',
            'largest_micro_batch', 'fast_steps', 'step_recipe', 'choose_micro_batch', 'costs', 'estimate_run',
            'what_is_learned', 'read_settings', 'go_on_from', 'open_run', 'ended', 'run_job', 'require_apart',
-           'write_failed', 'begin_run', 'require_same', 'measure', 'summarise', 'close_run', 'summary_text']
+           'write_failed', 'goes_on_with', 'begin_run', 'require_same', 'measure', 'summarise', 'close_run',
+           'summary_text']
 
 # %% ../../nbs/4_train/44_lifecycle.ipynb #44-02
 import math
@@ -40,11 +41,15 @@ from simpsons_llm.machine.device import (
 )
 from ..machine.distributed import gather, group_ranks, join_group, main_first, on_main, rank_env
 from simpsons_llm.machine.job import (
+    LISTENER,
     MANIFEST,
     Progress,
+    again_command,
+    again_launched,
     format_seconds,
     hold_folder,
     is_sealed,
+    listening,
     provenance,
     require,
     seal,
@@ -85,6 +90,7 @@ from simpsons_llm.train.history import (
     Stopwatch,
     checkpoint_folder,
     gate_facts,
+    last_checkpoint,
     leave_out,
     open_tracker,
     passed_over,
@@ -748,7 +754,7 @@ def run_job(
         )
         at_once = "on all" if free else f"{now['micro_batch_size']} at once on each"
         print(f"{now['global_batch_size']} samples a step{instead}, {at_once} of {ranks.world_size} ranks")
-    with ExitStack() as held:
+    with listening(), ExitStack() as held:
         on_main(ranks, lambda: held.enter_context(hold_folder(config.run, getattr(make_engine, "name", "train"))))
         return begin_run(plan(config, ranks, device, made=made), make_engine, watch)
 
@@ -768,10 +774,27 @@ def require_apart(
 def write_failed(
     run: Path,  # the run's folder
     error: BaseException,  # what ended it
+    again: str = "",  # the command that goes on; empty: there is none
 ):
-    "A summary that says how a run ended."
-    status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-    write_json(run / "summary.json", {"status": status, "error": f"{type(error).__name__}: {error}"})
+    "A summary that says how a run ended, and how it goes on if it was interrupted."
+    stopped = isinstance(error, KeyboardInterrupt)
+    said = str(error) if stopped and str(error) else f"{type(error).__name__}: {error}"
+    found = {"status": "interrupted" if stopped else "failed", "error": said}
+    if stopped and again:
+        found["resume"] = again
+        print(f"{said}; to go on: {again}", flush=True)
+    write_json(run / "summary.json", found)
+
+
+def goes_on_with(
+    job: Job,  # a run that was begun
+) -> str:  # to be pasted into a shell; empty where nothing was saved yet
+    "The command that takes up a run from its last checkpoint."
+    config, n = job.config, job.ranks.world_size
+    name = type(config).__name__.removesuffix("Config").lower()
+    if not last_checkpoint(job.run):
+        return ""
+    return again_launched(name, config, n, resume=True) if n > 1 else again_command(name, config, resume=True)
 
 
 def begin_run(
@@ -804,6 +827,8 @@ def begin_run(
         return finished
     if ranks.is_main:
         write_json(run / "summary.json", {"status": "running"})
+    if ranks.is_main:
+        LISTENER.last_word = lambda stopped: write_failed(run, stopped, goes_on_with(job))
     try:
         if ranks.is_main:
             write_audit(job.samples["train"], job.maker, job.counts, run / "audit.html")
@@ -826,8 +851,9 @@ def begin_run(
             job.recorder.tracker = open_tracker(config.trackers, run, config.to_dict())
         return measure(job)
     except BaseException as e:
+        LISTENER.patient = False
         if ranks.is_main:
-            write_failed(run, e)
+            write_failed(run, e, goes_on_with(job))
         raise
     finally:
         if job.recorder and job.recorder.tracker:
@@ -892,6 +918,7 @@ def measure(
 
     watch.turn_to("train")
     engine.learn(resumed, first)
+    LISTENER.patient = False  # what follows is done again from the last checkpoint
     watch.turn_to("save")
     speed = {
         "tokens_per_s": recorder.real_tokens / max(recorder.step_s, 1e-9),

@@ -15,6 +15,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import time
 import zipfile
 from collections.abc import Callable
@@ -28,7 +29,9 @@ from simpsons_llm.data.prompt import TextMaker
 from simpsons_llm.machine.device import Device, Ranks, synchronize
 from simpsons_llm.machine.distributed import gather, group_ranks, on_main, total
 from simpsons_llm.machine.job import (
+    LISTENER,
     Progress,
+    Stopped,
     append_jsonl,
     damage_in,
     is_sealed,
@@ -482,6 +485,7 @@ class Meter:
     step_s: float = field(default=0.0, init=False)  # seconds in steps, without evaluation
     earlier_s: float = field(default=0.0, init=False)  # the same before the run was resumed
     stopped_because: str = field(default="", init=False)  # why the run ended before its last step; "": it did not
+    asked: bool = field(default=False, init=False)  # a signal asked one of the ranks to stop
 
     @property
     def stopped_early(self) -> bool:
@@ -492,6 +496,7 @@ class Meter:
         "Start the clock, and the telling of progress."
         self.watch.turn_to("train")
         self.begun, self.begun_tokens, self.begun_s = time.perf_counter(), self.real_tokens, self.step_s
+        LISTENER.patient = True
         most_s = 60 * self.max_minutes if self.max_minutes else None
         self.progress = Progress(self.length.steps, "train", every_s=5, show=self.ranks.is_main, most_s=most_s)
 
@@ -507,7 +512,9 @@ class Meter:
             *(sum(int(which(w).sum()) for w in weights) for which in (lambda w: w == 1, lambda w: (w > 0) & (w < 1))),
             sum(float(w.sum()) for w in weights),
         ]
-        real, learned, context, weight = total(*own)
+        # one number more in a sum that is made anyway: all ranks stop after the same step
+        real, learned, context, weight, asked = total(*own, float(bool(LISTENER.number)))
+        self.asked = self.asked or asked > 0
         self.own_tokens += own[0]
         self.real_tokens += int(real)
         self.learned_tokens += int(learned)
@@ -535,13 +542,26 @@ class Meter:
         "The optimizer has stepped. All ranks must call it."
         synchronize(self.device)
         self.step_s += time.perf_counter() - self.since
+        # who is alone need not ask
+        self.asked = self.asked or bool(LISTENER.number) and self.ranks.world_size < 2
         # rank 0's clock counts
         if self.max_minutes and step < self.length.steps:
             self.stopped_because = TIME * gather(time.perf_counter() - self.begun > 60 * self.max_minutes)[0]
         return self.stopped_early
 
+    def stop_if_asked(
+        self,
+        step: int,  # that was saved
+    ):
+        "End the run if a signal asked for it; Stopped on all ranks."
+        if self.asked or LISTENER.number and self.ranks.world_size < 2:
+            LISTENER.patient = False
+            raise Stopped(LISTENER.number or signal.SIGTERM, f"after step {step}, which was saved")
+
 
 # %% [markdown]
+# A signal that asks to stop ([what a job is](../9_machine/91_job.ipynb)) is heard at the end of a step. Of several ranks it may have reached one alone; it tells the others in the sums of the next step, and all save after that one.
+#
 # One step on a scene in which Homer speaks. Most of what is learned there, by count, is what the others say:
 
 # %% tags=["example"]
@@ -860,12 +880,14 @@ inside, after
 def state_of(
     run: Path,  # a run's folder
     step: int,  # of the checkpoint
-) -> tuple:  # (the best step so far, its held-out loss); ValueError if it is not a state of this step
+) -> tuple:  # (the best step so far, its held-out loss; 0, inf: none yet); ValueError if it is not of this step
     "What a checkpoint says of where training stood."
     state = read_json(checkpoint_folder(run, step) / STATE, dict)
     at, loss = state.get("global_step"), state.get("best_metric")
     best = re.fullmatch(r"checkpoint-(\d+)", Path(str(state.get("best_model_checkpoint"))).name)
     require(at == step and not isinstance(at, bool), f"{STATE} says step {at!r}")
+    if {"best_metric", "best_model_checkpoint"} <= state.keys() and state["best_model_checkpoint"] is None is loss:
+        return 0, math.inf  # stopped before the first evaluation
     require(best and isinstance(loss, (int, float)), f"{STATE} does not say which step was best")
     return int(best[1]), loss  # type: ignore[index]
 
@@ -889,11 +911,11 @@ def best_at(
 def thin_out(
     run: Path,  # a run's folder, with a checkpoint just written
     most: int,  # checkpoints to keep, 1 or more; the newest and the best always stay
-    best: int,  # step of the best one
+    best: int,  # step of the best one; 0: none was evaluated yet
 ):
     "Let go of old checkpoints, and of what is not whole. One rank alone calls it."
     whole = checkpoints(run)
-    keep = {best, whole[-1]}
+    keep = {best, whole[-1]} & {*whole}
     # an older one is of use with the one that was best then
     for step in reversed(whole):
         if len(keep | (both := {step, best_at(run, step)} & {*whole})) <= most:
@@ -1054,7 +1076,8 @@ def rows_until(
     require(not lacking, f"{METRICS} lacks the row of step {', '.join(map(str, lacking[:3]))}")
     best, loss = state_of(run, step)
     scored = {row["step"]: row["valid_loss_nats"] for row in mine if "valid_loss_nats" in row}
-    require(0 in scored and scored.get(best) == loss, f"{METRICS} lacks the held-out loss of step 0 or {best}")
+    best_there = not best or scored.get(best) == loss
+    require(0 in scored and best_there, f"{METRICS} lacks the held-out loss of step 0 or {best}")
     return mine, said
 
 
@@ -1071,7 +1094,7 @@ def whole_checkpoint(
     names = (re.fullmatch(r"checkpoint-(\d+)", p.name) for p in (Path(run) / "checkpoints").glob("checkpoint-*"))
     for step in sorted((int(m[1]) for m in names if m), reverse=True):
         wrong = checkpoint_damage(run, step)
-        if not wrong and (best := state_of(run, step)[0]) != step:
+        if not wrong and (best := state_of(run, step)[0]) not in (0, step):
             of_best = passed.get(best) or checkpoint_damage(run, best)
             wrong = [f"of its best step, checkpoint-{best}: {x}" for x in of_best]
         try:

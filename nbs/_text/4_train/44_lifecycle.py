@@ -40,11 +40,15 @@ from simpsons_llm.machine.device import (
 )
 from simpsons_llm.machine.distributed import gather, group_ranks, join_group, main_first, on_main, rank_env
 from simpsons_llm.machine.job import (
+    LISTENER,
     MANIFEST,
     Progress,
+    again_command,
+    again_launched,
     format_seconds,
     hold_folder,
     is_sealed,
+    listening,
     provenance,
     require,
     seal,
@@ -85,6 +89,7 @@ from simpsons_llm.train.history import (
     Stopwatch,
     checkpoint_folder,
     gate_facts,
+    last_checkpoint,
     leave_out,
     open_tracker,
     passed_over,
@@ -911,7 +916,12 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 # %% [markdown]
-# The outermost function asks where it runs, refuses what cannot work before anything is moved or loaded, and keeps the run's folder to itself while it works there. From the moment at which the summary says "running", a run that fails says so in it.
+# The outermost function asks where it runs, refuses what cannot work before anything is moved or loaded, and keeps the run's folder to itself while it works there. From the moment at which the summary says "running", a run that fails says so in it. One that was told to stop says how it goes on:
+#
+# ```
+# SIGTERM: this step is finished and saved; once more ends at once
+# interrupted by SIGTERM after step 5, which was saved; to go on: simpsons-llm finetune --data runs/data --run runs/x --resume
+# ```
 
 # %%
 #| export
@@ -942,7 +952,7 @@ def run_job(
         )
         at_once = "on all" if free else f"{now['micro_batch_size']} at once on each"
         print(f"{now['global_batch_size']} samples a step{instead}, {at_once} of {ranks.world_size} ranks")
-    with ExitStack() as held:
+    with listening(), ExitStack() as held:
         on_main(ranks, lambda: held.enter_context(hold_folder(config.run, getattr(make_engine, "name", "train"))))
         return begin_run(plan(config, ranks, device, made=made), make_engine, watch)
 
@@ -962,10 +972,27 @@ def require_apart(
 def write_failed(
     run: Path,  # the run's folder
     error: BaseException,  # what ended it
+    again: str = "",  # the command that goes on; empty: there is none
 ):
-    "A summary that says how a run ended."
-    status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-    write_json(run / "summary.json", {"status": status, "error": f"{type(error).__name__}: {error}"})
+    "A summary that says how a run ended, and how it goes on if it was interrupted."
+    stopped = isinstance(error, KeyboardInterrupt)
+    said = str(error) if stopped and str(error) else f"{type(error).__name__}: {error}"
+    found = {"status": "interrupted" if stopped else "failed", "error": said}
+    if stopped and again:
+        found["resume"] = again
+        print(f"{said}; to go on: {again}", flush=True)
+    write_json(run / "summary.json", found)
+
+
+def goes_on_with(
+    job: Job,  # a run that was begun
+) -> str:  # to be pasted into a shell; empty where nothing was saved yet
+    "The command that takes up a run from its last checkpoint."
+    config, n = job.config, job.ranks.world_size
+    name = type(config).__name__.removesuffix("Config").lower()
+    if not last_checkpoint(job.run):
+        return ""
+    return again_launched(name, config, n, resume=True) if n > 1 else again_command(name, config, resume=True)
 
 
 def begin_run(
@@ -998,6 +1025,8 @@ def begin_run(
         return finished
     if ranks.is_main:
         write_json(run / "summary.json", {"status": "running"})
+    if ranks.is_main:
+        LISTENER.last_word = lambda stopped: write_failed(run, stopped, goes_on_with(job))
     try:
         if ranks.is_main:
             write_audit(job.samples["train"], job.maker, job.counts, run / "audit.html")
@@ -1020,8 +1049,9 @@ def begin_run(
             job.recorder.tracker = open_tracker(config.trackers, run, config.to_dict())
         return measure(job)
     except BaseException as e:
+        LISTENER.patient = False
         if ranks.is_main:
-            write_failed(run, e)
+            write_failed(run, e, goes_on_with(job))
         raise
     finally:
         if job.recorder and job.recorder.tracker:
@@ -1107,6 +1137,7 @@ def measure(
 
     watch.turn_to("train")
     engine.learn(resumed, first)
+    LISTENER.patient = False  # what follows is done again from the last checkpoint
     watch.turn_to("save")
     speed = {
         "tokens_per_s": recorder.real_tokens / max(recorder.step_s, 1e-9),

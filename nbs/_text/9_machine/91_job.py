@@ -25,6 +25,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,12 +33,14 @@ import threading
 import time
 import uuid
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from decimal import Decimal
 from importlib import metadata
 from pathlib import Path
+from shlex import quote
 from typing import ClassVar
 
 import simpsons_llm
@@ -1043,6 +1046,176 @@ with tempfile.TemporaryDirectory() as folder:
     with redirect_stdout(io.StringIO()) as said, hold_folder(folder, "loop"):
         assert read_lock(path)[0]["processes"] == [own_process()]
     assert "left a lock behind" in said.getvalue() and not path.exists() and HELD not in os.environ
+
+# %% [markdown]
+# ## Being told to stop
+#
+# A batch system takes a machine back, somebody presses Ctrl-C, a terminal is closed: the process is sent a *signal* (TERM, INT, HUP; some systems send USR1 as a warning). Its default is to end the process at once, and everything since the last checkpoint is lost. So a job *listens*. Before there is anything to save, a signal ends it at once, in order. In the middle of training the first signal is a wish: the step is finished and saved, and then the job ends. A second one ends it at once. So does the first, if the step takes longer than a few seconds, since those who send signals soon send one that cannot be heard.
+#
+# A signal that was switched off before Python began (by `nohup`, or by a shell for what it runs in the background) stays off. How a program ended is told by a number, as a shell does it: 128 and the number of the signal, 130 for Ctrl-C.
+
+# %%
+#| export
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+PATIENCE_S = 7.0  # so long a step may go on after a signal, in seconds
+
+
+class Stopped(KeyboardInterrupt):
+    "A signal ended this job."
+
+    last: ClassVar[int] = 0  # number of the signal that was heard last in this process
+
+    def __init__(
+        self,
+        number: int,  # of the signal
+        where: str = "",  # how far the job had come, such as "after step 5"
+    ):
+        self.number = Stopped.last = int(number)
+        super().__init__(f"interrupted by {signal.Signals(number).name}" + f" {where}" * bool(where))
+
+
+class Listener:
+    "What a signal does."
+
+    def __init__(self):
+        self.begin()
+
+    def begin(self):
+        "Nothing was heard yet, and nothing is there to be saved."
+        self.number = 0  # of the signal that was heard; 0: none
+        self.patient = False  # the first signal is a wish
+        self.last_word: Callable[[Stopped], object] = lambda stopped: None  # before the process ends the hard way
+
+    def __call__(
+        self,
+        number: int,  # of the signal
+        frame,  # where it was heard
+    ):
+        "The signal handler."
+        if self.number or not self.patient:
+            self.number = self.number or number
+            raise Stopped(number, "before the step was saved" if self.patient else "")
+        self.number = number
+        print(f"{signal.Signals(number).name}: this step is finished and saved; once more ends at once", flush=True)
+        threading.Thread(target=self.wait, daemon=True).start()
+
+    def wait(self):
+        "Time for a step; then the second signal comes from here, and then the end."
+        time.sleep(PATIENCE_S)
+        if self.number and self.patient:
+            os.kill(os.getpid(), self.number)
+        time.sleep(2)
+        if self.number and self.patient:  # a library does not give the word back
+            with suppress(Exception):
+                self.last_word(Stopped(self.number, "before the step was saved"))
+            sys.stdout.flush()
+            os._exit(128 + self.number)
+
+
+LISTENER = Listener()
+
+
+@contextmanager
+def listening():
+    "While this lasts, signals are heard by `LISTENER`; those that are switched off are not."
+    LISTENER.begin()
+    here = threading.current_thread() is threading.main_thread()
+    heard = [n for n in STOPS if here and signal.getsignal(n) not in (signal.SIG_IGN, None)]
+    before = {n: signal.signal(n, LISTENER) for n in heard}
+    try:
+        yield LISTENER
+    finally:
+        LISTENER.begin()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# %% [markdown]
+# A job of steps that is told to stop in its third, and once more; and one that was told before its first:
+
+# %% tags=["example"]
+def steps(*at, patient=True):
+    "Count to five; a signal comes at these."
+    with listening() as ear:
+        ear.patient = patient
+        try:
+            for step in range(1, 6):
+                for _ in range(at.count(step)):
+                    signal.raise_signal(signal.SIGTERM)
+                if ear.number:
+                    raise Stopped(ear.number, f"after step {step}")
+        except Stopped as e:
+            print(e, "- exit code", 128 + e.number)
+
+
+steps(3)
+steps(3, 3)
+steps(1, patient=False)
+
+# %% tags=["check"]
+before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+steps(3)  # switched off before: not heard
+assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+signal.signal(signal.SIGTERM, before)
+assert signal.getsignal(signal.SIGTERM) == before and Stopped.last == signal.SIGTERM
+
+
+# %% [markdown]
+# ### The command that goes on
+#
+# Whoever is stopped should be told how to go on, in words that can be pasted into a shell:
+
+# %%
+#| export
+def again_command(
+    job: str,  # the command's name
+    config: JobConfig,  # its settings
+    **other,  # settings that are to be others
+) -> str:  # to be pasted into a shell; what has its default is left out
+    "The command that would give these settings."
+    words = ["simpsons-llm", job]
+    for f in fields(config):
+        value, name = other.get(f.name, getattr(config, f.name)), f.name.replace("_", "-")
+        if value == f.default:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{name}")
+        else:
+            rows = value.split("\n") if f.name in config.repeated else [value]
+            words += [x for row in rows for x in (f"--{name}", quote(str(row)))]
+    return " ".join(words)
+
+
+def again_launched(
+    job: str,  # the chapter's name
+    config: JobConfig,  # its settings, `run` among them
+    n: int,  # ranks
+    **other,  # settings that are to be others
+) -> str:  # to be pasted into a shell
+    "The same on several ranks."
+    now = {f.name: other.get(f.name, getattr(config, f.name)) for f in fields(config)}
+    given = [f"-p {f.name} {quote(str(now[f.name]))}" for f in fields(config) if now[f.name] != f.default]
+    return " ".join(["simpsons-llm launch", job, f"-n {n} --out {quote(now['run'])}", *given])
+
+
+# %% tags=["example"]
+print(again_command("demo", DemoConfig(max_steps=50), r=4))
+
+
+# %% tags=["check"]
+@dataclass
+class RunConfig(JobConfig):
+    run: str = "runs/x"  # folder
+    resume: bool = False  # go on
+
+    def check(self):
+        pass
+
+
+assert again_command("demo", RunConfig("my run"), resume=True) == "simpsons-llm demo --run 'my run' --resume"
+assert (
+    again_launched("demo", RunConfig(), 2, resume=True) == "simpsons-llm launch demo -n 2 --out runs/x -p resume True"
+)
 
 
 # %% [markdown]
