@@ -119,13 +119,15 @@ def test_a_checkpoint_without_a_manifest_is_taken_if_it_can_be_read(stopped, dat
     assert (code, same) == (0, True) and "checkpoint-4 has no manifest" in out, (out, err)
 
 
-@pytest.mark.parametrize("how", ["flipped optimizer", "wrong step", "lost rows", "half a row"])
+@pytest.mark.parametrize("how", ["no optimizer", "flipped optimizer", "wrong step", "lost rows", "half a row"])
 def test_a_damaged_checkpoint_without_a_manifest_is_seen(how, stopped, tmp_path):
     run = tmp_path / "x"
     shutil.copytree(stopped["loop"][0], run)
     unsealed(run)
     newest, rows = run / "checkpoints" / "checkpoint-4", (run / "metrics.jsonl").read_text().splitlines(keepends=True)
-    if how == "flipped optimizer":
+    if how == "no optimizer":
+        (newest / "optimizer.pt").unlink()
+    elif how == "flipped optimizer":
         damage.flip(newest / "optimizer.pt")
     elif how == "wrong step":
         state = read_json(newest / "trainer_state.json")

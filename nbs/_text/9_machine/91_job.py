@@ -1335,7 +1335,8 @@ def require_sealed(
 ):
     "ValueError, saying what has happened, if a sealed folder is not as it was; one without a manifest passes."
     wrong = damage_in(folder, names)
-    require(not wrong, f"{what} in {folder} is damaged: {', '.join(wrong)}; {advice}")
+    meant = f", or remove {MANIFEST} there if this was meant"
+    require(not wrong, f"{what} in {folder} is damaged: {', '.join(wrong)}; {advice}{meant}")
 
 
 # %% [markdown]
