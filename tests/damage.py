@@ -367,7 +367,7 @@ def main():
             end, said = case.run(Path(home) / "case")
             said = said.replace(home, "").replace("/case/x", "RUN")
             print(f"{end:8} {case.name}{f'  | {said[:230]}' if said else ''}", flush=True)
-            found.append({"when": given.keep or "now", "case": case.name, "end": end, "said": said[:300]})
+            found.append({"when": given.keep or "now", "case": case.name, "end": end, "said": said[:120]})
     ends = [r["end"] for r in found]
     print({e: ends.count(e) for e in sorted(set(ends))}, f"{time.perf_counter() - start:.0f} s")
     if given.keep:

@@ -771,7 +771,7 @@ def leave_out(
         shutil.rmtree(aside, ignore_errors=True)
         checkpoint_folder(run, step).rename(aside)
 
-# %% ../../nbs/4_train/43_history.ipynb #43-73
+# %% ../../nbs/4_train/43_history.ipynb #43-77
 def take_up(
     recorder: Recorder,  # of a run that goes on; its counters are set
     done: int,  # step of the checkpoint that it goes on from
@@ -790,7 +790,7 @@ def take_up(
     recorder.stopped_because = WORSE * (done < recorder.length.steps and got_worse(recorder.rows))
     return next(row for row in recorder.rows if row["step"] == 0)
 
-# %% ../../nbs/4_train/43_history.ipynb #43-77
+# %% ../../nbs/4_train/43_history.ipynb #43-81
 def plot_losses(
     run,  # a run's folder
     ax=None,  # matplotlib axes; None: make some
@@ -825,7 +825,7 @@ def plot_losses(
     ax.figure.tight_layout()
     return ax
 
-# %% ../../nbs/4_train/43_history.ipynb #43-83
+# %% ../../nbs/4_train/43_history.ipynb #43-87
 def perplexities(
     run,  # a run's folder
 ):  # a pandas frame: step, epoch, valid, and train at the end of each epoch
@@ -844,7 +844,7 @@ def perplexities(
         frame["train perplexity of the epoch"] = [r.get("train_perplexity") for r in rows]
     return frame.set_index("step")
 
-# %% ../../nbs/4_train/43_history.ipynb #43-87
+# %% ../../nbs/4_train/43_history.ipynb #43-91
 def what_was_said(
     run,  # a run's folder
     most: int = 4,  # how many moments of the run to show, the first and the last always

@@ -60,6 +60,7 @@ from simpsons_llm.data.packing import use_isolated
 from simpsons_llm.data.prepare import split_scenes
 from simpsons_llm.data.samples import scene_samples
 from simpsons_llm.machine.device import find_device, find_ranks
+from simpsons_llm.machine.job import chapters_dir
 from simpsons_llm.model.base import tiny_model
 from simpsons_llm.model.infer import heldout_moments
 from simpsons_llm.model.loss import collator, heldout_loss, token_losses
@@ -1162,6 +1163,29 @@ with tempfile.TemporaryDirectory() as hurt:
     # another name than the step in it
     checkpoint_folder(hurt, 2).rename(checkpoint_folder(hurt, 8))
     assert whole_checkpoint(hurt) == (0, {8: [f"{STATE} says step 2"]})
+
+# %% [markdown]
+# Does it hold? `tests/damage.py` damages runs, adapters, exports, prepared data and kept tokens of the tiny model in some 400 ways, and then goes on with them or asks them. How many ended how, before all this was there and now? (*same*: the result without the damage, bit for bit; *older* and *rebuilt*: the same result from an older checkpoint or made anew, and said; *refused*: in one sentence.)
+
+# %% tags=["example"]
+tried = pd.read_json(chapters_dir() / "_results" / "damage.jsonl", lines=True)
+tried["what"] = tried["case"].str.extract(r"(resume|infer|again|data|cache)", expand=False)
+names = {
+    "resume": "a run goes on",
+    "again": "a finished run",
+    "infer": "adapter, model, export",
+    "data": "prepared data",
+}
+tried["what"] = tried["what"].replace(names | {"cache": "kept tokens"})
+tried.groupby(["what", "when", "end"]).size().unstack(fill_value=0)
+
+# %% [markdown]
+# Of the WRONG ones before, most were told in a library's words, and 22 went on to another result without a word: a lost random state, a flipped bit, rows that were cut off.
+
+# %% tags=["check"]
+ends = tried.groupby(["when", "end"]).size()
+silent = tried["said"].str.startswith("another result")
+assert "WRONG" not in ends["now"] and ends["now"].sum() > 400 and silent.sum() == 22 and ends["before"]["WRONG"] == 142
 
 
 # %% [markdown]

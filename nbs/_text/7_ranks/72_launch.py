@@ -1165,7 +1165,7 @@ torn = gpus[gpus["kind"] == "failure"].set_index("how")
 torn[["seconds", "code", "kernels_left", "message"]].astype({"code": int, "kernels_left": int}).round(1)
 
 # %% [markdown]
-# A collective on a GPU cannot be interrupted: its rank does not listen to the polite signal, and is killed after four seconds. So it takes somewhat longer than on a CPU, and ends all the same.
+# A collective on a GPU cannot be interrupted: its rank does not listen to the polite signal, and is killed after a while (four seconds when this was measured, ten now, so that steps can be saved). So it takes somewhat longer than on a CPU, and ends all the same.
 
 # %% tags=["check"]
 assert (
