@@ -49,7 +49,9 @@ from simpsons_llm.machine.job import (
 
 # %%
 #| hide
+import io
 import time
+from contextlib import redirect_stdout
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -594,7 +596,9 @@ with tempfile.TemporaryDirectory() as folder:
     # damaged ones are made anew
     for note in Path(folder).glob("*/key.json"):
         note.write_text("{")
-    assert not get()[2] and get()[2] and not get(max_seq_len=256)[2]
+    with redirect_stdout(io.StringIO()) as said:
+        assert not get()[2] and get()[2] and not get(max_seq_len=256)[2]
+    print(said.getvalue().splitlines()[0].replace(folder, "CACHE"))
     none = cache_key(makers["script"], "an empty split")
     for _ in range(2):
         assert kept_samples(none, lambda: ({"train": []}, {}), folder) == ({"train": []}, {}, False)
