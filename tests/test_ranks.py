@@ -348,7 +348,7 @@ def test_a_launch_that_is_told_to_stop_leaves_nobody(tmp_path):
     p.send_signal(signal.SIGTERM)
     begin = time.time()
     out, error = p.communicate(timeout=60)
-    assert p.returncode == 130 and "interrupted" in error and time.time() - begin < 15, error
+    assert p.returncode == 143 and "interrupted" in error and time.time() - begin < 15, error
     assert not processes_with(str(tmp_path))
     nb = nbformat.read(tmp_path / "run" / "rank0.ipynb", 4)
     assert any(

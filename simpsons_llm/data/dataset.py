@@ -31,10 +31,13 @@ from .prompt import SILENCE, TextMaker, chat_system
 from .samples import Sample
 from simpsons_llm.machine.job import (
     cache_dir,
+    damage_in,
     hold_folder,
+    is_sealed,
     open_folder,
     read_json,
     require,
+    seal,
     settings_text,
     text_frame,
     write_json,
@@ -312,13 +315,18 @@ def kept_samples(
     folder = Path(folder or cache_dir() / "tokens")
     place = folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     try:
-        note = read_json(place / "key.json")
-        if note["key"] == key:
+        wrong = damage_in(place)
+        if place.is_dir() and not is_sealed(place):
+            wrong = ["it has no manifest"]
+        if wrong:
+            print(f"kept tokens in {place} are damaged ({', '.join(wrong)}) and are made anew", flush=True)
+        note = {} if wrong else read_json(place / "key.json", dict)
+        if note.get("key") == key:
             if keep:
                 os.utime(place)
             return {name: load_samples(place / name) for name in note["splits"]}, note["facts"], True
     except (OSError, ValueError, KeyError, IndexError, TypeError, ImportError):
-        pass  # not there, or not whole: made anew
+        pass  # not there, or of another version: made anew
     samples, facts = make()
     # nothing to learn: soon refused, not worth keeping
     if not keep or not all(samples.values()):
@@ -329,6 +337,7 @@ def kept_samples(
         for name, xs in samples.items():
             save_samples(xs, temporary / name)
         write_json(temporary / "key.json", {"key": key, "splits": list(samples), "facts": facts})
+        seal(temporary)
         shutil.rmtree(place, ignore_errors=True)
         os.replace(temporary, place)
         for old in sorted((p for p in folder.iterdir() if p.name[:1] != "."), key=lambda p: p.stat().st_mtime)[:-KEEP]:

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'app', 'CHAPTER', 'PARAMETER', 'PARAMETERS', 'CCL_DEBUG', 'bench', 'JSON_FILE', 'DATA', 'BASE_MODEL',
-           'RECIPE', 'DEVICE', 'option', 'job_command', 'do_prepare', 'again_command', 'do_train', 'ask_command',
-           'do_estimate', 'do_contrast', 'do_chat', 'do_serve', 'do_infer', 'show_before_after', 'print_table',
-           'do_evaluate', 'add_jobs', 'export', 'push', 'run', 'typed_parameters', 'launch', 'rank', 'runs', 'doctor',
-           'demo', 'show_bench', 'write_rows', 'bench_prepare', 'bench_train', 'bench_quality', 'bench_infer',
-           'bench_costs', 'bench_collectives', 'join_parameters', 'main']
+           'RECIPE', 'DEVICE', 'option', 'job_command', 'do_prepare', 'do_train', 'ask_command', 'do_estimate',
+           'do_contrast', 'do_chat', 'do_serve', 'do_infer', 'show_before_after', 'print_table', 'do_evaluate',
+           'add_jobs', 'export', 'push', 'run', 'typed_parameters', 'launch', 'rank', 'runs', 'doctor', 'demo',
+           'show_bench', 'write_rows', 'bench_prepare', 'bench_train', 'bench_quality', 'bench_infer', 'bench_costs',
+           'bench_collectives', 'join_parameters', 'main']
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-02
 import inspect
@@ -25,7 +25,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .job import field_help, format_seconds, read_json, require
+from .job import Stopped, again_command, field_help, format_seconds, read_json, require
 from ..ranks.execute import JobError, exit_code
 
 # %% ../../nbs/9_machine/93_cli.ipynb #93-05
@@ -107,24 +107,6 @@ def do_prepare(
     if len(report["all_speakers"]) > 1 and not config.speakers:
         alone = next(iter(report["all_speakers"]))
         print(f"to learn {alone} alone: {again_command('prepare', replace(config, speakers=alone))}")
-
-
-def again_command(
-    job: str,  # the command's name
-    config,  # its settings
-) -> str:  # to be pasted into a shell; what has its default is left out
-    "The command that would give these settings."
-    words = ["simpsons-llm", job]
-    for f in fields(config):
-        value, name = getattr(config, f.name), f.name.replace("_", "-")
-        if value == f.default:
-            continue
-        if isinstance(value, bool):
-            words.append(f"--{'' if value else 'no-'}{name}")
-        else:
-            rows = value.split("\n") if f.name in config.repeated else [value]
-            words += [x for row in rows for x in (f"--{name}", quote(str(row)))]
-    return " ".join(words)
 
 
 def do_train(
@@ -1047,10 +1029,11 @@ def join_parameters(
 # %% ../../nbs/9_machine/93_cli.ipynb #93-58
 def main(
     argv: list | None = None,  # words of the command line; None: those of this process
-) -> int:  # exit code: 0 done, 2 wrong input, 1 a mistake in the program, 130 interrupted
+) -> int:  # exit code: 0 done, 2 wrong input, 1 a mistake in the program, 128 + a signal's number
     "The entry point of `simpsons-llm`."
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
+    Stopped.last = 0
     try:
         code = app(
             join_parameters([w for w in words if w != "--debug"]), prog_name="simpsons-llm", standalone_mode=True
@@ -1059,9 +1042,10 @@ def main(
         code = e.code
         if code == 130:
             print("interrupted", file=sys.stderr)  # typer made this of a KeyboardInterrupt
+            code = 128 + (Stopped.last or 2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        code = 130
+        code = 128 + (Stopped.last or 2)
     except Exception as e:
         if debug:
             traceback.print_exc()

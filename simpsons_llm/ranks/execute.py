@@ -25,6 +25,8 @@ import simpsons_llm
 from ..machine.device import find_ranks
 from simpsons_llm.machine.job import (
     LINES,
+    STOPS,
+    Stopped,
     chapters_dir,
     find_chapter,
     hold_folder,
@@ -144,11 +146,11 @@ def private_kernel(
     return Config({"KernelManager": {"transport": "ipc", "connection_file": str(Path(folder) / "k.json")}})
 
 # %% ../../nbs/7_ranks/71_execute.ipynb #71-29
-GRACE_S = 4  # time that an interrupted kernel gets to end its cell, in seconds
+GRACE_S = 10  # time that an interrupted kernel gets to end its cell, in seconds
 
 
 class Interrupter:
-    "While this lasts, SIGINT and SIGTERM interrupt the kernel, and kill it if it does not listen."
+    "While this lasts, signals that ask to stop interrupt the kernel, and kill it if it does not listen."
 
     def __init__(self):
         self.managers, self.signal = [], None
@@ -177,7 +179,7 @@ class Interrupter:
         "The signal handler."
         first, self.signal, pid = self.signal is None, number, self.kernel_pid()
         if pid is None or not first:
-            raise KeyboardInterrupt
+            raise Stopped(number)
 
         def send(what):
             if self.kernel_pid() != pid:
@@ -195,8 +197,9 @@ class Interrupter:
     def __enter__(self):
         self.before = {}
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self.stop)
+            for number in STOPS:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self.before[number] = signal.signal(number, self.stop)
         return self
 
     def __exit__(self, *_):
@@ -290,12 +293,12 @@ def execute(
                 autosave_cell_every=30,
             )
         except PapermillExecutionError as e:
-            if e.ename == "KeyboardInterrupt" or stopper.signal:
-                raise KeyboardInterrupt(str(executed)) from None
+            if e.ename in ("KeyboardInterrupt", "Stopped") or stopper.signal:
+                raise Stopped(stopper.signal or signal.SIGINT) from None
             raise ChapterError(e.ename, e.evalue, executed, raised_in(e.traceback)) from None
         except DeadKernelError:
             if stopper.signal:
-                raise KeyboardInterrupt(str(executed)) from None
+                raise Stopped(stopper.signal) from None
             raise ChapterError(
                 "DeadKernelError",
                 "the kernel died without a word; "
@@ -369,8 +372,10 @@ def on_purpose(
 # %% ../../nbs/7_ranks/71_execute.ipynb #71-63
 def exit_code(
     error: BaseException,  # what ended a program
-) -> int:  # 2 wrong input, 130 interrupted, 1 anything else; of a job, that of its rank
+) -> int:  # 2 wrong input, 128 + the number of a signal, 130 for Ctrl-C, 1 anything else; of a job, that of its rank
     "The exit code that tells what kind of failure it was."
     if isinstance(error, JobError):
         return error.code
-    return 130 if isinstance(error, KeyboardInterrupt) else 2 if on_purpose(error) else 1
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + getattr(error, "number", signal.SIGINT)
+    return 2 if on_purpose(error) else 1

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LAUNCHERS', 'RANK', 'SECRETS', 'CARRIED', 'Hydra', 'first_host', 'own_address', 'job_name', 'meet', 'among_others',
            'say_failed', 'run_rank', 'answer_launch', 'mpi_kind', 'choose_launcher', 'read_hosts', 'is_secret',
-           'launch_commands', 'processes_of', 'end_processes', 'write_private', 'launch', 'start_all', 'show_lines',
-           'watch', 'job_error', 'list_runs']
+           'launch_commands', 'processes_of', 'end_processes', 'ask_ranks', 'write_private', 'launch', 'start_all',
+           'show_lines', 'told_to_stop', 'watch', 'job_error', 'list_runs']
 
 # %% ../../nbs/7_ranks/72_launch.ipynb #72-02
 import hashlib
@@ -24,12 +24,22 @@ import sys
 import threading
 import time
 import uuid
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ..machine.device import Ranks, complete_env, find_ranks
 from ..machine.distributed import free_port, rank_env
-from ..machine.job import find_chapter, hold_folder, open_folder, read_json, require, set_aside, write_json
+from simpsons_llm.machine.job import (
+    STOPS,
+    Stopped,
+    find_chapter,
+    hold_folder,
+    open_folder,
+    read_json,
+    require,
+    set_aside,
+    write_json,
+)
 from .execute import GRACE_S, JobError, check_parameters, check_values, exit_code, run_chapter
 
 # %% ../../nbs/7_ranks/72_launch.ipynb #72-05
@@ -296,8 +306,8 @@ def answer_launch():
     chapter, notebook, parameters, ccl_debug = sys.argv[1:5]
     try:
         run_rank(chapter, notebook, read_json(parameters), ccl_debug == "True")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as e:
+        sys.exit(exit_code(e))
     except Exception as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(exit_code(e))
@@ -548,7 +558,28 @@ def end_processes(
             pass
     return len(left)
 
-# %% ../../nbs/7_ranks/72_launch.ipynb #72-37
+# %% ../../nbs/7_ranks/72_launch.ipynb #72-36
+def ask_ranks(
+    job: str,  # the job's name
+    started: list,  # processes of the launcher
+):
+    "Ask all ranks to stop."
+    here = []
+    for pid in processes_of(job):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+        except OSError:
+            continue
+        if words[: len(RANK)] == RANK:
+            here.append(pid)
+    for pid in here:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    for p in started:
+        if not here and p.poll() is None:
+            p.terminate()
+
+# %% ../../nbs/7_ranks/72_launch.ipynb #72-39
 def write_private(
     path: Path,  # the file; replaced if it is there
     data,  # anything that JSON can hold
@@ -631,9 +662,7 @@ def start_all(
                 threading.Thread(target=show_lines, args=[started[-1].stdout], daemon=True).start()
             code = watch(started)
     except KeyboardInterrupt:
-        for p in started:
-            if p.poll() is None:
-                p.terminate()
+        ask_ranks(job, started)
         end_processes(job, GRACE_S + 4)
         say_failed(out, "interrupted", "interrupted")
         raise
@@ -653,7 +682,7 @@ def start_all(
     )
     return notebooks
 
-# %% ../../nbs/7_ranks/72_launch.ipynb #72-39
+# %% ../../nbs/7_ranks/72_launch.ipynb #72-41
 def show_lines(
     stream,  # a process's output
 ):
@@ -662,13 +691,22 @@ def show_lines(
         print(line, end="", flush=True)
 
 
+def told_to_stop(
+    number: int,  # of the signal
+    frame,  # where it was heard
+):
+    "A signal handler."
+    raise Stopped(number)
+
+
 def watch(
     started: list,  # processes
 ) -> int:  # the first exit code that is not 0; 0 if all went well
     "Wait for processes; when one fails, end the others."
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {signal.SIGTERM: signal.signal(signal.SIGTERM, signal.default_int_handler)}
+        heard = [n for n in STOPS if signal.getsignal(n) not in (signal.SIG_IGN, None)]
+        before = {n: signal.signal(n, told_to_stop) for n in heard}
     try:
         while any(p.poll() is None for p in started):
             if any(p.poll() for p in started):
@@ -691,7 +729,7 @@ def watch(
         next((1 for p in started if p.returncode), 0),
     )
 
-# %% ../../nbs/7_ranks/72_launch.ipynb #72-42
+# %% ../../nbs/7_ranks/72_launch.ipynb #72-44
 def job_error(
     out: Path,  # the run's folder
     code: int,  # the launcher's exit code
@@ -723,7 +761,7 @@ def job_error(
         p.unlink(missing_ok=True)
     return JobError(f"{message}; all ranks were ended", reports[0]["code"] if reports else 1)
 
-# %% ../../nbs/7_ranks/72_launch.ipynb #72-59
+# %% ../../nbs/7_ranks/72_launch.ipynb #72-61
 def list_runs(
     root="runs",  # folder that holds runs, at any depth
 ) -> list:  # one dict a run, newest first; runs without a readable summary say so

@@ -29,6 +29,7 @@ from simpsons_llm.machine.job import (
     provenance,
     read_json,
     require,
+    seal,
     sha256,
     write_json,
     write_text,
@@ -246,6 +247,7 @@ def merge_and_export(
         write_json(
             folder / NOTES, {**notes, **public, "run": summary, "export": {**record, "provenance": provenance()}}
         )
+        seal(folder)
     return record
 
 

@@ -7,7 +7,6 @@ __all__ = ['LoopConfig', 'weighted_loss', 'sum_gradients', 'same_start', 'TrainS
            'save_checkpoint', 'load_checkpoint', 'loop']
 
 # %% ../../nbs/4_train/45_loop.ipynb #45-05
-import json
 import math
 from dataclasses import dataclass
 from itertools import islice
@@ -19,7 +18,7 @@ from ..machine.distributed import gather, in_group, total
 from ..machine.job import same_parameters, write_json
 from ..model.loss import collator, heldout_loss, token_losses
 from .config import TrainConfig, make_optimizer, make_schedule
-from .history import STATE, checkpoint_folder, new_checkpoint, thin_out
+from .history import STATE, checkpoint_folder, new_checkpoint, state_of, thin_out
 from .lifecycle import Job, run_job
 from .sharding import load_weights
 
@@ -187,6 +186,9 @@ class Loop(TrainState):
             if stop or length.evaluates(self.step):
                 self.evaluate()
                 save_checkpoint(self)
+            elif recorder.asked:
+                save_checkpoint(self)  # a signal asked to stop
+            recorder.stop_if_asked(self.step)
             # the time is up, or the evaluation saw that it gets worse
             if stop or recorder.stopped_early:
                 break
@@ -241,7 +243,7 @@ def set_random_state(
 
 
 def save_checkpoint(
-    loop: Loop,  # its step was just evaluated
+    loop: Loop,  # it has just made a step
 ):
     "Write all that is needed to go on, and let go of old checkpoints. All ranks must call it."
     import torch
@@ -262,9 +264,9 @@ def save_checkpoint(
                     "global_step": loop.step,
                     "max_steps": length.steps,
                     "epoch": loop.step / length.epoch_steps,
-                    "best_metric": loss,
+                    "best_metric": loss if best else None,
                     "best_global_step": best,
-                    "best_model_checkpoint": str(checkpoint_folder(run, best)),
+                    "best_model_checkpoint": str(checkpoint_folder(run, best)) if best else None,
                     "train_batch_size": loop.sampler.sizes[1],
                     "logging_steps": 1,
                     "eval_steps": length.eval_steps,
@@ -287,11 +289,7 @@ def load_checkpoint(
     load_weights(loop.model, at)
     loop.optimizer.load_state_dict(torch.load(at / "optimizer.pt", map_location="cpu", weights_only=True))
     loop.schedule.load_state_dict(torch.load(at / "scheduler.pt", weights_only=True))
-    state = json.loads((at / STATE).read_text(encoding="utf8"))
-    loop.step, loop.best = (
-        state["global_step"],
-        (int(state["best_model_checkpoint"].rsplit("-", 1)[1]), state["best_metric"]),
-    )
+    loop.step, loop.best = step, state_of(loop.job.run, step)
     states = torch.load(at / "random.pt", weights_only=True) if (at / "random.pt").is_file() else []
     if len(states) != loop.job.ranks.world_size:
         return  # another number of ranks draws other numbers

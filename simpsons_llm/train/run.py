@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Run', 'train_config', 'finetune', 'estimate']
 
-# %% ../../nbs/4_train/49_run.ipynb #48-02
+# %% ../../nbs/4_train/49_run.ipynb #49-02
 from dataclasses import fields
 from html import escape
 from pathlib import Path
@@ -14,18 +14,18 @@ from ..data.dataset import Data
 from ..data.prepare import PrepareConfig, Prepared
 from ..data.prompt import TextMaker
 from ..machine.device import find_device
-from ..machine.job import Facts, read_json, read_jsonl, require, settings_text, text_frame, write_json
-from ..model.adapter import load_tuned
+from ..machine.job import Facts, read_jsonl, require, settings_text, text_frame, write_json
+from ..model.adapter import load_tuned, read_summary
 from ..model.character import Character
 from ..model.infer import before_after, heldout_moments
 from .finetune import FinetuneConfig
 from .finetune import finetune as train_with_trainer
 from .history import perplexities, plot_losses, what_was_said
-from .lifecycle import costs, data_folder, summary_text
+from .lifecycle import costs, data_folder, read_settings, summary_text
 from .loop import LoopConfig
 from .loop import loop as train_by_hand
 
-# %% ../../nbs/4_train/49_run.ipynb #48-05
+# %% ../../nbs/4_train/49_run.ipynb #49-05
 class Run:
     "A finished run."
 
@@ -34,8 +34,7 @@ class Run:
         folder: "str | Path",  # of the run; FileNotFoundError if no run with results lies there
     ):
         self.folder = Path(folder)
-        file = self.folder / "summary.json"
-        facts = read_json(file) if file.is_file() else {}
+        facts = read_summary(self.folder)
         if "optimizer_steps" not in facts:
             ended = ": ".join(facts[k] for k in ("status", "error") if k in facts)
             raise FileNotFoundError(
@@ -67,9 +66,7 @@ class Run:
 
     def data(self) -> Data:  # FileNotFoundError if it was moved, ValueError if it was changed
         "What the run learned from."
-        import yaml
-
-        given = Path(yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf8"))["data"])
+        given = Path(read_settings(self.folder)["data"])
         # a script, or data that was in memory, lies in the run itself
         folder = next((f for f in (given, self.folder / "data") if (f / "report.json").is_file()), None)
         if folder is None:
@@ -119,7 +116,7 @@ class Run:
     def _repr_html_(self):
         return f"<pre>{escape(repr(self))}</pre>"
 
-# %% ../../nbs/4_train/49_run.ipynb #48-07
+# %% ../../nbs/4_train/49_run.ipynb #49-07
 def train_config(
     data: "Data | str | Path",  # what `prepare` gave, a folder of prepared data, or a script
     run: "str | Path",  # the run's folder
@@ -164,7 +161,7 @@ def estimate(
     (about, _), *parts = found.items()
     return Facts(about=about, **{k: v for _, rows in parts for k, v in rows.items()})
 
-# %% ../../nbs/4_train/49_run.ipynb #48-09
+# %% ../../nbs/4_train/49_run.ipynb #49-09
 for function in (finetune, estimate):
     told = settings_text(FinetuneConfig, ("data", "run"))
     function.__doc__ = f"{function.__doc__}\n\nThe settings and their defaults (None: as the recipe has it):\n\n{told}"

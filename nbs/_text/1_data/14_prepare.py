@@ -55,8 +55,11 @@ from simpsons_llm.machine.job import (
     read_json,
     read_jsonl,
     require,
+    require_sealed,
     same_parameters,
+    seal,
     sha256,
+    unseal,
     write_json,
     write_text,
 )
@@ -1003,15 +1006,18 @@ def write_prepared(
     made: Prepared,  # what `read_and_split` gave
     out,  # the folder
 ):
-    "Write prepared data; the report comes last, so a folder with a report is whole."
-    out = open_folder(out)
+    "Write prepared data; report and manifest come last, so a folder with them is whole."
+    out, names = open_folder(out), ["rejected.csv", "report.json"]
+    unseal(out)
     for name, part in made.parts.items():
         write_text(out / f"{name}.jsonl", scenes_text(part))
         write_json(out / f"{name}_samples.json", samples_of(part, made.report["speakers"], made.context_lines))
+        names += [f"{name}.jsonl", f"{name}_samples.json"]
     with open(out / "rejected.csv", "w", newline="", encoding="utf8") as f:
         csv.writer(f).writerows([("line", "reason", "text"), *((r.row, r.reason, r.text) for r in made.rejected)])
     save_plots(made.parts, out)
     write_json(out / "report.json", made.report)
+    seal(out, names)
 
 
 def prepare(
@@ -1158,10 +1164,13 @@ def load_data(
             f"no prepared data in {folder}; make some with: "
             f"simpsons-llm prepare --script FILE --out {shlex.quote(str(folder))}"
         )
-    report = read_json(folder / "report.json")
+    require_sealed(folder, "prepared data", "run prepare again", ["report.json"])
+    report = read_json(folder / "report.json", dict, "run prepare again")
+    hashes = report.get("data_sha256")
+    require(isinstance(hashes, dict), f"{folder / 'report.json'} is no report of prepare; run prepare again")
     for name in SPLITS:
         require(
-            (folder / f"{name}.jsonl").is_file() and sha256(folder / f"{name}.jsonl") == report["data_sha256"][name],
+            (folder / f"{name}.jsonl").is_file() and sha256(folder / f"{name}.jsonl") == hashes.get(name),
             f"{folder / f'{name}.jsonl'} is missing or not what prepare wrote; run prepare again",
         )
     return {name: [scene_from_dict(d) for d in read_jsonl(folder / f"{name}.jsonl")] for name in SPLITS}, report

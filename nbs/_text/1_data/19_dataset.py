@@ -34,10 +34,13 @@ from simpsons_llm.data.prompt import SILENCE, TextMaker, chat_system
 from simpsons_llm.data.samples import Sample
 from simpsons_llm.machine.job import (
     cache_dir,
+    damage_in,
     hold_folder,
+    is_sealed,
     open_folder,
     read_json,
     require,
+    seal,
     settings_text,
     text_frame,
     write_json,
@@ -46,7 +49,9 @@ from simpsons_llm.machine.job import (
 
 # %%
 #| hide
+import io
 import time
+from contextlib import redirect_stdout
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -472,7 +477,7 @@ assert back == samples
 # %% [markdown]
 # ### Kept, or made
 #
-# Kept samples are used if the whole key is the same; the folder's name alone, a shortened hash, is not trusted. A folder gets its name only when all of it is written, so a run that is killed leaves nothing that looks whole. Where anything is wrong with what was kept, samples are made anew: a cache may cost time, never a run.
+# Kept samples are used if the whole key is the same; the folder's name alone, a shortened hash, is not trusted. A folder gets its name only when all of it is written, so a run that is killed leaves nothing that looks whole. And it is sealed: a number that was changed afterwards is noticed before it is learned. Where anything is wrong with what was kept, samples are made anew, and a sentence says so: a cache may cost time, never a run.
 
 # %%
 #| export
@@ -489,13 +494,18 @@ def kept_samples(
     folder = Path(folder or cache_dir() / "tokens")
     place = folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     try:
-        note = read_json(place / "key.json")
-        if note["key"] == key:
+        wrong = damage_in(place)
+        if place.is_dir() and not is_sealed(place):
+            wrong = ["it has no manifest"]
+        if wrong:
+            print(f"kept tokens in {place} are damaged ({', '.join(wrong)}) and are made anew", flush=True)
+        note = {} if wrong else read_json(place / "key.json", dict)
+        if note.get("key") == key:
             if keep:
                 os.utime(place)
             return {name: load_samples(place / name) for name in note["splits"]}, note["facts"], True
     except (OSError, ValueError, KeyError, IndexError, TypeError, ImportError):
-        pass  # not there, or not whole: made anew
+        pass  # not there, or of another version: made anew
     samples, facts = make()
     # nothing to learn: soon refused, not worth keeping
     if not keep or not all(samples.values()):
@@ -506,6 +516,7 @@ def kept_samples(
         for name, xs in samples.items():
             save_samples(xs, temporary / name)
         write_json(temporary / "key.json", {"key": key, "splits": list(samples), "facts": facts})
+        seal(temporary)
         shutil.rmtree(place, ignore_errors=True)
         os.replace(temporary, place)
         for old in sorted((p for p in folder.iterdir() if p.name[:1] != "."), key=lambda p: p.stat().st_mtime)[:-KEEP]:
@@ -585,7 +596,9 @@ with tempfile.TemporaryDirectory() as folder:
     # damaged ones are made anew
     for note in Path(folder).glob("*/key.json"):
         note.write_text("{")
-    assert not get()[2] and get()[2] and not get(max_seq_len=256)[2]
+    with redirect_stdout(io.StringIO()) as said:
+        assert not get()[2] and get()[2] and not get(max_seq_len=256)[2]
+    print(said.getvalue().splitlines()[0].replace(folder, "CACHE"))
     none = cache_key(makers["script"], "an empty split")
     for _ in range(2):
         assert kept_samples(none, lambda: ({"train": []}, {}), folder) == ({"train": []}, {}, False)

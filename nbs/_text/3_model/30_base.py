@@ -29,7 +29,7 @@ from unittest.mock import patch
 from simpsons_llm.data.packing import leaks_between, reads_ahead
 from simpsons_llm.data.prompt import byte_tokenizer
 from simpsons_llm.machine.device import Device, Draws
-from simpsons_llm.machine.job import cache_dir, collector_off, import_all, open_folder, require, sha256
+from simpsons_llm.machine.job import cache_dir, collector_off, import_all, open_folder, require, require_sealed, sha256
 
 # %%
 #| hide
@@ -673,9 +673,12 @@ alike.pad_token = alike.eos_token
 before = alike.pad_token
 before, separate_padding(alike).pad_token
 
-
 # %%
 #| export
+# of a model's folder, all but the weights
+BESIDE = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
 def local_source(
     base: Base,  # a base model that is a folder or on the hub
 ) -> str:  # a folder, or a hub id to download; OSError if neither can be had
@@ -699,6 +702,14 @@ def where_from(
     return {"pretrained_model_name_or_path": str(Path(base.source).parent), "gguf_file": Path(base.source).name}
 
 
+def require_small(
+    base: Base,  # a base model
+):
+    "ValueError if what lies beside the weights in a sealed folder is damaged; the weights are not read."
+    if Path(base.source).is_dir():
+        require_sealed(base.source, "the model", "make or fetch it again", BESIDE)
+
+
 def load_tokenizer(
     name: str,  # as for `load_base`
 ):  # the tokenizer, with a padding token of its own; FileNotFoundError if it cannot be had
@@ -709,6 +720,7 @@ def load_tokenizer(
     base = find_base(name)
     if base.kind == "tiny":
         return byte_tokenizer()
+    require_small(base)
     with readable(f"the tokenizer of {name}", base.advice), gguf_once() if base.kind == "gguf" else nullcontext():
         tokenizer = AutoTokenizer.from_pretrained(**where_from(base))
     return separate_padding(tokenizer)
@@ -787,6 +799,7 @@ def load_base(
         what = f"the base model {name}"
         with readable(what, base.advice):
             source = local_source(base)
+        require_sealed(source, "the model", "make or fetch it again")
         model = load_whole(source, what, base.advice, dtype=dtype, **packed)
         with readable(f"the tokenizer of {name}", base.advice):
             own = AutoTokenizer.from_pretrained(source) if tokenizer is None else None
@@ -858,6 +871,7 @@ def load_config(
     base = find_base(name, device_type)
     if base.kind == "tiny":
         return tiny_model()[0].config
+    require_small(base)
     try:
         with (
             readable(f"the configuration of {name}", base.advice),

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from simpsons_llm.machine.device import Device, find_device
-from simpsons_llm.machine.job import open_folder, read_json, require, write_json
+from simpsons_llm.machine.job import open_folder, read_json, require, require_sealed, seal, unseal, write_json
 from simpsons_llm.model.base import load_base, load_libraries, readable, require_whole
 
 # %%
@@ -208,11 +208,12 @@ def subtract_start(
 
 
 # %% [markdown]
-# An adapter is useless without the facts of its training: the base model and the form of its prompts. They lie beside the weights, so `infer --adapter FOLDER` needs nothing else. Weights are safetensors, which hold numbers and no code.
+# An adapter is useless without the facts of its training: the base model and the form of its prompts. They lie beside the weights, so `infer --adapter FOLDER` needs nothing else. Weights are safetensors, which hold numbers and no code. Last of all the folder is sealed ([what a job is](../9_machine/91_job.ipynb) has it), so that a bit that falls over later is noticed by whoever loads it.
 
 # %%
 #| export
 NOTES = "simpsons_llm.json"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", NOTES)
 
 
 def save_adapter(
@@ -221,12 +222,14 @@ def save_adapter(
     notes: dict,  # facts to keep beside it; at least base_model and template
     weights: dict | None = None,  # name -> tensor, where the model holds only a part of each; None: the model's own
 ) -> Path:  # the folder
-    "Save adapter and notes."
+    "Save adapter and notes, and seal them."
     folder = open_folder(folder)
+    unseal(folder)
     model.save_pretrained(folder, safe_serialization=True, **({"state_dict": weights} if weights else {}))
     if hasattr(model, "at_start"):
         subtract_start(folder, model.at_start)
     write_json(folder / NOTES, notes)
+    seal(folder, ADAPTER_FILES)
     return folder
 
 
@@ -257,10 +260,13 @@ def adapter_notes(
         raise FileNotFoundError(
             f"no adapter in {folder} ({name} is missing); give the folder of a run, such as runs/x, or of an adapter"
         )
+    advice = "bring the files back, or train again"
+    require_sealed(folder, "the adapter", advice)
+    found = read_json(folder / "adapter_config.json", dict, advice)
     if (folder / NOTES).is_file():
-        return read_json(folder / NOTES)
+        return read_json(folder / NOTES, dict, advice)
     return {
-        "base_model": read_json(folder / "adapter_config.json").get("base_model_name_or_path"),
+        "base_model": found.get("base_model_name_or_path"),
         "template": "script",
     }
 
@@ -270,6 +276,7 @@ def adapter_notes(
 
 # %% tags=["example"]
 with_notes = adapter_notes(kept_in)
+unseal(kept_in)
 (kept_in / NOTES).unlink()
 {"with notes": with_notes, "without": adapter_notes(kept_in)}
 
@@ -432,6 +439,7 @@ with tempfile.TemporaryDirectory() as folder:
 
     weights = load_file(Path(folder) / "adapter_model.safetensors")
     renamed = {k.replace("layers.1", "layers.7"): v for k, v in weights.items()}
+    unseal(folder)  # as other tools leave it
     for bad in (renamed, dict(list(weights.items())[:-1]), {k: v.repeat(2, 2) for k, v in weights.items()}):
         save_file(bad, Path(folder) / "adapter_model.safetensors")
         try:
@@ -484,11 +492,13 @@ def save_model(
     notes: dict,  # facts to keep beside it; at least base_model and template
     weights: dict | None = None,  # name -> tensor, where the model holds only a part of each; None: the model's own
 ) -> Path:  # the folder
-    "Save a whole model, its tokenizer and notes."
+    "Save a whole model, its tokenizer and notes, and seal them."
     folder = open_folder(folder)
+    unseal(folder)
     model.save_pretrained(folder, safe_serialization=True, **({"state_dict": weights} if weights else {}))
     tokenizer.save_pretrained(folder)
     write_json(folder / NOTES, notes)
+    seal(folder)
     return folder
 
 
@@ -526,6 +536,20 @@ class Trained:
 
 # %%
 #| export
+def read_summary(
+    run: Path,  # a run's folder, or any other
+) -> dict:  # what summary.json holds; {} if there is none; ValueError if it is damaged
+    "How a run ended."
+    advice = "bring it back, or remove it: the weights do not need it"
+    if not (run / "summary.json").is_file():
+        return {}
+    found = read_json(run / "summary.json", dict, advice)
+    # one of a run that is going on, or has failed, is written over again and again
+    if "optimizer_steps" in found:
+        require_sealed(run, "the run", advice, ["summary.json"])
+    return found
+
+
 def find_trained(
     source,  # a run's folder, an adapter's, or a whole model's
 ) -> Trained:  # FileNotFoundError or ValueError if there is nothing, or no telling what
@@ -538,9 +562,10 @@ def find_trained(
     )
     folder = inside[0] if inside else source
     run = folder.parent if folder.name in ("adapter", "model") else folder
-    summary = read_json(run / "summary.json") if (run / "summary.json").is_file() else {}
+    summary = read_summary(run)
     if is_whole_model(folder):
-        notes = read_json(folder / NOTES)
+        require_sealed(folder, "the model", "bring the file back, or make it again", [NOTES])
+        notes = read_json(folder / NOTES, dict)
         # an export carries the summary with it
         return Trained("model", folder, notes, summary or notes.get("run", {}))
     if not (folder / "adapter_config.json").is_file():
@@ -588,7 +613,7 @@ with tempfile.TemporaryDirectory() as run:
     for source in (run, Path(run) / "adapter"):
         assert (found := find_trained(source)).kind == "adapter" and found.summary == {"status": "done"}
     assert load_tuned(run, cpu)[2]["template"] == "script"
-    (Path(run) / "adapter" / "adapter_config.json").unlink()
+    (Path(run) / "adapter" / "adapter_config.json").unlink()  # as if it had failed before it was saved
     write_json(Path(run) / "summary.json", {"status": "failed", "error": "ValueError: a batch learns nothing"})
     try:
         load_tuned(run, cpu)

@@ -40,18 +40,26 @@ from simpsons_llm.machine.device import (
 )
 from simpsons_llm.machine.distributed import gather, group_ranks, join_group, main_first, on_main, rank_env
 from simpsons_llm.machine.job import (
+    LISTENER,
+    MANIFEST,
     Progress,
+    again_command,
+    again_launched,
     format_seconds,
     hold_folder,
+    is_sealed,
+    listening,
     provenance,
-    read_json,
     require,
+    seal,
     set_aside,
+    unseal,
     write_json,
     write_text,
 )
 from simpsons_llm.model.adapter import (
     add_adapter,
+    read_summary,
     recompute_activations,
     save_adapter,
     save_model,
@@ -79,12 +87,16 @@ from simpsons_llm.train.history import (
     Gate,
     Recorder,
     Stopwatch,
+    checkpoint_folder,
     gate_facts,
     last_checkpoint,
+    leave_out,
     open_tracker,
+    passed_over,
     plot_losses,
     take_up,
     text_samples,
+    whole_checkpoint,
 )
 from simpsons_llm.train.sharding import gather_weights
 
@@ -248,6 +260,7 @@ class Job:
     made: Prepared | None = None  # data of a script, not written yet
     limit: ScoreLimit | None = None  # how much of held-out samples is scored at once; None: as a CPU does it
     gate: Gate | None = None  # what keeps steps that recite from being kept; None: nothing
+    resumed: int = 0  # step of the checkpoint that it goes on from; 0: from the beginning
     recorder: Recorder = LATER  # of what happens
     engine: Engine = LATER  # what does the steps
 
@@ -762,7 +775,7 @@ print(*told.splitlines()[1:3], sep="\n")
 # %% [markdown]
 # ## The job
 #
-# A run under a name that was used before sets the earlier results aside first; `resume` goes on where the last checkpoint stands, but only with the same settings, since the steps still to come depend on all of them. A run whose time was up may get more of it; one that ended because loss and memorising got worse is finished. How many ranks share the work, and how, may differ: it changes nothing but the time.
+# A run under a name that was used before sets the earlier results aside first; `resume` goes on where the last checkpoint stands, but only with the same settings, since the steps still to come depend on all of them. A run whose time was up may get more of it; one that ended because loss and memorising got worse is finished. How many ranks share the work, and how, may differ: it changes nothing but the time. A checkpoint that was damaged since is left out, and an older one taken ([what a run tells](43_history.ipynb) has how that is seen); where none is whole, the run is refused.
 
 # %%
 #| export
@@ -792,10 +805,49 @@ RESULTS = [
     "export",
     "before_after.json",
     "summary.json",
+    MANIFEST,
     "loss.png",
     "tensorboard",
     "wandb",
 ]
+
+
+def read_settings(
+    run: Path,  # a run's folder
+) -> dict:  # what config.yaml holds; ValueError if it is not there, or damaged
+    "The settings that a run was begun with."
+    import yaml
+
+    file = run / "config.yaml"
+    raw = file.read_bytes() if file.is_file() else b""
+    try:
+        found = yaml.safe_load(raw.decode("utf8"))
+    except (ValueError, yaml.YAMLError):
+        found = None
+    why = "is damaged, or cut short" if raw.strip() else "is empty" if file.is_file() else "is missing"
+    require(
+        # the last of what is written
+        isinstance(found, dict) and isinstance(found.get("found", {}), dict) and "seed" in found,
+        f"{file} {why}, so nobody knows what the run's settings were; bring it back, or begin a new run",
+    )
+    return found
+
+
+def go_on_from(
+    run: Path,  # a run's folder
+) -> int:  # step of the newest checkpoint that is whole; ValueError if there is none
+    "Choose a checkpoint; damaged ones are left out, which is said. One rank alone calls it."
+    step, passed = whole_checkpoint(run)
+    require(
+        step,
+        f"no checkpoint of {run} is whole ({passed_over(passed)}); bring the files back, or run without resume",
+    )
+    if passed:
+        print(f"damaged, and left out: {passed_over(passed)}; going on from the older checkpoint-{step}", flush=True)
+        leave_out(run, passed)
+    if not is_sealed(checkpoint_folder(run, step)):
+        print(f"checkpoint-{step} has no manifest; its files are there and can be read, more is not known", flush=True)
+    return step
 
 
 def open_run(
@@ -803,21 +855,15 @@ def open_run(
     run: Path,  # the run's folder
     found: dict,  # what the settings stand for: base_source, data_sha256 and speakers
     made: Prepared | None = None,  # a script's data, to be written into the run's folder
-) -> dict | None:  # the summary of a finished run that should be resumed; None if there is something to do
+) -> tuple:  # (summary of a finished run that should be resumed, or None; step of the checkpoint to go on from, or 0)
     "Set earlier results aside, or check that they can be resumed; then write config.yaml."
     import yaml
 
-    settings, done = {**config.to_dict(), "resume": False, "found": found}, {}
-    if (run / "summary.json").is_file():
-        done = read_json(run / "summary.json")
+    settings, done, step = {**config.to_dict(), "resume": False, "found": found}, ended(run, config.resume), 0
     if config.resume:
-        before = (
-            yaml.safe_load((run / "config.yaml").read_text(encoding="utf8"))
-            if (run / "config.yaml").is_file()
-            else None
-        )
-        if before is None or not last_checkpoint(run):
+        if not any((run / "checkpoints").glob("checkpoint-*")):
             raise ValueError(f"{config.run} has no checkpoint to resume from; run without resume")
+        before: dict = read_settings(run)
         before, now = ({**s, **(s.get("found") or {})} for s in (before, settings))
         changed = sorted(k for k in now if before.get(k) != now[k] and k not in (*MAY_CHANGE, "found"))
         require(
@@ -827,7 +873,8 @@ def open_run(
         )
         # the time may be longer now
         if "optimizer_steps" in done and (not done.get("stopped_early") or done.get("stopped_because") == WORSE):
-            return done
+            return done, 0
+        step = go_on_from(run)
     else:
         # a finished run needs them no more
         if "optimizer_steps" in done:
@@ -835,8 +882,22 @@ def open_run(
         set_aside(run, RESULTS + ["data"] * bool(made and not holds_data(run / "data", made)))
     if made and not holds_data(run / "data", made):
         write_prepared(made, run / "data")
+    unseal(run)
     write_text(run / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
-    return None
+    return None, step
+
+
+def ended(
+    run: Path,  # a run's folder
+    resume: bool,  # the run is to go on; else a damaged summary is set aside with the rest
+) -> dict:  # the summary that is there; {} if there is none
+    "How an earlier run in a folder ended."
+    try:
+        return read_summary(run)
+    except ValueError:
+        if resume:
+            raise
+        return {}
 
 
 # %% [markdown]
@@ -855,7 +916,12 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 # %% [markdown]
-# The outermost function asks where it runs, refuses what cannot work before anything is moved or loaded, and keeps the run's folder to itself while it works there. From the moment at which the summary says "running", a run that fails says so in it.
+# The outermost function asks where it runs, refuses what cannot work before anything is moved or loaded, and keeps the run's folder to itself while it works there. From the moment at which the summary says "running", a run that fails says so in it. One that was told to stop says how it goes on:
+#
+# ```
+# SIGTERM: this step is finished and saved; once more ends at once
+# interrupted by SIGTERM after step 5, which was saved; to go on: simpsons-llm finetune --data runs/data --run runs/x --resume
+# ```
 
 # %%
 #| export
@@ -886,7 +952,7 @@ def run_job(
         )
         at_once = "on all" if free else f"{now['micro_batch_size']} at once on each"
         print(f"{now['global_batch_size']} samples a step{instead}, {at_once} of {ranks.world_size} ranks")
-    with ExitStack() as held:
+    with listening(), ExitStack() as held:
         on_main(ranks, lambda: held.enter_context(hold_folder(config.run, getattr(make_engine, "name", "train"))))
         return begin_run(plan(config, ranks, device, made=made), make_engine, watch)
 
@@ -906,10 +972,27 @@ def require_apart(
 def write_failed(
     run: Path,  # the run's folder
     error: BaseException,  # what ended it
+    again: str = "",  # the command that goes on; empty: there is none
 ):
-    "A summary that says how a run ended."
-    status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-    write_json(run / "summary.json", {"status": status, "error": f"{type(error).__name__}: {error}"})
+    "A summary that says how a run ended, and how it goes on if it was interrupted."
+    stopped = isinstance(error, KeyboardInterrupt)
+    said = str(error) if stopped and str(error) else f"{type(error).__name__}: {error}"
+    found = {"status": "interrupted" if stopped else "failed", "error": said}
+    if stopped and again:
+        found["resume"] = again
+        print(f"{said}; to go on: {again}", flush=True)
+    write_json(run / "summary.json", found)
+
+
+def goes_on_with(
+    job: Job,  # a run that was begun
+) -> str:  # to be pasted into a shell; empty where nothing was saved yet
+    "The command that takes up a run from its last checkpoint."
+    config, n = job.config, job.ranks.world_size
+    name = type(config).__name__.removesuffix("Config").lower()
+    if not last_checkpoint(job.run):
+        return ""
+    return again_launched(name, config, n, resume=True) if n > 1 else again_command(name, config, resume=True)
 
 
 def begin_run(
@@ -936,12 +1019,14 @@ def begin_run(
         base_of(model).score_limit = job.limit
     watch.turn_to("other")
     # nothing was moved or written before this line
-    finished = on_main(ranks, lambda: open_run(config, run, found, job.made))
+    finished, job.resumed = on_main(ranks, lambda: open_run(config, run, found, job.made))
     if finished:
         print(f"{config.run} is finished ({finished['optimizer_steps']} steps); nothing is left to resume")
         return finished
     if ranks.is_main:
         write_json(run / "summary.json", {"status": "running"})
+    if ranks.is_main:
+        LISTENER.last_word = lambda stopped: write_failed(run, stopped, goes_on_with(job))
     try:
         if ranks.is_main:
             write_audit(job.samples["train"], job.maker, job.counts, run / "audit.html")
@@ -964,8 +1049,9 @@ def begin_run(
             job.recorder.tracker = open_tracker(config.trackers, run, config.to_dict())
         return measure(job)
     except BaseException as e:
+        LISTENER.patient = False
         if ranks.is_main:
-            write_failed(run, e)
+            write_failed(run, e, goes_on_with(job))
         raise
     finally:
         if job.recorder and job.recorder.tracker:
@@ -1022,9 +1108,8 @@ def measure(
 ) -> dict:  # the summary
     "Score the base, train, load the best step, save it, and write the summary."
     engine, recorder, watch = job.engine, job.recorder, job.recorder.watch
-    resumed = last_checkpoint(job.run) if job.config.resume else 0
-    losses, clock = {}, {}
-    before = take_up(recorder) if job.config.resume else {}
+    resumed, losses, clock = job.resumed, {}, {}
+    before = take_up(recorder, resumed) if resumed else {}
     if before and "human_verbatim" not in before:
         recorder.recites = None  # the run began without a gate
 
@@ -1052,6 +1137,7 @@ def measure(
 
     watch.turn_to("train")
     engine.learn(resumed, first)
+    LISTENER.patient = False  # what follows is done again from the last checkpoint
     watch.turn_to("save")
     speed = {
         "tokens_per_s": recorder.real_tokens / max(recorder.step_s, 1e-9),
@@ -1160,6 +1246,7 @@ def close_run(
     plt.close(figure)
     wall_s = {part: round(s, 3) for part, s in job.recorder.watch.read().items()}
     write_json(job.run / "summary.json", {**summary, "wall_s": wall_s})
+    seal(job.run, ["config.yaml", "metrics.jsonl", "summary.json"])
     return wall_s
 
 

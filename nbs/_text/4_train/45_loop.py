@@ -66,7 +66,6 @@ print(who_am_i(device, dtype, backend))
 
 # %%
 #| export
-import json
 import math
 from dataclasses import dataclass
 from itertools import islice
@@ -78,7 +77,7 @@ from simpsons_llm.machine.distributed import gather, in_group, total
 from simpsons_llm.machine.job import same_parameters, write_json
 from simpsons_llm.model.loss import collator, heldout_loss, token_losses
 from simpsons_llm.train.config import TrainConfig, make_optimizer, make_schedule
-from simpsons_llm.train.history import STATE, checkpoint_folder, new_checkpoint, thin_out
+from simpsons_llm.train.history import STATE, checkpoint_folder, new_checkpoint, state_of, thin_out
 from simpsons_llm.train.lifecycle import Job, run_job
 from simpsons_llm.train.sharding import load_weights
 
@@ -342,6 +341,9 @@ class Loop(TrainState):
             if stop or length.evaluates(self.step):
                 self.evaluate()
                 save_checkpoint(self)
+            elif recorder.asked:
+                save_checkpoint(self)  # a signal asked to stop
+            recorder.stop_if_asked(self.step)
             # the time is up, or the evaluation saw that it gets worse
             if stop or recorder.stopped_early:
                 break
@@ -403,7 +405,7 @@ def set_random_state(
 
 
 def save_checkpoint(
-    loop: Loop,  # its step was just evaluated
+    loop: Loop,  # it has just made a step
 ):
     "Write all that is needed to go on, and let go of old checkpoints. All ranks must call it."
     import torch
@@ -424,9 +426,9 @@ def save_checkpoint(
                     "global_step": loop.step,
                     "max_steps": length.steps,
                     "epoch": loop.step / length.epoch_steps,
-                    "best_metric": loss,
+                    "best_metric": loss if best else None,
                     "best_global_step": best,
-                    "best_model_checkpoint": str(checkpoint_folder(run, best)),
+                    "best_model_checkpoint": str(checkpoint_folder(run, best)) if best else None,
                     "train_batch_size": loop.sampler.sizes[1],
                     "logging_steps": 1,
                     "eval_steps": length.eval_steps,
@@ -449,11 +451,7 @@ def load_checkpoint(
     load_weights(loop.model, at)
     loop.optimizer.load_state_dict(torch.load(at / "optimizer.pt", map_location="cpu", weights_only=True))
     loop.schedule.load_state_dict(torch.load(at / "scheduler.pt", weights_only=True))
-    state = json.loads((at / STATE).read_text(encoding="utf8"))
-    loop.step, loop.best = (
-        state["global_step"],
-        (int(state["best_model_checkpoint"].rsplit("-", 1)[1]), state["best_metric"]),
-    )
+    loop.step, loop.best = step, state_of(loop.job.run, step)
     states = torch.load(at / "random.pt", weights_only=True) if (at / "random.pt").is_file() else []
     if len(states) != loop.job.ranks.world_size:
         return  # another number of ranks draws other numbers

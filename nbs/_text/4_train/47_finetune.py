@@ -230,8 +230,8 @@ def make_trainer(
             return self.state.best_global_step != before
 
         def _save_checkpoint(self, model, trial):
-            best = self.state.best_global_step
-            self.state.best_model_checkpoint = str(checkpoint_folder(run, best))
+            best = self.state.best_global_step or 0  # none yet where a signal came before the first evaluation
+            self.state.best_model_checkpoint = str(checkpoint_folder(run, best)) if best else None
             with new_checkpoint(run, self.state.global_step) as part:
                 self.save_model(str(part), _internal_call=True)
                 self._save_optimizer_and_scheduler(str(part))
@@ -353,7 +353,11 @@ def make_reporter(
         def on_step_end(self, args, state, control, **_):
             stop = recorder.step_ends(state.global_step)
             control.should_training_stop |= stop
-            control.should_evaluate = control.should_save = stop or length.evaluates(state.global_step)
+            control.should_evaluate = stop or length.evaluates(state.global_step)
+            control.should_save = control.should_evaluate or recorder.asked
+
+        def on_save(self, args, state, control, **_):
+            recorder.stop_if_asked(state.global_step)
 
         def on_log(self, args, state, control, logs=None, **_):
             if "loss" in logs:

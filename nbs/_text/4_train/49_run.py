@@ -18,14 +18,14 @@ from simpsons_llm.data.dataset import Data
 from simpsons_llm.data.prepare import PrepareConfig, Prepared
 from simpsons_llm.data.prompt import TextMaker
 from simpsons_llm.machine.device import find_device
-from simpsons_llm.machine.job import Facts, read_json, read_jsonl, require, settings_text, text_frame, write_json
-from simpsons_llm.model.adapter import load_tuned
+from simpsons_llm.machine.job import Facts, read_jsonl, require, settings_text, text_frame, write_json
+from simpsons_llm.model.adapter import load_tuned, read_summary
 from simpsons_llm.model.character import Character
 from simpsons_llm.model.infer import before_after, heldout_moments
 from simpsons_llm.train.finetune import FinetuneConfig
 from simpsons_llm.train.finetune import finetune as train_with_trainer
 from simpsons_llm.train.history import perplexities, plot_losses, what_was_said
-from simpsons_llm.train.lifecycle import costs, data_folder, summary_text
+from simpsons_llm.train.lifecycle import costs, data_folder, read_settings, summary_text
 from simpsons_llm.train.loop import LoopConfig
 from simpsons_llm.train.loop import loop as train_by_hand
 
@@ -51,8 +51,7 @@ class Run:
         folder: "str | Path",  # of the run; FileNotFoundError if no run with results lies there
     ):
         self.folder = Path(folder)
-        file = self.folder / "summary.json"
-        facts = read_json(file) if file.is_file() else {}
+        facts = read_summary(self.folder)
         if "optimizer_steps" not in facts:
             ended = ": ".join(facts[k] for k in ("status", "error") if k in facts)
             raise FileNotFoundError(
@@ -84,9 +83,7 @@ class Run:
 
     def data(self) -> Data:  # FileNotFoundError if it was moved, ValueError if it was changed
         "What the run learned from."
-        import yaml
-
-        given = Path(yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf8"))["data"])
+        given = Path(read_settings(self.folder)["data"])
         # a script, or data that was in memory, lies in the run itself
         folder = next((f for f in (given, self.folder / "data") if (f / "report.json").is_file()), None)
         if folder is None:

@@ -32,6 +32,7 @@ from simpsons_llm.machine.job import (
     provenance,
     read_json,
     require,
+    seal,
     sha256,
     write_json,
     write_text,
@@ -451,6 +452,7 @@ def merge_and_export(
         write_json(
             folder / NOTES, {**notes, **public, "run": summary, "export": {**record, "provenance": provenance()}}
         )
+        seal(folder)
     return record
 
 

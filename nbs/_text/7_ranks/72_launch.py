@@ -25,12 +25,22 @@ import sys
 import threading
 import time
 import uuid
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from simpsons_llm.machine.device import Ranks, complete_env, find_ranks
 from simpsons_llm.machine.distributed import free_port, rank_env
-from simpsons_llm.machine.job import find_chapter, hold_folder, open_folder, read_json, require, set_aside, write_json
+from simpsons_llm.machine.job import (
+    STOPS,
+    Stopped,
+    find_chapter,
+    hold_folder,
+    open_folder,
+    read_json,
+    require,
+    set_aside,
+    write_json,
+)
 from simpsons_llm.ranks.execute import GRACE_S, JobError, check_parameters, check_values, exit_code, run_chapter
 
 # %%
@@ -450,8 +460,8 @@ def answer_launch():
     chapter, notebook, parameters, ccl_debug = sys.argv[1:5]
     try:
         run_rank(chapter, notebook, read_json(parameters), ccl_debug == "True")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as e:
+        sys.exit(exit_code(e))
     except Exception as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(exit_code(e))
@@ -820,6 +830,32 @@ def end_processes(
 
 
 # %% [markdown]
+# A job that is told to stop is not ended, but asked, so that its ranks can save what they have. The launcher is asked only where it has no ranks here: an mpirun that hears a signal may kill its ranks before they have saved.
+
+# %%
+#| export
+def ask_ranks(
+    job: str,  # the job's name
+    started: list,  # processes of the launcher
+):
+    "Ask all ranks to stop."
+    here = []
+    for pid in processes_of(job):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+        except OSError:
+            continue
+        if words[: len(RANK)] == RANK:
+            here.append(pid)
+    for pid in here:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    for p in started:
+        if not here and p.poll() is None:
+            p.terminate()
+
+
+# %% [markdown]
 # A process that would sleep for a minute, and is given a fifth of a second:
 
 # %% tags=["example"]
@@ -912,9 +948,7 @@ def start_all(
                 threading.Thread(target=show_lines, args=[started[-1].stdout], daemon=True).start()
             code = watch(started)
     except KeyboardInterrupt:
-        for p in started:
-            if p.poll() is None:
-                p.terminate()
+        ask_ranks(job, started)
         end_processes(job, GRACE_S + 4)
         say_failed(out, "interrupted", "interrupted")
         raise
@@ -954,13 +988,22 @@ def show_lines(
         print(line, end="", flush=True)
 
 
+def told_to_stop(
+    number: int,  # of the signal
+    frame,  # where it was heard
+):
+    "A signal handler."
+    raise Stopped(number)
+
+
 def watch(
     started: list,  # processes
 ) -> int:  # the first exit code that is not 0; 0 if all went well
     "Wait for processes; when one fails, end the others."
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {signal.SIGTERM: signal.signal(signal.SIGTERM, signal.default_int_handler)}
+        heard = [n for n in STOPS if signal.getsignal(n) not in (signal.SIG_IGN, None)]
+        before = {n: signal.signal(n, told_to_stop) for n in heard}
     try:
         while any(p.poll() is None for p in started):
             if any(p.poll() for p in started):
@@ -1122,7 +1165,7 @@ torn = gpus[gpus["kind"] == "failure"].set_index("how")
 torn[["seconds", "code", "kernels_left", "message"]].astype({"code": int, "kernels_left": int}).round(1)
 
 # %% [markdown]
-# A collective on a GPU cannot be interrupted: its rank does not listen to the polite signal, and is killed after four seconds. So it takes somewhat longer than on a CPU, and ends all the same.
+# A collective on a GPU cannot be interrupted: its rank does not listen to the polite signal, and is killed after a while (four seconds when this was measured, ten now, so that steps can be saved). So it takes somewhat longer than on a CPU, and ends all the same.
 
 # %% tags=["check"]
 assert (

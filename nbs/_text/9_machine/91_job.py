@@ -25,6 +25,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,11 +33,14 @@ import threading
 import time
 import uuid
 import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from decimal import Decimal
 from importlib import metadata
 from pathlib import Path
+from shlex import quote
 from typing import ClassVar
 
 import simpsons_llm
@@ -298,18 +302,35 @@ def find_chapter(
 
 
 # %% [markdown]
-# A file that should hold JSON and does not is told by name:
+# A file that should hold JSON and does not is told by name, in words that need no knowledge of Python:
 
 # %%
 #| export
 def read_json(
     path,  # the file
-):  # what it holds; FileNotFoundError, or ValueError if it is not JSON
+    kind: type = object,  # dict or list where it must be one
+    advice: str = "make it again",  # what to do where it is damaged
+):  # what it holds; FileNotFoundError, or ValueError if it is not JSON of that kind
     "Read a JSON file."
+    raw = Path(path).read_bytes()
     try:
-        return json.loads(Path(path).read_text(encoding="utf8"))
-    except ValueError as e:
-        raise ValueError(f"{path} is not valid JSON ({e}); make it again") from None
+        found = json.loads(raw.decode("utf8"))
+    except (ValueError, RecursionError) as e:
+        why = f"is not valid JSON (row {getattr(e, 'lineno', 1)})" if raw.strip() else "is empty"
+        raise ValueError(f"{path} {why}; {advice}") from None
+    kinds = f"{type(found).__name__}, not {kind.__name__}"
+    require(isinstance(found, kind), f"{path} is JSON of another kind ({kinds}); {advice}")
+    return found
+
+
+# %% tags=["example"]
+with tempfile.TemporaryDirectory() as folder:
+    for text in ("", '{"status":\n "do', "[1]"):
+        (Path(folder) / "summary.json").write_text(text)
+        try:
+            read_json(Path(folder) / "summary.json", dict)
+        except ValueError as e:
+            print(str(e).replace(folder, "runs/x"))
 
 
 # %% [markdown]
@@ -464,12 +485,13 @@ def read_jsonl(
     path,  # the file
 ) -> list:  # its objects; FileNotFoundError if the file is not there
     "All objects of a JSONL file."
-    with open(path, encoding="utf8") as f:
-        rows = [line for line in f if line.strip()]
-    try:
-        return [json.loads(row) for row in rows]
-    except ValueError as e:
-        raise ValueError(f"{path} is not valid JSONL ({e}); make it again") from None
+    found = []
+    for number, row in enumerate(Path(path).read_bytes().split(b"\n"), 1):
+        try:
+            found += [json.loads(row.decode("utf8"))] if row.strip() else []
+        except ValueError:
+            raise ValueError(f"{path} is not valid JSONL (row {number}); make it again") from None
+    return found
 
 
 # %% tags=["check"]
@@ -1025,6 +1047,176 @@ with tempfile.TemporaryDirectory() as folder:
         assert read_lock(path)[0]["processes"] == [own_process()]
     assert "left a lock behind" in said.getvalue() and not path.exists() and HELD not in os.environ
 
+# %% [markdown]
+# ## Being told to stop
+#
+# A batch system takes a machine back, somebody presses Ctrl-C, a terminal is closed: the process is sent a *signal* (TERM, INT, HUP; some systems send USR1 as a warning). Its default is to end the process at once, and everything since the last checkpoint is lost. So a job *listens*. Before there is anything to save, a signal ends it at once, in order. In the middle of training the first signal is a wish: the step is finished and saved, and then the job ends. A second one ends it at once. So does the first, if the step takes longer than a few seconds, since those who send signals soon send one that cannot be heard.
+#
+# A signal that was switched off before Python began (by `nohup`, or by a shell for what it runs in the background) stays off. How a program ended is told by a number, as a shell does it: 128 and the number of the signal, 130 for Ctrl-C.
+
+# %%
+#| export
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+PATIENCE_S = 7.0  # so long a step may go on after a signal, in seconds
+
+
+class Stopped(KeyboardInterrupt):
+    "A signal ended this job."
+
+    last: ClassVar[int] = 0  # number of the signal that was heard last in this process
+
+    def __init__(
+        self,
+        number: int,  # of the signal
+        where: str = "",  # how far the job had come, such as "after step 5"
+    ):
+        self.number = Stopped.last = int(number)
+        super().__init__(f"interrupted by {signal.Signals(number).name}" + f" {where}" * bool(where))
+
+
+class Listener:
+    "What a signal does."
+
+    def __init__(self):
+        self.begin()
+
+    def begin(self):
+        "Nothing was heard yet, and nothing is there to be saved."
+        self.number = 0  # of the signal that was heard; 0: none
+        self.patient = False  # the first signal is a wish
+        self.last_word: Callable[[Stopped], object] = lambda stopped: None  # before the process ends the hard way
+
+    def __call__(
+        self,
+        number: int,  # of the signal
+        frame,  # where it was heard
+    ):
+        "The signal handler."
+        if self.number or not self.patient:
+            self.number = self.number or number
+            raise Stopped(number, "before the step was saved" if self.patient else "")
+        self.number = number
+        print(f"{signal.Signals(number).name}: this step is finished and saved; once more ends at once", flush=True)
+        threading.Thread(target=self.wait, daemon=True).start()
+
+    def wait(self):
+        "Time for a step; then the second signal comes from here, and then the end."
+        time.sleep(PATIENCE_S)
+        if self.number and self.patient:
+            os.kill(os.getpid(), self.number)
+        time.sleep(2)
+        if self.number and self.patient:  # a library does not give the word back
+            with suppress(Exception):
+                self.last_word(Stopped(self.number, "before the step was saved"))
+            sys.stdout.flush()
+            os._exit(128 + self.number)
+
+
+LISTENER = Listener()
+
+
+@contextmanager
+def listening():
+    "While this lasts, signals are heard by `LISTENER`; those that are switched off are not."
+    LISTENER.begin()
+    here = threading.current_thread() is threading.main_thread()
+    heard = [n for n in STOPS if here and signal.getsignal(n) not in (signal.SIG_IGN, None)]
+    before = {n: signal.signal(n, LISTENER) for n in heard}
+    try:
+        yield LISTENER
+    finally:
+        LISTENER.begin()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# %% [markdown]
+# A job of steps that is told to stop in its third, and once more; and one that was told before its first:
+
+# %% tags=["example"]
+def steps(*at, patient=True):
+    "Count to five; a signal comes at these."
+    with listening() as ear:
+        ear.patient = patient
+        try:
+            for step in range(1, 6):
+                for _ in range(at.count(step)):
+                    signal.raise_signal(signal.SIGTERM)
+                if ear.number:
+                    raise Stopped(ear.number, f"after step {step}")
+        except Stopped as e:
+            print(e, "- exit code", 128 + e.number)
+
+
+steps(3)
+steps(3, 3)
+steps(1, patient=False)
+
+# %% tags=["check"]
+before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+steps(3)  # switched off before: not heard
+assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+signal.signal(signal.SIGTERM, before)
+assert signal.getsignal(signal.SIGTERM) == before and Stopped.last == signal.SIGTERM
+
+
+# %% [markdown]
+# ### The command that goes on
+#
+# Whoever is stopped should be told how to go on, in words that can be pasted into a shell:
+
+# %%
+#| export
+def again_command(
+    job: str,  # the command's name
+    config: JobConfig,  # its settings
+    **other,  # settings that are to be others
+) -> str:  # to be pasted into a shell; what has its default is left out
+    "The command that would give these settings."
+    words = ["simpsons-llm", job]
+    for f in fields(config):
+        value, name = other.get(f.name, getattr(config, f.name)), f.name.replace("_", "-")
+        if value == f.default:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{name}")
+        else:
+            rows = value.split("\n") if f.name in config.repeated else [value]
+            words += [x for row in rows for x in (f"--{name}", quote(str(row)))]
+    return " ".join(words)
+
+
+def again_launched(
+    job: str,  # the chapter's name
+    config: JobConfig,  # its settings, `run` among them
+    n: int,  # ranks
+    **other,  # settings that are to be others
+) -> str:  # to be pasted into a shell
+    "The same on several ranks."
+    now = {f.name: other.get(f.name, getattr(config, f.name)) for f in fields(config)}
+    given = [f"-p {f.name} {quote(str(now[f.name]))}" for f in fields(config) if now[f.name] != f.default]
+    return " ".join(["simpsons-llm launch", job, f"-n {n} --out {quote(now['run'])}", *given])
+
+
+# %% tags=["example"]
+print(again_command("demo", DemoConfig(max_steps=50), r=4))
+
+
+# %% tags=["check"]
+@dataclass
+class RunConfig(JobConfig):
+    run: str = "runs/x"  # folder
+    resume: bool = False  # go on
+
+    def check(self):
+        pass
+
+
+assert again_command("demo", RunConfig("my run"), resume=True) == "simpsons-llm demo --run 'my run' --resume"
+assert (
+    again_launched("demo", RunConfig(), 2, resume=True) == "simpsons-llm launch demo -n 2 --out runs/x -p resume True"
+)
+
 
 # %% [markdown]
 # ## Where a result came from
@@ -1042,6 +1234,142 @@ def sha256(
         while piece := f.read(1 << 20):
             h.update(piece)
     return h.hexdigest()
+
+
+# %% [markdown]
+# ### What was written is what is there
+#
+# A disk fills up, a copy is cut off, a bit falls over, somebody tidies up. A library that reads such a folder may fail in its own words, or not at all: a checkpoint without its optimizer's file goes on, with a rate that begins again. So whoever writes a folder of results *seals* it: last of all comes a manifest with the size and the SHA-256 of each file. Whoever reads it asks first what is wrong. Texts for people (`.md`) are left out, since people may change them.
+#
+# SHA-256 takes about 1.2 s for a GiB here, and files are read beside each other in threads. A model of 3 billion numbers leaves 36 GB in a checkpoint, for which that is too much. So files of up to 1 GiB are hashed whole, and larger ones by a MiB of every 64, the first and the last among them: 36 GB in a second, and what is cut off, overwritten or mixed up is noticed all the same. A single bit in such a large file mostly is not.
+
+# %%
+#| export
+MANIFEST = "simpsons_llm.manifest.json"  # of a sealed folder; written last
+HASHED_WHOLE, PIECE, STRIDE = 1 << 30, 1 << 20, 64 << 20  # bytes
+
+
+def file_facts(
+    path,  # a file
+) -> dict:  # size, and sha256 or, of a large file, pieces_sha256
+    "By what a file is known again."
+    size = os.path.getsize(path)
+    if size <= HASHED_WHOLE:
+        return {"size": size, "sha256": sha256(path)}
+    h = hashlib.sha256()
+    with open(path, "rb") as f:
+        for at in (*range(0, size - PIECE, STRIDE), size - PIECE):
+            f.seek(at)
+            h.update(f.read(PIECE))
+    return {"size": size, "pieces_sha256": h.hexdigest()}
+
+
+def seal(
+    folder,  # a folder whose files are all written
+    names: list | tuple = (),  # files to be known again; empty: all below it, hidden ones and texts for people left out
+) -> Path:  # the manifest
+    "Write down what each file of a folder is, last of all."
+    folder = Path(folder)
+    every = (p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".md")
+    files = names or [p.as_posix() for p in every if not any(x[0] == "." for x in p.parts) and p.name != MANIFEST]
+    with ThreadPoolExecutor(4) as pool:
+        facts = list(pool.map(lambda name: file_facts(folder / name), files))
+    return write_json(folder / MANIFEST, {"files": dict(zip(files, facts))})
+
+
+def unseal(
+    folder,  # a folder that is about to be written into
+):
+    "What a folder's manifest said is true no more."
+    (Path(folder) / MANIFEST).unlink(missing_ok=True)
+
+
+def is_sealed(
+    folder,  # any folder
+) -> bool:
+    "Whether a folder has a manifest; those of earlier versions have none."
+    return (Path(folder) / MANIFEST).is_file()
+
+
+# %% [markdown]
+# What is wrong is said by file, so that a person knows whether it can be helped:
+
+# %%
+#| export
+def file_damage(
+    path: Path,  # a file
+    was: dict,  # what `file_facts` gave when it was sealed
+) -> str:  # such as "optimizer.pt is missing"; "" if it is as it was
+    "What has happened to a file."
+    if not path.is_file():
+        return f"{path.name} is missing"
+    size = path.stat().st_size
+    if size != was["size"]:
+        return f"{path.name} has {size:,} of {was['size']:,} bytes" if size else f"{path.name} is empty"
+    return "" if file_facts(path) == was else f"{path.name} has changed since it was written"
+
+
+def damage_in(
+    folder,  # a folder
+    names: list | tuple = (),  # only these of its files; empty: all of the manifest
+) -> list:  # sentences; none where all is as it was sealed, or where there is no manifest
+    "What has happened to a folder since it was sealed."
+    folder = Path(folder)
+    if not is_sealed(folder):
+        return []
+    try:
+        files = read_json(folder / MANIFEST, dict)["files"]
+        wanted = {k: v for k, v in files.items() if not names or k in names}
+        with ThreadPoolExecutor(4) as pool:
+            found = pool.map(lambda item: file_damage(folder / item[0], item[1]), wanted.items())
+            return [x for x in found if x]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [f"{MANIFEST} is damaged"]
+
+
+def require_sealed(
+    folder,  # a folder that is about to be read
+    what: str,  # what it is, in words
+    advice: str,  # what to do if it is damaged
+    names: list | tuple = (),  # only these of its files; empty: all of the manifest
+):
+    "ValueError, saying what has happened, if a sealed folder is not as it was; one without a manifest passes."
+    wrong = damage_in(folder, names)
+    meant = f", or remove {MANIFEST} there if this was meant"
+    require(not wrong, f"{what} in {folder} is damaged: {', '.join(wrong)}; {advice}{meant}")
+
+
+# %% [markdown]
+# Four files after four mishaps:
+
+# %% tags=["example"]
+with tempfile.TemporaryDirectory() as folder:
+    for name in ("a.bin", "b.bin", "c.bin", "d.bin", "e.bin"):
+        (Path(folder) / name).write_bytes(name.encode() * 1000)
+    seal(folder)
+    (Path(folder) / "a.bin").unlink()
+    (Path(folder) / "b.bin").write_bytes(b"")
+    (Path(folder) / "c.bin").write_bytes(b"c.bin" * 600)
+    (Path(folder) / "d.bin").write_bytes(b"c.bin" + b"d.bin" * 999)
+    wrong = damage_in(folder)
+wrong
+
+# %% tags=["check"]
+assert [w.split()[0] for w in wrong] == ["a.bin", "b.bin", "c.bin", "d.bin"] and "3,000 of 5,000 bytes" in wrong[2]
+with tempfile.TemporaryDirectory() as folder:
+    large = Path(folder) / "large"
+    with patch.dict(globals(), HASHED_WHOLE=100, PIECE=10, STRIDE=50):
+        large.write_bytes(bytes(range(256)))
+        before = file_facts(large)
+        for at, seen in ((0, True), (55, True), (255, True), (30, False)):
+            raw = bytearray(range(256))
+            raw[at] ^= 4
+            large.write_bytes(raw)
+            assert (file_damage(large, before) != "") == seen, at
+    assert damage_in(folder) == [] and not is_sealed(folder)
+    for text in ("", "[]", '{"files": 3}', '{"files": {"large": 3}}'):
+        (Path(folder) / MANIFEST).write_text(text)
+        assert damage_in(folder) == [f"{MANIFEST} is damaged"], text
 
 
 # %% [markdown]

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from simpsons_llm.machine.job import field_help, format_seconds, read_json, require
+from simpsons_llm.machine.job import Stopped, again_command, field_help, format_seconds, read_json, require
 from simpsons_llm.ranks.execute import JobError, exit_code
 
 # %%
@@ -148,24 +148,6 @@ def do_prepare(
     if len(report["all_speakers"]) > 1 and not config.speakers:
         alone = next(iter(report["all_speakers"]))
         print(f"to learn {alone} alone: {again_command('prepare', replace(config, speakers=alone))}")
-
-
-def again_command(
-    job: str,  # the command's name
-    config,  # its settings
-) -> str:  # to be pasted into a shell; what has its default is left out
-    "The command that would give these settings."
-    words = ["simpsons-llm", job]
-    for f in fields(config):
-        value, name = getattr(config, f.name), f.name.replace("_", "-")
-        if value == f.default:
-            continue
-        if isinstance(value, bool):
-            words.append(f"--{'' if value else 'no-'}{name}")
-        else:
-            rows = value.split("\n") if f.name in config.repeated else [value]
-            words += [x for row in rows for x in (f"--{name}", quote(str(row)))]
-    return " ".join(words)
 
 
 def do_train(
@@ -1259,10 +1241,11 @@ join_parameters(["run", "finetune", "-p", "seed", "7", "-p", "r=8"])
 #| export
 def main(
     argv: list | None = None,  # words of the command line; None: those of this process
-) -> int:  # exit code: 0 done, 2 wrong input, 1 a mistake in the program, 130 interrupted
+) -> int:  # exit code: 0 done, 2 wrong input, 1 a mistake in the program, 128 + a signal's number
     "The entry point of `simpsons-llm`."
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
+    Stopped.last = 0
     try:
         code = app(
             join_parameters([w for w in words if w != "--debug"]), prog_name="simpsons-llm", standalone_mode=True
@@ -1271,9 +1254,10 @@ def main(
         code = e.code
         if code == 130:
             print("interrupted", file=sys.stderr)  # typer made this of a KeyboardInterrupt
+            code = 128 + (Stopped.last or 2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        code = 130
+        code = 128 + (Stopped.last or 2)
     except Exception as e:
         if debug:
             traceback.print_exc()
