@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -10,14 +11,15 @@ import time
 
 import pytest
 import torch
-from conftest import CLI
+from conftest import CLI, TINY
 
-from simpsons_llm import Character
+from simpsons_llm import Character, Run
 from simpsons_llm.data.formats import read_script
 from simpsons_llm.data.prompt import prompt_ids
 from simpsons_llm.model.character import load_cast
 from simpsons_llm.model.infer import read_prompts
 from simpsons_llm.talk.chat import ChatConfig, Conversation, begin
+from simpsons_llm.train.finetune import FinetuneConfig, finetune
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,8 @@ def test_typed_rows_are_said_answered_and_kept_as_a_script(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     scene = read_script(str(kept)).scenes[-1]
     assert scene.location == "Home" and scene.lines[0].text == "The cat is." and "Lisa Simpson: Dad!" in str(scene)
+    answers = re.findall(rf"{scene.lines[1].speaker}: (.+)", done.stdout)
+    assert answers[0] != answers[1]  # another try says something else
     again = talk("--run", folder, "--location", "Home", "--save", kept, "--max-new-tokens", 12, rows=rows)
     assert again.stdout == done.stdout  # a seed gives the same conversation
     on = talk("--run", folder, "--script", kept, "--auto", 1, "--max-new-tokens", 12)
@@ -120,6 +124,18 @@ def test_the_model_is_told_what_it_was_trained_with(folder, monkeypatch):
     maker = talk.cast[talk.partner].maker
     told = [prompt_ids(maker, "Home", list(talk.lines[:n]), talk.partner) for n in (1, 3)]
     assert asked == told
+
+
+def test_several_adapters_answer_as_each_alone(folder, tmp_path):
+    other = tmp_path / "other"
+    config = dict(data=str(Run(folder).data().folder), run=str(other), max_steps=6, eval_steps=3, **TINY)
+    finetune(FinetuneConfig(**{**config, "r": 2}))
+    cast = load_cast([folder, str(other)], device="cpu")
+    who = next(iter(cast))
+    alone = [Character.load(f, who, device="cpu").says("Marge: Well?", max_new_tokens=12) for f in (folder, str(other))]
+    pair = [cast[who], cast[f"{who} (other)"]]
+    assert [c.says("Marge: Well?", max_new_tokens=12) for c in pair] == alone and alone[0] != alone[1]
+    assert [c.says("Marge: Well?", max_new_tokens=12) for c in pair[::-1]] == alone[::-1]
 
 
 def test_a_cast_is_one_model_and_a_long_talk_forgets_its_beginning(folder):
