@@ -337,6 +337,8 @@ class Conversation(Speaking):
     def __str__(self):
         return str(self.scene)
 
+    __repr__ = __str__  # where there are no colours
+
     def _repr_html_(self):
         return self.scene._repr_html_()
 
