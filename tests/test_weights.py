@@ -454,8 +454,8 @@ def test_an_export_is_read_back_whole(adapter, tmp_path, monkeypatch):
     _, folder = adapter
     write = P.write_model
 
-    def lose(model, maker, dtype, out, sampling):
-        write(model, maker, dtype, out, sampling)
+    def lose(model, maker, dtype, out, *more):
+        write(model, maker, dtype, out, *more)
         change(out / "model.safetensors", without("layers.1."))
 
     monkeypatch.setattr(P, "write_model", lose)
