@@ -130,7 +130,7 @@ class Character:
         lines: list,  # the `Line`s before
         sampling: "Sampling | None" = None,  # how words are drawn; None: the character's own way
         random_seed: int = 42,  # of the sampling, 0..2**64-1
-        each: "Callable | None" = None,  # called with the number of every token when it was drawn; what it raises ends the answer
+        each: "Callable | None" = None,  # called with the number of every token drawn; what it raises ends the answer
     ) -> Iterator[str]:  # pieces of text, as `stream`
         "The next line of a scene, piece by piece."
         how = sampling or self.sampling
