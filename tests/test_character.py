@@ -11,7 +11,7 @@ import simpsons_llm.character.likelihood as L
 from simpsons_llm.data.lines import Line, Scene
 from simpsons_llm.data.prompt import TextMaker
 from simpsons_llm.machine.device import find_device
-from simpsons_llm.machine.job import read_json, read_jsonl, write_json
+from simpsons_llm.machine.job import read_json, read_jsonl, unseal, write_json
 from simpsons_llm.model.base import load_base
 from simpsons_llm.model.decode import Sampling
 from simpsons_llm.model.infer import finish_lines
@@ -233,6 +233,7 @@ def test_what_cannot_be_measured_is_refused(run, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(run, other)
     notes = next(other.rglob("simpsons_llm.json"))
+    unseal(notes.parent)  # changed on purpose
     write_json(notes, {**read_json(notes), "data_sha256": {"train": "0"}})
     with pytest.raises(ValueError, match="trained on other data"):
         E.evaluate(E.EvaluateConfig(run=str(other), lines=8, device="cpu"))

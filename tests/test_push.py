@@ -19,7 +19,7 @@ from test_publish import adapter_on
 import simpsons_llm.talk.publish as P
 import simpsons_llm.talk.push as U
 from simpsons_llm.machine.cli import main
-from simpsons_llm.machine.job import read_json, write_json
+from simpsons_llm.machine.job import MANIFEST, read_json, write_json
 from simpsons_llm.model.base import TINY
 
 TOKEN = "hf_standin"
@@ -123,7 +123,7 @@ def hub():
 
 def in_a_process(hub, *words, token=TOKEN):
     "The command in a process of its own, with the stand-in for a hub."
-    env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": token}
+    env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_TOKEN": token}
     return subprocess.run([*CLI, "push", *map(str, words)], env=env, capture_output=True, text=True)
 
 
@@ -169,7 +169,8 @@ def test_the_hub_receives_what_lies_in_the_folder(hub, run):
     assert done.returncode == 0, done.stderr
     assert hub.repos == {"me/homer": True} and f"{hub.url}/me/homer/commit/c0ffee" in done.stdout
     made = {"README.md", P.NOTES}
-    wanted = {p.name: p.read_bytes() for p in (run / "export").iterdir() if p.name not in {*made, "prompts.txt"}}
+    stays = {*made, "prompts.txt", MANIFEST}
+    wanted = {p.name: p.read_bytes() for p in (run / "export").iterdir() if p.name not in stays}
     assert {k: v for k, v in hub.files.items() if k not in made} == wanted
     assert made < set(hub.files) and "model.safetensors" in hub.files and len(hub.blobs) == 1
     everything = b"".join(hub.files.values())

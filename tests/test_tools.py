@@ -20,7 +20,7 @@ from simpsons_llm.data.formats import read_script
 from simpsons_llm.data.lines import Line
 from simpsons_llm.data.prompt import CHATML, OWN_TEMPLATE, ChatFrame, TextMaker, prompt_ids, small_tokenizer
 from simpsons_llm.machine.cli import main
-from simpsons_llm.machine.job import read_json
+from simpsons_llm.machine.job import read_json, unseal
 from simpsons_llm.model.base import SMOLLM2, TINY, load_base, load_tokenizer, tiny_model
 from simpsons_llm.model.character import Character
 from simpsons_llm.talk.template import scene_messages, scene_template, template_ids, template_note
@@ -172,6 +172,7 @@ def test_an_export_says_what_the_run_says(template, tmp_path):
     with torch.no_grad():
         head = theirs.get_output_embeddings().weight
         head[maker.stop_ids[-1]] = head[said] * 1.05
+    unseal(tmp_path / "out")  # changed on purpose
     theirs.save_pretrained(tmp_path / "out")
     assert read_json(tmp_path / "out" / "generation_config.json")["eos_token_id"] == maker.stop_ids
     ended, homer = 0, Character.load(tmp_path / "out", WHO, device="cpu", dtype="float32", sampling="greedy")

@@ -25,7 +25,7 @@
 # python -m pip install -c constraints.txt -e ".[dev]" && simpsons-llm demo
 # ```
 #
-# The second runs the chapters top to bottom, then the tests, in about ten minutes on two cores (two at a time; the variable keeps the threads of two programs from waiting in each other's way, which costs several times the time). It leaves out the two chapters that train for minutes: the demo has just run the first, and the tests run the cells of the other with a tiny model. `nbdev_test` alone runs them too, and `pytest --slow` the tests with many processes; continuous integration runs these as well:
+# The second runs the chapters top to bottom, then the tests, in about a quarter of an hour on two cores (two at a time; the variable keeps the threads of two programs from waiting in each other's way, which costs several times the time). It leaves out the two chapters that train for minutes: the demo has just run the first, and the tests run the cells of the other with a tiny model. `nbdev_test` alone runs them too, and `pytest --slow` the tests with many processes; continuous integration runs these as well:
 #
 # ```bash
 # OMP_WAIT_POLICY=PASSIVE nbdev_test --n_workers 2 --skip_file_re '^[_.]|^00_start|^47_finetune' && python -m pytest -q -n 2 --dist worksteal
