@@ -8,9 +8,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import shutil
+import signal
 import sys
 
 import pytest
+
+# a shell switches these off in what it starts in the background, and so does nohup; tests send them
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, usual)
 
 # the command line, whatever PATH says
 CLI = [sys.executable, "-c", "from simpsons_llm.machine.cli import main; main()"]

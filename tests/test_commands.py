@@ -25,6 +25,8 @@ ELSEWHERE = {
     "sbatch": "wants SLURM",
     "--gguf": "wants llama.cpp's converter; tests/test_ollama.py runs it where it is",
     "simpsons-llm serve": "answers until it is ended; tests/test_serve.py asks it",
+    "--private": "wants an account of the hub; tests/test_push.py has a stand-in",
+    "--to me/homer-lora": "the same",
     "--page": "serves until it is told to end; tests/test_page.py opens it in a browser",
     "bench costs": "takes minutes; tests/test_bench.py measures one of its rows",
 }
