@@ -200,12 +200,12 @@ def test_a_card_reads_as_the_hub_reads_it(run):
     from huggingface_hub import ModelCard
 
     measured = {"loss_nats_tuned": {"value": 3.25, "low": 3.0, "high": 3.5, "n": 9}, "about": {"sides": ["tuned"]}}
-    measured["about"]["settings"] = {"split": "test"}
+    measured["about"]["settings"] = {"split": "valid"}
     card = (run / "export" / "README.md").read_text()
     data = ModelCard(U.with_figures(card, "homer", U.find_gift(run / "export").trained, measured)).data
     (result,) = data.eval_results
     assert data.model_name == "homer" and (result.metric_type, result.metric_value) == ("loss", 3.25)
-    assert result.dataset_split == "test" and data.library_name == "transformers"
+    assert result.dataset_split == "valid" and data.library_name == "transformers"
 
 
 def test_a_rehearsal_asks_nobody(hub, run):

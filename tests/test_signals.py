@@ -13,9 +13,9 @@ import pytest
 from conftest import CLI, TINY, as_words
 
 from simpsons_llm.machine.distributed import free_port
-from simpsons_llm.machine.job import read_json
+from simpsons_llm.machine.job import Stopped, read_json
 from simpsons_llm.train.finetune import FinetuneConfig, finetune
-from simpsons_llm.train.history import checkpoints
+from simpsons_llm.train.history import Meter, checkpoints
 from simpsons_llm.train.loop import LoopConfig, loop
 
 ENGINES = {"finetune": (FinetuneConfig, finetune), "loop": (LoopConfig, loop)}
@@ -95,6 +95,24 @@ def test_a_step_is_finished_and_saved_and_the_run_goes_on_to_the_same_bits(engin
     assert read_json(run / "summary.json")["resumed_from_step"] == step and damage.result(run) == whole[engine]
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_signal_between_a_step_and_its_saving_waits_for_the_next(engine, data, tmp_path, monkeypatch):
+    "What is told to be saved is there."
+    before, (config, train) = Meter.step_ends, ENGINES[engine]
+
+    def ends(self, step):
+        stop = before(self, step)
+        if step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return stop
+
+    monkeypatch.setattr(Meter, "step_ends", ends)
+    with pytest.raises(Stopped, match="after step 3, which was saved"):
+        train(config(data=data, run=str(tmp_path / "x"), **STEPS, **TINY))
+    summary = read_json(tmp_path / "x" / "summary.json")
+    assert checkpoints(tmp_path / "x") == [3] and "--resume" in summary["resume"]
+
+
 def test_a_second_signal_ends_at_once(data, tmp_path):
     p = told(5, "SIGTERM", "loop", *settings(data, tmp_path / "x"), times=2, slow_s=60)
     out, err = p.communicate(timeout=60)
@@ -128,8 +146,7 @@ def test_of_two_ranks_both_save_the_step_after_which_one_was_told(engine, data, 
     assert summary["status"] == "interrupted" and f"simpsons-llm launch {engine} -n 2 --out {run}" in summary["resume"]
 
 
-# once, on a busy machine, a kernel heard of SIGHUP twice: the second time ended the saving that its summary told of
-@pytest.mark.skipif(not os.environ.get("SIMPSONS_LLM_LONG"), reason="long; run by hand with SIMPSONS_LLM_LONG=1")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 @pytest.mark.parametrize("how", ["run", "launch", "rank"])
 def test_chapters_under_papermill_are_told(how, name, data, tmp_path):

@@ -18,7 +18,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..data.lines import Line, Scene, parse_lines
+from ..data.lines import Line, Scene, clean, parse_lines, split_name
 from ..data.prepare import known_speaker, load_data
 from ..data.prompt import TextMaker, prompt_ids
 from ..machine.device import Draws, find_device, synchronize
@@ -250,12 +250,13 @@ def read_prompts(
 
 def typed_prompt(
     text: str,  # rows of "Name: line"; perhaps [Place] first, and a name with a colon last
-) -> dict:  # prompt, speaker, location
-    "One prompt as people type it."
-    rows = [row.strip() for row in text.strip().splitlines()]
-    place = rows.pop(0)[1:-1] if rows[0][:1] == "[" and rows[0][-1:] == "]" and len(rows) > 1 else ""
-    who = rows.pop()[:-1].strip() if rows[-1][-1:] in (":", "：") and len(rows) > 1 else ""
-    return {"prompt": "\n".join(rows), "speaker": who, "location": place}
+) -> dict:  # prompt, speaker, location; each may be ""
+    "A scene as people type it, and who is to go on."
+    rows = [row.strip() for row in text.splitlines() if row.strip()]
+    place = rows.pop(0)[1:-1] if rows and rows[0][0] == "[" and rows[0][-1] == "]" else ""
+    who, said = split_name(rows[-1]) if rows else ("", "")
+    asked = who if not said else ""
+    return {"prompt": "\n".join(rows[:-1] if asked else rows), "speaker": asked, "location": clean(place)}
 
 # %% ../../nbs/3_model/33_infer.ipynb #33-39
 def stream_line(

@@ -31,7 +31,7 @@ from ..model.adapter import find_trained
 from ..model.base import load_base
 from ..model.character import MARKS, Character
 from ..model.decode import Sampling
-from ..model.infer import lines_of
+from ..model.infer import lines_of, typed_prompt
 from .chat import MOST, ChatConfig, begin, next_speaker, typed
 from simpsons_llm.talk.serve import (
     Asked,
@@ -128,15 +128,16 @@ def read_scene(
 ) -> Scene:  # its last scene; Refused or ValueError if there is none, or past a limit
     "A scene that somebody kept."
     expect(isinstance(text, str), f"a script of type {type(text).__name__} was given; expected text")
-    rows = [row.strip() for row in text.splitlines() if row.strip()]
-    places = [i for i, row in enumerate(rows) if row.startswith("[") and row.endswith("]")]
-    first = places[-1] if places else -1
-    place = rows[first][1:-1] if places else ""
-    said = lines_of("\n".join(rows[first + 1 :]))
+    rows = text.splitlines()
+    begins = [i for i, row in enumerate(rows) if row.strip()[:1] == "[" and row.strip()[-1:] == "]"]
+    last = typed_prompt("\n".join(rows[begins[-1] if begins else 0 :]))
+    said, alone = lines_of(last["prompt"]), last["speaker"]
     expect(said, "the file has no line of a scene; expected rows such as Marge Simpson: Dinner!")
+    expect(not alone, f"the last row is {shown(alone)} and no words; expected such as Marge Simpson: Dinner!")
     for line in said:
         expect(line.speaker, f"the row {line.text[:60]!r} names nobody; expected such as Marge Simpson: Dinner!")
-    return scene_of({"location": "" if place == "Scene" else place, "lines": [[x.speaker, x.text] for x in said]})
+    place = last["location"] if last["location"] != "Scene" else ""
+    return scene_of({"location": place, "lines": [[x.speaker, x.text] for x in said]})
 
 # %% ../../nbs/6_talk/62_page.ipynb #62-17
 ALL = "all runs"

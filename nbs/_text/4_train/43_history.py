@@ -554,8 +554,8 @@ class Meter:
         self,
         step: int,  # that was saved
     ):
-        "End the run if a signal asked for it; Stopped on all ranks."
-        if self.asked or LISTENER.number and self.ranks.world_size < 2:
+        "End the run if a signal asked for it; Stopped on all ranks. A signal since the step ended waits for the next."
+        if self.asked:
             LISTENER.patient = False
             raise Stopped(LISTENER.number or signal.SIGTERM, f"after step {step}, which was saved")
 

@@ -45,7 +45,7 @@ from simpsons_llm.data.prompt import prompt_tokens
 from simpsons_llm.machine.job import JobConfig, require
 from simpsons_llm.model.character import Character, load_cast
 from simpsons_llm.model.decode import SAMPLING, Sampling
-from simpsons_llm.model.infer import SOMEBODY, lines_of, most_tokens
+from simpsons_llm.model.infer import SOMEBODY, lines_of, most_tokens, typed_prompt
 
 # %%
 #| hide
@@ -689,17 +689,13 @@ def scene_of_text(
     limits: Limits = Limits(),  # the most that a request may hold
 ) -> tuple:  # (location, `Line`s); Refused for what is no text
     "What a character is asked with, from a text."
-    text = some_text(prompt, "prompt", limits.letters).strip()
-    location, place = "", re.match(r"\[([^\]\n]*)\](?:\n|$)", text)
-    if place:
-        location, text = clean(place[1]), text[place.end() :]
-        many = len(location) > limits.location_letters
-        expect(
-            not many, f"the place has {len(location)} characters; expected {limits.location_letters} at most", "prompt"
-        )
-    lines = lines_of(text)
-    if lines and not lines[-1].text and name_key(lines[-1].speaker) == name_key(speaker):
-        lines.pop()
+    scene = typed_prompt(some_text(prompt, "prompt", limits.letters))
+    location, asked = scene["location"], scene["speaker"]
+    many = len(location) > limits.location_letters
+    expect(not many, f"the place has {len(location)} characters; expected {limits.location_letters} at most", "prompt")
+    told = f"the text ends with the name of {shown(asked)}, and {speaker} is asked; leave it out, or ask for that model"
+    expect(not asked or name_key(asked) == name_key(speaker), told, "prompt")
+    lines = lines_of(scene["prompt"])
     many = len(lines) > limits.messages
     expect(not many, f"{len(lines)} rows were given; expected {limits.messages} at most", "prompt")
     return location, lines

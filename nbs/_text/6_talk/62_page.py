@@ -49,7 +49,7 @@ from simpsons_llm.model.adapter import find_trained
 from simpsons_llm.model.base import load_base
 from simpsons_llm.model.character import MARKS, Character
 from simpsons_llm.model.decode import Sampling
-from simpsons_llm.model.infer import lines_of
+from simpsons_llm.model.infer import lines_of, typed_prompt
 from simpsons_llm.talk.chat import MOST, ChatConfig, begin, next_speaker, typed
 from simpsons_llm.talk.serve import (
     Asked,
@@ -225,15 +225,16 @@ def read_scene(
 ) -> Scene:  # its last scene; Refused or ValueError if there is none, or past a limit
     "A scene that somebody kept."
     expect(isinstance(text, str), f"a script of type {type(text).__name__} was given; expected text")
-    rows = [row.strip() for row in text.splitlines() if row.strip()]
-    places = [i for i, row in enumerate(rows) if row.startswith("[") and row.endswith("]")]
-    first = places[-1] if places else -1
-    place = rows[first][1:-1] if places else ""
-    said = lines_of("\n".join(rows[first + 1 :]))
+    rows = text.splitlines()
+    begins = [i for i, row in enumerate(rows) if row.strip()[:1] == "[" and row.strip()[-1:] == "]"]
+    last = typed_prompt("\n".join(rows[begins[-1] if begins else 0 :]))
+    said, alone = lines_of(last["prompt"]), last["speaker"]
     expect(said, "the file has no line of a scene; expected rows such as Marge Simpson: Dinner!")
+    expect(not alone, f"the last row is {shown(alone)} and no words; expected such as Marge Simpson: Dinner!")
     for line in said:
         expect(line.speaker, f"the row {line.text[:60]!r} names nobody; expected such as Marge Simpson: Dinner!")
-    return scene_of({"location": "" if place == "Scene" else place, "lines": [[x.speaker, x.text] for x in said]})
+    place = last["location"] if last["location"] != "Scene" else ""
+    return scene_of({"location": place, "lines": [[x.speaker, x.text] for x in said]})
 
 
 # %% tags=["check"]
