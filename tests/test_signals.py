@@ -12,6 +12,7 @@ import nbformat
 import pytest
 from conftest import CLI, TINY, as_words
 
+from simpsons_llm.machine import job
 from simpsons_llm.machine.distributed import free_port
 from simpsons_llm.machine.job import Stopped, read_json
 from simpsons_llm.train.finetune import FinetuneConfig, finetune
@@ -111,6 +112,20 @@ def test_a_signal_between_a_step_and_its_saving_waits_for_the_next(engine, data,
         train(config(data=data, run=str(tmp_path / "x"), **STEPS, **TINY))
     summary = read_json(tmp_path / "x" / "summary.json")
     assert checkpoints(tmp_path / "x") == [3] and "--resume" in summary["resume"]
+
+
+def test_the_patience_with_one_job_does_not_end_the_next(monkeypatch):
+    monkeypatch.setattr(job, "PATIENCE_S", 0.3)
+    for wait in (0, 0.6):
+        with job.listening() as ear:
+            ear.patient = True
+            signal.raise_signal(signal.SIGTERM)
+            monkeypatch.setattr(job, "PATIENCE_S", 60)
+            try:
+                time.sleep(wait)  # for the first one a second signal would come here
+            except Stopped:
+                pytest.fail("a job was ended by the signal that an earlier one had heard")
+            assert ear.number == signal.SIGTERM
 
 
 def test_a_second_signal_ends_at_once(data, tmp_path):

@@ -8,7 +8,7 @@ __all__ = ['NOT_TEXT', 'ROLES', 'NUMBERS', 'OTHERS', 'NOTES', 'ONLY', 'KINDS', '
            'some_text', 'message_text', 'scene_of', 'scene_of_text', 'known_fields', 'drawn_as', 'Reply', 'error_body',
            'fault_body', 'error_reply', 'read_json', 'Guard', 'told_if_faulty', 'unless_gone', 'take_places', 'partner',
            'answer', 'whole_reply', 'stream_reply', 'make_app', 'needs_packages', 'add_errors', 'open_port',
-           'address_of', 'server_of', 'served', 'ServeConfig', 'first_words', 'serve', 'until_told']
+           'address_of', 'server_of', 'served', 'ServeConfig', 'curl_command', 'first_words', 'serve', 'until_told']
 
 # %% ../../nbs/6_talk/61_serve.ipynb #61-02
 import asyncio
@@ -1030,6 +1030,18 @@ class ServeConfig(JobConfig):
         require(you, f"you={self.you[:80]!r} was given; expected a name of at most {Limits.name_letters} letters")
 
 
+def curl_command(
+    url: str,  # of a server, such as http://127.0.0.1:8000
+    model: str,  # the model's name there
+    said: str,  # what is said to the character
+    key: bool = False,  # whether one has to be sent; it is taken from the environment
+) -> str:  # a line for the shell
+    "How a server is asked, whichever it is."
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": said}]}, ensure_ascii=False)
+    header = ' -H "Authorization: Bearer $SIMPSONS_LLM_KEY"' if key else ""
+    return f"curl -s {url}/v1/chat/completions -H 'Content-Type: application/json'{header} -d {shlex.quote(body)}"
+
+
 def first_words(
     stage: Stage,  # who answers
     url: str,  # where
@@ -1037,14 +1049,9 @@ def first_words(
 ) -> str:
     "What is shown when a server is ready."
     names = list(stage.cast)
-    asked = {"model": names[0], "messages": [{"role": "user", "content": "The dog is wearing your tie again."}]}
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    header = '-H "Authorization: Bearer $SIMPSONS_LLM_KEY" ' if key else ""
-    return (
-        f"{', '.join(names[:5])}{more} can be asked at {url}/v1 (Ctrl-C ends it). Try:\n"
-        f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' "
-        f"{header}-d {shlex.quote(json.dumps(asked))}"
-    )
+    asked = curl_command(url, names[0], "The dog is wearing your tie again.", key)
+    return f"{', '.join(names[:5])}{more} can be asked at {url}/v1 (Ctrl-C ends it). Try:\n  {asked}"
 
 
 def serve(

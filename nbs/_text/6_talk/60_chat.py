@@ -535,7 +535,7 @@ class Terminal:
             pieces.close()  # type: ignore[attr-defined]
         self.show()
 
-    def all(self):
+    def show_scene(self):
         "The whole scene, with numbers."
         self.show(f"[{self.talk.location or 'Scene'}]")
         for i, x in enumerate(self.talk.lines, 1):
@@ -570,16 +570,16 @@ class Commands(Terminal):
 
     def do_undo(self, rest):
         require(self.talk.undo(), "nothing was changed yet")
-        self.all()
+        self.show_scene()
 
     def do_edit(self, rest):
         number, _, words = rest.partition(" ")
         self.talk.edit(number_of(number, "the number of a line and its new words"), words)
-        self.all()
+        self.show_scene()
 
     def do_drop(self, rest):
         self.talk.drop(number_of(rest, "the number of a line"))
-        self.all()
+        self.show_scene()
 
     def do_auto(self, rest):
         for who, pieces in self.talk.auto(number_of(rest or "4", "a number of lines")):
@@ -589,7 +589,7 @@ class Commands(Terminal):
         self.do_auto("1")
 
     def do_scene(self, rest):
-        self.all()
+        self.show_scene()
 
     def do_where(self, rest):
         self.talk.location = clean(rest)
@@ -613,7 +613,7 @@ class Commands(Terminal):
     def do_load(self, rest):
         require(rest, "no file was named; say which, such as /load scene.txt")
         self.talk.load(rest)
-        self.all()
+        self.show_scene()
 
     def do_prompt(self, rest):
         character, lines = self.talk.cast[self.talk.partner], list(self.talk.lines)
@@ -666,7 +666,7 @@ def chat(
     terminal = Commands(begin(config), out, config.save)
     talk = terminal.talk
     if config.script:
-        terminal.all()
+        terminal.show_scene()
     if config.auto:
         terminal.do_auto(str(config.auto))
         if config.save:

@@ -13,7 +13,6 @@
 # %%
 #| export
 import copy
-import json
 import os
 import re
 import shlex
@@ -41,6 +40,7 @@ from simpsons_llm.model.adapter import NOTES, Trained, find_trained, load_tuned,
 from simpsons_llm.model.base import OPEN_LLAMA, SMOLLM2, TINY, WHEEL, find_base, load_whole, local_source
 from simpsons_llm.model.infer import SOMEBODY
 from simpsons_llm.talk.ollama import OUTTYPES, SAMPLE, modelfile, to_gguf
+from simpsons_llm.talk.serve import curl_command
 from simpsons_llm.talk.template import scene_template, template_note
 
 # %%
@@ -616,6 +616,9 @@ def card_table(
 
 # %%
 #| export
+HERE = "http://127.0.0.1:8000"  # where most of them listen
+
+
 def serve_commands(
     folder: str,  # the published folder, as it is to be typed
     max_seq_len: int | None = None,  # most tokens of a scene in training; None: not known
@@ -635,21 +638,11 @@ def serve_commands(
     return {program: shlex.join(words) for program, words in lines.items()}
 
 
-def ask_command(
-    model: str,  # the model's name at the server: the folder, as it was typed
-    said: str,  # what is said to the character, as a "Name: line" row
-    port: int = 8000,  # of the server on this machine
-) -> str:  # a line for the shell
-    "How a server is asked, whichever it is."
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": said}]}, ensure_ascii=False)
-    url = f"http://127.0.0.1:{port}/v1/chat/completions"
-    return shlex.join(["curl", "-s", url, "-H", "Content-Type: application/json", "-d", body])
-
-
 # %% tags=["example"]
 for program, line in serve_commands("runs/x/export", 512, "model-f16.gguf").items():
     print(f"{program:18}{line}")
-print("and then:         ", ask_command("runs/x/export", "Marge Simpson: Homer, the dog is wearing your tie again."))
+tie = "Marge Simpson: Homer, the dog is wearing your tie again."
+print("and then:         ", curl_command(HERE, "runs/x/export", tie))
 
 
 # %% [markdown]
@@ -930,7 +923,7 @@ def next_lines(
         [
             f"next, serve it as {record['speaker']}, with what you have:",
             *(f"  {line}" for line in rows.values()),
-            f"ask it (llama-server listens at port 8080): {ask_command(out, said)}",
+            f"ask it (llama-server listens at port 8080): {curl_command(HERE, out, said)}",
             f"give it away: {shlex.join(['simpsons-llm', 'push', out, '--to', 'user/name', '--dry-run'])}",
         ]
     )

@@ -35,7 +35,8 @@ from simpsons_llm.machine.job import read_jsonl
 from simpsons_llm.model.adapter import add_adapter, save_adapter
 from simpsons_llm.model.base import load_base
 from simpsons_llm.model.character import Character
-from simpsons_llm.talk.publish import ask_command, export, serve_commands
+from simpsons_llm.talk.publish import HERE, export, serve_commands
+from simpsons_llm.talk.serve import curl_command
 
 # %% [markdown]
 # ## A folder to serve
@@ -115,7 +116,7 @@ assert asked_alone(more, speaker="Marge Simpson")[0].strip() == marge.says(her_o
 # %% tags=["example"]
 for program, line in serve_commands("runs/x/export", 512, "model-f16.gguf").items():
     print(f"{program:18}{line}")
-print("\nasked with:       ", ask_command("runs/x/export", rows))
+print("\nasked with:       ", curl_command(HERE, "runs/x/export", rows))
 
 # %% [markdown]
 # What is asked is a body in JSON, and the name of the model is the folder as it was typed. What comes back is JSON as well; the line stands in `choices[0].message.content`. Programs do not write it by hand: with the library `openai`, which is the usual way in Python, it is

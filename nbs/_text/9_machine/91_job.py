@@ -1084,6 +1084,7 @@ class Listener:
         "Nothing was heard yet, and nothing is there to be saved."
         self.number = 0  # of the signal that was heard; 0: none
         self.patient = False  # the first signal is a wish
+        self.job = object()  # which of the jobs of this process it is
         self.last_word: Callable[[Stopped], object] = lambda stopped: None  # before the process ends the hard way
 
     def __call__(
@@ -1097,15 +1098,18 @@ class Listener:
             raise Stopped(number, "before the step was saved" if self.patient else "")
         self.number = number
         print(f"{signal.Signals(number).name}: this step is finished and saved; once more ends at once", flush=True)
-        threading.Thread(target=self.wait, daemon=True).start()
+        threading.Thread(target=self.wait, args=[self.job], daemon=True).start()
 
-    def wait(self):
+    def wait(
+        self,
+        job,  # that was told to stop; a later one is not meant
+    ):
         "Time for a step; then the second signal comes from here, and then the end."
         time.sleep(PATIENCE_S)
-        if self.number and self.patient:
+        if self.job is job and self.number and self.patient:
             os.kill(os.getpid(), self.number)
         time.sleep(2)
-        if self.number and self.patient:  # a library does not give the word back
+        if self.job is job and self.number and self.patient:  # a library does not give the word back
             with suppress(Exception):
                 self.last_word(Stopped(self.number, "before the step was saved"))
             sys.stdout.flush()
