@@ -372,10 +372,10 @@ class Meter:
 
     def stop_if_asked(
         self,
-        step: int,  # that was saved
+        step: int,  # that was saved; after one that was not, this must not be called
     ):
-        "End the run if a signal asked for it; Stopped on all ranks. A signal since the step ended waits for the next."
-        if self.asked:
+        "End the run if a signal asked for it, while it saved, too; Stopped on all ranks."
+        if self.asked or LISTENER.number and self.ranks.world_size < 2:
             LISTENER.patient = False
             raise Stopped(LISTENER.number or signal.SIGTERM, f"after step {step}, which was saved")
 

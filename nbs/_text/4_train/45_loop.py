@@ -338,12 +338,11 @@ class Loop(TrainState):
             recorder.learned(self.step, total(float(loss))[0], norm.item(), rate)
             # lines of text, where they are due
             recorder.speak(self.step)
-            if stop or length.evaluates(self.step):
+            if due := stop or length.evaluates(self.step):
                 self.evaluate()
+            if due or recorder.asked:
                 save_checkpoint(self)
-            elif recorder.asked:
-                save_checkpoint(self)  # a signal asked to stop
-            recorder.stop_if_asked(self.step)
+                recorder.stop_if_asked(self.step)
             # the time is up, or the evaluation saw that it gets worse
             if stop or recorder.stopped_early:
                 break
