@@ -9,9 +9,11 @@ from simpsons_llm.data.formats import read_script
 from simpsons_llm.data.lines import Line, Scene
 from simpsons_llm.data.prompt import CHATML, TextMaker, prompt_ids, small_tokenizer
 from simpsons_llm.data.samples import row_samples
+from simpsons_llm.lora.layer import LoRASettings
+from simpsons_llm.model.adapter import add_adapter, save_adapter
 from simpsons_llm.model.base import tiny_model
 from simpsons_llm.model.decode import Sampling
-from simpsons_llm.model.infer import finish_lines, heldout_moments
+from simpsons_llm.model.infer import InferConfig, finish_lines, heldout_moments, infer
 
 SCENE = read_script("springfield").scenes[0]
 REQUESTS = [(SCENE.location, SCENE.lines[:n], "Homer Simpson") for n in (6, 1, 3)]
@@ -89,3 +91,45 @@ def test_moments_are_where_a_character_has_a_past_and_something_to_say():
         (2, 5, "Homer", None),
         (2, 5, "Marge", long),
     ]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    "Adapters of two runs over one base, of different shapes, as if they had been trained."
+    folders = [tmp_path_factory.mktemp("runs") / name for name in ("first", "second")]
+    for k, (folder, known) in enumerate(zip(folders, ({"Homer Simpson": 5, "Lisa Simpson": 2}, {"Moe Szyslak": 9}))):
+        torch.manual_seed(k)
+        model = add_adapter(tiny_model()[0], LoRASettings(r=4 + k, lora_alpha=8))
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.data.normal_(std=0.2)
+        save_adapter(model, folder / "adapter", {"base_model": "tiny", "template": "script", "speakers": known})
+    return [str(folder) for folder in folders]
+
+
+def test_of_several_runs_each_answers_as_alone(runs, tmp_path):
+    "In the order that was asked, whoever comes first; a name belongs to the first run that knows it."
+    rows = ["Marge: Well?\n" + who for who in ("Moe Szyslak:", "Lisa Simpson:", "moe szyslak:", "Homer Simpson:")]
+    (tmp_path / "asked.txt").write_text("\n\n".join(rows))
+    asked = dict(prompts=str(tmp_path / "asked.txt"), sampling="greedy", max_new_tokens=12, device="cpu")
+    together = infer(InferConfig(adapter="\n".join(runs), **asked))
+    assert [row["speaker"] for row in together["prompts"]] == [
+        "Moe Szyslak",
+        "Lisa Simpson",
+        "Moe Szyslak",
+        "Homer Simpson",
+    ]
+    alone = []
+    for row, run in zip(rows, (runs[1], runs[0], runs[1], runs[0])):
+        (tmp_path / "asked.txt").write_text(row)
+        alone += infer(InferConfig(adapter=run, **asked))["answers"]
+    assert [row["answers"] for row in together["prompts"]] == [[a] for a in alone] and len(set(alone)) > 2
+    del asked["prompts"]
+    assert infer(InferConfig(adapter="\n".join(runs), **asked))["speaker"] == "Homer Simpson"
+    for more, meant in (
+        (dict(speaker="Krusty"), "Krusty"),
+        (dict(data="anywhere"), "one adapter"),
+        (dict(quantization="int8", dtype="float32"), "several adapters"),
+    ):
+        with pytest.raises(ValueError, match=meant):
+            infer(InferConfig(adapter="\n".join(runs), **asked, **more))

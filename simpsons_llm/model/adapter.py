@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['NOTES', 'ADAPTER_FILES', 'add_adapter', 'trainable_parameters', 'recompute_activations', 'subtract_start',
            'save_adapter', 'adapter_notes', 'weight_shapes', 'compare_weights', 'load_adapter', 'load_another', 'merge',
-           'save_model', 'is_whole_model', 'Trained', 'read_summary', 'find_trained', 'load_tuned', 'untuned']
+           'save_model', 'is_whole_model', 'Trained', 'read_summary', 'find_trained', 'load_tuned', 'load_several',
+           'untuned']
 
 # %% ../../nbs/3_model/31_adapter.ipynb #31-02
 import warnings
@@ -318,6 +319,20 @@ def load_tuned(
     return model.eval(), tokenizer, trained.notes
 
 # %% ../../nbs/3_model/31_adapter.ipynb #31-57
+def load_several(
+    sources: list,  # runs or adapters' folders; one alone may hold a whole model
+    device: Device,  # where to put it
+    base_model: str | None = None,  # another name for the same base; None: as the first one's notes say
+) -> tuple:  # (model, tokenizer, notes of each by its adapter's name: default, run1, run2 ...); as `load_tuned`
+    "What several runs left, as one model; the first adapter counts until `set_adapter` names another."
+    for source in sources if len(sources) > 1 else ():
+        kind = find_trained(source).kind
+        require(kind == "adapter", f"{source} holds a whole model; of several runs each must have left an adapter")
+    model, tokenizer, notes = load_tuned(sources[0], device, base_model)
+    others = {f"run{k}": find_trained(source).folder for k, source in enumerate(sources) if k}
+    return model, tokenizer, {"default": notes} | {n: load_another(model, f, n) for n, f in others.items()}
+
+# %% ../../nbs/3_model/31_adapter.ipynb #31-59
 @contextmanager
 def untuned(
     model,  # what `load_tuned` gave

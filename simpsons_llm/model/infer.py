@@ -6,7 +6,7 @@
 __all__ = ['SOMEBODY', 'TURNS', 'MOST_AT_ONCE', 'InferConfig', 'batch_prompts', 'most_tokens', 'ask_batch', 'spoken',
            'answer_text', 'decoder_for', 'draw_lines', 'finish_lines', 'lines_of', 'read_prompts', 'typed_prompt',
            'stream_line', 'pieces_of', 'bench_answer', 'heldout_moments', 'moment_row', 'before_after', 'infer',
-           'answer']
+           'Voices', 'held_out', 'answer']
 
 # %% ../../nbs/3_model/33_infer.ipynb #33-03
 import json
@@ -17,6 +17,7 @@ import unicodedata
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from ..data.lines import Line, Scene, clean, parse_lines, split_name
 from ..data.prepare import known_speaker, load_data
@@ -24,7 +25,7 @@ from ..data.prompt import TextMaker, prompt_ids
 from ..machine.device import Draws, find_device, synchronize
 from ..machine.encodings import decode
 from ..machine.job import JobConfig, hold_folder, open_folder, require, same_parameters, write_json
-from .adapter import is_whole_model, load_tuned, merge, untuned
+from .adapter import is_whole_model, load_several, merge, untuned
 from .base import load_base
 from .decode import DECODES, SAMPLING, Decoder, Sampling, decodes_here, in_8_bits
 
@@ -36,10 +37,11 @@ SOMEBODY = "Homer Simpson"  # whom a model is asked as that has no characters of
 class InferConfig(JobConfig):
     "Settings of the infer job."
 
+    repeated: ClassVar = ("adapter",)
     prompt: str = "Marge Simpson: Homer, the dog is wearing your tie again."  # lines before, as "Name: line", one a row
     prompts: str = ""  # instead: a file of many, as text with blank rows between, .json or .jsonl
     speaker: str = ""  # who says the next line; empty: whom the run learned most from (a base model: Homer Simpson)
-    adapter: str = ""  # a run's folder, such as runs/x, or an adapter's or a whole model's; empty: the base model alone
+    adapter: str = ""  # a run's folder (runs/x), an adapter's or a whole model's; empty: the base model alone
     base_model: str = "auto"  # a hub id, folder or short name; auto with an adapter: the base it was trained on
     location: str = ""  # where the scene is; may be empty
     data: str = ""  # a folder of prepared data: also answer in three of its test scenes, beside the real lines
@@ -421,7 +423,95 @@ def infer(
     return result
 
 # %% ../../nbs/3_model/33_infer.ipynb #33-62
+class Voices:
+    "Those who can be asked: of a run, of several runs, or of a base model."
+
+    def __init__(
+        self,
+        config: InferConfig,  # says which
+        device,  # the `Device`
+    ):
+        # a whole model of this book brings its notes
+        tuned = config.adapter or (config.base_model if is_whole_model(config.base_model) else "")
+        self.tuned = [row for row in tuned.split("\n") if row]
+        if self.tuned:
+            base = None if config.base_model in ("auto", tuned) else config.base_model
+            self.model, tokenizer, self.notes = load_several(self.tuned, device, base)
+        else:
+            self.model, tokenizer = load_base(config.base_model, device)
+            self.notes = {"": {"template": "script"}}
+        self.makers = {name: TextMaker.of_notes(tokenizer, n) for name, n in self.notes.items()}
+        self.known: dict = {}  # name -> number of lines
+        self.adapters: dict = {}  # name -> whose it is
+        for adapter, n in self.notes.items():
+            for who, lines in (n.get("speakers") or {}).items():
+                if who not in self.known:
+                    self.known[who], self.adapters[who] = lines, adapter
+
+    def find(
+        self,
+        name: str,  # as somebody wrote it; empty: whom the first run learned most from
+    ) -> str:  # as it was learned; ValueError with those that were
+        "Who is asked."
+        return known_speaker(name, self.known) if name else next(iter(self.known), SOMEBODY)
+
+    def adapter_of(
+        self,
+        name: str,  # what `find` gave
+    ) -> str:  # one of `makers`; the first for whom nobody knows
+        "Whose adapter speaks."
+        return self.adapters.get(name, next(iter(self.makers)))
+
+    def turn_to(
+        self,
+        adapter: str,  # one of `makers`
+    ) -> TextMaker:  # tokenizer and template of its training
+        "Let one adapter count."
+        if len(self.makers) > 1:
+            self.model.set_adapter(adapter)
+        return self.makers[adapter]
+
+    def answers(
+        self,
+        requests: list,  # (location, `Line`s before, speaker as `find` gave it)
+        config: InferConfig,  # how many answers, and how they are drawn
+    ) -> list:  # a list of answers for each request
+        "Several requests are drawn at once, where one adapter answers them."
+        said: list = [[] for _ in requests]
+        for adapter in self.makers:
+            own = [i for i, r in enumerate(requests) if self.adapter_of(r[2]) == adapter]
+            for first in range(0, len(own), MOST_AT_ONCE):
+                some = own[first : first + MOST_AT_ONCE]
+                maker = self.turn_to(adapter)
+                each = [requests[i] for i in some for _ in range(config.answers)]
+                seed = config.random_seed + first
+                drawn = finish_lines(self.model, maker, each, config.settings(), seed, config.compile)
+                for k, i in enumerate(some):
+                    said[i] = drawn[k * config.answers : (k + 1) * config.answers]
+        return said
+
+
 MOST_AT_ONCE = 16  # prompts of a file in one batch
+
+# %% ../../nbs/3_model/33_infer.ipynb #33-64
+def held_out(
+    voices: Voices,  # of one run, not yet merged
+    config: InferConfig,  # the settings; `data` says which scenes
+) -> list:  # as `before_after`; ValueError if the data are not those of the training
+    "Base and fine-tuned model at moments of test scenes."
+    told = "data was given; before and after needs one adapter beside it (--adapter runs/x)"
+    require(len(voices.tuned) == 1, told)
+    parts, report = load_data(config.data)
+    (notes,), (maker,) = voices.notes.values(), voices.makers.values()
+    require(
+        notes.get("data_sha256", report["data_sha256"]) == report["data_sha256"],
+        f"the adapter was trained on other data than {config.data}, "
+        "so its test scenes may not be unseen; give the data of its training",
+    )
+    known = voices.known
+    main = [s for s in ("Homer Simpson", "Marge Simpson", "Bart Simpson") if s in known]
+    moments = heldout_moments(parts["test"], main or list(known or report["all_speakers"])[:3])
+    return before_after(voices.model, maker, moments, config.settings(), config.random_seed, notes)
 
 
 def answer(
@@ -431,58 +521,28 @@ def answer(
     given = [{"prompt": config.prompt, "speaker": "", "location": ""}]
     given = read_prompts(config.prompts) if config.prompts else given
     device = find_device(config.device, config.dtype)
-    # a whole model of this book brings its notes
-    tuned = config.adapter or (config.base_model if is_whole_model(config.base_model) else None)
-    if tuned:
-        model, tokenizer, notes = load_tuned(
-            tuned, device, None if config.base_model in ("auto", tuned) else config.base_model
-        )
-        known = notes.get("speakers") or {}
-        speaker = known_speaker(config.speaker, known) if config.speaker else next(iter(known), SOMEBODY)
-    else:
-        model, tokenizer = load_base(config.base_model, device)
-        notes, known, speaker = {"template": "script"}, {}, config.speaker or SOMEBODY
-    maker = TextMaker.of_notes(tokenizer, notes)
-    result: dict = {}
-    if config.data:
-        require(tuned, "data was given without an adapter; before and after needs one (--adapter runs/x)")
-        parts, report = load_data(config.data)
-        require(
-            notes.get("data_sha256", report["data_sha256"]) == report["data_sha256"],
-            f"the adapter was trained on other data than {config.data}, "
-            "so its test scenes may not be unseen; give the data of its training",
-        )
-        main = [s for s in ("Homer Simpson", "Marge Simpson", "Bart Simpson") if s in known] or list(
-            known or report["all_speakers"]
-        )[:3]
-        result["before_after"] = before_after(
-            model, maker, heldout_moments(parts["test"], main), config.settings(), config.random_seed, notes
-        )
-    if tuned:
-        model = merge(model)
+    voices = Voices(config, device)
+    result: dict = {"before_after": held_out(voices, config)} if config.data else {}
+    if len(voices.tuned) == 1:
+        voices.model = merge(voices.model)
     if config.quantization == "int8":
         require(
             (device.type, device.dtype) == ("cpu", "float32"),
             f"quantization=int8 was given for {device.type} in {device.dtype}; it is for a CPU in float32 "
             "(--device cpu --dtype float32)",
         )
-        model = in_8_bits(model)
-    asked = [(known_speaker(row["speaker"], known) if row["speaker"] else speaker, row) for row in given]
-    requests = [(row["location"] or config.location, lines_of(row["prompt"]), who) for who, row in asked]
-    rows = []
-    for i in range(0, len(requests), MOST_AT_ONCE):
-        each = [r for r in requests[i : i + MOST_AT_ONCE] for _ in range(config.answers)]
-        said = finish_lines(model, maker, each, config.settings(), config.random_seed + i, config.compile)
-        for k, (who, row) in enumerate(asked[i : i + MOST_AT_ONCE]):
-            answers = said[k * config.answers : (k + 1) * config.answers]
-            rows.append({**row, "speaker": who, "answers": answers})
+        require(len(voices.makers) == 1, "quantization=int8 was given with several adapters; give one, or leave it out")
+        voices.model = in_8_bits(voices.model)
+    speaker = voices.find(config.speaker)
+    asked = [voices.find(row["speaker"]) if row["speaker"] else speaker for row in given]
+    requests = [(r["location"] or config.location, lines_of(r["prompt"]), who) for r, who in zip(given, asked)]
+    said = voices.answers(requests, config)
+    rows = [{**row, "speaker": who, "answers": a} for row, who, a in zip(given, asked, said)]
     result = {"speaker": rows[0]["speaker"], "answers": rows[0]["answers"], **result}
     if config.prompts:
         result["prompts"] = rows
     if config.bench:
-        result["timing"] = {
-            "device": device.name,
-            "dtype": device.dtype,
-            **bench_answer(model, maker, requests[:1], config.settings(), device=device, how=config.compile),
-        }
+        maker = voices.turn_to(voices.adapter_of(asked[0]))
+        timing = bench_answer(voices.model, maker, requests[:1], config.settings(), device=device, how=config.compile)
+        result["timing"] = {"device": device.name, "dtype": device.dtype, **timing}
     return result

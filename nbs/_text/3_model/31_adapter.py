@@ -623,6 +623,25 @@ with tempfile.TemporaryDirectory() as run:
 
 
 # %% [markdown]
+# Several runs become one model with several adapters, over one base that is loaded once. They cannot be merged, since the weights belong to all of them:
+
+# %%
+#| export
+def load_several(
+    sources: list,  # runs or adapters' folders; one alone may hold a whole model
+    device: Device,  # where to put it
+    base_model: str | None = None,  # another name for the same base; None: as the first one's notes say
+) -> tuple:  # (model, tokenizer, notes of each by its adapter's name: default, run1, run2 ...); as `load_tuned`
+    "What several runs left, as one model; the first adapter counts until `set_adapter` names another."
+    for source in sources if len(sources) > 1 else ():
+        kind = find_trained(source).kind
+        require(kind == "adapter", f"{source} holds a whole model; of several runs each must have left an adapter")
+    model, tokenizer, notes = load_tuned(sources[0], device, base_model)
+    others = {f"run{k}": find_trained(source).folder for k, source in enumerate(sources) if k}
+    return model, tokenizer, {"default": notes} | {n: load_another(model, f, n) for n, f in others.items()}
+
+
+# %% [markdown]
 # To show what training changed, the base has to speak as well. An adapter can be switched off; beside a whole model the base is loaded again.
 
 # %%

@@ -17,7 +17,7 @@ from simpsons_llm.data.prepare import known_speaker
 from simpsons_llm.data.prompt import TextMaker
 from simpsons_llm.machine.device import find_device
 from simpsons_llm.machine.job import require
-from simpsons_llm.model.adapter import find_trained, load_another, load_tuned, merge
+from simpsons_llm.model.adapter import find_trained, load_several, load_tuned, merge
 from simpsons_llm.model.base import load_base
 from simpsons_llm.model.decode import SAMPLING, Sampling
 from simpsons_llm.model.infer import finish_lines, lines_of, stream_line
@@ -243,15 +243,10 @@ def load_cast(
         first = Character.load(given[0], asked[0] if asked else "", base_model, device, dtype, sampling)
         who = [learned_speaker(n, dict.fromkeys(first.known, 1)) if first.known else n for n in asked] or first.known
         return {n: Character(n, first.model, first.maker, first.sampling, first.known) for n in who or [first.name]}
-    for source in given:
-        kind = find_trained(source).kind
-        require(kind == "adapter", f"{source} holds a whole model; of several runs each must have left an adapter")
     sampling = sampling if isinstance(sampling, Sampling) else SAMPLING[sampling]
-    model, tokenizer, notes = load_tuned(given[0], find_device(device, dtype), base_model)
+    model, tokenizer, adapters = load_several(given, find_device(device, dtype), base_model)
     cast: dict = {}
-    for k, source in enumerate(given):
-        adapter = f"run{k}" if k else "default"
-        notes = load_another(model, find_trained(source).folder, adapter) if k else notes
+    for (adapter, notes), source in zip(adapters.items(), given):
         known = notes.get("speakers") or {}
         maker = TextMaker.of_notes(tokenizer, notes)
         for n in known:
