@@ -30,7 +30,8 @@ from simpsons_llm.model.base import load_base, tiny_model
 from simpsons_llm.model.character import Character, load_cast
 from simpsons_llm.model.infer import lines_of
 from simpsons_llm.talk import serve
-from simpsons_llm.talk.serve import Stage, in_turn, make_app, served
+from simpsons_llm.talk.serve import make_app, served
+from simpsons_llm.talk.stage import Errand, Refused, Stage, in_turn
 
 SAID = "Marge Simpson: Homer, the dog is wearing your tie again."
 MESSAGE = {"role": "user", "name": "Marge Simpson", "content": "Homer, the dog is wearing your tie again."}
@@ -419,7 +420,7 @@ def test_who_does_not_read_holds_up_nobody_and_who_hangs_up_gives_its_place_back
         assert await in_turn(stage, lambda a: a + 1, 1) == 2
 
     asyncio.run(tries())
-    turns = [a for a in stage.answered if not isinstance(a, serve.Errand)]
+    turns = [a for a in stage.answered if not isinstance(a, Errand)]
     assert len(turns) == 3 and len(turns[1].answer_ids) < 50 and turns[1].finish == ""
 
 
@@ -445,7 +446,7 @@ def dropped(port, body, until_turn=None):
 
 def blocks(language):
     "Code that the chapter shows in its words."
-    chapter = Path(serve.__file__).parents[2] / "nbs" / "6_talk" / "61_serve.ipynb"
+    chapter = Path(serve.__file__).parents[2] / "nbs" / "6_talk" / "62_serve.ipynb"
     cells = json.loads(chapter.read_text(encoding="utf8"))["cells"]
     words = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
     return re.findall(rf"^```{language}\n(.*?)^```$", words, re.S | re.M)
@@ -522,9 +523,9 @@ def test_a_stage_that_is_closed_ends_its_answer_and_sends_away_who_waits(slow):
         first, second = (slow.ask("Homer Simpson", "", lines_of(SAID), slow.long, long) for _ in range(2))
         await first.pieces.get()
         slow.close()
-        with pytest.raises(serve.Refused, match="closed"):
+        with pytest.raises(Refused, match="closed"):
             slow.ask("Homer Simpson", "", [])
-        with pytest.raises(serve.Refused, match="closed"):
+        with pytest.raises(Refused, match="closed"):
             await anext(slow.hear(second))
         assert first.finish == "" and not slow.worker.is_alive()
 
@@ -538,7 +539,7 @@ def test_what_strangers_write_is_not_kept_for_ever(cast, stage, monkeypatch):
         prompt_ids(maker, f"Place {i}", [Line(0, 0, f"Person {i}", "Hi.")], "Homer Simpson")
     assert len(maker._kept) <= 50
     names = lines.name_key.cache_info().currsize
-    with pytest.raises(serve.Refused):
+    with pytest.raises(Refused):
         stage.find("x" * 10**6)
     assert lines.name_key.cache_info().currsize == names + 1 and lines.name_key("x" * 200)
     assert lines.name_key.cache_info().currsize == names + 1, "a megabyte would be kept"

@@ -88,7 +88,7 @@ if demo:
 # simpsons-llm export   runs/x
 # ```
 #
-# `chat` is a conversation in the terminal: play one of the characters, or let them talk among themselves (`--auto 8`); `simpsons-llm chat --run runs/x --page` opens [a page](6_talk/62_page.ipynb) in the browser, and in a notebook it is `homer.chat()`. `simpsons-llm serve --run runs/x` is [a server](6_talk/61_serve.ipynb) that other tools talk to as to OpenAI's. The page, with the demo's model, after a few minutes of training on two cores:
+# `chat` is a conversation in the terminal: play one of the characters, or let them talk among themselves (`--auto 8`); `simpsons-llm chat --run runs/x --page` opens [a page](6_talk/63_page.ipynb) in the browser, and in a notebook it is `homer.chat()`. `simpsons-llm serve --run runs/x` is [a server](6_talk/62_serve.ipynb) that other tools talk to as to OpenAI's. The page, with the demo's model, after a few minutes of training on two cores:
 #
 # ![a scene on the chat page, with the fine-tuned and the base model's answers side by side](6_talk/page.png)
 #
@@ -156,13 +156,14 @@ if demo:
 # | | [evaluate](5_character/52_evaluate.ipynb) | is it the character: a run beside its base and the real lines, as a report |
 # | | [contrast](5_character/53_contrast.ipynb) | what the character would not say: a preference stage, and the best of several answers |
 # | **talk** | [chat](6_talk/60_chat.ipynb) | a conversation: play somebody, let them talk, take words back, keep the scene |
-# | | [serve](6_talk/61_serve.ipynb) | a server that other tools talk to as to OpenAI's: one model, many who ask |
-# | | [page](6_talk/62_page.ipynb) | the chat page: who is there, retry, edit, base and tuned side by side |
-# | | [ollama](6_talk/63_ollama.ipynb) | GGUF files, and prompts for llama.cpp and Ollama |
-# | | [template](6_talk/64_template.ipynb) | the prompt of training as a chat template, token for token |
-# | | [publish](6_talk/65_publish.ipynb) | one plain model to give away, with its card |
-# | | [tools](6_talk/66_tools.ipynb) | transformers, vLLM, llama.cpp: what was asked of each, and what came back |
-# | | [push](6_talk/67_push.ipynb) | to the hub, with measured figures on the card, and a rehearsal first |
+# | | [stage](6_talk/61_stage.ipynb) | one model, many who ask: places in a queue, and who hangs up |
+# | | [serve](6_talk/62_serve.ipynb) | a server that other tools talk to as to OpenAI's |
+# | | [page](6_talk/63_page.ipynb) | the chat page: who is there, retry, edit, base and tuned side by side |
+# | | [ollama](6_talk/64_ollama.ipynb) | GGUF files, and prompts for llama.cpp and Ollama |
+# | | [template](6_talk/65_template.ipynb) | the prompt of training as a chat template, token for token |
+# | | [publish](6_talk/66_publish.ipynb) | one plain model to give away, with its card |
+# | | [tools](6_talk/67_tools.ipynb) | transformers, vLLM, llama.cpp: what was asked of each, and what came back |
+# | | [push](6_talk/68_push.ipynb) | to the hub, with measured figures on the card, and a rehearsal first |
 # | **ranks** | [collectives](7_ranks/70_collectives.ipynb) | how fast ranks talk, and whether they get it right |
 # | | [execute](7_ranks/71_execute.ipynb) | a chapter under papermill |
 # | | [launch](7_ranks/72_launch.ipynb) | the same once per rank, on any launcher: here ranks start |

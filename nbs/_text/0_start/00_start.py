@@ -102,5 +102,5 @@ talk("Would you hire him?")
 # | Intel GPUs | [a manual](../7_ranks/74_xpu.ipynb) |
 # | to let them talk among themselves, or to play another one | [a conversation](../6_talk/60_chat.ipynb) |
 # | to know whether it is the character | [evaluation](../5_character/52_evaluate.ipynb) |
-# | to give the character away, or to use it in Ollama | [publishing](../6_talk/65_publish.ipynb) |
+# | to give the character away, or to use it in Ollama | [publishing](../6_talk/66_publish.ipynb) |
 # | the same from a terminal | `simpsons-llm --help`; this chapter is `simpsons-llm demo` |

@@ -327,7 +327,7 @@ print(dated_bpe.apply_chat_template(talk, tokenize=False, chat_template=with_dat
 #
 # `before` **first user** `middle` **answer** `end` `again` **next user** `middle` ...
 #
-# For that to work, adding a turn must not change what stands before it. A few templates break this rule; then `chat` is refused, with the reason. A model that was published by this book has [a template of its own](../6_talk/64_template.ipynb) in front of the one that it came with, and a mark between the two; the latter is the model's.
+# For that to work, adding a turn must not change what stands before it. A few templates break this rule; then `chat` is refused, with the reason. A model that was published by this book has [a template of its own](../6_talk/65_template.ipynb) in front of the one that it came with, and a mark between the two; the latter is the model's.
 
 # %%
 #| export

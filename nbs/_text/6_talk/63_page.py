@@ -18,7 +18,7 @@
 # [Gradio](https://www.gradio.app) makes a chat window in three lines, and for a question and its answer it is the right choice. We looked at version 6.31 before writing our own:
 #
 # - Its chat window knows two parties, a user and an assistant. A scene has many speakers, the person changes seats, every line of anybody's can be changed or put in between, and two models answer the same words side by side. All that can be built from its parts, but then it is our page in a harder language.
-# - It is 31 MB to download and 76 MB on disk (2,453 files), and brings 14 packages that this book needs for nothing else. The page is one file of 30 kB and needs FastAPI and uvicorn, which [serving](61_serve.ipynb) needs anyway.
+# - It is 31 MB to download and 76 MB on disk (2,453 files), and brings 14 packages that this book needs for nothing else. The page is one file of 30 kB and needs FastAPI and uvicorn, which [serving](62_serve.ipynb) needs anyway.
 # - Unless told otherwise it tells its makers that it was started, and asks them for the newest version. It also has routes that hand out files and fetch addresses for a page (`/file=`, `/proxy=`); they are guarded, but a page that has no such route needs no guard. It can share a page through a tunnel; here that must not happen by accident.
 # - What speaks for it: it is tested by very many people, it looks well, and its fonts now come from the package and no longer from elsewhere.
 #
@@ -52,16 +52,12 @@ from simpsons_llm.model.decode import Sampling
 from simpsons_llm.model.infer import lines_of, typed_prompt
 from simpsons_llm.talk.chat import MOST, ChatConfig, begin, next_speaker, typed
 from simpsons_llm.talk.serve import (
-    Asked,
     Guard,
     Limits,
-    Refused,
-    Stage,
     address_of,
     error_reply,
     expect,
     fault_body,
-    in_turn,
     make_app,
     needs_packages,
     open_port,
@@ -70,6 +66,7 @@ from simpsons_llm.talk.serve import (
     shown,
     until_told,
 )
+from simpsons_llm.talk.stage import Asked, Refused, Stage, in_turn
 
 # %%
 #| hide
@@ -90,7 +87,7 @@ from simpsons_llm.model.character import load_cast
 #
 # The page sends the whole scene with every question: where it is, and who said what. That is more than the last line, but a few kilobytes are nothing beside a model's work, and it makes the server simple: it remembers nothing, so an edited line needs no special care, two windows cannot mix their scenes, and a reload loses nothing.
 #
-# Whatever comes in is looked at before a model sees it, and each limit has a number. They are in one place, and the page asks for them, so that it can say at once what the server would refuse. How a request is read, and how a refusal becomes a status and a sentence, is known from [serving](61_serve.ipynb).
+# Whatever comes in is looked at before a model sees it, and each limit has a number. They are in one place, and the page asks for them, so that it can say at once what the server would refuse. How a request is read, and how a refusal becomes a status and a sentence, is known from [serving](62_serve.ipynb).
 
 # %%
 #| export
@@ -443,7 +440,7 @@ async def begun(
 
 
 # %% [markdown]
-# When the browser goes away in the middle (a closed tab, the stop button), the connection breaks. The framework then stops reading our rows, the rows stop hearing the stage, and [the stage](61_serve.ipynb) ends the drawing at the next token. Nobody computes for nobody.
+# When the browser goes away in the middle (a closed tab, the stop button), the connection breaks. The framework then stops reading our rows, the rows stop hearing the stage, and [the stage](62_serve.ipynb) ends the drawing at the next token. Nobody computes for nobody.
 #
 # When do the pieces come? The base model, on this machine; the first word is there long before the line is:
 
@@ -486,7 +483,7 @@ homer.close()
 # %% [markdown]
 # ## What the page may ask for
 #
-# Five questions, each a function from data to data. Two of them need a model, and wait in the queue of [the stage](61_serve.ipynb): an answer, and the question who is next, which is [the model's expectation of the names](60_chat.ipynb). One thread uses the model, whatever it is used for.
+# Five questions, each a function from data to data. Two of them need a model, and wait in the queue of [the stage](62_serve.ipynb): an answer, and the question who is next, which is [the model's expectation of the names](60_chat.ipynb). One thread uses the model, whatever it is used for.
 #
 # A small model likes to go on as it began: after one line of Lisa's it expects another line of Lisa's, where the script that it learned has two lines of one speaker in a row once in two hundred. So whoever has just spoken is not asked about while others are there.
 
@@ -632,7 +629,7 @@ for wrong, meant in (
 # %% [markdown]
 # ## At the door
 #
-# [The server's guard](61_serve.ipynb) already looks at who comes: a page of a stranger, open in the same browser, can send requests to this machine, so the `Host` must be this machine's name (a stranger's page can make its own name lead here, but cannot lie about the name), the `Origin` must be the page itself, and the body must say that it is JSON, which a stranger's page may not send without being asked first. From elsewhere nobody gets in at all: the server listens at `127.0.0.1`, and at another address only with a key.
+# [The server's guard](62_serve.ipynb) already looks at who comes: a page of a stranger, open in the same browser, can send requests to this machine, so the `Host` must be this machine's name (a stranger's page can make its own name lead here, but cannot lie about the name), the `Origin` must be the page itself, and the body must say that it is JSON, which a stranger's page may not send without being asked first. From elsewhere nobody gets in at all: the server listens at `127.0.0.1`, and at another address only with a key.
 #
 # Two things are added here. **How often** one client may ask: a bucket of tokens, as it is called, that fills up steadily; each request takes one, and who finds it empty is told to wait. **How many at once**: thirty-two. Both are far above what one person can do, and far below what a program that went wild can. Against the model of the picture, 1,000 wrong requests and 100 that hung up in the middle left the server with the memory it had before, and answering in a second.
 
@@ -796,7 +793,7 @@ class Door:
 # %% [markdown]
 # ## The application
 #
-# The page joins [the server's application](61_serve.ipynb), so whoever opens it also has an address for other people's tools. There is no route that takes the name of a file, none that fetches an address, and none that changes anything.
+# The page joins [the server's application](62_serve.ipynb), so whoever opens it also has an address for other people's tools. There is no route that takes the name of a file, none that fetches an address, and none that changes anything.
 
 # %%
 #| export

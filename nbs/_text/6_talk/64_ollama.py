@@ -6,7 +6,7 @@
 #
 # > One GGUF file, and a Modelfile that asks it with the very tokens of the training.
 #
-# Many people run models with llama.cpp, or with Ollama, which is built on it. Neither needs Python. Both read one file in the format GGUF, and Ollama also reads a Modelfile, which says how the model is asked. This chapter makes the two from a whole model in a folder; [publishing](65_publish.ipynb) makes that folder from a base and an adapter.
+# Many people run models with llama.cpp, or with Ollama, which is built on it. Neither needs Python. Both read one file in the format GGUF, and Ollama also reads a Modelfile, which says how the model is asked. This chapter makes the two from a whole model in a folder; [publishing](66_publish.ipynb) makes that folder from a base and an adapter.
 #
 # Two things can go wrong without a word: the file may not be the model, and the prompt may not be that of the training. So the file's embedding is compared with the folder's, and the prompt is compared token for token with the one of [the chapter on prompts](../1_data/15_prompt.ipynb). Quantising below 8 bits is left to llama.cpp's own tools.
 

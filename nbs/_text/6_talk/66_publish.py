@@ -6,7 +6,7 @@
 #
 # > From base and adapter to one model that others load without this book and without PEFT.
 #
-# An adapter is a small file that is worth nothing without its base, its prompts and its tools. To give a character away, it is made into *one* model: the adapter is added into the weights, and the sum is written as plain safetensors, with a card that says where it comes from. On request it also becomes a GGUF file with a Modelfile, which is made [for llama.cpp and Ollama](63_ollama.ipynb).
+# An adapter is a small file that is worth nothing without its base, its prompts and its tools. To give a character away, it is made into *one* model: the adapter is added into the weights, and the sum is written as plain safetensors, with a card that says where it comes from. On request it also becomes a GGUF file with a Modelfile, which is made [for llama.cpp and Ollama](64_ollama.ipynb).
 #
 # Each step can go wrong without a word: a merge that loses what was learned, rounding that hides it, a folder that is only half written. So the result is held against the model it was made from, before it counts as done.
 
@@ -351,7 +351,7 @@ def public_name(
 
 
 # %% [markdown]
-# The generation settings are saved too. The tokens that end an answer stand there, which for a script is the newline: then `generate` stops by itself, in anybody's hands. How words are drawn (`sampling`) is given by the caller, in the names that `generate` uses. The chat template is the one of [a scene as messages](64_template.ipynb), with the character's name in it: whoever asks the model through it, in whatever program, writes the prompt of the training. A date in it is that of the training, on every day. (An adapter alone cannot do that: it comes with its base's tokenizer and template. Who serves an adapter elsewhere passes the template of a published folder on.)
+# The generation settings are saved too. The tokens that end an answer stand there, which for a script is the newline: then `generate` stops by itself, in anybody's hands. How words are drawn (`sampling`) is given by the caller, in the names that `generate` uses. The chat template is the one of [a scene as messages](65_template.ipynb), with the character's name in it: whoever asks the model through it, in whatever program, writes the prompt of the training. A date in it is that of the training, on every day. (An adapter alone cannot do that: it comes with its base's tokenizer and template. Who serves an adapter elsewhere passes the template of a published folder on.)
 
 # %%
 #| export
@@ -612,7 +612,7 @@ def card_table(
 
 
 # %% [markdown]
-# Who has the folder wants to know what to type. The programs that can serve it are started with one line each, and asked with another, the same for all: they all speak the language of OpenAI's server. What they do with the folder is told in [other people's tools](66_tools.ipynb). None but this machine can reach them. They listen at port 8000, `llama-server` at 8080.
+# Who has the folder wants to know what to type. The programs that can serve it are started with one line each, and asked with another, the same for all: they all speak the language of OpenAI's server. What they do with the folder is told in [other people's tools](67_tools.ipynb). None but this machine can reach them. They listen at port 8000, `llama-server` at 8080.
 
 # %%
 #| export

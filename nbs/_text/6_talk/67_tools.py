@@ -8,7 +8,7 @@
 #
 # A *server* is a program that holds a model in memory and waits for questions. A chat window, a game or a script sends it messages over the network and gets text back, and need not know what a model is. There are many servers, for many needs: the one of transformers is at hand wherever this book is, vLLM answers hundreds at once on an accelerator, llama.cpp and Ollama run on a laptop without Python. They all understand the same questions, in the form that OpenAI's server made common, so whoever can ask one can ask them all.
 #
-# [Publishing](65_publish.ipynb) makes a folder that needs nothing of ours. Here it is put to the test: the question must reach the model as the prompt of its training, and the answer must end where the character's line ends. The first is the work of the [chat template](64_template.ipynb), the second of the tokens at which answers end, which each program looks for in another place.
+# [Publishing](66_publish.ipynb) makes a folder that needs nothing of ours. Here it is put to the test: the question must reach the model as the prompt of its training, and the answer must end where the character's line ends. The first is the work of the [chat template](65_template.ipynb), the second of the tokens at which answers end, which each program looks for in another place.
 #
 # Left out is how to make any of these programs fast, or safe to leave open to the world.
 
@@ -245,7 +245,7 @@ print(line.replace(f"{place}/", "runs/").replace(" --", " \\\n    --"))
 # %% [markdown]
 # A request then asks the model `homer` or `marge`, and where its name is not the one in the template, says who speaks: `{"chat_template_kwargs": {"speaker": "Marge Simpson"}}`.
 #
-# What was run, and what was not: vLLM was run on a CPU, from a package that others build, on one process, with a whole model and with two adapters; not on an accelerator, where it belongs. Ollama and the program `llama-server` were not run, for want of a package; what is asked there is checked [token for token](63_ollama.ipynb) instead. Both hold the same code of llama.cpp as the Python server that was run.
+# What was run, and what was not: vLLM was run on a CPU, from a package that others build, on one process, with a whole model and with two adapters; not on an accelerator, where it belongs. Ollama and the program `llama-server` were not run, for want of a package; what is asked there is checked [token for token](64_ollama.ipynb) instead. Both hold the same code of llama.cpp as the Python server that was run.
 
 # %% tags=["check"]
 def refused(call, *args):

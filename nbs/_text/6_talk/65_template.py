@@ -6,7 +6,7 @@
 #
 # > The chat template of a published character: any program that can chat asks it with the prompt of its training.
 #
-# Programs that serve language models all speak one language: a list of *messages*, each with a role (`system`, `user`, `assistant`) and its words. A character was trained on scenes. Somebody has to turn the one into the other, and whoever does it otherwise than in training asks a stranger. The place for it is the *chat template*: a small program in the language Jinja that lies beside a model, and that transformers, vLLM and llama.cpp all run before they ask. So this chapter writes a template that makes of messages the prompt of [text for the model](../1_data/15_prompt.ipynb), token for token; [publishing](65_publish.ipynb) lays it into the folder.
+# Programs that serve language models all speak one language: a list of *messages*, each with a role (`system`, `user`, `assistant`) and its words. A character was trained on scenes. Somebody has to turn the one into the other, and whoever does it otherwise than in training asks a stranger. The place for it is the *chat template*: a small program in the language Jinja that lies beside a model, and that transformers, vLLM and llama.cpp all run before they ask. So this chapter writes a template that makes of messages the prompt of [text for the model](../1_data/15_prompt.ipynb), token for token; [publishing](66_publish.ipynb) lays it into the folder.
 #
 # What is left out: a template cannot count tokens, so it never shortens a long scene, and it cannot keep the letters of a special token from being one, as this book's own prompts do.
 
