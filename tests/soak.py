@@ -11,10 +11,12 @@ of the second.
 """
 
 import argparse
+import atexit
 import json
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -28,7 +30,9 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 ROOT = Path(__file__).resolve().parent.parent
 CLI = [sys.executable, "-c", "from simpsons_llm.machine.cli import main; main()"]
 EVERY_S, LIMIT = 10, 1.05
-TINY = dict(base_model="tiny", max_seq_len=400, learning_rate=3e-3, gate=False, device="cpu", sample_steps=0, r=4, lora_alpha=8)
+TINY = dict(
+    base_model="tiny", max_seq_len=400, learning_rate=3e-3, gate=False, device="cpu", sample_steps=0, r=4, lora_alpha=8
+)
 
 
 def rounds(out, data):
@@ -41,7 +45,7 @@ def rounds(out, data):
     for i in range(10**9):
         config, train = engines[i % 2]
         run = out / f"run{i}"
-        summary = train(config(data=str(data), run=str(run), max_steps=8, eval_steps=4, seed=i, **TINY))
+        summary = train(config(data=str(data), run=str(run), max_steps=8, eval_steps=4, sample_steps=0, seed=i, **TINY))
         homer = Character.load(run, device="cpu")
         said = [homer.says("Marge Simpson: Well?", random_seed=k, max_new_tokens=8) for k in range(5)]
         print(json.dumps({"round": i, "status": summary["status"], "said": len(said)}), file=sys.__stderr__, flush=True)
@@ -116,7 +120,7 @@ def main():
 
     out.mkdir(parents=True, exist_ok=True)
     prepare(PrepareConfig(script="springfield", out=str(data)))
-    loop(LoopConfig(data=str(data), run=str(out / "served"), max_steps=4, **TINY))
+    loop(LoopConfig(data=str(data), run=str(out / "served"), max_steps=4, sample_steps=0, **TINY))
     errors = (out / "rounds.log").open("w")
     serving = subprocess.Popen(
         [*CLI, "serve", "--run", str(out / "served"), "--port", "0", "--device", "cpu"],
@@ -130,6 +134,8 @@ def main():
     asker.start()
     log = out / "soak.jsonl"
     log.unlink(missing_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    atexit.register(lambda: [p.kill() for p in (training, serving)])
     ended = lambda: training.poll() is not None or serving.poll() is not None  # noqa: E731
     while time.monotonic() - begun < 60 * a.minutes and not ended():
         time.sleep(EVERY_S)
