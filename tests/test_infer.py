@@ -128,7 +128,7 @@ def test_of_several_runs_each_answers_as_alone(runs, tmp_path):
     assert infer(InferConfig(adapter="\n".join(runs), **asked))["speaker"] == "Homer Simpson"
     for more, meant in (
         (dict(speaker="Krusty"), "Krusty"),
-        (dict(data="anywhere"), "one adapter"),
+        (dict(data="anywhere"), "several adapters"),
         (dict(quantization="int8", dtype="float32"), "several adapters"),
     ):
         with pytest.raises(ValueError, match=meant):

@@ -76,6 +76,11 @@ class InferConfig(JobConfig):
             not eight[self.quantization] or self.answers == 1 and not self.prompts and self.settings().num_beams == 1,
             "quantization=int8 was given with several answers or beams, which it makes slower; leave it out for those",
         )
+        one = "\n" not in self.adapter
+        require(one or not self.data, "data was given with several adapters; before and after needs one")
+        require(
+            one or not eight[self.quantization], "quantization=int8 was given with several adapters; give one of them"
+        )
         require(0 <= self.random_seed < 2**64, f"random_seed={self.random_seed} was given; expected 0 to 2**64 - 1")
         self.settings()
 
@@ -499,8 +504,7 @@ def held_out(
     config: InferConfig,  # the settings; `data` says which scenes
 ) -> list:  # as `before_after`; ValueError if the data are not those of the training
     "Base and fine-tuned model at moments of test scenes."
-    told = "data was given; before and after needs one adapter beside it (--adapter runs/x)"
-    require(len(voices.tuned) == 1, told)
+    require(voices.tuned, "data was given without an adapter; before and after needs one (--adapter runs/x)")
     parts, report = load_data(config.data)
     (notes,), (maker,) = voices.notes.values(), voices.makers.values()
     require(
@@ -531,7 +535,6 @@ def answer(
             f"quantization=int8 was given for {device.type} in {device.dtype}; it is for a CPU in float32 "
             "(--device cpu --dtype float32)",
         )
-        require(len(voices.makers) == 1, "quantization=int8 was given with several adapters; give one, or leave it out")
         voices.model = in_8_bits(voices.model)
     speaker = voices.find(config.speaker)
     asked = [voices.find(row["speaker"]) if row["speaker"] else speaker for row in given]
