@@ -24,12 +24,17 @@ def slug(name):
 
 def learn(out, name, script, speakers, epochs, a):
     "One run, unless it is there; its folder."
-    from simpsons_llm.data.prepare import PrepareConfig, prepare
+    from simpsons_llm.data.prepare import PrepareConfig, load_data, prepare
     from simpsons_llm.train.finetune import FinetuneConfig, finetune
 
     run, data = out / name, out / f"data_{name}"
     if not (run / "adapter").is_dir():
         prepare(PrepareConfig(script=script, speakers=speakers, valid_share=0.3, test_share=0.05, out=str(data)))
+        # `prepare` deals the episodes so that whom it is to learn is in every set: others may be held out then
+        asked = {s.episode for s in load_data(str(out / "data_all"))[0]["valid"]}
+        learned = {s.episode for s in load_data(str(data))[0]["train"]}
+        told = f"{name} would learn from episodes {sorted(asked & learned)}, at which it is asked later"
+        assert not asked & learned, told
         more = {"max_steps": 4, "device": "cpu", "max_seq_len": 600} if a.quick else {}
         given = {"run": str(run), "data": str(data), "base_model": a.base, "epochs": epochs, "sample_steps": 0}
         finetune(FinetuneConfig(**given, **more))
